@@ -29,7 +29,7 @@ def make_rivals(
         build(width),
         optimizer=keras.optimizers.Adam(LEARNING_RATE),
         loss=loss(),
-        keep_memory=True,
+        tune_malloc=True,
     )
     options = {"batch_size": BATCH_SIZE, "shuffle": False, "verbose": 0}
     rivals = {

@@ -99,7 +99,7 @@ def _trainer(setting: _Setting) -> Trainer:
         optimizer=_optimizer(),
         precision=setting.policy if setting.is_half else None,
         gradient_clip=("global_norm", CLIP),
-        keep_memory=True,
+        tune_malloc=True,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from bert import CLIP, LEARNING_RATE, WEIGHT_DECAY, Shape
 from masked_text import Documents, pad
 
-from keras_deepseek.training.fit.kept_memory import kept_memory
+from keras_deepseek.training.fit.tune_malloc import tune_malloc
 
 HF, GROUPED, COMPILED = "HF Trainer", "HF, grouped", "HF, grouped, compiled"
 KEPT, LIGHTNING = "HF, compiled, kept memory", "Lightning"
@@ -130,7 +130,7 @@ def _group(trainer: Any, documents: Documents) -> None:
 
 
 def _hugging_face(
-    name: str, *, is_grouped: bool = False, keeps_memory: bool = False, **options: Any
+    name: str, *, is_grouped: bool = False, tunes_malloc: bool = False, **options: Any
 ) -> Callable[[Any], Callable[[], Any]]:
     def make(setting: Any) -> Callable[[], Any]:
         from transformers.trainer_callback import PrinterCallback
@@ -153,7 +153,7 @@ def _hugging_face(
 
         def run() -> None:
             assert folder.name  # It lives as long as the trainer.
-            with kept_memory() if keeps_memory else nullcontext():
+            with tune_malloc() if tunes_malloc else nullcontext():
                 setting.note(name, trainer.train().training_loss)
 
         return run
@@ -268,6 +268,6 @@ MAKERS = {
     HF: _hugging_face(HF),
     GROUPED: _hugging_face(GROUPED, is_grouped=True),
     COMPILED: _hugging_face(COMPILED, is_grouped=True, torch_compile=True),
-    KEPT: _hugging_face(KEPT, is_grouped=True, torch_compile=True, keeps_memory=True),
+    KEPT: _hugging_face(KEPT, is_grouped=True, torch_compile=True, tunes_malloc=True),
     LIGHTNING: _lightning,
 }

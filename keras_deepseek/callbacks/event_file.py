@@ -48,15 +48,15 @@ class EventFile:
         self, folder: str | os.PathLike[str], keep: Callable[[str, int], bool] | None = None
     ) -> None:
         writers, self._messages = import_tensorboardx()
-        others = find_event_files(folder)
-        kept = {}
+        earlier_files = find_event_files(folder)
+        kept_events = {}
         if keep is not None:
             # Keyed by tag and step: a process killed before `_empty` leaves events in two files.
-            for path in others:
+            for path in earlier_files:
                 for event in self._read(path):
                     tag = event.summary.value[0].tag if event.summary.value else None
                     if tag is not None and keep(tag, event.step):
-                        kept[tag, event.step] = event
+                        kept_events[tag, event.step] = event
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             # TensorBoard reads files by name. This suffix sorts files of the same second.
@@ -65,17 +65,17 @@ class EventFile:
             raise InvalidInputError(
                 f"No event file can be made in {os.fspath(folder)!r}: {error}. Name another folder."
             ) from error
-        if keep is not None or not others:
+        if keep is not None or not earlier_files:
             # Makes a running TensorBoard forget what it has read of this run.
             session_log = self._messages.SessionLog(status=self._messages.SessionLog.START)
             self._writer.write_event(
                 self._messages.Event(wall_time=time.time(), session_log=session_log)
             )
-        for event in kept.values():
+        for event in kept_events.values():
             self._writer.write_event(event)
         self._writer.flush()
         if keep is not None:
-            _empty(others)
+            _empty(earlier_files)
 
     def write(self, scalars: Iterable[Scalar]) -> None:
         """Writes scalars to disk. They outlive the process."""

@@ -42,7 +42,7 @@ class ExperimentLogger(StepLogger):
     def _open(self) -> None:
         self._has_ended = False
         optimizer = self.model.optimizer
-        found = {
+        run_config = {
             "model": self.model.name,
             "parameters": self.model.count_params() if self.model.built else None,
             "optimizer": type(getattr(optimizer, "inner_optimizer", optimizer)).__name__,
@@ -52,7 +52,7 @@ class ExperimentLogger(StepLogger):
             "epochs": self.params.get("epochs"),
             "steps_per_epoch": self.params.get("steps"),
         }
-        self.run_id = self._start({**found, **self.config})
+        self.run_id = self._start({**run_config, **self.config})
 
     def _write(self, rows: Sequence[Row]) -> None:
         self._send(

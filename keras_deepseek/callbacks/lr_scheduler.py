@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.backend.keras_private.callbacks import active_callbacks
-from keras_deepseek.callbacks.rate_in_step import RateInStep
+from keras_deepseek.callbacks.compiled_schedule import CompiledSchedule
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 
@@ -75,7 +75,7 @@ class LRScheduler(keras.callbacks.Callback):
         self.total_steps = check_integer("total_steps", total_steps)
         self.initial_lr = check_number("initial_lr", initial_lr)
         self.final_lr = check_number("final_lr", final_lr)
-        self._rate_in_step: RateInStep | None = None
+        self._compiled_schedule: CompiledSchedule | None = None
         self._is_in_step = False
 
     def learning_rate(self, step: int) -> float:
@@ -118,8 +118,8 @@ class LRScheduler(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Sets the rate of the coming step."""
-        if self._is_in_step and self._rate_in_step is not None:
-            self._rate_in_step.announce()
+        if self._is_in_step and self._compiled_schedule is not None:
+            self._compiled_schedule.announce()
             return
         # On JAX the training state is outside of the variables during an epoch. Reading
         # `self.model`, not a stored reference, writes it back, so that the assignment lasts.
@@ -135,14 +135,14 @@ class LRScheduler(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Restores the model's own step; the optimizer keeps the last rate."""
-        if self._rate_in_step is not None:
-            self._rate_in_step.remove(self.model)
+        if self._compiled_schedule is not None:
+            self._compiled_schedule.remove(self.model)
 
     def _install(self) -> bool:
-        if self._rate_in_step is None:
+        if self._compiled_schedule is None:
             rates = [self.learning_rate(step) for step in range(self.total_steps + 1)]
-            self._rate_in_step = RateInStep(np.array(rates))
-        return self._rate_in_step.install(self.model)
+            self._compiled_schedule = CompiledSchedule(np.array(rates))
+        return self._compiled_schedule.install(self.model)
 
 
 def refuse_two_schedules(
@@ -154,7 +154,7 @@ def refuse_two_schedules(
         keras.callbacks.LearningRateScheduler,
         keras.callbacks.ReduceLROnPlateau,
     )
-    names = [type(each).__name__ for each in callbacks if isinstance(each, classes)]
+    names = [type(callback).__name__ for callback in callbacks if isinstance(callback, classes)]
     if names and not isinstance(optimizer.learning_rate, keras.Variable):
         names.insert(0, "the optimizer's learning_rate")
     if len(names) > 1:

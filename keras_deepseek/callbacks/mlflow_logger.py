@@ -94,9 +94,9 @@ class MlflowLogger(ExperimentLogger):
     def _experiment_id(self) -> str:
         if self.experiment is None:
             return "0"
-        found = self._client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self._client.get_experiment_by_name(self.experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         return str(self._client.create_experiment(self.experiment))
 
     def _send(self, values: Sequence[tuple[Row, dict[str, float]]]) -> None:

@@ -167,12 +167,12 @@ class ProgressDisplay(keras.callbacks.Callback):
             return self._head(), None, parts
         pace = self._pace.steps_per_second()
         if pace:
-            left = max(self._steps - self._pace.done, 0) / pace
+            epoch_seconds = max(self._steps - self._pace.done, 0) / pace
             epochs = ((self.params or {}).get("epochs") or 1) - self._epoch
-            time_left = f"ETA {duration(left)}"
+            time_left = f"ETA {duration(epoch_seconds)}"
             if epochs > 1:
                 an_epoch = self._steps / pace + self._validation_seconds
-                all_of_it = left + (epochs - 1) * an_epoch + self._validation_seconds
+                all_of_it = epoch_seconds + (epochs - 1) * an_epoch + self._validation_seconds
                 time_left += f", {duration(all_of_it)} in all"
             parts.insert(0, time_left)
         return self._head(), self._pace.done / self._steps, parts

@@ -58,8 +58,8 @@ def duration(seconds: float) -> str:
     """Formats a number of seconds as `12s`, `3:04` or `1:02:03`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, second = divmod(round(seconds), 60)
     if not minutes:
-        return f"{rest}s"
+        return f"{second}s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"

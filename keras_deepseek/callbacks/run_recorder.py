@@ -20,8 +20,8 @@ from keras_deepseek import __version__, backend
 from keras_deepseek.artifacts.run_record import Command, RunRecord
 from keras_deepseek.backend.keras_private.callbacks import trained_model
 from keras_deepseek.backend.keras_private.trainers import class_overrides_train_step
-from keras_deepseek.callbacks.step_figures import Figures
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
+from keras_deepseek.callbacks.step_metrics import MetricValues
 from keras_deepseek.callbacks.training_pace import TrainingPace
 from keras_deepseek.checks import check_file_path
 from keras_deepseek.errors import InvalidInputError
@@ -43,7 +43,7 @@ class RunLink:
     """The trainer's side of a recorder.
 
     Args:
-        figures: The figures of steps that have ended, in their order.
+        step_metrics: The metrics of steps that have ended, in their order.
         arguments: The plain arguments of the training.
         documents: Functions that return a document each, by the document's name. They are called
             once, after the first step.
@@ -52,7 +52,7 @@ class RunLink:
         request_profile: Function that has steps profiled. `None` where another process runs them.
     """
 
-    figures: deque[Figures] = field(default_factory=deque)
+    step_metrics: deque[MetricValues] = field(default_factory=deque)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     documents: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     request_checkpoint: Callable[[], None] | None = None
@@ -164,7 +164,7 @@ class RunRecorder(StepLogger):
         """Starts counting the steps of an epoch."""
         super().on_epoch_begin(epoch, logs)
         self._pace.begin_epoch()
-        self.link.figures.clear()
+        self.link.step_metrics.clear()
         self._mean, self._begun_step = (0, 0.0), None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -221,27 +221,29 @@ class RunRecorder(StepLogger):
 
     def _add(self, batch: int, logs: dict[str, float]) -> None:
         now = self._pace.after_step(batch)
-        own = self._read_step(batch, logs)
+        step_values = self._read_step(batch, logs)
         if now >= self._next_figures:
             self._next_figures = now + 1.0
             logs = {**self._figures(), **logs}
-        super()._add(batch, {**logs, **own})
+        super()._add(batch, {**logs, **step_values})
 
     def _read_step(self, batch: int, logs: dict[str, float]) -> dict[str, Any]:
-        """Returns the figures of a step: those of the trainer's step, or from Keras's means."""
-        if self.link.figures:
-            figures = self.link.figures.popleft()
-            self._labels = figures.labels.of_vectors
-            scalars = figures.scalars()
+        """Returns the metrics of a step: those of the trainer's step, or from Keras's means."""
+        if self.link.step_metrics:
+            metrics = self.link.step_metrics.popleft()
+            self._labels = metrics.labels.of_vectors
+            scalars = metrics.scalars()
             self._has_step_rates = "learning_rate" in scalars
-            return {**scalars, **figures.vectors()}
+            return {**scalars, **metrics.vectors()}
         if "loss" not in logs or class_overrides_train_step(trained_model(self)):
             return {}  # An own step may log anything as its loss.
-        (before, mean), self._mean = self._mean, (batch + 1, float(logs["loss"]))
+        (old_number, mean), self._mean = self._mean, (batch + 1, float(logs["loss"]))
         number, loss = self._mean
-        is_known = before or batch < trained_model(self).steps_per_execution
+        is_known = old_number or batch < trained_model(self).steps_per_execution
         return (
-            {"step_loss": (loss * number - mean * before) / (number - before)} if is_known else {}
+            {"step_loss": (loss * number - mean * old_number) / (number - old_number)}
+            if is_known
+            else {}
         )
 
     def _figures(self, *, of_epoch: bool = False) -> dict[str, float]:
@@ -249,18 +251,18 @@ class RunRecorder(StepLogger):
         memory = figures.get("device_memory_bytes", figures.get("process_memory_bytes"))
         return figures if memory is None else {**figures, "memory_bytes": memory}
 
-    def _time_step(self, before: int) -> None:
+    def _time_step(self, step: int) -> None:
         """Adds the duration of the last step, as the next one begins."""
         now = time.perf_counter()
         if self._begun_step is not None:
             begun, started = self._begun_step
-            if self.every and before // self.every > begun // self.every:
-                seconds = {"step_seconds": (now - started) / (before - begun)}
+            if self.every and step // self.every > begun // self.every:
+                seconds = {"step_seconds": (now - started) / (step - begun)}
                 with self._lock:
                     self._rows.append(
-                        Row(before, self._epoch, seconds, time.time(), ends_epoch=False)
+                        Row(step, self._epoch, seconds, time.time(), ends_epoch=False)
                     )
-        self._begun_step = before, now
+        self._begun_step = step, now
 
     def _write_documents(self) -> None:
         """Writes the trainer's documents, such as the graph of the model, once in a run."""
@@ -291,8 +293,8 @@ class RunRecorder(StepLogger):
     def _obey(self, step: int) -> None:
         """Carries out the commands that wait, before a step."""
         with self._lock:
-            asked, self._asked = self._asked, []
-            for command in asked:
+            commands, self._asked = self._asked, []
+            for command in commands:
                 if self._record is None or command.id == self._profile:
                     continue  # It was read again before its answer.
                 if (answer := self._carry_out(command, step)) is not None:
@@ -377,17 +379,17 @@ class RunRecorder(StepLogger):
 def _find_versions() -> dict[str, str]:
     """Returns the versions of this package, Keras, its framework and Python."""
     names = ("keras_deepseek", "keras", keras.backend.backend())
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return {**found, "keras_deepseek": __version__}
+            versions[name] = metadata.version(name)
+    return {**versions, "keras_deepseek": __version__}
 
 
 def _find_commit() -> str | None:
     """Returns the commit of the working directory, or `None` outside of a Git repository."""
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
@@ -396,4 +398,4 @@ def _find_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()

@@ -167,8 +167,8 @@ class StepLogger(keras.callbacks.Callback):
         """Discards the logs of later steps."""
 
     def _add(self, batch: int, logs: dict[str, float]) -> None:
-        before, self._step = self._step, self._before_epoch + batch + 1
-        if self.every and self._step // self.every > before // self.every:
+        previous_step, self._step = self._step, self._before_epoch + batch + 1
+        if self.every and self._step // self.every > previous_step // self.every:
             self._rows.append(Row(self._step, self._epoch, logs, time.time(), ends_epoch=False))
 
     def _flush(self) -> None:

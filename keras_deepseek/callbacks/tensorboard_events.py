@@ -84,8 +84,8 @@ class TensorBoardEvents(StepLogger):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the logs of the epoch, including validation."""
         rate = read_learning_rate(self.model)
-        known = {} if rate is None else {"learning_rate": rate}
-        super().on_epoch_end(epoch, {**known, **(logs or {})})
+        rate_logs = {} if rate is None else {"learning_rate": rate}
+        super().on_epoch_end(epoch, {**rate_logs, **(logs or {})})
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues after the step of a checkpoint, and discards later events."""
@@ -113,15 +113,15 @@ class TensorBoardEvents(StepLogger):
                 if not row.ends_epoch:
                     scalars["train"].append(Scalar(f"batch_{name}", row.step, value, row.time))
                     continue
-                run, own = ("train", name)
+                run, metric_name = ("train", name)
                 if name.startswith("val_"):
-                    run, own = ("validation", name.removeprefix("val_"))
-                    tag = f"evaluation_{own}_vs_iterations"
+                    run, metric_name = ("validation", name.removeprefix("val_"))
+                    tag = f"evaluation_{metric_name}_vs_iterations"
                     scalars[run].append(Scalar(tag, row.step, value, row.time))
-                scalars[run].append(Scalar(f"epoch_{own}", row.epoch, value, row.time))
-        for run, found in scalars.items():
-            if found:
-                self._file(run).write(found)
+                scalars[run].append(Scalar(f"epoch_{metric_name}", row.epoch, value, row.time))
+        for run, run_scalars in scalars.items():
+            if run_scalars:
+                self._file(run).write(run_scalars)
 
     def _close(self) -> None:
         for file in self._files.values():

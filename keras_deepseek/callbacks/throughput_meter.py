@@ -79,12 +79,12 @@ class ThroughputMeter(keras.callbacks.Callback):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__()
-        given = {
+        arguments = {
             "tokens_per_sample": tokens_per_sample,
             "flops_per_sample": flops_per_sample,
             "peak_flops": peak_flops,
         }
-        for name, value in given.items():
+        for name, value in arguments.items():
             if value is not None:
                 check_number(name, value, above=0)
         self.tokens_per_sample = tokens_per_sample

@@ -88,14 +88,14 @@ class TrainingPace:
     def figures(self, *, of_epoch: bool = False) -> dict[str, float]:
         """Returns the current speed, learning rate and memory use, keyed by their log names."""
         pace = self.steps_per_second(of_epoch=of_epoch)
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         if pace is not None:
-            found["steps_per_second"] = pace
+            figures["steps_per_second"] = pace
             if self.samples_per_step is not None:
-                found["samples_per_second"] = pace * self.samples_per_step
+                figures["samples_per_second"] = pace * self.samples_per_step
         if self.learning_rate is not None:
-            found["learning_rate"] = self.learning_rate
-        return {**found, **self.memory}
+            figures["learning_rate"] = self.learning_rate
+        return {**figures, **self.memory}
 
 
 def _read_memory() -> dict[str, int]:
@@ -105,14 +105,14 @@ def _read_memory() -> dict[str, int]:
         A dict with `process_memory_bytes`, the resident memory (on macOS its peak; on Windows
         missing), and `device_memory_bytes` if the framework's allocator counts them.
     """
-    found = {}
+    memory = {}
     process = _read_process()
     if process is not None:
-        found["process_memory_bytes"] = process
+        memory["process_memory_bytes"] = process
     device = backend.current().devices.read_device_memory()
     if device is not None:
-        found["device_memory_bytes"] = device["in_use"]
-    return found
+        memory["device_memory_bytes"] = device["in_use"]
+    return memory
 
 
 def _read_process() -> int | None:

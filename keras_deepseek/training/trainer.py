@@ -33,13 +33,13 @@ from keras_deepseek.training.fit.recording import plain_arguments
 from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.joined_cluster import JoinedCluster
 from keras_deepseek.training.step.gradient_clip import GradientClip
 from keras_deepseek.training.step.gradients.gradient_residual import GradientCompression
 from keras_deepseek.training.step.rematerialization import Remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
 from keras_deepseek.training.step.step_profile import StepProfile
+from keras_deepseek.training.training_cluster import TrainingCluster
 from keras_deepseek.training.tuning.batch_size_search import BatchSizeSearch, search_batch_size
 from keras_deepseek.training.tuning.learning_rate_search import (
     LearningRateSearch,
@@ -129,7 +129,7 @@ class Trainer:
             models that read few of their rows (classifiers by the first token), for LoRA, and for
             small models on PyTorch. Normalizations then keep more memory in half precision.
             Defaults to `False`.
-        keep_memory: boolean. Keeps the memory that a step frees for the next step. On a CPU,
+        tune_malloc: boolean. Keeps the memory that a step frees for the next step. On a CPU,
             small batches of a large model may train a quarter faster. It changes the settings of
             glibc's `malloc` for the whole process; after the training they have glibc's usual
             values, but are fixed. It does nothing with another C library or where the environment
@@ -191,7 +191,7 @@ class Trainer:
         rank: int | None = None,
         coordinator: str | None = None,
         gradient_compression: GradientCompression | None = None,
-        keep_memory: bool = False,
+        tune_malloc: bool = False,
         layer_statistics: bool = False,
         callbacks: Callbacks = None,
         run_record: str | os.PathLike[str] | None = None,
@@ -212,7 +212,7 @@ class Trainer:
             remat=remat,
             optimize_graph=optimize_graph,
             layer_statistics=layer_statistics,
-            keep_memory=keep_memory,
+            tune_malloc=tune_malloc,
         )
         checkpoint_options = CheckpointOptions(
             checkpoint_dir, checkpoint_every, keep_last, keep_best
@@ -225,7 +225,7 @@ class Trainer:
         if run_record is not None:
             self._recorder = RunRecorder(check_file_path("run_record", run_record))
             self.add_callback(self._recorder)
-        self._cluster = JoinedCluster(cluster_options)
+        self._cluster = TrainingCluster(cluster_options)
         self.cluster = self._cluster.spec
         processes, placement = self._cluster.processes, self._cluster.placement
         self._seed = set_seed(seed)
@@ -358,16 +358,20 @@ class Trainer:
                 be read.
         """
         goes_on = resume or self._session.resumed is not None
-        known = inspect.signature(self.model.fit).parameters
-        unknown = set(options) - set(known)
-        if unknown and all(each.kind != inspect.Parameter.VAR_KEYWORD for each in known.values()):
-            raise InvalidInputError(unknown_name_message("fit() argument", min(unknown), known))
+        parameters = inspect.signature(self.model.fit).parameters
+        unknown = set(options) - set(parameters)
+        if unknown and all(
+            parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+        ):
+            raise InvalidInputError(
+                unknown_name_message("fit() argument", min(unknown), parameters)
+            )
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         arguments |= {"callbacks": callbacks, "verbose": verbose}
 
         def train(arguments: dict[str, Any]) -> keras.callbacks.History:
-            with self._session.training(arguments, self._callbacks, resume=resume) as given:
-                return keras.Model.fit(self.model, **given)
+            with self._session.training(arguments, self._callbacks, resume=resume) as fit_arguments:
+                return keras.Model.fit(self.model, **fit_arguments)
 
         history = call_fit(self.model, arguments, train)
         if epochs and not self._plan.num_steps and not goes_on:  # Silent in Keras on TensorFlow.
@@ -436,13 +440,13 @@ class Trainer:
         training = self._session.training(
             arguments, self._callbacks, resume=resume, needs_stream=True
         )
-        with training as given:
+        with training as fit_arguments:
             yield from make_steps(
                 self.model,
-                given["x"],
-                given["callbacks"],
+                fit_arguments["x"],
+                fit_arguments["callbacks"],
                 epochs=epochs,
-                initial_epoch=given.get("initial_epoch", 0),
+                initial_epoch=fit_arguments.get("initial_epoch", 0),
             )
 
     def resume(self) -> int | None:
@@ -568,7 +572,7 @@ class Trainer:
             InvalidInputError: A number is out of range, the optimizer has a schedule, or the
                 model's `steps_per_execution` is not 1.
         """
-        found = search_learning_rate(
+        search = search_learning_rate(
             self.model,
             self._short_training(),
             lowest=lowest,
@@ -580,7 +584,7 @@ class Trainer:
             sample_weight=sample_weight,
             class_weight=class_weight,
         )
-        return self._record("learning_rate_search", found)
+        return self._record("learning_rate_search", search)
 
     def find_batch_size(
         self,
@@ -589,7 +593,7 @@ class Trainer:
         sample_weight: Any = None,
         *,
         start: int = 8,
-        most: int | None = None,
+        max_batch_size: int | None = None,
     ) -> BatchSizeSearch:
         """Returns a suggested batch size, by timing steps of growing sizes.
 
@@ -603,17 +607,17 @@ class Trainer:
             y: Targets, for arrays. Defaults to `None`.
             sample_weight: Weights of the samples, for arrays. Defaults to `None`.
             start: integer. The first size. Defaults to `8`.
-            most: integer. The largest size. Defaults to `None`: the number of rows of arrays, and
-                no limit if `x` is a function.
+            max_batch_size: integer. The largest size. Defaults to `None`: the number of rows of
+                arrays, and no limit if `x` is a function.
 
         Raises:
             InvalidInputError: The data have a fixed batch size, a number is out of range, or the
                 model's `steps_per_execution` is not 1.
         """
-        found = search_batch_size(
-            self._short_training(), x, y, sample_weight, start=start, most=most
+        search = search_batch_size(
+            self._short_training(), x, y, sample_weight, start=start, max_batch_size=max_batch_size
         )
-        return self._record("batch_size_search", found)
+        return self._record("batch_size_search", search)
 
     def measure_memory(
         self,

@@ -59,8 +59,10 @@ def test_logs_are_named_by_what_they_are_of():
     history = fit(service.logger(config={"width": 64}), validation_data=(X, Y))
     (run,) = service.runs.values()
     assert [step for step, name, _ in run["rows"] if name == "batch/loss"] == [1, 2, 3, 4, 5, 6]
-    found = [(step, value) for step, name, value in run["rows"] if name == "epoch/val_loss"]
-    assert found == list(zip([3, 6], history["val_loss"], strict=True))
+    validation_rows = [
+        (step, value) for step, name, value in run["rows"] if name == "epoch/val_loss"
+    ]
+    assert validation_rows == list(zip([3, 6], history["val_loss"], strict=True))
     assert run["ended"] is True
     expected = {"model": "line", "parameters": 3, "optimizer": "SGD", "width": 64, "epochs": 2}
     assert expected.items() <= run["config"].items()
@@ -69,9 +71,9 @@ def test_logs_are_named_by_what_they_are_of():
 def test_a_training_that_is_resumed_goes_on_with_its_run(tmp_path):
     service = Service()
 
-    def train(*others):
+    def train(*further_callbacks):
         trainer = Trainer(build, checkpoint_dir=tmp_path, checkpoint_every=2, seed=1)
-        callbacks = [service.logger(), *others]
+        callbacks = [service.logger(), *further_callbacks]
         trainer.fit(X, Y, 4, 2, verbose=0, callbacks=callbacks, resume=True)
 
     with pytest.raises(KilledError):

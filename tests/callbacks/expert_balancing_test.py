@@ -68,12 +68,12 @@ def test_the_bias_moves_by_the_rate_against_the_load():
     model = imbalanced_model()
     bias = router_of(model).expert_bias
     bias.assign([0.5, 0.0, 0.0, -0.5])
-    before = to_numpy(bias)
+    old_bias = to_numpy(bias)
     x = positive_data(64)
     model.fit(x, x, batch_size=64, verbose=0, callbacks=[ExpertBalancing(0.25)])
     load = to_numpy(router_of(model).expert_load)
     assert load.sum() == 64
-    expected = before + 0.25 * np.sign(load.mean() - load)
+    expected = old_bias + 0.25 * np.sign(load.mean() - load)
     np.testing.assert_allclose(to_numpy(bias), expected)
 
 
@@ -121,7 +121,7 @@ def test_each_layer_and_expert_is_logged_into_the_record_of_a_training(tmp_path)
     model = imbalanced_model(num_layers=2)
     log, events = MetricsLog(tmp_path / "log.jsonl"), TensorBoardEvents(tmp_path / "events")
     history = fit(model, ExpertBalancing(0, log_each="expert"), log, events, epochs=1)
-    routers = [each for each in flatten_layers(model) if isinstance(each, ExpertRouter)]
+    routers = [layer for layer in flatten_layers(model) if isinstance(layer, ExpertRouter)]
     largest = []
     for router in routers:
         path = router.expert_load.path.rpartition("/")[0]
@@ -132,13 +132,13 @@ def test_each_layer_and_expert_is_logged_into_the_record_of_a_training(tmp_path)
         largest.append(history[f"expert_load/{path}"][-1])
         lines = (tmp_path / "log.jsonl").read_text()
         assert names[-1] in lines
-        assert any(names[0].encode() in each.read_bytes() for each in events_of(tmp_path))
+        assert any(names[0].encode() in file.read_bytes() for file in events_of(tmp_path))
     assert len(largest) == 2
     assert history["largest_expert_load"][-1] >= max(largest) - 1e-5
 
 
 def events_of(folder):
-    return [each for each in (folder / "events").rglob("*") if each.is_file()]
+    return [file for file in (folder / "events").rglob("*") if file.is_file()]
 
 
 def test_each_layer_alone_is_logged():

@@ -35,7 +35,7 @@ class WeightRecorder(keras.callbacks.Callback):
         self.weights.append(float(keras.ops.convert_to_numpy(kernel)[0, 0]))
 
 
-def fit(model, scheduler, steps, epochs=1, others=()):
+def fit(model, scheduler, steps, epochs=1, further_callbacks=()):
     recorder = WeightRecorder()
     recorder.weights = [float(keras.ops.convert_to_numpy(model.layers[-1].kernel)[0, 0])]
     model.fit(
@@ -44,7 +44,7 @@ def fit(model, scheduler, steps, epochs=1, others=()):
         batch_size=1,
         epochs=epochs,
         verbose=0,
-        callbacks=[scheduler, recorder, *others],
+        callbacks=[scheduler, recorder, *further_callbacks],
     )
     return -np.diff(recorder.weights)
 
@@ -185,7 +185,7 @@ def test_trainings_before_after_and_after_a_failure_have_no_schedule():
         assert calls == list(range(10))
     np.testing.assert_allclose(fit(model, nothing, 2), [3.0, 3.0], rtol=1e-5)
     with pytest.raises(ArithmeticError, match="no"):
-        fit(model, scheduler, 1, others=[Failing()])
+        fit(model, scheduler, 1, further_callbacks=[Failing()])
     np.testing.assert_allclose(fit(model, nothing, 2), [6.0, 6.0], rtol=1e-5)
     np.testing.assert_allclose(fit(model, scheduler, 1), [9.0], rtol=1e-5)
     if IS_COMPILED:

@@ -31,8 +31,8 @@ class Store:
         return self
 
     def get_experiment_by_name(self, name):
-        found = self.experiments.get(name)
-        return found and named(experiment_id=found)
+        experiment_id = self.experiments.get(name)
+        return experiment_id and named(experiment_id=experiment_id)
 
     def create_experiment(self, name):
         return self.experiments.setdefault(name, str(len(self.experiments) + 1))

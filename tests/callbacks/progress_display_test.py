@@ -80,11 +80,11 @@ def test_it_is_written_over_no_more_often_than_the_screen_takes(show):
     assert len(show(Screen(between=1e9)).updates) == 2  # The first of each epoch.
 
 
-def go_through(screen, monkeypatch, steps, epochs, seconds, known=None):
+def go_through(screen, monkeypatch, steps, epochs, seconds, steps_per_epoch=None):
     """Goes through epochs, whose length Keras does not know, or knows."""
     monkeypatch.setattr(progress_display, "choose_screen", lambda style: screen)
     display = ProgressDisplay(clock=Clock(seconds))
-    display.set_params({"epochs": epochs, "steps": known})
+    display.set_params({"epochs": epochs, "steps": steps_per_epoch})
     display.on_train_begin()
     for epoch in range(epochs):
         display.on_epoch_begin(epoch)
@@ -96,11 +96,11 @@ def go_through(screen, monkeypatch, steps, epochs, seconds, known=None):
 
 
 def test_how_long_it_will_take(monkeypatch):
-    screen = go_through(Screen(), monkeypatch, steps=41, epochs=2, seconds=1.0, known=41)
-    said = [[part for part in parts if "ETA" in part] for _, _, parts in screen.updates]
-    assert said[:2] == [[], ["ETA 39s, 1:20 in all"]]
-    assert said[40] == ["ETA 0ms, 41s in all"]
-    assert said[-2:] == [["ETA 1s"], ["ETA 0ms"]]
+    screen = go_through(Screen(), monkeypatch, steps=41, epochs=2, seconds=1.0, steps_per_epoch=41)
+    estimates = [[part for part in parts if "ETA" in part] for _, _, parts in screen.updates]
+    assert estimates[:2] == [[], ["ETA 39s, 1:20 in all"]]
+    assert estimates[40] == ["ETA 0ms, 41s in all"]
+    assert estimates[-2:] == [["ETA 1s"], ["ETA 0ms"]]
 
 
 def test_data_of_unknown_length_have_a_length_after_the_first_epoch(monkeypatch):

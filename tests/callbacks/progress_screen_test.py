@@ -47,11 +47,11 @@ def test_a_terminal_a_dumb_one_and_a_file_are_told_apart(become_terminal, monkey
 def test_a_line_of_a_terminal_is_written_over_and_never_wraps(become_terminal):
     terminal, screen = become_terminal()
     screen.update("Epoch 1/2 3/8", 0.375, ["loss: 0.5", "accuracy: 0.25", "memory: 1.00 GiB"])
-    shown = terminal.getvalue()
-    assert shown.startswith("\r")
-    assert "\n" not in shown
-    assert "━" * 9 in shown
-    plain = shown.replace("\r", "")
+    output = terminal.getvalue()
+    assert output.startswith("\r")
+    assert "\n" not in output
+    assert "━" * 9 in output
+    plain = output.replace("\r", "")
     for code in ("\x1b[32m", "\x1b[90m", "\x1b[0m", "\x1b[K"):
         plain = plain.replace(code, "")
     assert len(plain) == 59
@@ -76,14 +76,14 @@ def test_a_terminal_without_unicode_gets_none(become_terminal, monkeypatch):
 
 
 def test_a_notebook_gets_one_output_that_is_written_over(monkeypatch, capsys):
-    shown = []
+    displays = []
 
     class Handle:
         def update(self, bundle, raw):
-            shown.append(("update", bundle))
+            displays.append(("update", bundle))
 
     def display(bundle, raw, display_id):
-        shown.append(("display", bundle))
+        displays.append(("display", bundle))
         return Handle()
 
     module = types.ModuleType("IPython.display")
@@ -97,9 +97,9 @@ def test_a_notebook_gets_one_output_that_is_written_over(monkeypatch, capsys):
     screen.update("Epoch 1/1 2/4", None, [])
     screen.write("Epoch 1/1 4/4")
     screen.close()
-    assert [what for what, _ in shown] == ["display", "update", "update"]
-    assert 'value="0.250"' in shown[0][1]["text/html"]
-    assert "&lt;b&gt;: 1" in shown[0][1]["text/html"]
-    assert shown[0][1]["text/plain"] == "Epoch 1/1 1/4  <b>: 1"
-    assert shown[2][1] == {"text/html": "", "text/plain": ""}
+    assert [what for what, _ in displays] == ["display", "update", "update"]
+    assert 'value="0.250"' in displays[0][1]["text/html"]
+    assert "&lt;b&gt;: 1" in displays[0][1]["text/html"]
+    assert displays[0][1]["text/plain"] == "Epoch 1/1 1/4  <b>: 1"
+    assert displays[2][1] == {"text/html": "", "text/plain": ""}
     assert capsys.readouterr().out == "Epoch 1/1 4/4\n"

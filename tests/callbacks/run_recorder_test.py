@@ -101,8 +101,8 @@ def test_the_loss_of_each_step_is_computed_from_the_means(tmp_path):
     model.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=[recorder])
     losses = ((x @ model.get_weights()[0] - y) ** 2).reshape(4, 2).mean(axis=1)
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
-        found = [value for _, value in record.scalars("step_loss")]
-        np.testing.assert_allclose(found, [*losses, *losses], rtol=1e-4)
+        step_losses = [value for _, value in record.scalars("step_loss")]
+        np.testing.assert_allclose(step_losses, [*losses, *losses], rtol=1e-4)
         assert record.scalars("epoch") == [(4, 1.0), (8, 2.0)]
         assert [step for step, _ in record.scalars("step_seconds")] == [1, 2, 3, 5, 6, 7]
 

@@ -116,9 +116,9 @@ def test_steps_that_come_out_of_order_are_written_in_order(an_execution, executi
 
 @pytest.mark.parametrize("end", [2, 3, 5, 8])
 def test_a_training_that_is_resumed_writes_no_step_twice(tmp_path, end):
-    def train(name, rows, *others):
+    def train(name, rows, *further_callbacks):
         trainer = Trainer(build, checkpoint_dir=tmp_path / name, checkpoint_every=2, seed=1)
-        callbacks = [Written(rows), *others]
+        callbacks = [Written(rows), *further_callbacks]
         trainer.fit(X, Y, batch_size=4, epochs=3, verbose=0, resume=True, callbacks=callbacks)
 
     expected, rows = [], []

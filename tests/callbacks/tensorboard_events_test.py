@@ -36,10 +36,10 @@ def test_runs_and_tags_are_those_of_keras(tmp_path):
     assert sorted(validation) == ["epoch_loss", "evaluation_loss_vs_iterations"]
     assert [step for step, _ in train["batch_loss"]] == [1, 2, 3, 4, 5, 6]
     assert train["epoch_learning_rate"] == [(0, pytest.approx(0.01)), (1, pytest.approx(0.01))]
-    for found, name in ((train, "loss"), (validation, "val_loss")):
-        assert [step for step, _ in found["epoch_loss"]] == [0, 1]
+    for scalars, name in ((train, "loss"), (validation, "val_loss")):
+        assert [step for step, _ in scalars["epoch_loss"]] == [0, 1]
         np.testing.assert_allclose(
-            [value for _, value in found["epoch_loss"]], history[name], rtol=1e-6
+            [value for _, value in scalars["epoch_loss"]], history[name], rtol=1e-6
         )
     assert [step for step, _ in validation["evaluation_loss_vs_iterations"]] == [3, 6]
 
@@ -51,11 +51,11 @@ def test_they_are_what_keras_itself_writes(tmp_path):
     theirs = keras.callbacks.TensorBoard(tmp_path / "keras", update_freq="batch", write_graph=False)
     fit(build(), TensorBoardEvents(tmp_path / "ours"), theirs, validation_data=(X, Y))
     for run in ("train", "validation"):
-        found = accumulator.EventAccumulator(str(tmp_path / "keras" / run)).Reload()
-        tags = found.Tags()["tensors"]
+        keras_events = accumulator.EventAccumulator(str(tmp_path / "keras" / run)).Reload()
+        tags = keras_events.Tags()["tensors"]
         assert sorted(read_scalars(tmp_path / "ours" / run)) == sorted(tags)
         for tag in tags:
-            assert [event.step for event in found.Tensors(tag)] == steps(
+            assert [event.step for event in keras_events.Tensors(tag)] == steps(
                 tmp_path / "ours" / run, tag
             )
 
@@ -84,10 +84,10 @@ def test_a_second_fit_goes_on_counting(tmp_path):
 
 @pytest.mark.parametrize("end", [(3, KilledError), (5, KilledError), (4, signal.SIGTERM)])
 def test_a_training_that_is_resumed_has_each_event_once(tmp_path, end):
-    def train(name, *others):
+    def train(name, *further_callbacks):
         folder = tmp_path / name
         trainer = Trainer(build, checkpoint_dir=folder / "checkpoints", checkpoint_every=2, seed=1)
-        callbacks = [TensorBoardEvents(folder / "events"), *others]
+        callbacks = [TensorBoardEvents(folder / "events"), *further_callbacks]
         options = {"epochs": 3, "batch_size": 4, "verbose": 0, "validation_data": (X, Y)}
         trainer.fit(X, Y, resume=True, callbacks=callbacks, **options)
 

@@ -41,14 +41,14 @@ def fit(layers=None, length=(), **options):
 
 
 def test_steps_and_the_epoch_have_their_figures():
-    history, seen = fit(tokens_per_sample=10)
+    history, step_logs = fit(tokens_per_sample=10)
     assert history["steps_per_second"] == [pytest.approx(1.0)] * 2
     assert history["samples_per_second"] == [pytest.approx(3.0)] * 2
     assert history["tokens_per_second"] == [pytest.approx(30.0)] * 2
     assert history["learning_rate"] == [pytest.approx(0.01)] * 2
     assert history["process_memory_bytes"][0] > 2**20
-    assert seen[3]["tokens_per_second"] == pytest.approx(30.0)
-    assert "loss" in seen[3]
+    assert step_logs[3]["tokens_per_second"] == pytest.approx(30.0)
+    assert "loss" in step_logs[3]
 
 
 def test_the_use_of_the_device_is_by_the_operations_counted(caplog):

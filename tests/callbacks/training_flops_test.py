@@ -30,9 +30,9 @@ def test_where_no_shape_is_known_a_batch_says_it():
 
 def test_counting_leaves_the_model_as_it_was():
     model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
-    before = [np.array(keras.ops.convert_to_numpy(value)) for value in model.get_weights()]
+    old_weights = [np.array(keras.ops.convert_to_numpy(value)) for value in model.get_weights()]
     count_training_flops(model, np.full((3, 4), 7.0, "float32"))
-    for value, other in zip(model.get_weights(), before, strict=True):
+    for value, other in zip(model.get_weights(), old_weights, strict=True):
         np.testing.assert_array_equal(value, other)
 
 

@@ -164,10 +164,10 @@ def read_memory(clock):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell it.")
 def test_memory_that_is_filled_shows(clock, monkeypatch, tmp_path):
-    before = read_memory(clock)["process_memory_bytes"]
-    held = np.ones(2**24)  # 128 MiB
+    old_bytes = read_memory(clock)["process_memory_bytes"]
+    array = np.ones(2**24)  # 128 MiB
     # The system may take other pages of a large process away meanwhile: it took a tenth.
-    assert read_memory(clock)["process_memory_bytes"] - before > 0.5 * held.nbytes
+    assert read_memory(clock)["process_memory_bytes"] - old_bytes > 0.5 * array.nbytes
     monkeypatch.setattr(training_pace, "_STATUS", tmp_path / "nothing")  # As on macOS.
     assert read_memory(clock)["process_memory_bytes"] > 2**20
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 MAY = ("backend/keras_private", "graph/trace.py")
-OURS = {"training/parameter_server/packed_trainer.py": "_seed"}  # Of `Trainer`.
+OURS = {"training/parameter_server/pickled_trainer.py": "_seed"}  # Of `Trainer`.
 PRIVATE = re.compile(r"_[a-z]\w*")
 BY_STRING = {
     *("getattr", "setattr", "hasattr", "delattr", "__getattribute__", "__setattr__", "__delattr__"),

@@ -140,11 +140,11 @@ def talk(processes: Processes) -> dict[str, Any]:
         "gathered": np.concatenate(processes.gather(np.full((rank + 1, 2), rank, "float16"))),
         "wishes": np.array(
             [
-                processes.agree([False, rank == 1]),  # Nobody was asked before.
-                processes.agree([False, False]),
-                processes.agree([False, False]),
-                processes.agree_now([rank == 1, False]),
-                processes.agree_now([False, False]),
+                processes.all_reduce_flags([False, rank == 1]),  # Nobody was asked before.
+                processes.all_reduce_flags([False, False]),
+                processes.all_reduce_flags([False, False]),
+                processes.all_reduce_flags_now([rank == 1, False]),
+                processes.all_reduce_flags_now([False, False]),
             ]
         ),
     }

@@ -39,11 +39,11 @@ def fit(model, x=X, y=Y, sample_weight=None, loss=None, optimizer=None, epochs=2
     return history.history, model.get_weights()
 
 
-def assert_same(found, expected, rtol=2e-5):
+def assert_same(received, expected, rtol=2e-5):
     for name in expected[0]:
-        np.testing.assert_allclose(found[0][name], expected[0][name], rtol=rtol, err_msg=name)
-    for one, other in zip(found[1], expected[1], strict=True):
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=2e-6)
+        np.testing.assert_allclose(received[0][name], expected[0][name], rtol=rtol, err_msg=name)
+    for received_weight, expected_weight in zip(received[1], expected[1], strict=True):
+        np.testing.assert_allclose(received_weight, expected_weight, rtol=rtol, atol=2e-6)
 
 
 OPTIMIZERS = [
@@ -131,16 +131,18 @@ def update(build_model, number, x, y=None, loss=None, **arguments):
     trainer = Trainer(
         model, optimizer=keras.optimizers.SGD(1.0), loss=loss, micro_batches=number, **arguments
     )
-    before = [np.array(weight) for weight in model.get_weights()]
+    old_weights = [np.array(weight) for weight in model.get_weights()]
     logs = trainer.fit(x, y, batch_size=26, shuffle=False, verbose=0).history
-    pairs = zip(model.get_weights(), before, strict=True)
-    return np.concatenate([(one - other).ravel() for one, other in pairs]), logs
+    pairs = zip(model.get_weights(), old_weights, strict=True)
+    return np.concatenate(
+        [(new_weight - old_weight).ravel() for new_weight, old_weight in pairs]
+    ), logs
 
 
-def assert_same_update(found, expected, within=1e-6):
-    distance = np.linalg.norm(found[0] - expected[0]) / np.linalg.norm(expected[0])
+def assert_same_update(received, expected, within=1e-6):
+    distance = np.linalg.norm(received[0] - expected[0]) / np.linalg.norm(expected[0])
     assert distance <= within
-    np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=within)
+    np.testing.assert_allclose(received[1]["loss"], expected[1]["loss"], rtol=within)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"remat": ["chunked*"]}])
@@ -270,8 +272,8 @@ def test_fifty_steps_have_the_numbers_of_a_reference_in_float64():
 
     trainer.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0, callbacks=[Losses()])
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    for found, reference in zip(model.get_weights(), average, strict=True):
-        np.testing.assert_allclose(found, reference, rtol=1e-3, atol=1e-4)
+    for received, reference in zip(model.get_weights(), average, strict=True):
+        np.testing.assert_allclose(received, reference, rtol=1e-3, atol=1e-4)
 
 
 class Factor(keras.layers.Layer):
@@ -300,17 +302,17 @@ def test_a_step_that_overflows_is_skipped_and_halves_the_scale(clip):
         state = float(optimizer.dynamic_scale.value), int(optimizer.iterations.value)
         return state, model.layers[0].get_weights()[0]
 
-    (first, _), (second, before) = step(), step()
+    (first, _), (second, old_weights) = step(), step()
     assert (first, second) == ((2.0**20, 1), (2.0**21, 2))
     model.layers[1].factor.assign(5e18)  # The loss is finite, and its gradients are not.
     state, weights = step()
     assert state == (2.0**20, 2)
-    np.testing.assert_array_equal(weights, before)
+    np.testing.assert_array_equal(weights, old_weights)
     model.layers[1].factor.assign(1.0)
     state, weights = step()
     assert state == (2.0**20, 3)
     assert np.isfinite(weights).all()
-    assert (weights != before).all()
+    assert (weights != old_weights).all()
 
 
 def test_gradients_are_clipped_after_they_were_unscaled():
@@ -418,8 +420,8 @@ def test_layer_losses_and_states_are_those_of_the_batch():
     plain = build_regularized()
     plain.compile(keras.optimizers.SGD(0.1), crossentropy(), metrics=["accuracy"])
     history = plain.fit(X, Y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
-    found = fit(build_regularized(), optimizer=keras.optimizers.SGD(0.1), epochs=2)
-    assert_same(found, (history, plain.get_weights()))
+    received = fit(build_regularized(), optimizer=keras.optimizers.SGD(0.1), epochs=2)
+    assert_same(received, (history, plain.get_weights()))
     logs, _ = fit(build_regularized(), epochs=2, micro_batches=2)
     assert np.isfinite(logs["loss"]).all()
 
@@ -519,8 +521,8 @@ def test_a_model_without_a_trainable_weight_is_trained_as_keras_does(options):
     weights = model.get_weights()
     history = trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history
     assert np.isfinite(history["loss"][0])
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    for old_weight, new_weight in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old_weight, new_weight)
 
 
 def test_a_loss_of_one_number_a_row_that_a_layer_adds_is_refused_in_parts():

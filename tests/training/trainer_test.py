@@ -92,9 +92,9 @@ def test_notices_are_printed_once(capsys, tmp_path):
     trainer.fit(x, x[:, :1], batch_size=4, verbose=2)
     assert "the training step computes in 'mixed_" in capsys.readouterr().out
     trainer.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=2, resume=True)
-    told = capsys.readouterr().out
-    assert "continues after step 2." in told
-    assert "computes in" not in told
+    output = capsys.readouterr().out
+    assert "continues after step 2." in output
+    assert "computes in" not in output
     make_again().fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, resume=True)
     assert not capsys.readouterr().out
 
@@ -353,8 +353,8 @@ def test_an_error_as_the_model_is_built_says_so():
 def says_place(error, num_steps):
     """Whether a note says where an error came; TensorFlow asks for a batch inside of its step."""
     note = "".join(getattr(error, "__notes__", []))
-    places = (f"after batch {num_steps} of epoch 1", f"with batch {num_steps + 1} of epoch 1")
-    return any(place in note for place in places)
+    descriptions = (f"after batch {num_steps} of epoch 1", f"with batch {num_steps + 1} of epoch 1")
+    return any(description in note for description in descriptions)
 
 
 @pytest.mark.parametrize("way", ["fit", "steps"])
@@ -367,14 +367,14 @@ def test_a_good_batch_before_a_bad_one_is_trained(way, tmp_path):
     trainer = Trainer(
         build(), optimizer="sgd", loss="sparse_categorical_crossentropy", checkpoint_dir=tmp_path
     )
-    made = []
+    batch_numbers = []
     callback = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: made.append(batch)
+        on_train_batch_end=lambda batch, logs: batch_numbers.append(batch)
     )
     with pytest.raises(ArithmeticError, match="no fourth batch") as caught:
         train(trainer, way, batches(), callbacks=callback)
     assert says_place(caught.value, 3)
-    assert made == [0, 1, 2]
+    assert batch_numbers == [0, 1, 2]
 
 
 def train(trainer, way, *data, **options):
@@ -480,11 +480,11 @@ def test_invalid_arguments_are_refused_by_name(way, options, match):
 @pytest.mark.parametrize("folder", [None, "checkpoints"])
 def test_zero_epochs_make_no_step(tmp_path, folder):
     trainer = Trainer(build(compiled=True), checkpoint_dir=folder and tmp_path / folder)
-    before = trainer.model.get_weights()
+    old_weights = trainer.model.get_weights()
     assert trainer.fit(X, Y, epochs=0, verbose=0).history == {}
     assert list(trainer.steps(X, Y, epochs=0)) == []
-    for one, other in zip(trainer.model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for received, old_weight in zip(trainer.model.get_weights(), old_weights, strict=True):
+        np.testing.assert_array_equal(received, old_weight)
 
 
 def test_one_callback_needs_no_list():
@@ -535,10 +535,10 @@ def test_a_model_has_its_weights_after_a_batch_that_fails(method):
     layers = [keras.layers.Conv1D(2, 5), keras.layers.GlobalMaxPooling1D(), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((None, 3)), *layers])
     trainer = Trainer(model, optimizer="sgd", loss="mse")
-    before = model.get_weights()
+    old_weights = model.get_weights()
     targets = {} if method == "predict" else {"y": np.ones((2, 1))}
     with pytest.raises(Exception, match="Conv1D"):
         getattr(trainer, method)(np.ones((2, 3, 3)), **targets, verbose=0)
-    for one, other in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for received, old_weight in zip(model.get_weights(), old_weights, strict=True):
+        np.testing.assert_array_equal(received, old_weight)
     getattr(trainer, method)(np.ones((2, 7, 3)), **targets, verbose=0)

@@ -121,16 +121,16 @@ class Processes(abc.ABC):
         return nullcontext()
 
     @abc.abstractmethod
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each wish such as to stop, True if any rank had it at the previous call.
+    def all_reduce_flags(self, flags: Sequence[bool]) -> list[bool]:
+        """Returns, for each flag such as to stop, True if any rank had it at the previous call.
 
         The answer comes one call later, so that no step waits for it. A process alone returns its
-        own wishes at once.
+        own flags at once.
         """
 
     @abc.abstractmethod
-    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each wish, True if any rank has it now or had it at the previous call."""
+    def all_reduce_flags_now(self, flags: Sequence[bool]) -> list[bool]:
+        """Returns, for each flag, True if any rank has it now or had it at the previous call."""
 
 
 class OneProcess(Processes):
@@ -148,11 +148,11 @@ class OneProcess(Processes):
     def gather(self, array: "Array") -> "list[Array]":
         return [array]
 
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        return list(wishes)
+    def all_reduce_flags(self, flags: Sequence[bool]) -> list[bool]:
+        return list(flags)
 
-    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        return list(wishes)
+    def all_reduce_flags_now(self, flags: Sequence[bool]) -> list[bool]:
+        return list(flags)
 
 
 class JoinedProcesses(Processes):
@@ -167,18 +167,18 @@ class JoinedProcesses(Processes):
     def _ask(self, wishes: Sequence[bool]) -> Callable[[], list[bool]]:
         """Asks all ranks for their wishes; returns a function that waits for the answer."""
 
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        before = self._answer(len(wishes))
+    def all_reduce_flags(self, flags: Sequence[bool]) -> list[bool]:
+        before = self._answer(len(flags))
         with self.lost_peers("agree on whether to stop"):
-            self._wait_for_answer = self._ask(wishes)
+            self._wait_for_answer = self._ask(flags)
         return before
 
-    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        before = self.agree(wishes)
-        return [a or b for a, b in zip(before, self._answer(len(wishes)), strict=True)]
+    def all_reduce_flags_now(self, flags: Sequence[bool]) -> list[bool]:
+        before = self.all_reduce_flags(flags)
+        return [a or b for a, b in zip(before, self._answer(len(flags)), strict=True)]
 
     def _answer(self, count: int) -> list[bool]:
-        """Returns the answer to the last question of `agree`, which is asked once only."""
+        """Returns the answer to the last `all_reduce_flags`, which is asked once only."""
         wait, self._wait_for_answer = self._wait_for_answer, None
         if wait is None:
             return [False] * count

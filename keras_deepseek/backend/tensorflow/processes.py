@@ -36,7 +36,7 @@ from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 from keras_deepseek.errors import InvalidInputError
 
 _BETWEEN, _WISHES = range(20_101, 20_103)
-"""Group keys of collective operations: between steps, and of `agree`."""
+"""Group keys of collective operations: between steps, and of `all_reduce_flags`."""
 
 _joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once in a process.
 

@@ -78,11 +78,13 @@ class CallbackStates:
         self._missing = names
 
     def _mark_changes(self) -> None:
-        for callback, before, changed in zip(
+        for callback, start_digests, changed in zip(
             self._callbacks, self._at_start, self._changed, strict=True
         ):
             now = _digest_attributes(callback)
-            changed.update(name for name, digest in now.items() if digest != before.get(name))
+            changed.update(
+                name for name, digest in now.items() if digest != start_digests.get(name)
+            )
 
 
 def _has_own_state(callback: keras.callbacks.Callback) -> bool:
@@ -102,23 +104,25 @@ def _read(callback: keras.callbacks.Callback, changed: set[str]) -> dict[str, An
 
 def _write(callback: keras.callbacks.Callback, state: Any, functions: list[str] | None) -> set[str]:
     """Restores a callback's state, in which functions are names; returns the attributes set."""
-    own = _copy(*_pack(state))  # A copy: the callback may change it in place.
+    attributes = _copy(*_pack(state))  # A copy: the callback may change it in place.
     if _has_own_state(callback):
-        callback.set_state(own)
+        callback.set_state(attributes)
         return set()
-    if functions is None:  # The checkpoint of an earlier release, without the comparison of
-        own.pop("min_delta", None)  # Keras's callbacks: Keras negates their own when it sets that.
+    if functions is None:
+        # The checkpoint of an earlier release, without the comparison of Keras's callbacks: Keras
+        # negates their own when it sets that.
+        attributes.pop("min_delta", None)
     for name in functions or ():
-        function, own[name] = own[name], _find_function(own[name])
-        if own[name] is None:
+        function, attributes[name] = attributes[name], _find_function(attributes[name])
+        if attributes[name] is None:
             raise InvalidInputError(
                 f"{type(callback).__name__}.{name} is the function {function!r} in the checkpoint, "
                 "and no imported module has it. Import its module before fit(resume=True), or "
                 "remove the callback."
             )
-    for name, value in own.items():
+    for name, value in attributes.items():
         setattr(callback, name, value)
-    return set(own)
+    return set(attributes)
 
 
 def _pack_attributes(callback: keras.callbacks.Callback) -> dict[str, tuple[str, list[Any]]]:

@@ -21,10 +21,10 @@ class CheckpointOptions:
 
     def __post_init__(self) -> None:
         if self.checkpoint_dir is None:
-            for each in fields(self):
-                if getattr(self, each.name) != each.default:
+            for option in fields(self):
+                if getattr(self, option.name) != option.default:
                     raise InvalidInputError(
-                        f"`{each.name}` needs a folder for checkpoints: pass "
+                        f"`{option.name}` needs a folder for checkpoints: pass "
                         "Trainer(..., checkpoint_dir=...)."
                     )
             return

@@ -84,9 +84,9 @@ class CheckpointedCallbacks(StreamedCallbacks):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Takes a checkpoint if one is due; at the end of an epoch, `on_epoch_end` takes it."""
-        before = self._num_done
+        num_done_before = self._num_done
         super().on_train_batch_end(batch, logs)
-        self._step += self._num_done - before
+        self._step += self._num_done - num_done_before
         self._writer.check()
         if self._trained.stop_training:
             return
@@ -183,12 +183,14 @@ class CheckpointedCallbacks(StreamedCallbacks):
         return is_validated or not (self._validates and is_of_validation)
 
     def _unknown_monitor_error(self, logs: dict[str, Any]) -> InvalidInputError:
-        known, monitor = ", ".join(sorted(logs)), str(self._monitor)
-        problem = f"`keep_best` must name a log of the training: {known}; received {monitor!r}."
+        log_names, monitor = ", ".join(sorted(logs)), str(self._monitor)
+        problem = f"`keep_best` must name a log of the training: {log_names}; received {monitor!r}."
         advice = "name another log, and"
         if monitor.startswith(_VALIDATION_PREFIX) and not self._validates:
             problem = f"`keep_best` names {monitor!r}, and there are no validation data."
-            advice = f"pass validation_data to fit, or name a log of the training ({known}), and"
+            advice = (
+                f"pass validation_data to fit, or name a log of the training ({log_names}), and"
+            )
         return InvalidInputError(
             f"{problem} The training is saved: {advice} continue with fit(..., resume=True)."
         )

@@ -138,10 +138,10 @@ class Checkpoints:
         streamed = streamed_training(
             model, options, data, self._processes, position, make_callbacks
         )
-        with streamed as given, stop_signal:
-            self._callbacks = given["callbacks"]
+        with streamed as fit_arguments, stop_signal:
+            self._callbacks = fit_arguments["callbacks"]
             try:
-                yield given
+                yield fit_arguments
             finally:
                 self._callbacks = None
                 writer.finish()
@@ -178,12 +178,12 @@ class Checkpoints:
         else:
             _logger.info("The training continues after step %d.", resumed.step)
         self._compare_rates(model, resumed.state)
-        before = resumed.state.get("precision", precision)
-        if before != precision:
+        checkpoint_precision = resumed.state.get("precision", precision)
+        if checkpoint_precision != precision:
             _logger.warning(
                 "The training began in %s and continues in %s: its results will differ from those "
                 "of a training that was not interrupted.",
-                *(before, precision),
+                *(checkpoint_precision, precision),
             )
 
     def _compare_rates(self, model: keras.Model, state: Mapping[str, Any]) -> None:

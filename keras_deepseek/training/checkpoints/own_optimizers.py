@@ -21,18 +21,18 @@ def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimi
 
     The optimizer that the model was compiled with is left out.
     """
-    seen = {id(model.optimizer), id(getattr(model.optimizer, "inner_optimizer", None))}
-    found = {}
+    listed_ids = {id(model.optimizer), id(getattr(model.optimizer, "inner_optimizer", None))}
+    optimizers = {}
     for layer in flatten_layers(model):
         owner = "" if layer is model else f"{layer.path}."
         for attribute, value in vars(layer).items():
             if attribute.startswith("_self_"):  # TensorFlow's own list of attributes.
                 continue
-            for place, optimizer in _optimizers_in(value):
-                if id(optimizer) not in seen:
-                    seen.add(id(optimizer))
-                    found[f"{owner}{attribute}{place}"] = optimizer
-    return found
+            for path, optimizer in _optimizers_in(value):
+                if id(optimizer) not in listed_ids:
+                    listed_ids.add(id(optimizer))
+                    optimizers[f"{owner}{attribute}{path}"] = optimizer
+    return optimizers
 
 
 def trained_positions(model: keras.Model) -> dict[str, list[int] | None]:
@@ -43,9 +43,11 @@ def trained_positions(model: keras.Model) -> dict[str, list[int] | None]:
     positions = {id(variable): position for position, variable in enumerate(model.variables)}
     trained: dict[str, list[int] | None] = {}
     for name, optimizer in find_own_optimizers(model).items():
-        known = optimized_variables(optimizer)
+        variables = optimized_variables(optimizer)
         trained[name] = (
-            None if known is None else [positions.get(id(each), _NOT_IN_MODEL) for each in known]
+            None
+            if variables is None
+            else [positions.get(id(variable), _NOT_IN_MODEL) for variable in variables]
         )
     return trained
 
@@ -55,13 +57,13 @@ def build_own_optimizers(model: keras.Model, trained: Mapping[str, list[int] | N
 
     `trained` is the result of `trained_positions` in the checkpoint.
     """
-    found = find_own_optimizers(model)
-    if list(found) != list(trained):
+    optimizers = find_own_optimizers(model)
+    if list(optimizers) != list(trained):
         raise InvalidInputError(
             f"The checkpoint holds the optimizers {list(trained)} beside the one of compile(), and "
-            f"model {model.name!r} has {list(found)}. Build and compile the model as before."
+            f"model {model.name!r} has {list(optimizers)}. Build and compile the model as before."
         )
-    for name, optimizer in found.items():
+    for name, optimizer in optimizers.items():
         positions = trained[name]
         if optimizer.built or positions is None:
             continue
@@ -73,13 +75,13 @@ def build_own_optimizers(model: keras.Model, trained: Mapping[str, list[int] | N
         optimizer.build([model.variables[position] for position in positions])
 
 
-def _optimizers_in(value: Any, place: str = "") -> Iterator[tuple[str, keras.optimizers.Optimizer]]:
+def _optimizers_in(value: Any, path: str = "") -> Iterator[tuple[str, keras.optimizers.Optimizer]]:
     """Yields the optimizers in a nested value, with their places in its lists and dicts."""
     if isinstance(value, keras.optimizers.Optimizer):
-        yield place, value
+        yield path, value
     elif isinstance(value, list | tuple):
-        for index, each in enumerate(value):
-            yield from _optimizers_in(each, f"{place}[{index}]")
+        for index, nested in enumerate(value):
+            yield from _optimizers_in(nested, f"{path}[{index}]")
     elif isinstance(value, dict):
-        for key, each in value.items():
-            yield from _optimizers_in(each, f"{place}[{key!r}]")
+        for key, nested in value.items():
+            yield from _optimizers_in(nested, f"{path}[{key!r}]")

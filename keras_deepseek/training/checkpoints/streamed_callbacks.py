@@ -65,7 +65,7 @@ class StreamedCallbacks(GroupedCallbackList):
         super().on_train_batch_end(done - 1, logs)
         self._num_done = done
         self._logs = logs or {}
-        self._apply_requests(self._processes.agree(self._stop_requests()))
+        self._apply_requests(self._processes.all_reduce_flags(self._stop_requests()))
         if done == length and not self._trained.stop_training:
             self._ends_epoch = self._trained.stop_training = True
 
@@ -77,7 +77,7 @@ class StreamedCallbacks(GroupedCallbackList):
         """Starts the next epoch, or stops the training if the data have ended."""
         self.clear_epoch_stop()
         super().on_epoch_end(epoch, logs)
-        self._apply_requests(self._processes.agree_now(self._stop_requests()))
+        self._apply_requests(self._processes.all_reduce_flags_now(self._stop_requests()))
         self._num_resumed = self._num_done = 0
         stream = self._data.stream
         stream.end_epoch()

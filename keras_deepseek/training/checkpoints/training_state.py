@@ -71,14 +71,18 @@ def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
 def find_not_finite(variables: Sequence[keras.Variable]) -> list[str]:
     """Returns the paths of the floating-point variables that hold NaN or infinity."""
     floats = [variable for variable in variables if keras.backend.is_float_dtype(variable.dtype)]
-    found = backend.current().step.find_finite([variable.value for variable in floats])
-    return [each.path for each, is_finite in zip(floats, found, strict=True) if not is_finite]
+    are_finite = backend.current().step.find_finite([variable.value for variable in floats])
+    return [
+        variable.path
+        for variable, is_finite in zip(floats, are_finite, strict=True)
+        if not is_finite
+    ]
 
 
 def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
-    guards = [each for each in model.metrics if isinstance(each, GuardMetric)]
-    guard = [variable for each in guards for variable in each.variables]
-    own = {id(variable) for variable in guard}
+    guards = [metric for metric in model.metrics if isinstance(metric, GuardMetric)]
+    guard = [variable for metric in guards for variable in metric.variables]
+    guard_ids = {id(variable) for variable in guard}
     return {
         "model": model.variables,
         "optimizer": model.optimizer.variables,
@@ -87,7 +91,9 @@ def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
             for optimizer in find_own_optimizers(model).values()
             for variable in optimizer.variables
         ],
-        "metrics": [each for each in model.metrics_variables if id(each) not in own],
+        "metrics": [
+            variable for variable in model.metrics_variables if id(variable) not in guard_ids
+        ],
         "guard": guard,
     }
 
@@ -104,11 +110,11 @@ def _optimizer_class(model: keras.Model) -> str:
 
 
 def _check_optimizer(model: keras.Model, state: dict[str, Any]) -> None:
-    before, now = state.get("optimizer_class"), _optimizer_class(model)
-    if before not in (None, now):  # Checkpoints of earlier releases don't have it.
+    checkpoint_class, now = state.get("optimizer_class"), _optimizer_class(model)
+    if checkpoint_class not in (None, now):  # Checkpoints of earlier releases don't have it.
         raise InvalidInputError(
-            f"The checkpoint was made with the optimizer {before}, and the model has {now}, which "
-            f"can't use its variables. {_ADVICE}"
+            f"The checkpoint was made with the optimizer {checkpoint_class}, and the model has "
+            f"{now}, which can't use its variables. {_ADVICE}"
         )
 
 
@@ -130,11 +136,11 @@ def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -
             )
 
 
-def _describe_others(owner: str, names: list[str], others: list[str]) -> str:
+def _describe_others(owner: str, names: list[str], other_names: list[str]) -> str:
     """Returns a text with the names that are not among other names, or an empty text."""
-    alone = sorted(set(names) - set(others))
+    alone = sorted(set(names) - set(other_names))
     if not alone:
         return ""
-    first, rest = alone[:3], alone[3:]
-    more = f" and {len(rest)} more" if rest else ""
+    first, remaining = alone[:3], alone[3:]
+    more = f" and {len(remaining)} more" if remaining else ""
     return f"; only {owner} has {', '.join(first)}{more}"

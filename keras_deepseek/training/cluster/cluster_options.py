@@ -42,9 +42,9 @@ class ClusterOptions:
 
         `default_strategy` is the strategy if nothing else names one.
         """
-        place = self.world_size, self.rank, self.coordinator
-        strategy = choose_strategy(take_servers(self.distributed_strategy), *place)
+        task = self.world_size, self.rank, self.coordinator
+        strategy = choose_strategy(take_servers(self.distributed_strategy), *task)
         strategy = strategy or default_strategy
         servers = resolve_settings(strategy)
-        strategy, spec = resolve_strategy(strategy, *place)
+        strategy, spec = resolve_strategy(strategy, *task)
         return ResolvedCluster(strategy, spec, servers)

@@ -16,7 +16,7 @@ from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
 from keras_deepseek.training.cluster.parameter_server import ParameterServer
-from keras_deepseek.training.cluster.sources.claims import Claim, Claims, Value
+from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints, Hint, Value
 from keras_deepseek.training.cluster.sources.keras_distribution import read_keras_distribution
 from keras_deepseek.training.cluster.sources.kubernetes import read_kubernetes
 from keras_deepseek.training.cluster.sources.slurm import is_slurm_task, read_slurm
@@ -43,16 +43,16 @@ def resolve_cluster(
     check_strategy(strategy)
     arguments = _read_arguments(world_size, rank, coordinator)
     if strategy is None:
-        if arguments == Claims():
+        if arguments == ClusterHints():
             _warn_of_trainings_apart(environ)
         return ClusterSpec(
             None, world_size=world_size or 1, rank=rank or 0, coordinator=coordinator
         )
-    all_claims = [arguments, *_read_environment(environ, arguments)]
-    found_size, found_rank = _whole_place(all_claims)
-    local_rank = _agree("local_rank", [claims.local_rank for claims in all_claims])
-    address = _agree("coordinator", [claims.coordinator for claims in all_claims])
-    tasks = next((claims for claims in all_claims if claims.task_type), Claims())
+    all_hints = [arguments, *_read_environment(environ, arguments)]
+    found_size, found_rank = _whole_place(all_hints)
+    local_rank = _agree("local_rank", [hints.local_rank for hints in all_hints])
+    address = _agree("coordinator", [hints.coordinator for hints in all_hints])
+    tasks = next((hints for hints in all_hints if hints.task_type), ClusterHints())
     return ClusterSpec(
         strategy,
         world_size=found_size,
@@ -66,16 +66,16 @@ def resolve_cluster(
 
 
 def choose_strategy(
-    strategy: Any, *place: int | str | None, environ: Mapping[str, str] = os.environ
+    strategy: Any, *arguments: int | str | None, environ: Mapping[str, str] = os.environ
 ) -> Any:
     """Returns the user's strategy, or else the one of `keras-deepseek launch`.
 
-    If one of `place`, the arguments `world_size`, `rank` and `coordinator`, is given, the
+    If one of `arguments`, which are `world_size`, `rank` and `coordinator`, is given, the
     launcher's strategy is not used.
     """
     launched = environ.get(STRATEGY) or None
     check_strategy(launched)  # type: ignore[arg-type]
-    if strategy is None and all(each is None for each in place):
+    if strategy is None and all(argument is None for argument in arguments):
         return launched
     if strategy == "allreduce" and launched == "parameter_server":
         raise InvalidInputError(
@@ -94,36 +94,38 @@ def resolve_strategy(
     """
     if isinstance(strategy, ParameterServer):
         strategy = "parameter_server"
-    place = backend.current().distribution.read_strategy(strategy)
-    if place is not None:
+    strategy_task = backend.current().distribution.read_strategy(strategy)
+    if strategy_task is not None:
         strategy = "allreduce"
         names = "world_size", "rank", "coordinator"
-        for name, given, found in zip(names, (world_size, rank, coordinator), place, strict=True):
-            if given not in (None, found):
+        for name, argument, strategy_value in zip(
+            names, (world_size, rank, coordinator), strategy_task, strict=True
+        ):
+            if argument not in (None, strategy_value):
                 raise InvalidInputError(
-                    f"Received {name}={given!r}, but the strategy object runs with {found}. Leave "
-                    f"{name} out."
+                    f"Received {name}={argument!r}, but the strategy object runs with "
+                    f"{strategy_value}. Leave {name} out."
                 )
-        world_size, rank, coordinator = place
+        world_size, rank, coordinator = strategy_task
     is_name = strategy is None or isinstance(strategy, str)
     return strategy, resolve_cluster(strategy if is_name else None, world_size, rank, coordinator)
 
 
-def _read_arguments(world_size: Any, rank: Any, coordinator: Any) -> Claims:
-    size_claim = rank_claim = address_claim = None
+def _read_arguments(world_size: Any, rank: Any, coordinator: Any) -> ClusterHints:
+    size_hint = rank_hint = address_hint = None
     if world_size is not None:
         size = check_integer("world_size", world_size)
-        size_claim = Claim(size, f"the argument world_size={size}")
+        size_hint = Hint(size, f"the argument world_size={size}")
     if rank is not None:
         number = check_integer("rank", rank, minimum=0)
-        rank_claim = Claim(number, f"the argument rank={number}")
+        rank_hint = Hint(number, f"the argument rank={number}")
     if coordinator is not None:
         address = join_address(*parse_address("`coordinator`", coordinator))
-        address_claim = Claim(address, f"the argument coordinator={coordinator!r}")
-    return Claims(world_size=size_claim, rank=rank_claim, coordinator=address_claim)
+        address_hint = Hint(address, f"the argument coordinator={coordinator!r}")
+    return ClusterHints(world_size=size_hint, rank=rank_hint, coordinator=address_hint)
 
 
-def _read_environment(environ: Mapping[str, str], arguments: Claims) -> list[Claims]:
+def _read_environment(environ: Mapping[str, str], arguments: ClusterHints) -> list[ClusterHints]:
     launchers = [
         read_torchrun(environ),
         read_tf_config(environ),
@@ -132,26 +134,26 @@ def _read_environment(environ: Mapping[str, str], arguments: Claims) -> list[Cla
     if starts_each_process(environ):
         return launchers
     # A batch script of SLURM looks like a task. It is ignored if another source has the place.
-    is_said = any(_is_whole(claims) for claims in (arguments, *launchers))
-    slurm = Claims() if is_said and not is_slurm_task(environ) else read_slurm(environ)
+    is_said = any(_is_whole(hints) for hints in (arguments, *launchers))
+    slurm = ClusterHints() if is_said and not is_slurm_task(environ) else read_slurm(environ)
     return [*launchers, slurm, read_kubernetes(environ)]
 
 
-def _is_whole(claims: Claims) -> bool:
-    is_alone = claims.world_size is not None and claims.world_size.value == 1
-    return is_alone or (claims.world_size is not None and claims.rank is not None)
+def _is_whole(hints: ClusterHints) -> bool:
+    is_alone = hints.world_size is not None and hints.world_size.value == 1
+    return is_alone or (hints.world_size is not None and hints.rank is not None)
 
 
-def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
+def _whole_place(all_hints: Sequence[ClusterHints]) -> tuple[int, int]:
     """Returns world size and rank, or raises an error that names the missing one of them."""
-    world_size = _agree("world_size", [claims.world_size for claims in all_claims])
-    rank = _agree("rank", [claims.rank for claims in all_claims])
+    world_size = _agree("world_size", [hints.world_size for hints in all_hints])
+    rank = _agree("rank", [hints.rank for hints in all_hints])
     if world_size is None:
-        coordinator = _agree("coordinator", [claims.coordinator for claims in all_claims])
-        known = rank or coordinator
-        if known is not None:
+        coordinator = _agree("coordinator", [hints.coordinator for hints in all_hints])
+        hint = rank or coordinator
+        if hint is not None:
             raise InvalidInputError(
-                f"Received {known.origin}, but not the number of processes. Pass world_size to "
+                f"Received {hint.origin}, but not the number of processes. Pass world_size to "
                 "the Trainer, or set WORLD_SIZE."
             )
         return 1, 0
@@ -169,25 +171,25 @@ def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
     return world_size.value, rank.value
 
 
-def _agree(field: str, said: Sequence[Claim[Value] | None]) -> Claim[Value] | None:
-    """Returns the value on which all stated claims agree, or else the first derived value."""
-    stated = [claim for claim in said if claim is not None and not claim.is_derived]
+def _agree(field: str, hints: Sequence[Hint[Value] | None]) -> Hint[Value] | None:
+    """Returns the value on which all stated hints agree, or else the first derived value."""
+    stated = [hint for hint in hints if hint is not None and not hint.is_derived]
     for other in stated[1:]:
         if other.value != stated[0].value:
             raise InvalidInputError(
                 f"Received two different values of {field}: {stated[0].origin}, and "
                 f"{other.origin}. Unset the wrong one."
             )
-    derived = (claim for claim in said if claim is not None)
+    derived = (hint for hint in hints if hint is not None)
     return stated[0] if stated else next(derived, None)
 
 
 def _warn_of_trainings_apart(environ: Mapping[str, str]) -> None:
     try:
-        all_claims = _read_environment(environ, Claims())
+        all_hints = _read_environment(environ, ClusterHints())
     except InvalidInputError:  # The user did not ask for several processes.
         return
-    sizes = [claims.world_size for claims in all_claims if claims.world_size is not None]
+    sizes = [hints.world_size for hints in all_hints if hints.world_size is not None]
     origin = next((size.origin for size in sizes if size.value > 1), None)
     if origin is not None:
         _warn_once(origin)

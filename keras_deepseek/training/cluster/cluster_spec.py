@@ -94,6 +94,6 @@ class ClusterSpec:
 
 def check_strategy(strategy: Strategy | None) -> None:
     """Raises an error if a strategy is neither `None` nor a known name."""
-    known = get_args(Strategy)
-    if strategy is not None and strategy not in known:
-        raise InvalidInputError(unknown_name_message("distributed_strategy", strategy, known))
+    names = get_args(Strategy)
+    if strategy is not None and strategy not in names:
+        raise InvalidInputError(unknown_name_message("distributed_strategy", strategy, names))

@@ -22,44 +22,47 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
     are missing, the CPU is used with a warning. A single kind that is missing is an error.
     """
     _check_dict(device_map)
-    asked: dict[str, list[int]] = {}
-    for kind, given in device_map.items():
+    indices_by_kind: dict[str, list[int]] = {}
+    for kind, setting in device_map.items():
         if kind not in _KINDS:
             raise InvalidInputError(
                 unknown_name_message("device in device_map", kind, _KINDS)
                 + f" If {kind!r} is a pattern of layer names, its value must be a device, as in "
-                f"{{{kind!r}: 'gpu:0'}}; received {given!r}."
+                f"{{{kind!r}: 'gpu:0'}}; received {setting!r}."
             )
-        indices: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        indices: list[Any] = list(setting) if isinstance(setting, list | tuple) else [setting]
         name = f"device_map[{kind!r}]"
-        asked[kind] = [check_integer(name, index, minimum=0) for index in indices]
+        indices_by_kind[kind] = [check_integer(name, index, minimum=0) for index in indices]
         if not indices or len(set(indices)) < len(indices):
             raise InvalidInputError(
-                f"`{name}` must be one index or a list of different ones; received {given!r}."
+                f"`{name}` must be one index or a list of different ones; received {setting!r}."
             )
     counts = {kind: count_devices(kind) for kind in _KINDS}
     there = _list_devices(count_devices)
-    for kind, indices in asked.items():
+    for kind, indices in indices_by_kind.items():
         if counts[kind] and max(indices) >= counts[kind]:
             raise InvalidInputError(
                 f"device_map has {kind}:{max(indices)}, but this machine has {', '.join(there)}."
             )
-    missing = [kind for kind in asked if not counts[kind]]
-    if missing and len(asked) == 1:
+    missing = [kind for kind in indices_by_kind if not counts[kind]]
+    if missing and len(indices_by_kind) == 1:
         raise InvalidInputError(
             f"device_map is {dict(device_map)}, but this machine has {', '.join(there)}. Name one "
             "of these, as in {'cpu': 0}, or leave device_map out."
         )
-    found = [
-        f"{kind}:{index}" for kind, indices in asked.items() for index in indices if counts[kind]
+    devices = [
+        f"{kind}:{index}"
+        for kind, indices in indices_by_kind.items()
+        for index in indices
+        if counts[kind]
     ]
     if missing:
         _logger.log(
-            logging.INFO if found else logging.WARNING,
+            logging.INFO if devices else logging.WARNING,
             "device_map has %s, but this machine has %s: training on %s.",
-            *(", ".join(each) for each in (missing, there, found or ["cpu:0"])),
+            *(", ".join(names) for names in (missing, there, devices or ["cpu:0"])),
         )
-    return found or ["cpu:0"]
+    return devices or ["cpu:0"]
 
 
 def choose_layer_devices(

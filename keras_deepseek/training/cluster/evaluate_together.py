@@ -43,18 +43,18 @@ def evaluate_together(
     batch_size = batch_size or _BATCH_SIZE
     num_rows = int(_arrays(data)[0].shape[0])
     num_batches = -(-num_rows // batch_size)
-    each = -(-num_batches // processes.world_size) * batch_size
-    first = processes.rank * each
+    share = -(-num_batches // processes.world_size) * batch_size
+    first = processes.rank * share
     # A process without a batch evaluates one row, which does not count: metrics get variables.
-    rows = slice(first, first + each) if first < num_rows else slice(0, 1)
+    rows = slice(first, first + share) if first < num_rows else slice(0, 1)
     x, y, options["sample_weight"] = keras.tree.map_structure(
         lambda array: None if array is None else array[rows], data
     )
     returns_dict = options.pop("return_dict", False)
     evaluate(x=x, **without_none(y=y, batch_size=batch_size), **options)
     _sum_metrics(model, processes, counts=first < num_rows)
-    found = {name: _as_number(value) for name, value in model.get_metrics_result().items()}
-    return found if returns_dict else order_metrics(model, found)
+    results = {name: _as_number(value) for name, value in model.get_metrics_result().items()}
+    return results if returns_dict else order_metrics(model, results)
 
 
 @contextmanager

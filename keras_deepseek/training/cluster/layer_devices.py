@@ -48,7 +48,9 @@ def find_layer_devices(model: keras.Model, devices: Mapping[str, str]) -> list[L
     def visit(layer: keras.Layer, around: str) -> None:
         chosen[id(layer)] = around
         if layer is not model:
-            matched = (device for each, device in devices.items() if matches(layer.name, each))
+            matched = (
+                device for pattern, device in devices.items() if matches(layer.name, pattern)
+            )
             chosen[id(layer)] = next(matched, around)
         layers.append(layer)
         for inner in inner_layers(layer):

@@ -28,7 +28,7 @@ class LayerPlacement:
         self.default = next(iter(devices.values()))
         self._devices = dict(devices)
         self._stack: ExitStack | None = None
-        self._found: list[LayerDevice] = []
+        self._layer_devices: list[LayerDevice] = []
         self._placed: dict[int, tuple[keras.Variable, str]] = {}
         self._functions: dict[str, Any] = {}
         self._compiled_for: object = None
@@ -63,12 +63,12 @@ class LayerPlacement:
         """
         if self._stack is None or not model.built:
             return
-        if not self._found:
-            self._found = find_layer_devices(model, self._devices)
-            for each in self._found:
-                for variable in own_variables(each.layer):
-                    self._placed.setdefault(id(variable), (variable, each.device))
-            self._stack.enter_context(_computing(self._found))
+        if not self._layer_devices:
+            self._layer_devices = find_layer_devices(model, self._devices)
+            for layer_device in self._layer_devices:
+                for variable in own_variables(layer_device.layer):
+                    self._placed.setdefault(id(variable), (variable, layer_device.device))
+            self._stack.enter_context(_computing(self._layer_devices))
         optimizer = _inner(model.optimizer)
         is_any_moved = backend.current().devices.move_variables(
             self._list_variables(model), optimizer
@@ -76,13 +76,13 @@ class LayerPlacement:
         if is_any_moved and not is_in_step:
             # Functions that were compiled before refer to the variables before the move.
             self._functions.clear()
-            for each in self._found:
-                if isinstance(each.layer, keras.Model):
-                    each.layer.train_function = None
-                    each.layer.test_function = each.layer.predict_function = None
+            for layer_device in self._layer_devices:
+                if isinstance(layer_device.layer, keras.Model):
+                    layer_device.layer.train_function = None
+                    layer_device.layer.test_function = layer_device.layer.predict_function = None
 
     def _leave(self) -> None:
-        self._stack, self._found, self._placed = None, [], {}
+        self._stack, self._layer_devices, self._placed = None, [], {}
 
     def _list_variables(self, model: keras.Model) -> list[tuple[keras.Variable, str]]:
         """Lists all variables of a compiled model, each with the device of its layer."""
@@ -105,7 +105,7 @@ class LayerPlacement:
         """
 
         def make(weight: keras.Variable, make_slot: Callable[[], keras.Variable]) -> keras.Variable:
-            if not self._found:  # The model was built by the current step.
+            if not self._layer_devices:  # The model was built by the current step.
                 self.begin(model, is_in_step=True)
             _, device = self._placed.get(id(weight), (weight, self.default))
             with backend.current().devices.on_device(device):
@@ -127,7 +127,7 @@ class LayerPlacement:
         if self._compiled_for is not compiled:
             self._functions.clear()
             self._compiled_for = compiled
-        own = {name: getattr(model, name) for name in _FUNCTIONS}
+        model_functions = {name: getattr(model, name) for name in _FUNCTIONS}
 
         def lend(name: str) -> None:
             def make(force: bool = False) -> None:
@@ -147,7 +147,7 @@ class LayerPlacement:
             yield
         finally:
             is_same = compilation(model) is compiled
-            for name, function in own.items():
+            for name, function in model_functions.items():
                 delattr(model, f"make_{name}")
                 if is_same:
                     self._functions[name] = getattr(model, name)
@@ -155,26 +155,26 @@ class LayerPlacement:
 
 
 @contextmanager
-def _computing(found: list[LayerDevice]) -> Iterator[None]:
+def _computing(layer_devices: list[LayerDevice]) -> Iterator[None]:
     """Context manager in which layers compute on their devices."""
-    chosen = [each for each in found if each.meets_others]
-    own_calls = [vars(each.layer).get("call") for each in chosen]
-    for each in chosen:
-        each.layer.call = backend.current().devices.compute_on(
-            each.layer,
-            each.layer.call,
-            each.device,
-            is_away=each.is_away,
-            comes_back=each.comes_back,
+    chosen = [layer_device for layer_device in layer_devices if layer_device.meets_others]
+    own_calls = [vars(layer_device.layer).get("call") for layer_device in chosen]
+    for layer_device in chosen:
+        layer_device.layer.call = backend.current().devices.compute_on(
+            layer_device.layer,
+            layer_device.layer.call,
+            layer_device.device,
+            is_away=layer_device.is_away,
+            comes_back=layer_device.comes_back,
         )
     try:
         yield
     finally:
-        for each, own_call in zip(chosen, own_calls, strict=True):
+        for layer_device, own_call in zip(chosen, own_calls, strict=True):
             if own_call is None:
-                del each.layer.call
+                del layer_device.layer.call
             else:
-                each.layer.call = own_call
+                layer_device.layer.call = own_call
 
 
 def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

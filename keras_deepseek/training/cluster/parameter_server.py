@@ -102,26 +102,26 @@ def resolve_settings(
         return None
     if keras.backend.backend() == "tensorflow":
         strategy = _with_tf_config(strategy, environ)
-    asked = replace(
+    requested = replace(
         strategy,
         num_workers=_agree("num_workers", strategy.num_workers, NUM_WORKERS, environ),
         num_servers=_agree("num_servers", strategy.num_servers, NUM_SERVERS, environ),
         address=strategy.address or environ.get(RAY_ADDRESS) or None,
     )
-    if asked.num_workers is None:
+    if requested.num_workers is None:
         raise InvalidInputError(
             "A parameter server needs the number of workers. Pass "
             "distributed_strategy=training.ParameterServer(num_workers=2), or start the script by "
             "keras-deepseek launch --nproc 4 --strategy parameter_server: a chief, a server and "
             "two workers."
         )
-    bound = asked.staleness_bound
+    bound = requested.staleness_bound
     return ServerSettings(
-        num_workers=asked.num_workers,
-        num_servers=asked.num_servers or 1,
-        staleness_bound=2 * asked.num_workers if bound is None else bound,
-        snapshot_every=asked.snapshot_every,
-        address=asked.address,
+        num_workers=requested.num_workers,
+        num_servers=requested.num_servers or 1,
+        staleness_bound=2 * requested.num_workers if bound is None else bound,
+        snapshot_every=requested.snapshot_every,
+        address=requested.address,
     )
 
 
@@ -132,17 +132,17 @@ def _with_tf_config(strategy: ParameterServer, environ: Mapping[str, str]) -> Pa
             f"`address` is for Ray, on JAX and PyTorch; received {strategy.address!r}, and Keras "
             "runs on TensorFlow. Put the addresses of workers and servers into TF_CONFIG instead."
         )
-    claims = read_tf_config(environ)
-    if not claims.servers:
+    hints = read_tf_config(environ)
+    if not hints.servers:
         return strategy
-    found = {"num_workers": len(claims.workers) - 1, "num_servers": len(claims.servers)}
-    for name, number in found.items():
+    counts = {"num_workers": len(hints.workers) - 1, "num_servers": len(hints.servers)}
+    for name, number in counts.items():
         if getattr(strategy, name) not in (None, number):
             raise InvalidInputError(
                 f"Received ParameterServer({name}={getattr(strategy, name)}), but TF_CONFIG names "
                 f"{number}. Leave the argument out."
             )
-    return replace(strategy, num_workers=found["num_workers"], num_servers=found["num_servers"])
+    return replace(strategy, num_workers=counts["num_workers"], num_servers=counts["num_servers"])
 
 
 def _agree(

@@ -27,15 +27,15 @@ def predict_together(model: keras.Model, x: Any, processes: Processes, **options
     if options.get("steps") is not None or not all(hasattr(array, "shape") for array in arrays):
         return model.predict(x, **options)
     num_rows = arrays[0].shape[0]
-    each = -(-num_rows // processes.world_size)
-    first = processes.rank * each
-    own = min(max(num_rows - first, 0), each)
+    share = -(-num_rows // processes.world_size)
+    first = processes.rank * share
+    num_own_rows = min(max(num_rows - first, 0), share)
     # A process without rows predicts one and drops it: the empty outputs need a shape.
     begin = min(first, num_rows - 1)
-    part = keras.tree.map_structure(lambda array: array[begin : begin + max(own, 1)], x)
+    part = keras.tree.map_structure(lambda array: array[begin : begin + max(num_own_rows, 1)], x)
     batch_size = options.pop("batch_size", None) or _BATCH_SIZE
     options["batch_size"] = -(-batch_size // processes.world_size)
     outputs = model.predict(part, **options)
     return keras.tree.map_structure(
-        lambda output: np.concatenate(processes.gather(output[:own])), outputs
+        lambda output: np.concatenate(processes.gather(output[:num_own_rows])), outputs
     )

@@ -82,13 +82,13 @@ def transformer_layout_map(
         if axis not in sizes:
             raise InvalidInputError(unknown_name_message("axis of the mesh", axis, sizes))
     layout_map = keras.distribution.LayoutMap(device_mesh)
-    seen: set[str] = set()
+    split_paths: set[str] = set()
     whole: list[keras.Variable] = []
     for layer in flatten_layers(model):
         for variable, dims, axis in _find_splits(layer, model_axis, expert_axis):
-            if variable is None or variable.path in seen:
+            if variable is None or variable.path in split_paths:
                 continue  # The layer has no bias, or was found twice.
-            seen.add(variable.path)
+            split_paths.add(variable.path)
             dim = next((dim for dim in dims if variable.shape[dim] % sizes[axis] == 0), None)
             if dim is None:
                 whole.append(variable)
@@ -101,7 +101,7 @@ def transformer_layout_map(
             f"features or rows are divisible by {sizes[model_axis]} devices."
         )
     if whole:
-        names = ", ".join(f"{each.path} {tuple(each.shape)}" for each in whole)
+        names = ", ".join(f"{variable.path} {tuple(variable.shape)}" for variable in whole)
         _logger.warning("Not divisible by the devices, so whole on each: %s.", names)
     return layout_map
 
@@ -137,7 +137,7 @@ def _split_projection(layer: keras.layers.EinsumDense, axis: str) -> Iterator[Sp
     groups = [letter for letter in kernel if letter in inputs and letter in outputs]
     produced = [letter for letter in kernel if letter not in inputs]
     consumed = [letter for letter in kernel if letter not in outputs]
-    heads = next((each for each in (groups, produced[:-1], consumed[:-1]) if each), None)
+    heads = next((letters for letters in (groups, produced[:-1], consumed[:-1]) if letters), None)
     if heads is None:
         return
     yield layer.kernel, (kernel.index(heads[0]),), axis

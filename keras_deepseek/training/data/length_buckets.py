@@ -130,7 +130,7 @@ class LengthBuckets(keras.utils.PyDataset):
         if self.shuffle:
             rng.shuffle(batches)
         # If the first two batches have the same length, Keras on TensorFlow expects it for all.
-        other = next((i for i, each in enumerate(batches) if each[0] != batches[0][0]), None)
+        other = next((i for i, batch in enumerate(batches) if batch[0] != batches[0][0]), None)
         if other is not None:
             batches[1], batches[other] = batches[other], batches[1]
         return batches
@@ -144,13 +144,13 @@ class LengthBuckets(keras.utils.PyDataset):
         Those that fill none join the next bucket.
         """
         batches: list[list[int]] = []
-        rest: list[int] = []
+        carried: list[int] = []
         for length, longer in zip(self.boundaries, [*self.boundaries[1:], None], strict=True):
-            members, size = rest + buckets[length], self._sizes[length]
+            members, size = carried + buckets[length], self._sizes[length]
             moves_up = longer is not None and self._sizes[longer] == size
             end = len(members) - len(members) % size if moves_up else len(members)
             batches += [members[i : min(i + size, end)] for i in range(0, end, size)]
-            rest = members[end:]
+            carried = members[end:]
         return batches
 
 

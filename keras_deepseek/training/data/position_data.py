@@ -119,10 +119,10 @@ def position_data(
         arrays = tuple(options.get(name) for name in ("x", "y", "sample_weight"))
         train, options["validation_data"] = split_validation(arrays, split)
         options.update(zip(("x", "y", "sample_weight"), train, strict=True))
-    given = {name: options.pop(name, None) for name in _OF_THE_DATA}
+    data_arguments = {name: options.pop(name, None) for name in _OF_THE_DATA}
     shuffle = options.pop("shuffle", None)
-    source = open_batch_source(**given, shuffle=shuffle, seed=seed, share=share)
-    data = PositionedData(BatchStream(source, given["steps_per_epoch"]))
-    if given["batch_size"] is not None:
-        options.setdefault("validation_batch_size", given["batch_size"])
+    source = open_batch_source(**data_arguments, shuffle=shuffle, seed=seed, share=share)
+    data = PositionedData(BatchStream(source, data_arguments["steps_per_epoch"]))
+    if data_arguments["batch_size"] is not None:
+        options.setdefault("validation_batch_size", data_arguments["batch_size"])
     return {**options, "x": data}, data

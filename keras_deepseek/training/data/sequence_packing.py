@@ -83,10 +83,10 @@ def pack_sequences(
     if seed is not None:
         seed = check_integer("seed", seed, minimum=0)
     arrays, lengths = read_features(features)
-    taken = sorted({"segment_ids", "positions"} & set(arrays))
-    if taken:
+    reserved = sorted({"segment_ids", "positions"} & set(arrays))
+    if reserved:
         raise InvalidInputError(
-            f"Received a feature named {taken[0]!r}, which is the name of a result. Rename it."
+            f"Received a feature named {reserved[0]!r}, which is the name of a result. Rename it."
         )
     padding = check_padding(padding, arrays)
     rows = _fit(list(_cut(lengths, length, when_longer)), length)
@@ -105,12 +105,12 @@ def pack_sequences(
     for row, pieces in enumerate(rows):
         start = 0
         for number, (document, first, last) in enumerate(pieces, 1):
-            place = slice(start, start + last - first)
+            tokens = slice(start, start + last - first)
             for name, documents in arrays.items():
-                packed[name][row, place] = documents[document][first:last]
-            packed["segment_ids"][row, place] = number
-            packed["positions"][row, place] = np.arange(last - first)
-            start = place.stop
+                packed[name][row, tokens] = documents[document][first:last]
+            packed["segment_ids"][row, tokens] = number
+            packed["positions"][row, tokens] = np.arange(last - first)
+            start = tokens.stop
     return packed
 
 
@@ -152,9 +152,9 @@ def _fit(pieces: list[Piece], length: int) -> list[list[Piece]]:
             if not by_room[room]:
                 del rooms[at]
         rows[row].append(piece)
-        left = room - size
-        if left:
-            if not by_room.setdefault(left, []):
-                insort(rooms, left)
-            by_room[left].append(row)
+        remaining = room - size
+        if remaining:
+            if not by_room.setdefault(remaining, []):
+                insort(rooms, remaining)
+            by_room[remaining].append(row)
     return rows

@@ -71,13 +71,13 @@ def mask_tokens(
             f"{mask_share} and {random_share}."
         )
     special = np.unique([mask_token_id, *special_token_ids])
-    others = np.setdiff1d(np.arange(vocabulary_size), special)
-    if not len(others):
+    ordinary = np.setdiff1d(np.arange(vocabulary_size), special)
+    if not len(ordinary):
         raise InvalidInputError(f"All {vocabulary_size} tokens are special: none can be masked.")
     rng = np.random.default_rng(seed)
     is_chosen = _choose(~np.isin(rows, special), share, rng)
     fate = rng.random(rows.shape)
-    drawn = others[rng.integers(0, len(others), rows.shape)]
+    drawn = ordinary[rng.integers(0, len(ordinary), rows.shape)]
     changed = np.where(
         fate < mask_share,
         mask_token_id,

@@ -29,16 +29,16 @@ _CHOSEN_BY_OUTPUTS = ("accuracy", "acc")
 
 def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
     """Returns the given model, or the model that the given function builds."""
-    made = model
+    built = model
     if not isinstance(model, keras.Layer) and callable(model):  # A model is callable too.
         _check_no_arguments(model)
-        made = model()
-    if not isinstance(made, keras.Model):
+        built = model()
+    if not isinstance(built, keras.Model):
         raise InvalidInputError(
             "`model` must be a keras.Model, or a function that builds one; received "
-            f"{type(made).__name__}: {made!r}."
+            f"{type(built).__name__}: {built!r}."
         )
-    return made
+    return built
 
 
 def _check_no_arguments(function: Callable[..., Any]) -> None:
@@ -68,12 +68,12 @@ def compile_model(
     """
     if metrics is not None and not isinstance(metrics, list | tuple | dict):
         metrics = [metrics]  # A single metric needs no list.
-    given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
-    given = {name: value for name, value in given.items() if value is not None}
+    arguments = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     settings = compile_arguments(model) if model.compiled else {}
     if model.compiled:
         settings["optimizer"] = model.optimizer  # The object, with its state.
-    settings.update(given)
+    settings.update(arguments)
     if settings.get("optimizer") is None:
         raise InvalidInputError(
             f"Model {model.name!r} was not compiled with an optimizer: pass "
@@ -81,13 +81,13 @@ def compile_model(
         )
     compiled = settings["optimizer"]
     settings["optimizer"] = with_loss_scaling(_find("optimizer", compiled), policy)
-    for each in _leaves(loss):
-        _find("loss", each)
+    for loss_leaf in _leaves(loss):
+        _find("loss", loss_leaf)
     _check_outputs(model, loss)
     for metric in _leaves(metrics):
         if str(metric).lower() not in _CHOSEN_BY_OUTPUTS:
             _find("metric", metric)
-    if given or settings["optimizer"] is not compiled:
+    if arguments or settings["optimizer"] is not compiled:
         settings["auto_scale_loss"] = False
         model.compile(**_arguments_of_compile(model, settings))
 
@@ -100,23 +100,28 @@ def _arguments_of_compile(model: keras.Model, settings: dict[str, Any]) -> dict[
     if type(model).compile is keras.Model.compile:
         return settings
     parameters = inspect.signature(model.compile).parameters
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    known = {name: each for name, each in settings.items() if takes_any or name in parameters}
-    unknown = [name for name in ("optimizer", "loss", "metrics") if name in settings.keys() - known]
-    keras_s = inspect.signature(keras.Model.compile).parameters
-    own = [
-        name
-        for name, each in parameters.items()
-        if name not in keras_s and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    accepted = {
+        name: setting for name, setting in settings.items() if takes_any or name in parameters
+    }
+    unknown = [
+        name for name in ("optimizer", "loss", "metrics") if name in settings.keys() - accepted
     ]
-    lost = [name for name in own if not hasattr(model, name)] if model.compiled else []
+    keras_parameters = inspect.signature(keras.Model.compile).parameters
+    added_names = [
+        name
+        for name, parameter in parameters.items()
+        if name not in keras_parameters
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    lost = [name for name in added_names if not hasattr(model, name)] if model.compiled else []
     if unknown or lost:
         what = f"takes no {', '.join(unknown)}" if unknown else f"would lose its {', '.join(lost)}"
         raise InvalidInputError(
             f"compile() of {type(model).__name__!r} {what}: compile the model yourself, with all "
             "its arguments, and give the Trainer no optimizer, loss or metrics, and no float16."
         )
-    return known | {name: getattr(model, name) for name in own if hasattr(model, name)}
+    return accepted | {name: getattr(model, name) for name in added_names if hasattr(model, name)}
 
 
 def _check_outputs(model: keras.Model, loss: Any) -> None:
@@ -142,7 +147,7 @@ def _leaves(structure: Any) -> list[Any]:
         return []
     if isinstance(structure, dict | list | tuple):
         inner = structure.values() if isinstance(structure, dict) else structure
-        return [leaf for each in inner for leaf in _leaves(each)]
+        return [leaf for nested in inner for leaf in _leaves(nested)]
     return [] if structure is None else [structure]
 
 

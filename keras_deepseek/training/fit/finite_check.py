@@ -54,9 +54,9 @@ class FiniteCheck(keras.callbacks.Callback):
         if loss is None or math.isfinite(loss):
             return
         # Keras may report steps in another order than it ran them.
-        found = (self._epoch, batch, float(loss))
-        if self._found is None or found < self._found:
-            self._found = found
+        loss_position = (self._epoch, batch, float(loss))
+        if self._found is None or loss_position < self._found:
+            self._found = loss_position
         if self._trained is not None:
             self._trained.stop_training = True
 
@@ -103,11 +103,11 @@ class FiniteCheck(keras.callbacks.Callback):
             return
         self._is_checked = True
         model = self.model  # On JAX this reads the variables back.
-        found = find_not_finite(model.trainable_variables)
-        if found:
+        not_finite = find_not_finite(model.trainable_variables)
+        if not_finite:
             raise TrainingDivergedError(
-                f"Weights of {model.name!r} are not finite, such as {found[0]!r}, although the "
-                f"loss is finite: a batch up to {self._newest + 1} of epoch {self._epoch + 1} had "
-                "NaN in it, or gradients that overflow. guard='stop' names the batch, guard='skip' "
-                "skips such batches. Continue from a checkpoint."
+                f"Weights of {model.name!r} are not finite, such as {not_finite[0]!r}, although "
+                f"the loss is finite: a batch up to {self._newest + 1} of epoch {self._epoch + 1} "
+                "had NaN in it, or gradients that overflow. guard='stop' names the batch, "
+                "guard='skip' skips such batches. Continue from a checkpoint."
             )

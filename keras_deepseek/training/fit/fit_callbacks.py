@@ -95,8 +95,8 @@ def prepared_callbacks(
             for callback in callbacks:
                 if isinstance(callback, ProgressDisplay | StepLogger):
                     stack.callback(callback.close)
-            for logger, before in loggers.items():
-                logger.resume = before
+            for logger, was_resumed in loggers.items():
+                logger.resume = was_resumed
 
 
 class _ResetNaNBest(keras.callbacks.Callback):

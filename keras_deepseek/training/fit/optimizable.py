@@ -19,12 +19,12 @@ def check_optimizable(model: keras.Model, placement: Placement, *, uses_servers:
             f"Model {model.name!r} is optimized already: leave optimize_graph out. It trains by "
             "programs if it was made by graph.optimize(..., mode='train')."
         )
-    found = {
+    dividers = {
         "a parameter server": uses_servers,
         "devices for layers (device_map)": placement.layers is not None,
         "ModelParallel": isinstance(placement.distribution, keras.distribution.ModelParallel),
     }
-    for name, is_used in found.items():
+    for name, is_used in dividers.items():
         if is_used:
             raise NotSupportedError(
                 f"optimize_graph=True makes one program of the model, but {name} divides the "

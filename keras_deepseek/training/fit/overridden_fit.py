@@ -13,7 +13,7 @@ import keras
 from keras_deepseek.errors import InvalidInputError
 
 _KERAS_FIT = inspect.signature(keras.Model.fit)
-_DEFAULTS = {name: each.default for name, each in _KERAS_FIT.parameters.items()}
+_DEFAULTS = {name: parameter.default for name, parameter in _KERAS_FIT.parameters.items()}
 _ALWAYS_PASSED = ("x", "y", "batch_size", "epochs", "callbacks", "verbose")
 """The arguments of `keras.Model.fit` that a training always has."""
 
@@ -74,13 +74,15 @@ class _OverriddenFit:
         It is used for this one model, so that no class of Keras or of the user is changed.
         """
         last = type("KerasFit", (keras.Model,), {"fit": self._replace_fit})
-        own = self._model_class
-        return type(own.__name__, (own, last), {"__module__": own.__module__})
+        model_class = self._model_class
+        return type(
+            model_class.__name__, (model_class, last), {"__module__": model_class.__module__}
+        )
 
-    def _replace_fit(self, *given: Any, **options: Any) -> Any:
+    def _replace_fit(self, *positional: Any, **options: Any) -> Any:
         """Trains with the arguments that an overridden `fit` passes to `super().fit`."""
         self._is_keras_fit_reached = True
-        arguments = dict(_KERAS_FIT.bind(self._model, *given, **options).arguments)
+        arguments = dict(_KERAS_FIT.bind(self._model, *positional, **options).arguments)
         del arguments["self"]
         with _temporary_class(self._model, self._model_class):  # Callbacks must see this class.
             return self._train({name: _DEFAULTS[name] for name in _ALWAYS_PASSED} | arguments)
@@ -104,10 +106,10 @@ def _is_default(value: Any, default: Any) -> bool:
 
 @contextmanager
 def _temporary_class(model: keras.Model, model_class: type) -> Iterator[None]:
-    before = type(model)
+    old_class = type(model)
     # Not by `setattr`: the `__setattr__` of layers records each attribute.
     object.__setattr__(model, "__class__", model_class)
     try:
         yield
     finally:
-        object.__setattr__(model, "__class__", before)
+        object.__setattr__(model, "__class__", old_class)

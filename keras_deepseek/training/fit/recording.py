@@ -1,4 +1,4 @@
-"""The trainer's part of a run record: step figures, arguments, the model, and failures."""
+"""The trainer's part of a run record: step metrics, arguments, the model, and failures."""
 
 import functools
 from collections import deque
@@ -10,7 +10,7 @@ import keras
 
 from keras_deepseek.backend.keras_private.layers import example_inputs
 from keras_deepseek.callbacks.run_recorder import RequestProfile, RunLink, RunRecorder
-from keras_deepseek.callbacks.step_figures import StepFigures
+from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.graph.layer_graph import draw_layers, list_layers
 from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.passes import PASSES
@@ -22,7 +22,7 @@ _PLAIN = (bool, int, float, str)
 @contextmanager
 def recording(
     recorders: Sequence[RunRecorder],
-    figures: StepFigures | None,
+    step_metrics: StepMetrics | None,
     *,
     arguments: Mapping[str, Any],
     documents: Mapping[str, Callable[[], Any]],
@@ -33,7 +33,7 @@ def recording(
 
     An error that ends the training becomes the reason of its failure in their records.
 
-    `figures` is `None` if no process records the training.
+    `step_metrics` is `None` if no process records the training.
     """
     for recorder in recorders:
         recorder.link = RunLink(
@@ -43,8 +43,8 @@ def recording(
             request_profile=request_profile,
         )
     try:
-        queues = [recorder.link.figures for recorder in recorders] or [deque(maxlen=0)]
-        with nullcontext() if figures is None else figures.read_by(queues):
+        queues = [recorder.link.step_metrics for recorder in recorders] or [deque(maxlen=0)]
+        with nullcontext() if step_metrics is None else step_metrics.read_by(queues):
             yield
     except BaseException as error:
         for recorder in recorders:
@@ -57,11 +57,11 @@ def recording(
 
 def find_recorders(callbacks: Sequence[keras.callbacks.Callback]) -> list[RunRecorder]:
     """Returns the callbacks that record the run."""
-    return [each for each in callbacks if isinstance(each, RunRecorder)]
+    return [callback for callback in callbacks if isinstance(callback, RunRecorder)]
 
 
 def graph_documents(
-    model: keras.Model, figures: StepFigures, batch_size: int | None, *, optimize_graph: bool
+    model: keras.Model, step_metrics: StepMetrics, batch_size: int | None, *, optimize_graph: bool
 ) -> dict[str, Callable[[], Any]]:
     """Returns functions that draw the model, and the graph of its step if that is optimized.
 
@@ -74,17 +74,17 @@ def graph_documents(
         model = model.original
 
     def with_rows(tensor: Any) -> keras.KerasTensor:
-        rows, *others = tensor.shape
-        shape = ((batch_size or _BATCH_SIZE) if rows is None else rows, *others)
+        rows, *dims = tensor.shape
+        shape = ((batch_size or _BATCH_SIZE) if rows is None else rows, *dims)
         return keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))
 
     def draw(passes: Collection[str] | None = None) -> dict[str, Any]:
         # A model's own step does not tell its inputs.
-        inputs = example_inputs(model) if figures.inputs is None else figures.inputs
+        inputs = example_inputs(model) if step_metrics.inputs is None else step_metrics.inputs
         if inputs is None:
             return list_layers(model, "the shapes of the inputs are not known").as_document()
-        known = keras.tree.map_structure(with_rows, inputs)
-        return draw_layers(model, known, passes=passes).as_document()
+        input_specs = keras.tree.map_structure(with_rows, inputs)
+        return draw_layers(model, input_specs, passes=passes).as_document()
 
     if passes is None:
         return {"model_graph": draw}
@@ -99,15 +99,15 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def optimizer_arguments(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     """Returns the class of an optimizer, and its learning rate if that is a number."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    found: dict[str, Any] = {"optimizer": type(inner).__name__}
+    arguments: dict[str, Any] = {"optimizer": type(inner).__name__}
     if isinstance(inner.learning_rate, keras.Variable):
-        found["learning_rate"] = float(keras.ops.convert_to_numpy(inner.learning_rate))
-    return found
+        arguments["learning_rate"] = float(keras.ops.convert_to_numpy(inner.learning_rate))
+    return arguments
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+        return all(isinstance(name, str) and _is_plain(nested) for name, nested in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return isinstance(value, _PLAIN)

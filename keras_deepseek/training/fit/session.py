@@ -19,8 +19,8 @@ from keras_deepseek.training.checkpoints.streamed_training import feed
 from keras_deepseek.training.checkpoints.training_state import write_weights
 from keras_deepseek.training.cluster.evaluate_together import validating_together
 from keras_deepseek.training.cluster.placement import Placement
-from keras_deepseek.training.cluster.same_arguments import (
-    check_same_arguments,
+from keras_deepseek.training.cluster.rank_consistency import (
+    check_consistent_across_ranks,
     data_shapes,
     plain_attributes,
 )
@@ -76,10 +76,12 @@ class Session:
         """Raises an error if the processes have different models or options."""
         policy = self._plan.policy
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
-        check_same_arguments(
+        check_consistent_across_ranks(
             self._processes,
             {
-                "the model": [(each.shape, each.dtype) for each in self._model.variables],
+                "the model": [
+                    (variable.shape, variable.dtype) for variable in self._model.variables
+                ],
                 "the optimizer": plain_attributes(optimizer),
                 "the precision": policy and policy.name,
                 **{
@@ -134,8 +136,8 @@ class Session:
         self._check(arguments, resume)
         goes_on = resume or self.resumed is not None
         position = PositionTracker(self._plan)
-        own = [position, self._plan.profiler, *self._plan.callbacks]
-        chosen = [*own, *callbacks, *list_callbacks(own_callbacks)]
+        plan_callbacks = [position, self._plan.profiler, *self._plan.callbacks]
+        chosen = [*plan_callbacks, *callbacks, *list_callbacks(own_callbacks)]
         # All processes must run the same step, also those that write no record.
         is_recorded = self._processes.broadcast(find_recorders(chosen) != [])
         if self._processes.rank > 0:
@@ -148,19 +150,19 @@ class Session:
             self._print_notices(arguments["epochs"])
         with (
             error_notes(self._model, self._plan, position),
-            prepared_callbacks(chosen, verbose, resume=goes_on) as shown,
+            prepared_callbacks(chosen, verbose, resume=goes_on) as keras_verbose,
             self._recording(chosen, arguments, is_recorded=is_recorded),
             self.in_training(),
             validating_together(self._model, self._processes),
             self._feed(
-                {**arguments, "callbacks": chosen, "verbose": shown},
+                {**arguments, "callbacks": chosen, "verbose": keras_verbose},
                 needs_stream=needs_stream or run_workers is not None,
-            ) as given,
-            contextlib.nullcontext() if run_workers is None else run_workers(given),
+            ) as fit_arguments,
+            contextlib.nullcontext() if run_workers is None else run_workers(fit_arguments),
         ):
-            if isinstance(given["x"], PositionedData):
-                self._plan.figures.stream = given["x"].stream
-            yield given
+            if isinstance(fit_arguments["x"], PositionedData):
+                self._plan.step_metrics.stream = fit_arguments["x"].stream
+            yield fit_arguments
 
     @contextlib.contextmanager
     def in_training(self) -> Iterator[None]:
@@ -183,7 +185,7 @@ class Session:
         checkpoints = None if uses_workers else self._checkpoints
         return recording(
             find_recorders(callbacks),
-            self._plan.figures if is_recorded else None,
+            self._plan.step_metrics if is_recorded else None,
             arguments={
                 **self._arguments,
                 **plain_arguments(arguments),
@@ -191,7 +193,7 @@ class Session:
             },
             documents=graph_documents(
                 self._model,
-                self._plan.figures,
+                self._plan.step_metrics,
                 arguments.get("batch_size"),
                 optimize_graph=self._plan.options.optimize_graph,
             ),
@@ -210,7 +212,7 @@ class Session:
             check_test_loss(self._model)
         check_boolean("resume", resume)
         check_options(arguments, resume=resume or self.resumed is not None)
-        check_same_arguments(
+        check_consistent_across_ranks(
             self._processes,
             {
                 "the shapes of the data": data_shapes(arguments["x"], arguments["y"]),

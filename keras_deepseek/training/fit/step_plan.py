@@ -11,14 +11,14 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
-from keras_deepseek.callbacks.step_figures import StepFigures
+from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.graph.program_call import ProgramCall
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.data.position_data import check_data, check_targets
 from keras_deepseek.training.fit.finite_check import FiniteCheck
 from keras_deepseek.training.fit.guard_callback import GuardCallback
-from keras_deepseek.training.fit.kept_memory import kept_memory
+from keras_deepseek.training.fit.tune_malloc import tune_malloc
 from keras_deepseek.training.step.gradient_clip import check_single_clip
 from keras_deepseek.training.step.gradient_update import GradientUpdate
 from keras_deepseek.training.step.guard_metric import GuardMetric
@@ -67,9 +67,9 @@ class StepPlan:
         self._check_options()
         self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self.profiler = StepProfiler(model)
-        self.figures = StepFigures()
-        """The figures of each step, for recorders."""
-        statistics = LayerStatistics(model, self.figures, is_by_layer=options.layer_statistics)
+        self.step_metrics = StepMetrics()
+        """The metrics of each step, for recorders."""
+        statistics = LayerStatistics(model, self.step_metrics, is_by_layer=options.layer_statistics)
         self._training_step = TrainingStep(
             model,
             compute,
@@ -113,8 +113,8 @@ class StepPlan:
         """Context manager in which the model trains by this plan's step."""
         self.check_model()
         with contextlib.ExitStack() as stack:
-            if self.options.keep_memory:
-                stack.enter_context(kept_memory())
+            if self.options.tune_malloc:
+                stack.enter_context(tune_malloc())
             stack.enter_context(self._step.use())
             if self._guard_metric is not None:
                 stack.enter_context(add_metric(self._model, self._guard_metric))
@@ -145,9 +145,9 @@ class StepPlan:
     @property
     def needs_targets(self) -> bool:
         """True if the only loss is a Keras loss between outputs and targets."""
-        is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
+        is_keras_default = type(self._model).compute_loss is keras.Model.compute_loss
         is_ours = not (self._is_own_compute or overrides_train_step(self._model))
-        return is_ours and is_kerass and self._model.loss is not None
+        return is_ours and is_keras_default and self._model.loss is not None
 
     @property
     def num_steps(self) -> int:
@@ -183,9 +183,12 @@ class StepPlan:
         """Raises an error if an evaluation would have no data, no loss or no targets."""
         check_data(x, None, "test data")
         check_test_loss(self._model)
-        own = type(self._model)
-        is_kerass = own.evaluate is keras.Model.evaluate and own.test_step is keras.Model.test_step
-        if is_kerass and self.needs_targets:
+        model_class = type(self._model)
+        is_keras_default = (
+            model_class.evaluate is keras.Model.evaluate
+            and model_class.test_step is keras.Model.test_step
+        )
+        if is_keras_default and self.needs_targets:
             check_targets(x, y)
 
     def count_kept_bytes(self, data: Any) -> int:
@@ -214,7 +217,7 @@ class StepPlan:
             self._in_precision(prepare),
             extra_variables,
             is_compilable=self.parallelism.is_compilable,
-            figures=self.figures,
+            step_metrics=self.step_metrics,
             profiler=self.profiler,
         )
 
@@ -236,15 +239,15 @@ class StepPlan:
 
 def _check_trainable(model: keras.Model) -> None:
     """Raises an error if weights were frozen or unfrozen in a way the optimizer can't handle."""
-    known, trainable = optimized_variables(model.optimizer), model.trainable_variables
+    optimized, trainable = optimized_variables(model.optimizer), model.trainable_variables
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if known is None:
+    if optimized is None:
         return
-    ids = {id(variable) for variable in known}
+    ids = {id(variable) for variable in optimized}
     new = [variable.path for variable in trainable if id(variable) not in ids]
     if new:
         what = f"{new[0]!r} became trainable after the optimizer was built without it"
-    elif optimizer.use_ema and len(trainable) < len(known):
+    elif optimizer.use_ema and len(trainable) < len(optimized):
         what = "Weights were frozen after the optimizer was built with use_ema for all of them"
     else:
         return

@@ -16,8 +16,12 @@ def add_stop_iteration_check(callbacks: list[keras.callbacks.Callback]) -> None:
     If a callback between them raises StopIteration, Keras ends the epoch, and the last callback
     misses a call. At the end of the data, neither is called. Our own callbacks need no check.
     """
-    kinds = [type(each) for each in callbacks]
-    names = [each.__name__ for each in kinds if not each.__module__.startswith(_OWN)]
+    callback_types = [type(callback) for callback in callbacks]
+    names = [
+        callback_type.__name__
+        for callback_type in callback_types
+        if not callback_type.__module__.startswith(_OWN)
+    ]
     if names:
         last = _CallCounter()
         callbacks.insert(0, _CallComparer(last, names))

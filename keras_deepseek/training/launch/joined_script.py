@@ -56,17 +56,17 @@ class JoinAfterImport(MetaPathFinder, Loader):
         """Returns Keras's import spec, with this object as its loader."""
         if name not in _IMPORTED or os.getpid() != self._process:
             return None
-        others = [finder for finder in sys.meta_path if finder is not self]
-        found = (finder.find_spec(name, path, target) for finder in others)
-        spec = next((each for each in found if each is not None), None)
+        finders = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(name, path, target) for finder in finders)
+        spec = next((candidate for candidate in specs if candidate is not None), None)
         if spec is not None:
             self._loaders[name], spec.loader = spec.loader, self
         return spec
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
         """Creates the module of Keras by its own loader."""
-        made: types.ModuleType | None = self._loaders[spec.name].create_module(spec)
-        return made
+        module: types.ModuleType | None = self._loaders[spec.name].create_module(spec)
+        return module
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Runs Keras's own loader, and then joins the other processes."""

@@ -28,9 +28,10 @@ class Output:
 
     def _write(self, stream: BinaryIO, data: bytes) -> None:
         try:
-            left = memoryview(data)
-            while left:  # Without a buffer, as under PYTHONUNBUFFERED, only a part may be written.
-                left = left[stream.write(left) :]
+            unwritten = memoryview(data)
+            # Without a buffer, as under PYTHONUNBUFFERED, only a part may be written.
+            while unwritten:
+                unwritten = unwritten[stream.write(unwritten) :]
             stream.flush()
         except OSError:
             # Bytes that are still in the buffer would fail again, also when Python ends.

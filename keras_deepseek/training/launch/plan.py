@@ -113,9 +113,9 @@ class LaunchPlan:
         try:
             compile(Path(self.script).read_bytes(), self.script, "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as error:
-            place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             raise InvalidInputError(
-                f"The script has an error: {self.script!r}{place}: {getattr(error, 'msg', error)}."
+                f"The script has an error: {self.script!r}{line}: {getattr(error, 'msg', error)}."
             ) from error
 
     def _check_nodes(self) -> None:

@@ -49,13 +49,13 @@ def make_environment(
     that of the launcher.
     """
     # These variables may be about the launchers, and not about the processes that they start.
-    kept = {
+    inherited = {
         name: value
         for name, value in environ.items()
         if name not in ("TF_CONFIG", STRATEGY) and not name.startswith("KERAS_DISTRIBUTION_")
     }
     host, port = addresses[0]
-    made = {
+    variables = {
         "RANK": str(plan.first_rank + local_rank),
         "WORLD_SIZE": str(plan.nnodes * plan.num_started),
         "LOCAL_RANK": str(local_rank),
@@ -66,19 +66,19 @@ def make_environment(
         RESTART: str(restart + int(environ.get(RESTART, "0"))),
     }
     if plan.world_size > 1:
-        made[STRATEGY] = plan.strategy
+        variables[STRATEGY] = plan.strategy
     if _needs_tf_config(plan):
-        made["TF_CONFIG"] = _make_tf_config(local_rank, addresses)
+        variables["TF_CONFIG"] = _make_tf_config(local_rank, addresses)
     if plan.is_served:
-        made[NUM_WORKERS] = str(plan.nproc - plan.num_servers - 1)
-        made[NUM_SERVERS] = str(plan.num_servers)
+        variables[NUM_WORKERS] = str(plan.nproc - plan.num_servers - 1)
+        variables[NUM_SERVERS] = str(plan.num_servers)
         if plan.ray is not None:
-            made[RAY_ADDRESS] = plan.ray
+            variables[RAY_ADDRESS] = plan.ray
     # Else a process whose output goes into a pipe would buffer its lines.
     defaults = {"PYTHONUNBUFFERED": "1"}
     if plan.backend == "jax" and plan.num_started > 1:
         defaults[_GPUS_OF_JAX] = str(local_rank)
-    return {**defaults, **kept, **made}
+    return {**defaults, **inherited, **variables}
 
 
 def make_secret(plan: LaunchPlan, environ: Mapping[str, str]) -> dict[str, str]:

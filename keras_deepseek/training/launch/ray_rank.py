@@ -42,8 +42,8 @@ class RemoteRank:
     def __init__(self) -> None:
         import ray
 
-        own = ray.get_runtime_context().get_node_id()
-        host = next(each["NodeManagerAddress"] for each in ray.nodes() if each["NodeID"] == own)
+        node_id = ray.get_runtime_context().get_node_id()
+        host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id)
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
             listener.bind((host, 0))
             port = listener.getsockname()[1]
@@ -135,9 +135,9 @@ def main(arguments: Sequence[str]) -> int:
         timeout = float(os.environ.get(_JOIN_TIMEOUT, "300"))
         coordinator = _find_coordinator(ray, job, placed, rank, timeout)
         node = ["--nproc", "1", "--nnodes", str(world_size), "--rank", str(rank)]
-        given = {name: os.environ[name] for name in os.environ if name.startswith(_PASSED_ON)}
+        passed_on = {name: os.environ[name] for name in os.environ if name.startswith(_PASSED_ON)}
         started = placed.start.remote(
-            [*node, "--coordinator", coordinator, *launch], given, str(Path.cwd())
+            [*node, "--coordinator", coordinator, *launch], passed_on, str(Path.cwd())
         )
         ray.get(started)
         actor = placed
@@ -170,8 +170,8 @@ def _place(ray: Any, job: str, rank: int, world_size: int) -> Any:
         )
     # As in a launch on one node: if there are enough GPUs, each rank gets one.
     num_gpus = 1 if there.get("GPU", 0) >= world_size else 0
-    made: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_concurrency=4)(RemoteRank)
-    return made.options(name=f"{job} {rank}", scheduling_strategy="SPREAD").remote()
+    actor_class: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_concurrency=4)(RemoteRank)
+    return actor_class.options(name=f"{job} {rank}", scheduling_strategy="SPREAD").remote()
 
 
 def _find_coordinator(ray: Any, job: str, placed: Any, rank: int, timeout: float) -> str:

@@ -22,7 +22,7 @@ class BatchSeeds:
 
     def of(self, number: int) -> list[Array]:
         """Returns the states that the seed generators have for a batch."""
-        moved = [np.array(each) for each in self._first]
+        moved = [np.array(state) for state in self._first]
         for state in moved:
             state[0] = (int(state[0]) + number * _STRIDE) % 2**31
         return moved

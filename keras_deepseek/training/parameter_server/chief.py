@@ -32,7 +32,7 @@ class Chief(OneProcess):
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
         self.engine = make_engine(settings, cluster)
         self._num_servers = settings.num_servers
-        self._wishes: list[bool] = []
+        self._stop_requests: list[bool] = []
         self._step: ServedStep | None = None
 
     def serve(
@@ -66,24 +66,24 @@ class Chief(OneProcess):
             raise RuntimeError("There is no trainer.")
         return self._step.training(arguments["x"].stream, arguments["callbacks"])
 
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
+    def all_reduce_flags(self, flags: Sequence[bool]) -> list[bool]:
         """Returns the requests of this process, such as to stop, once no batch is unfinished.
 
         Until then it returns False for each, and hands out no further batch.
         """
-        before = self._wishes or [False] * len(wishes)
-        self._wishes = [one or other for one, other in zip(wishes, before, strict=True)]
+        held_back = self._stop_requests or [False] * len(flags)
+        self._stop_requests = [new or old for new, old in zip(flags, held_back, strict=True)]
         if self._step is None or not self._step.num_open:
-            return self.agree_now(wishes)
-        self._step.pause(is_paused=any(self._wishes))
-        return [False] * len(wishes)
+            return self.all_reduce_flags_now(flags)
+        self._step.pause(is_paused=any(self._stop_requests))
+        return [False] * len(flags)
 
-    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the requests at once, including those that `agree` holds back."""
-        before, self._wishes = self._wishes or [False] * len(wishes), []
+    def all_reduce_flags_now(self, flags: Sequence[bool]) -> list[bool]:
+        """Returns the requests at once, including those that `all_reduce_flags` holds back."""
+        held_back, self._stop_requests = self._stop_requests or [False] * len(flags), []
         if self._step is not None:
             self._step.pause(is_paused=False)
-        return [one or other for one, other in zip(wishes, before, strict=True)]
+        return [new or old for new, old in zip(flags, held_back, strict=True)]
 
 
 def _refuse_dependent_steps(model: keras.Model, guard: Any, device_kind: str) -> None:

@@ -125,7 +125,7 @@ class CoordinatorWorkers(Workers):
         self._remote.update(worker, task.rate)
         self._tasks.note_update()
         numbers = {name: float(value) for name, value in logs.items()}
-        return Result(numbers, [_to_array(each) for each in metrics], pushes=[])
+        return Result(numbers, [_to_array(metric) for metric in metrics], pushes=[])
 
     def restart_workers(self, workers: Sequence[int]) -> None:
         # All of them, since any may have the batches.
@@ -153,9 +153,11 @@ class CoordinatorWorkers(Workers):
                     "first error in the workers' logs says why."
                 )
             done, _ = wait(waiting, timeout=_CHECK_EVERY, return_when=FIRST_COMPLETED)
-            found = [future for future in waiting if future in done and not _is_cancelled(future)]
-            if found:
-                return sorted(found, key=lambda future: future.exception() is None)
+            finished = [
+                future for future in waiting if future in done and not _is_cancelled(future)
+            ]
+            if finished:
+                return sorted(finished, key=lambda future: future.exception() is None)
             if not done:
                 if time.monotonic() > deadline:
                     return []
@@ -187,7 +189,12 @@ def _make_step(trainer: Any, arguments: Mapping[str, Any]) -> CoordinatorStep:
 
 def _own_variables(trainer: Any) -> list[keras.Variable]:
     """Returns the variables of layers in the trainer's attributes, such as a teacher."""
-    held = keras.tree.flatten([value for value in vars(trainer).values() if value is not None])
+    attributes = keras.tree.flatten(
+        [value for value in vars(trainer).values() if value is not None]
+    )
     return [
-        variable for each in held if isinstance(each, keras.Layer) for variable in each.variables
+        variable
+        for attribute in attributes
+        if isinstance(attribute, keras.Layer)
+        for variable in attribute.variables
     ]

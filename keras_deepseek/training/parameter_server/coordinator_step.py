@@ -18,15 +18,15 @@ class CoordinatorStep:
     """A step that computes a batch's gradients, and writes them into a slot of the servers.
 
     It is traced on the chief's model, with the values on the servers in place of the model's own.
-    No variable of the chief's model is read or changed. `others` are variables that a step reads
-    and that are not the model's.
+    No variable of the chief's model is read or changed. `further_variables` are those
+    that a step reads and that are not the model's.
     """
 
     def __init__(
         self,
         model: keras.Model,
         step: Callable[[Any], dict[str, Any]],
-        others: Sequence[keras.Variable] = (),
+        further_variables: Sequence[keras.Variable] = (),
     ) -> None:
         self._model = model
         self._step = step
@@ -34,18 +34,24 @@ class CoordinatorStep:
         self.seeds = BatchSeeds(model)
         self._metrics = list(model.metrics_variables)
         self._first_metrics = _first_values(model)
-        others = [*model.variables, *others]
-        known = {
-            id(each)
-            for held in (
+        further_variables = [*model.variables, *further_variables]
+        sent_ids = {
+            id(variable)
+            for variables in (
                 model.trainable_variables,
                 self._states,
                 self.seeds.variables,
                 self._metrics,
             )
-            for each in held
+            for variable in variables
         }
-        self._frozen = list({id(each): each for each in others if id(each) not in known}.values())
+        self._frozen = list(
+            {
+                id(variable): variable
+                for variable in further_variables
+                if id(variable) not in sent_ids
+            }.values()
+        )
         self.remote: RemoteModel | None = None
 
     def read_frozen(self) -> list[Array]:
@@ -82,18 +88,18 @@ class CoordinatorStep:
             keras.StatelessScope(mapping, collect_losses=True) as scope,
         ):
             logs = dict(self._step(batch))
-            shown = set(self._model.get_metrics_result())
+            metric_names = set(self._model.get_metrics_result())
         gradients = logs.pop(GRADIENTS)
         changes = [
-            scope.get_current_value(state) - before
-            for state, before in zip(self._states, states, strict=True)
+            scope.get_current_value(state) - old_value
+            for state, old_value in zip(self._states, states, strict=True)
         ]
         self.remote.push(slot, gradients, changes)
         metrics = [
             scope.get_current_value(variable) - first
             for variable, first in zip(self._metrics, self._first_metrics, strict=True)
         ]
-        return {name: value for name, value in logs.items() if name not in shown}, metrics
+        return {name: value for name, value in logs.items() if name not in metric_names}, metrics
 
 
 def _first_values(model: keras.Model) -> list[Array]:

@@ -65,7 +65,7 @@ class Dispatcher:
         self._snapshotting: dict[Any, int] = {}
         self._snapshots: list[ShardValues] = []
         self._lives: list[Any] = []  # By server. Updates made in an earlier life may be lost.
-        self._kept: dict[int, Task] = {}  # Counted batches that some snapshot lacks.
+        self._unsnapshotted: dict[int, Task] = {}  # Counted batches that some snapshot lacks.
         self._done: deque[Result] = deque()
 
     @property
@@ -84,7 +84,10 @@ class Dispatcher:
         self._next = self._num_counted = number
         self._variables = list(variables)
         self.go_on(values)
-        futures = [self._workers.set_up_server(server, held) for server, held in enumerate(values)]
+        futures = [
+            self._workers.set_up_server(server, shard_values)
+            for server, shard_values in enumerate(values)
+        ]
         self._lives = self._finish(futures)
         if not (self._free or self._setting_up):
             for worker in range(self._workers.num_workers):
@@ -95,7 +98,7 @@ class Dispatcher:
     def go_on(self, values: Sequence[ShardValues]) -> None:
         """Takes values that `collect` returned as the snapshot from which servers restart."""
         self._snapshots = list(values)
-        self._kept.clear()
+        self._unsnapshotted.clear()
         self._snapshotting.clear()
         self._num_since_snapshot = 0
 
@@ -125,7 +128,7 @@ class Dispatcher:
                 self._pump()
             servers = range(self._workers.num_servers)
             values = self._finish([self._workers.read_server(server) for server in servers])
-            if all(held is not None for held in values):
+            if all(shard_values is not None for shard_values in values):
                 return values
             self._recover_servers()
 
@@ -133,12 +136,16 @@ class Dispatcher:
         """Assigns queued batches to free workers, as far as the staleness bound allows."""
         while self._queue and self._free and self._staleness.may_begin():
             batch, worker = self._queue.popleft(), self._free.popleft()
-            unfinished = [batch, *self._queue, *(each for _, each in self._computing.values())]
-            numbers = [each.task.number for each in [*unfinished, *self._pushing.values()]]
+            unfinished = [
+                batch,
+                *self._queue,
+                *(computing for _, computing in self._computing.values()),
+            ]
+            numbers = [entry.task.number for entry in [*unfinished, *self._pushing.values()]]
             task = replace(
                 batch.task,
                 least_updates=max(0, self._num_counted - self._staleness.most_before),
-                settled_below=min([*numbers, *self._kept, self._next]),
+                settled_below=min([*numbers, *self._unsnapshotted, self._next]),
             )
             self._staleness.begin(task.number)
             self._computing[self._workers.compute(worker, task)] = (worker, batch)
@@ -220,7 +227,7 @@ class Dispatcher:
         self._num_counted += 1
         if self._snapshot_every is None:
             return
-        self._kept[number] = batch.task
+        self._unsnapshotted[number] = batch.task
         self._num_since_snapshot += 1
         if self._num_since_snapshot >= self._snapshot_every and not self._snapshotting:
             self._num_since_snapshot = 0
@@ -252,10 +259,10 @@ class Dispatcher:
         if values is None:
             return  # The server restarted; the next push to it starts the recovery.
         self._snapshots[server] = values
-        self._kept = {
+        self._unsnapshotted = {
             number: task
-            for number, task in self._kept.items()
-            if not all(held.has(number) for held in self._snapshots)
+            for number, task in self._unsnapshotted.items()
+            if not all(snapshot.has(number) for snapshot in self._snapshots)
         }
 
     def _set_up_worker(self, worker: int) -> None:
@@ -274,7 +281,10 @@ class Dispatcher:
             return
         snapshots = [self._snapshots[server] for server in lost]
         new_lives = self._finish(
-            [self._workers.set_up_server(*each) for each in zip(lost, snapshots, strict=True)]
+            [
+                self._workers.set_up_server(*server_snapshot)
+                for server_snapshot in zip(lost, snapshots, strict=True)
+            ]
         )
         for server, life in zip(lost, new_lives, strict=True):
             self._lives[server] = life
@@ -283,21 +293,21 @@ class Dispatcher:
             self._queue_again(batch)
         unfinished = {batch.task.number for batch in self._queue}
         unfinished |= {batch.task.number for _, batch in self._computing.values()}
-        for number, task in self._kept.items():
-            if number not in unfinished and not all(each.has(number) for each in snapshots):
+        for number, task in self._unsnapshotted.items():
+            if number not in unfinished and not all(snapshot.has(number) for snapshot in snapshots):
                 self._queue.append(_Batch(task, is_repair=True))
 
     def _finish(self, futures: Sequence[Any]) -> list[Any]:
         """Waits for futures of server calls; returns their values."""
-        left = list(futures)
-        while left:
-            ready = self._workers.wait(left, self._timeout)
+        unfinished = list(futures)
+        while unfinished:
+            ready = self._workers.wait(unfinished, self._timeout)
             if not ready:
                 raise PeerLostError(
                     f"A parameter server has not answered for {self._timeout:g} seconds. The first "
                     "error in the logs says why."
                 )
-            left = [future for future in left if future not in ready]
+            unfinished = [future for future in unfinished if future not in ready]
         try:
             return [self._workers.result(future) for future in futures]
         except ProcessEndedError as error:

@@ -67,6 +67,10 @@ class GradientsAsLogs:
                 logs["gradient_norm"] = norm
             clipped, factor = clip_gradients(self._clip, gradients, variables, norm)
             gradients = list(multiply_gradients(clipped, factor))
-        found = {id(each): grad for each, grad in zip(variables, gradients, strict=True)}
-        logs[GRADIENTS] = [found.get(id(each)) for each in self._model.trainable_variables]
+        gradient_by_id = {
+            id(variable): grad for variable, grad in zip(variables, gradients, strict=True)
+        }
+        logs[GRADIENTS] = [
+            gradient_by_id.get(id(variable)) for variable in self._model.trainable_variables
+        ]
         return None, logs

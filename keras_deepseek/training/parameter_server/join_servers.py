@@ -80,11 +80,11 @@ def join_servers(
         return local.addresses
 
     connected = backend.current().distribution.connect_tasks(find)
-    found = connected.num_workers, connected.num_servers
-    if found != sizes:
+    connected_sizes = connected.num_workers, connected.num_servers
+    if connected_sizes != sizes:
         raise InvalidInputError(
-            f"This process is already connected to {found[0]} workers and {found[1]} servers of "
-            "TensorFlow, and can't connect to others; received "
+            f"This process is already connected to {connected_sizes[0]} workers and "
+            f"{connected_sizes[1]} servers of TensorFlow, and can't connect to others; received "
             f"num_workers={sizes[0]}, num_servers={sizes[1]}. Start another process for them."
         )
     if not _joined:  # A `tf.distribute` strategy of the script has connected.
@@ -117,7 +117,7 @@ def _tasks_of(cluster: ClusterSpec) -> Mapping[str, Sequence[str]]:
 def _await_all(addresses: Sequence[str], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     missing = list(addresses)
-    while missing := [each for each in missing if not _listens(each)]:
+    while missing := [address for address in missing if not _listens(address)]:
         if time.monotonic() > deadline:
             raise PeerLostError(
                 f"Waited {timeout:g} s for {', '.join(missing)}: TF_CONFIG names this address, and "

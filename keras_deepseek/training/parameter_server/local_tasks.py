@@ -39,12 +39,10 @@ class LocalTasks:
         }
         self._num_deaths = 0
         self._processes: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-        places = [
-            (kind, i) for kind in (_SERVER, _WORKER) for i in range(len(self.addresses[kind]))
-        ]
+        tasks = [(kind, i) for kind in (_SERVER, _WORKER) for i in range(len(self.addresses[kind]))]
         with contextlib.ExitStack() as stack:
             stack.callback(self.end)
-            ready = {place: self._start(place) for place in places}
+            ready = {task: self._start(task) for task in tasks}
             self._wait(ready, timeout)
             stack.pop_all()
 
@@ -54,8 +52,8 @@ class LocalTasks:
         With `ends_workers`, all workers are killed first, because none answers. Raises a
         `PeerLostError` if a server has ended, or workers end again and again.
         """
-        for place, process in list(self._processes.items()):
-            kind, index = place
+        for task, process in list(self._processes.items()):
+            kind, index = task
             if ends_workers and kind == _WORKER:
                 process.kill()
                 process.wait()
@@ -73,7 +71,7 @@ class LocalTasks:
                     f"worker {index} with exit code {process.returncode}. The first error in their "
                     "logs says why. Memory may be too small for a batch."
                 )
-            os.close(self._start(place))
+            os.close(self._start(task))
 
     def note_update(self) -> None:
         """Resets the count of workers that died, since an update of the weights was made."""
@@ -81,7 +79,7 @@ class LocalTasks:
 
     def process_ids(self, kind: str) -> list[int]:
         """Returns the process IDs of all tasks of one type, `"worker"` or `"ps"`."""
-        return [each.pid for (its, _), each in sorted(self._processes.items()) if its == kind]
+        return [process.pid for (its, _), process in sorted(self._processes.items()) if its == kind]
 
     def end(self) -> None:
         """Kills all worker and server processes."""
@@ -91,9 +89,9 @@ class LocalTasks:
             process.wait()
         self._processes.clear()
 
-    def _start(self, place: tuple[str, int]) -> int:
+    def _start(self, task: tuple[str, int]) -> int:
         """Starts a process; returns the descriptor that gets a byte once the process listens."""
-        kind, index = place
+        kind, index = task
         reading, writing = os.pipe()
         command = [
             *(sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid())),
@@ -105,7 +103,7 @@ class LocalTasks:
         if kind == _SERVER:  # It updates on the CPU, and leaves the GPUs' memory to the workers.
             environ["CUDA_VISIBLE_DEVICES"] = "-1"
         try:
-            self._processes[place] = subprocess.Popen(
+            self._processes[task] = subprocess.Popen(
                 command, env=environ, stdin=subprocess.DEVNULL, pass_fds=[writing]
             )
         finally:
@@ -115,18 +113,18 @@ class LocalTasks:
     def _wait(self, ready: dict[tuple[str, int], int], timeout: float) -> None:
         deadline = time.monotonic() + timeout
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
-            for place, descriptor in ready.items():
+            for task, descriptor in ready.items():
                 stack.callback(os.close, descriptor)
-                selector.register(descriptor, selectors.EVENT_READ, place)
+                selector.register(descriptor, selectors.EVENT_READ, task)
             while selector.get_map():
                 seconds = deadline - time.monotonic()
-                found = selector.select(seconds) if seconds > 0 else []
-                if not found:
+                ready_keys = selector.select(seconds) if seconds > 0 else []
+                if not ready_keys:
                     names = ", ".join(
                         " ".join(map(str, key.data)) for key in selector.get_map().values()
                     )
                     raise PeerLostError(f"Waited {timeout:g} s for {names} to start.")
-                for key, _ in found:
+                for key, _ in ready_keys:
                     selector.unregister(key.fileobj)
                     if not os.read(key.fd, 1):
                         kind, index = key.data

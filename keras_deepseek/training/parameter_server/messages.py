@@ -144,7 +144,7 @@ class WorkerPlan:
     """A message from which a Ray worker builds its model and its step.
 
     Args:
-        trainer: The bytes of `packed_trainer`.
+        trainer: The bytes of `pickled_trainer`.
         variables: The shape, the dtype and `trainable` of each variable of the model.
         batch: A batch of NumPy arrays to compile the step for.
         looks_ahead: True if the worker pulls the next weights while it computes a batch.

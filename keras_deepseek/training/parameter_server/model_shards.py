@@ -14,7 +14,7 @@ from keras_deepseek.training.parameter_server.messages import (
     ShardValues,
     VariablePlan,
 )
-from keras_deepseek.training.parameter_server.optimizer_slots import find_places
+from keras_deepseek.training.parameter_server.optimizer_slots import find_slot_indices
 
 
 class ModelShards:
@@ -37,7 +37,7 @@ class ModelShards:
         self._class, config = optimizer_recipe(self._optimizer)
         # A worker does not scale its loss, and clips by the global norm before it sends the parts.
         self._config = {**config, "loss_scale_factor": None, "global_clipnorm": None}
-        self._places = find_places(
+        self._slot_indices = find_slot_indices(
             self._class,
             self._config,
             self._variables,
@@ -46,7 +46,9 @@ class ModelShards:
 
     def describe(self) -> list[tuple[tuple[int, ...], str, bool]]:
         """Returns the shape, dtype and `trainable` of each variable of the model."""
-        return [(tuple(each.shape), each.dtype, each.trainable) for each in self._all]
+        return [
+            (tuple(variable.shape), variable.dtype, variable.trainable) for variable in self._all
+        ]
 
     def plans(self) -> list[ShardPlan]:
         """Returns each server's description of its variables."""
@@ -61,7 +63,7 @@ class ModelShards:
             for variable in self._variables
         ]
         return [
-            ShardPlan([rows[place] for place in shard.variables], self._class, self._config)
+            ShardPlan([rows[index] for index in shard.variables], self._class, self._config)
             for shard in self.shards
         ]
 
@@ -74,26 +76,26 @@ class ModelShards:
         optimizer = read_values(self._optimizer.variables)
         return [
             ShardValues(
-                weights=[weights[place] for place in shard.variables],
-                states=[states[place] for place in shard.states],
-                optimizer=[optimizer[place] for place in places],
+                weights=[weights[index] for index in shard.variables],
+                states=[states[index] for index in shard.states],
+                optimizer=[optimizer[index] for index in slots],
                 num_updates=number,
                 settled_below=number,
             )
-            for shard, places in zip(self.shards, self._places, strict=True)
+            for shard, slots in zip(self.shards, self._slot_indices, strict=True)
         ]
 
     def write(self, values: Sequence[ShardValues]) -> None:
         """Sets the chief's model to the servers' values, except for the learning rate."""
         optimizer, rate = self._optimizer.variables, self._optimizer.learning_rate
-        for shard, places, held in zip(self.shards, self._places, values, strict=True):
-            for place, value in zip(shard.variables, held.weights, strict=True):
-                self._variables[place].assign(value)
-            for place, value in zip(shard.states, held.states, strict=True):
-                self._states[place].assign(value)
-            for place, value in zip(places, held.optimizer, strict=True):
-                if optimizer[place] is not rate:  # The chief sets it.
-                    optimizer[place].assign(value)
+        for shard, slots, shard_values in zip(self.shards, self._slot_indices, values, strict=True):
+            for index, value in zip(shard.variables, shard_values.weights, strict=True):
+                self._variables[index].assign(value)
+            for index, value in zip(shard.states, shard_values.states, strict=True):
+                self._states[index].assign(value)
+            for index, value in zip(slots, shard_values.optimizer, strict=True):
+                if optimizer[index] is not rate:  # The chief sets it.
+                    optimizer[index].assign(value)
 
 
 def split_by_size(
@@ -117,9 +119,9 @@ def split_by_size(
     shards = [Shard([], []) for _ in range(num_shards)]
 
     def put(size: int, among: Sequence[int]) -> Shard:
-        place = min(among, key=lambda shard: (loads[shard], shard))
-        loads[place] += size
-        return shards[place]
+        chosen = min(among, key=lambda shard: (loads[shard], shard))
+        loads[chosen] += size
+        return shards[chosen]
 
     def total(members: Sequence[int]) -> int:
         return sum(variable_sizes[index] for index in members)
@@ -129,20 +131,20 @@ def split_by_size(
         # An empty shard first, whatever its size: each server counts updates, and needs a variable.
         empty = [index for index, shard in enumerate(shards) if not shard.variables]
         put(total(members), empty or range(num_shards)).variables.extend(members)
-    for index in sorted(range(len(state_sizes)), key=lambda each: (-state_sizes[each], each)):
+    for index in sorted(range(len(state_sizes)), key=lambda state: (-state_sizes[state], state)):
         put(state_sizes[index], range(num_shards)).states.append(index)
     return [Shard(sorted(shard.variables), sorted(shard.states)) for shard in shards]
 
 
 def kept_states(model: keras.Model) -> list[keras.Variable]:
     """Returns the layer variables that a batch changes, such as moving averages, each once."""
-    numbers = [each for each in batch_states(model) if each.dtype not in ("bool", "string")]
-    return list({id(each): each for each in numbers}.values())
+    numbers = [state for state in batch_states(model) if state.dtype not in ("bool", "string")]
+    return list({id(state): state for state in numbers}.values())
 
 
-def same_values(one: Sequence[ShardValues], other: Sequence[ShardValues]) -> bool:
+def same_values(values: Sequence[ShardValues], other: Sequence[ShardValues]) -> bool:
     """Returns True if two lists of `ShardValues` hold the same bytes."""
-    pairs = zip(one, other, strict=True)
+    pairs = zip(values, other, strict=True)
     return all(_same(first, second) for first, second in pairs)
 
 
@@ -152,4 +154,4 @@ def _same(first: ShardValues, second: ShardValues) -> bool:
         [*second.weights, *second.states, *second.optimizer],
         strict=True,
     )
-    return all(one.tobytes() == other.tobytes() for one, other in arrays)
+    return all(array.tobytes() == other.tobytes() for array, other in arrays)

@@ -20,7 +20,7 @@ Slot = tuple[int, int]
 """The index of a model's variable, or -1 for none; and the number of the slot among its slots."""
 
 
-def find_places(
+def find_slot_indices(
     optimizer_class: type,
     config: dict[str, Any],
     variables: Sequence[keras.Variable],
@@ -48,24 +48,24 @@ def _find_slots(
     optimizer_class: Any,
     config: dict[str, Any],
     variables: Sequence[keras.Variable],
-    places: Sequence[int],
+    indices: Sequence[int],
 ) -> list[Slot]:
     """Returns the slots of an optimizer built for a subset of the variables."""
     optimizer = optimizer_class.from_config(config)
-    optimizer.build([_make_small(variables[place], place) for place in places])
-    seen: Counter[int] = Counter()
+    optimizer.build([_make_small(variables[index], index) for index in indices])
+    num_slots: Counter[int] = Counter()
     slots = []
     for variable in optimizer.variables:
-        found = _MARK.search(variable.path)
-        place = int(found[1]) if found else -1
-        slots.append((place, seen[place]))
-        seen[place] += 1
+        match = _MARK.search(variable.path)
+        index = int(match[1]) if match else -1
+        slots.append((index, num_slots[index]))
+        num_slots[index] += 1
     return slots
 
 
-def _make_small(variable: keras.Variable, place: int) -> keras.Variable:
+def _make_small(variable: keras.Variable, index: int) -> keras.Variable:
     return make_variable(
-        f"{variable.path}_servedvariable{place}end", (1,) * len(variable.shape), variable.dtype
+        f"{variable.path}_servedvariable{index}end", (1,) * len(variable.shape), variable.dtype
     )
 
 

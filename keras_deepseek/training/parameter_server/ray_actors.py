@@ -94,9 +94,9 @@ class RayServers:
     def __init__(self, handles: list[Any]) -> None:
         self._handles = handles
 
-    def pull(self, index: int, known: tuple[str | None, int]) -> Any:
+    def pull(self, index: int, version: tuple[str | None, int]) -> Any:
         """Asks a server for its weights and states; returns the future of a `Pulled`."""
-        return self._handles[index].pull.remote(*known)
+        return self._handles[index].pull.remote(*version)
 
     def push(self, index: int, push: Push) -> Any:
         """Sends gradients to a server; returns the future of the answer of `ShardServer.push`."""
@@ -104,8 +104,8 @@ class RayServers:
 
     def wait(self, futures: list[Any]) -> list[Any]:
         """Waits for all of the given futures, and returns their values."""
-        found: list[Any] = import_ray().get(futures)
-        return found
+        values: list[Any] = import_ray().get(futures)
+        return values
 
 
 class RayActors(Workers):
@@ -169,7 +169,7 @@ class RayActors(Workers):
 
     def most_missed(self) -> int:
         """Returns the largest staleness: the most updates that an update's weights had missed."""
-        missed = self._ray.get([each.most_missed.remote() for each in self.servers])
+        missed = self._ray.get([server.most_missed.remote() for server in self.servers])
         return int(max(missed))
 
     def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:

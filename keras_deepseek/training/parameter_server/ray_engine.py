@@ -15,7 +15,7 @@ from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.join_servers import refuse_other_chiefs
 from keras_deepseek.training.parameter_server.messages import WorkerPlan
 from keras_deepseek.training.parameter_server.model_shards import ModelShards
-from keras_deepseek.training.parameter_server.packed_trainer import pack_trainer
+from keras_deepseek.training.parameter_server.pickled_trainer import pickle_trainer
 from keras_deepseek.training.parameter_server.ray_actors import (
     RayActors,
     import_ray,
@@ -44,7 +44,7 @@ class RayEngine(Engine):
         step: Mapping[str, Any],
     ) -> None:
         """Stores the trainer for the start of a training, and joins or starts a Ray cluster."""
-        self._pack = functools.partial(pack_trainer, trainer, make_model, step)
+        self._pack = functools.partial(pickle_trainer, trainer, make_model, step)
         self._num_gpus = 1 if device_kind == "gpu" else 0
         start_ray(self._settings, self._num_gpus * self._settings.num_workers)
 

@@ -35,9 +35,9 @@ class RemoteModel:
         self._cluster = cluster
         self._shards = shards
         self._servers: list[_Server] = []
-        for index, (plan, held) in enumerate(zip(plans, values, strict=True)):
+        for index, (plan, shard_values) in enumerate(zip(plans, values, strict=True)):
             with cluster.on_server(index):
-                self._servers.append(_Server(plan, held.states, num_slots))
+                self._servers.append(_Server(plan, shard_values.states, num_slots))
         self._frozen = []
         for index, value in enumerate(frozen):
             with cluster.on_server(index % cluster.num_servers):
@@ -53,7 +53,7 @@ class RemoteModel:
         for shard, server in zip(self._shards, self._servers, strict=True):
             weights.update(zip(shard.variables, map(_read, server.shard.weights), strict=True))
             states.update(zip(shard.states, map(_read, server.states), strict=True))
-        return _in_order(weights), _in_order(states), [_read(each) for each in self._frozen]
+        return _in_order(weights), _in_order(states), [_read(variable) for variable in self._frozen]
 
     def push(self, slot: Any, gradients: Sequence[Any], changes: Sequence[Any]) -> None:
         """Writes gradients and layer state changes into a slot on the servers, in a worker's step.
@@ -63,11 +63,11 @@ class RemoteModel:
         """
         self._has_gradient = [gradient is not None for gradient in gradients]
         for shard, server in zip(self._shards, self._servers, strict=True):
-            for place, stage in zip(shard.variables, server.gradients, strict=True):
-                if gradients[place] is not None:
-                    self._cluster.store(stage, slot, gradients[place])
-            for place, stage in zip(shard.states, server.changes, strict=True):
-                self._cluster.store(stage, slot, changes[place])
+            for index, stage in zip(shard.variables, server.gradients, strict=True):
+                if gradients[index] is not None:
+                    self._cluster.store(stage, slot, gradients[index])
+            for index, stage in zip(shard.states, server.changes, strict=True):
+                self._cluster.store(stage, slot, changes[index])
 
     def update(self, slot: int, rate: float | None) -> None:
         """Applies the gradients in a slot to the variables of all servers.
@@ -94,8 +94,10 @@ class RemoteModel:
                     server.shard.optimizer.learning_rate.assign(rate)
                 server.shard.update(
                     [
-                        self._cluster.load(stage, slot) if has_gradient[place] else None
-                        for place, stage in zip(shard.variables, server.gradients, strict=True)
+                        self._cluster.load(stage, slot) if has_gradient[variable_index] else None
+                        for variable_index, stage in zip(
+                            shard.variables, server.gradients, strict=True
+                        )
                     ]
                 )
                 for state, stage in zip(server.states, server.changes, strict=True):
@@ -109,7 +111,8 @@ class _Server:
         self.shard = ShardVariables(plan)
         self.states = [_variable(value) for value in states]
         self.gradients, self.changes = (
-            [_stage(each, num_slots) for each in held] for held in (self.shard.weights, self.states)
+            [_stage(variable, num_slots) for variable in variables]
+            for variables in (self.shard.weights, self.states)
         )
 
     def write(self, values: ShardValues) -> None:
@@ -145,5 +148,5 @@ def _read(variable: keras.Variable) -> Any:
     return ops.convert_to_tensor(variable.value)
 
 
-def _in_order(found: dict[int, Any]) -> list[Any]:
-    return [found[place] for place in range(len(found))]
+def _in_order(value_by_index: dict[int, Any]) -> list[Any]:
+    return [value_by_index[index] for index in range(len(value_by_index))]

@@ -14,7 +14,7 @@ from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
 from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues
 from keras_deepseek.training.parameter_server.model_shards import ModelShards, same_values
-from keras_deepseek.training.parameter_server.packed_trainer import as_arrays
+from keras_deepseek.training.parameter_server.pickled_trainer import as_arrays
 
 
 class Pauses(Protocol):
@@ -45,7 +45,9 @@ class ServedStep:
     def _reset(self) -> None:
         self._dispatcher: Dispatcher | None = None
         self._shards: ModelShards | None = None
-        self._taken: deque[Any] = deque()  # Batches that have left the stream, not handed out yet.
+        self._queued_batches: deque[Any] = (
+            deque()
+        )  # Batches that have left the stream, not handed out yet.
         self._num_ahead = 0  # Batches that were handed out and have not left the stream.
         self._num_handed = self._num_made = 0
         self._limit: int | None = None
@@ -96,7 +98,7 @@ class ServedStep:
         until_pause = self._pauses.num_until_pause
         self._limit = None if until_pause is None else self._num_made + until_pause
         if not dispatcher.num_open:
-            self._hand(dispatcher, self._taken.popleft())
+            self._hand(dispatcher, self._queued_batches.popleft())
         self._hand_out(dispatcher)
         result = dispatcher.wait()
         logs = self._note_made(result)
@@ -109,7 +111,7 @@ class ServedStep:
         if self._num_ahead:
             self._num_ahead -= 1
         else:
-            self._taken.append(batch)
+            self._queued_batches.append(batch)
 
     def _begin(self) -> None:
         """Sends the chief's model to the servers, if a callback has changed it."""
@@ -117,12 +119,14 @@ class ServedStep:
         if self._shards is None:
             raise RuntimeError("There is no training.")
         if self._dispatcher is None:
-            self._dispatcher = self._engine.start(self._shards, as_arrays(self._taken[0]))
+            self._dispatcher = self._engine.start(self._shards, as_arrays(self._queued_batches[0]))
         values = self._shards.read(number)
         if self._last and same_values(values, self._last):
             self._dispatcher.go_on(values)
         else:
-            arrays = [keras.ops.convert_to_numpy(each.value) for each in self._model.variables]
+            arrays = [
+                keras.ops.convert_to_numpy(variable.value) for variable in self._model.variables
+            ]
             self._dispatcher.begin(number, values, arrays)
         self._is_current = True
 
@@ -136,8 +140,8 @@ class ServedStep:
             self._hand(dispatcher, batch)
 
     def _next_batch(self) -> Any:
-        if self._taken:
-            return self._taken.popleft()
+        if self._queued_batches:
+            return self._queued_batches.popleft()
         stream = self._stream
         ahead = [] if stream is None else stream.look_ahead(self._num_ahead + 1)
         if len(ahead) <= self._num_ahead:

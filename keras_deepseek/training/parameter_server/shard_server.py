@@ -49,19 +49,19 @@ class ShardServer:
         self._is_set_up = True
         return self._life
 
-    def pull(self, known: str | None, known_updates: int) -> Pulled | None:
+    def pull(self, life: str | None, known_updates: int) -> Pulled | None:
         """Returns the weights, unless the worker has them already.
 
-        `known` is the life of the server that the worker's weights are from, and `known_updates`
+        `life` is the life of the server that the worker's weights are from, and `known_updates`
         the number of updates in them.
         """
         if not self._is_set_up:
             return None
         version = (self._life, self._num_updates)
-        if (known, known_updates) == version:
+        if (life, known_updates) == version:
             return Pulled(version, None, None)
         return Pulled(
-            version, read_values(self._shard.weights), [np.array(each) for each in self._states]
+            version, read_values(self._shard.weights), [np.array(state) for state in self._states]
         )
 
     def push(self, push: Push) -> str | None:
@@ -69,12 +69,14 @@ class ShardServer:
         if not self._is_set_up:
             return None
         self._settled_below = max(self._settled_below, push.settled_below)
-        self._applied = {each for each in self._applied if each >= self._settled_below}
+        self._applied = {number for number in self._applied if number >= self._settled_below}
         if push.number in self._applied or push.number < self._settled_below:
             return self._life
         if push.rate is not None:
             self._shard.optimizer.learning_rate = push.rate
-        self._shard.update([None if each is None else unpack_rows(each) for each in push.gradients])
+        self._shard.update(
+            [None if gradient is None else unpack_rows(gradient) for gradient in push.gradients]
+        )
         self._states = [
             (state + change).astype(state.dtype)
             for state, change in zip(self._states, push.changes, strict=True)
@@ -92,7 +94,7 @@ class ShardServer:
             return None
         return ShardValues(
             weights=read_values(self._shard.weights),
-            states=[np.array(each) for each in self._states],
+            states=[np.array(state) for state in self._states],
             optimizer=read_values(self._shard.optimizer.variables),
             num_updates=self._num_updates,
             applied=set(self._applied),
@@ -111,7 +113,7 @@ class ShardServer:
             variable.assign(value)
         for variable, value in zip(self._shard.optimizer.variables, values.optimizer, strict=True):
             variable.assign(value)
-        self._states = [np.array(each) for each in values.states]
+        self._states = [np.array(state) for state in values.states]
         self._num_updates = values.num_updates
         self._applied = set(values.applied)
         self._settled_below = values.settled_below

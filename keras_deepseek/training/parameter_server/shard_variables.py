@@ -16,7 +16,7 @@ class ShardVariables:
     """Trainable variables and their optimizer, created from a plan on the current device."""
 
     def __init__(self, plan: ShardPlan) -> None:
-        self.weights = [make_variable(each.path, each.shape, each.dtype) for each in plan.variables]
+        self.weights = [make_variable(row.path, row.shape, row.dtype) for row in plan.variables]
         for variable, row in zip(self.weights, plan.variables, strict=True):
             variable.constraint = row.constraint
         # The class comes from the chief, and the config may hold a schedule.
@@ -24,7 +24,7 @@ class ShardVariables:
             plan.optimizer_config
         )
         rows = zip(self.weights, plan.variables, strict=True)
-        exclude_from_decay(self.optimizer, [each for each, row in rows if not row.decays])
+        exclude_from_decay(self.optimizer, [variable for variable, row in rows if not row.decays])
         self.optimizer.build(self.weights)
         self._update: Callable[[Sequence[Any]], None] = backend.current().step.compile_update(
             self.optimizer, self.weights
@@ -35,7 +35,7 @@ class ShardVariables:
 
         A gradient is `None` if the loss does not depend on the variable.
         """
-        if any(each is not None for each in gradients):
+        if any(gradient is not None for gradient in gradients):
             with warnings.catch_warnings():  # A loss need not depend on each variable.
                 warnings.filterwarnings("ignore", "Gradients do not exist for variables")
                 self._update(gradients)

@@ -23,14 +23,14 @@ class StalenessBound:
         """Returns True if another batch may start now."""
         if not self._misses:
             return True
-        own = len(self._misses) + self.most_before
-        return max(own, *(misses + 1 for misses in self._misses.values())) <= self.bound
+        possible_misses = len(self._misses) + self.most_before
+        return max(possible_misses, *(misses + 1 for misses in self._misses.values())) <= self.bound
 
     def begin(self, number: int) -> None:
         """Counts a batch that starts on a worker."""
-        own = len(self._misses) + self.most_before
+        possible_misses = len(self._misses) + self.most_before
         self._misses = {other: misses + 1 for other, misses in self._misses.items()}
-        self._misses[number] = own
+        self._misses[number] = possible_misses
 
     def end(self, number: int) -> None:
         """Forgets a batch whose update was made, or that must be computed again."""

@@ -22,7 +22,7 @@ from keras_deepseek.training.parameter_server.messages import (
     WorkerPlan,
 )
 from keras_deepseek.training.parameter_server.model_shards import kept_states
-from keras_deepseek.training.parameter_server.packed_trainer import unpack_trainer
+from keras_deepseek.training.parameter_server.pickled_trainer import unpickle_trainer
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
 from keras_deepseek.training.step.step_replacement import StepReplacement
 
@@ -30,7 +30,7 @@ from keras_deepseek.training.step.step_replacement import StepReplacement
 class Servers(Protocol):
     """The interface by which a worker calls the servers. Calls return futures at once."""
 
-    def pull(self, index: int, known: tuple[str | None, int]) -> Any:
+    def pull(self, index: int, version: tuple[str | None, int]) -> Any:
         """Asks a server for its weights and states; returns the future of a `Pulled`."""
 
     def push(self, index: int, push: Push) -> Any:
@@ -57,7 +57,7 @@ class Worker:
         self._model: Any = None
         self._shards: list[Shard] = []
         self._pulling: list[Any] | None = None
-        self._known: list[tuple[str | None, int]] = []
+        self._versions: list[tuple[str | None, int]] = []
 
     def set_up(self, servers: Servers, plan: WorkerPlan, values: list[Array], seed: int) -> None:
         """Builds the model, compiles its step on a first batch, and sets all variables.
@@ -74,7 +74,7 @@ class Worker:
         seed_generators(seed)
         self._pulling = None
         # Pull all weights at first, whatever the variables hold.
-        self._known = [(None, 0) for _ in self._shards]
+        self._versions = [(None, 0) for _ in self._shards]
 
     def compute(self, task: Task) -> Result | None:
         """Computes a batch, starts sending its gradients to the servers, and returns the result.
@@ -90,19 +90,19 @@ class Worker:
             self._pulling = self._pull()
         for state, value in zip(self._seeds.variables, self._seeds.of(task.number), strict=True):
             state.assign(value)
-        before = [_read(state) for state in self._states]
+        old_states = [_read(state) for state in self._states]
         self._model.reset_metrics()
         logs = backend.current().step.run_step(self._model, task.batch)
-        gradients = [_pack(each) for each in logs.pop(GRADIENTS)]
-        changes = [_read(state) - was for state, was in zip(self._states, before, strict=True)]
+        gradients = [_pack(gradient) for gradient in logs.pop(GRADIENTS)]
+        changes = [_read(state) - was for state, was in zip(self._states, old_states, strict=True)]
         pushes = [
             self._servers.push(
                 index,
                 Push(
                     task.number,
                     version,
-                    [gradients[place] for place in shard.variables],
-                    [changes[place] for place in shard.states],
+                    [gradients[variable_index] for variable_index in shard.variables],
+                    [changes[state_index] for state_index in shard.states],
                     task.rate,
                     task.settled_below,
                 ),
@@ -115,13 +115,13 @@ class Worker:
                 self._model.metrics_variables, self._metrics_before, strict=True
             )
         ]
-        others = {
+        logged = {
             name: float(value) for name, value in logs.items() if name not in self._metric_names
         }
-        return Result(others, metrics, pushes)
+        return Result(logged, metrics, pushes)
 
     def _compile(self, plan: WorkerPlan) -> None:
-        trainer, step = unpack_trainer(plan.trainer)
+        trainer, step = unpickle_trainer(plan.trainer)
         model = trainer.model
         build_for_training(model, plan.batch)
         _check_variables(model, plan)
@@ -130,7 +130,7 @@ class Worker:
         self._in_training.enter_context(in_place.use())
         model.make_train_function()
         model.reset_metrics()
-        self._metrics_before = [_read(each) for each in model.metrics_variables]
+        self._metrics_before = [_read(metric) for metric in model.metrics_variables]
         backend.current().step.run_step(model, plan.batch)
         self._metric_names = set(model.get_metrics_result())
         self._model, self._shards = model, plan.shards
@@ -138,31 +138,36 @@ class Worker:
         self._looks_ahead = plan.looks_ahead
 
     def _pull(self) -> list[Any]:
-        return [self._servers.pull(index, known) for index, known in enumerate(self._known)]
+        return [self._servers.pull(index, version) for index, version in enumerate(self._versions)]
 
     def _take_weights(self, least_updates: int) -> list[tuple[str, int]] | None:
         """Sets the model to the servers' newest weights; returns their versions or `None`."""
         pulling, self._pulling = self._pulling, None
         pulled = self._servers.wait(pulling or self._pull())
-        known = [(None, 0) if each is None else each.version for each in pulled]
-        if pulling and min(updates for _, updates in known) < least_updates:
+        pulled_versions = [
+            (None, 0) if server_pulled is None else server_pulled.version
+            for server_pulled in pulled
+        ]
+        if pulling and min(updates for _, updates in pulled_versions) < least_updates:
             self._write(pulled)
             pulled = self._servers.wait(self._pull())
         return self._write(pulled)
 
     def _write(self, pulled: list[Pulled | None]) -> list[tuple[str, int]] | None:
-        found = [each for each in pulled if each is not None]
-        if len(found) < len(pulled):
-            self._known = [(None, 0) for _ in self._shards]
+        complete = [server_pulled for server_pulled in pulled if server_pulled is not None]
+        if len(complete) < len(pulled):
+            self._versions = [(None, 0) for _ in self._shards]
             return None
         variables = self._model.trainable_variables
-        for shard, each in zip(self._shards, found, strict=True):
-            for place, value in zip(shard.variables, each.weights or [], strict=False):
-                variables[place].assign(value)
-            for place, value in zip(shard.states, each.states or [], strict=False):
-                self._states[place].assign(value)
-        versions = [each.version for each in found]
-        self._known = list(versions)
+        for shard, server_pulled in zip(self._shards, complete, strict=True):
+            for variable_index, value in zip(
+                shard.variables, server_pulled.weights or [], strict=False
+            ):
+                variables[variable_index].assign(value)
+            for state_index, value in zip(shard.states, server_pulled.states or [], strict=False):
+                self._states[state_index].assign(value)
+        versions = [server_pulled.version for server_pulled in complete]
+        self._versions = list(versions)
         return versions
 
 
@@ -170,13 +175,15 @@ def _check_variables(model: keras.Model, plan: WorkerPlan) -> None:
     """Freezes the variables that the chief has frozen; raises an error for other variables."""
     for variable, (_, _, is_trainable) in zip(model.variables, plan.variables, strict=False):
         variable.trainable = is_trainable
-    found = [(tuple(each.shape), each.dtype, each.trainable) for each in model.variables]
-    if found != plan.variables:
+    descriptions = [
+        (tuple(variable.shape), variable.dtype, variable.trainable) for variable in model.variables
+    ]
+    if descriptions != plan.variables:
         raise InvalidInputError(
-            f"The model that a worker has built differs from the chief's: it has {len(found)} "
-            f"variables, the chief's {len(plan.variables)}, or their shapes differ. The function "
-            "that builds the model must build the same one each time. Do all changes to the model "
-            "in that function."
+            "The model that a worker has built differs from the chief's: it has "
+            f"{len(descriptions)} variables, the chief's {len(plan.variables)}, or their shapes "
+            "differ. The function that builds the model must build the same one each time. Do all "
+            "changes to the model in that function."
         )
 
 

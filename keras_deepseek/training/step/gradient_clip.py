@@ -70,12 +70,12 @@ def clip_gradients(
     if kind == "global_norm":
         return list(gradients), _factor(norm, bound)
     if kind == "value":
-        return [_on_own_device(ops.clip, each, -bound, bound) for each in gradients], None
+        return [_on_own_device(ops.clip, gradient, -bound, bound) for gradient in gradients], None
     if kind == "norm":
-        return [_on_own_device(_clip_by_norm, each, bound) for each in gradients], None
+        return [_on_own_device(_clip_by_norm, gradient, bound) for gradient in gradients], None
     pairs = zip(gradients, variables, strict=True)
     return [
-        _on_own_device(_clip_by_weights, each, variable, bound) for each, variable in pairs
+        _on_own_device(_clip_by_weights, gradient, variable, bound) for gradient, variable in pairs
     ], None
 
 

@@ -109,7 +109,7 @@ class GradientUpdate:
         if clip is None:
             apply(gradients, variables)
         elif optimizer.gradient_accumulation_steps:  # Keras clips when it has all gradients.
-            clipped = [each for each in variables if not each.overwrite_with_gradient]
+            clipped = [variable for variable in variables if not variable.overwrite_with_gradient]
             with clipping_by(optimizer, functools.partial(_clip_accumulated, clip, clipped)):
                 apply(gradients, variables)
         else:

@@ -54,9 +54,9 @@ class GuardMetric(keras.metrics.Metric):
 
         They are the variables of layers and metrics that a forward pass assigns.
         """
-        own = {id(variable) for variable in self.variables}
+        guard_ids = {id(variable) for variable in self.variables}
         states = [*batch_states(model), *model.metrics_variables]
-        return [(state, ops.copy(state.value)) for state in states if id(state) not in own]
+        return [(state, ops.copy(state.value)) for state in states if id(state) not in guard_ids]
 
     def judge(self, loss: Any, is_finite: Any) -> Any:
         """Checks and records a step; returns a boolean scalar tensor, true for a good step.

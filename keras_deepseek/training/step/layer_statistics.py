@@ -9,20 +9,20 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.optimizers import current_learning_rate
-from keras_deepseek.callbacks.step_figures import FIGURES, Labels, StepFigures
+from keras_deepseek.callbacks.step_metrics import STEP_METRICS, Labels, StepMetrics
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 
 
 class LayerStatistics:
-    """Computes the figures of a step for the run record, within the step.
+    """Computes the metrics of a step for the run record, within the step.
 
     Args:
         is_by_layer: boolean. Measures layers and experts, and not only the loss and the rate.
     """
 
-    def __init__(self, model: keras.Model, figures: StepFigures, *, is_by_layer: bool) -> None:
+    def __init__(self, model: keras.Model, step_metrics: StepMetrics, *, is_by_layer: bool) -> None:
         self._model = model
-        self._figures = figures
+        self._step_metrics = step_metrics
         self._is_by_layer = is_by_layer
         self._routers: list[ExpertRouter] | None = None
         self._labelled: list[int] | None = None  # The ids of the variables that have labels.
@@ -33,8 +33,8 @@ class LayerStatistics:
 
     @property
     def are_wanted(self) -> bool:
-        """True if a recorder waits for the figures."""
-        return self._figures.are_wanted
+        """True if a recorder waits for the metrics."""
+        return self._step_metrics.are_wanted
 
     @property
     def measure_layers(self) -> bool:
@@ -43,9 +43,9 @@ class LayerStatistics:
 
     def begin(self, inputs: Any) -> None:
         """Notes the shapes of the inputs, and reads the learning rate, before the update."""
-        if self._figures.inputs is None:
-            self._figures.inputs = keras.tree.map_structure(
-                lambda each: keras.KerasTensor(each.shape, each.dtype), inputs
+        if self._step_metrics.inputs is None:
+            self._step_metrics.inputs = keras.tree.map_structure(
+                lambda tensor: keras.KerasTensor(tensor.shape, tensor.dtype), inputs
             )
         optimizer = self._model.optimizer
         self._rate = current_learning_rate(getattr(optimizer, "inner_optimizer", optimizer))
@@ -58,8 +58,8 @@ class LayerStatistics:
         return global_norm
 
     def finish(self, loss: Any) -> dict[str, Any]:
-        """Returns the figures as a log of the step."""
-        numbers = [ops.reshape(ops.cast(each, "float32"), (1,)) for each in (loss, self._rate)]
+        """Returns the metrics as a log of the step."""
+        numbers = [ops.reshape(ops.cast(scalar, "float32"), (1,)) for scalar in (loss, self._rate)]
         if self._norms:
             self._norms.append(self._change.end(self._variables))
         if self._is_by_layer and self._routers is None:
@@ -69,15 +69,19 @@ class LayerStatistics:
         loads = [ops.cast(router.expert_load, "float32") for router in routers]
         if self._labelled != (labelled := [id(variable) for variable in self._variables]):
             self._labelled = labelled
-            self._figures.labels = Labels(
+            self._step_metrics.labels = Labels(
                 _layers_of(self._variables),
-                [f"{each.path}/{i}" for each in routers for i in range(each.expert_load.shape[0])],
+                [
+                    f"{router.path}/{i}"
+                    for router in routers
+                    for i in range(router.expert_load.shape[0])
+                ],
                 _layers_of(self._model.trainable_variables),
             )
-        figures = backend.current().step.concatenate([*numbers, *self._norms, *loads])
+        step_metrics = backend.current().step.concatenate([*numbers, *self._norms, *loads])
         # Tensors of a trace must not outlive it.
         self._rate, self._variables, self._norms = None, [], []
-        return {FIGURES: ops.stop_gradient(figures)}
+        return {STEP_METRICS: ops.stop_gradient(step_metrics)}
 
 
 def _layers_of(variables: Sequence[keras.Variable]) -> list[str]:

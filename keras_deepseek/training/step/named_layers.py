@@ -25,7 +25,9 @@ def find_named_layers(
                 f"{argument}={pattern!r} names no layer of {model.name!r}. Its layers: {names}."
             )
     return [
-        layer for layer in layers if any(fnmatch.fnmatch(layer.name, each) for each in patterns)
+        layer
+        for layer in layers
+        if any(fnmatch.fnmatch(layer.name, layer_pattern) for layer_pattern in patterns)
     ]
 
 

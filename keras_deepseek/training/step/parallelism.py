@@ -47,7 +47,7 @@ class Parallelism:
         """True if XLA can compile the step. It would put the layers of all devices on one."""
         replicas = (self.replicas, self.devices)
         return self.place_layers is None and all(
-            each is None or each.is_compilable for each in replicas
+            replica_set is None or replica_set.is_compilable for replica_set in replicas
         )
 
 

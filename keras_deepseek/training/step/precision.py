@@ -160,10 +160,10 @@ def _layers_to_switch(
                 f"{policy.name!r} needs {policy.variable_dtype} weights. Build the model with that "
                 "dtype, or choose another precision."
             )
-    kept = {
+    float32_ids = {
         id(layer)
         for named in find_named_layers(model, "float32_layers", float32_layers)
         for layer in flatten_layers(named)
     }
     layers = layers_to_switch(model, includes_quantized=True)
-    return [layer for layer in layers if id(layer) not in kept]
+    return [layer for layer in layers if id(layer) not in float32_ids]

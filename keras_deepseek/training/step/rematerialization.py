@@ -45,7 +45,12 @@ def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
             )
         return blocks
     chosen = find_named_layers(model, "remat", remat)
-    inner = {id(each) for layer in chosen for each in flatten_layers(layer) if each is not layer}
+    inner = {
+        id(inner_layer)
+        for layer in chosen
+        for inner_layer in flatten_layers(layer)
+        if inner_layer is not layer
+    }
     return [layer for layer in chosen if id(layer) not in inner]
 
 
@@ -59,7 +64,7 @@ def find_normalizations(model: keras.Model, blocks: Sequence[keras.Layer]) -> li
         model: `keras.Model`, built, under the policy of its step.
         blocks: Layers that are rematerialized anyway, with the layers inside them.
     """
-    inner = {id(each) for block in blocks for each in flatten_layers(block)}
+    inner = {id(inner_layer) for block in blocks for inner_layer in flatten_layers(block)}
     return [
         layer
         for layer in flatten_layers(model)

@@ -42,7 +42,7 @@ class StepOptions:
     remat: Remat = field(default=False, metadata={"role": _Role.CHANGES_UPDATE})
     optimize_graph: bool = False
     layer_statistics: bool = field(default=False, metadata={"role": _Role.CHANGES_UPDATE})
-    keep_memory: bool = field(default=False, metadata={"role": _Role.MAY_DIFFER})
+    tune_malloc: bool = field(default=False, metadata={"role": _Role.MAY_DIFFER})
 
     def __post_init__(self) -> None:
         check_boolean("fp16_enabled", self.fp16_enabled)
@@ -52,7 +52,7 @@ class StepOptions:
         check_remat(self.remat)
         check_boolean("optimize_graph", self.optimize_graph)
         check_boolean("layer_statistics", self.layer_statistics)
-        check_boolean("keep_memory", self.keep_memory)
+        check_boolean("tune_malloc", self.tune_malloc)
         self.make_guard()
 
     def choose_policy(
@@ -84,15 +84,16 @@ class StepOptions:
         """Returns the options that a model's own `train_step` would ignore, as True if set."""
         # Without names, `remat=[]` asks for nothing, as `False` does.
         return {
-            f"`{each.name}`": bool(value := getattr(self, each.name)) and value != each.default
-            for each in fields(self)
-            if each.metadata.get("role") is _Role.CHANGES_UPDATE
+            f"`{option.name}`": bool(value := getattr(self, option.name))
+            and value != option.default
+            for option in fields(self)
+            if option.metadata.get("role") is _Role.CHANGES_UPDATE
         }
 
     def shared_options(self) -> dict[str, Any]:
         """Returns the options that must be equal in all processes of a training, by name."""
         return {
-            each.name: getattr(self, each.name)
-            for each in fields(self)
-            if each.metadata.get("role") not in (_Role.SETS_POLICY, _Role.MAY_DIFFER)
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if option.metadata.get("role") not in (_Role.SETS_POLICY, _Role.MAY_DIFFER)
         }

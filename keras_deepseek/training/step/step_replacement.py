@@ -13,7 +13,7 @@ from keras_deepseek.backend.keras_private.trainers import (
     compilation,
     temporary_train_step,
 )
-from keras_deepseek.callbacks.step_figures import StepFigures
+from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.build_for_step import build_for_step
 from keras_deepseek.training.step.step_profiler import StepProfiler
@@ -31,7 +31,7 @@ class StepReplacement:
             `True`.
         is_eager: boolean. The step is a Python function that no framework can compile. Defaults to
             `False`.
-        figures: The hand-over of the figures that the step returns among its logs.
+        step_metrics: The hand-over of the metrics that the step returns among its logs.
         profiler: The profiler of the steps.
     """
 
@@ -44,7 +44,7 @@ class StepReplacement:
         *,
         is_compilable: bool = True,
         is_eager: bool = False,
-        figures: StepFigures | None = None,
+        step_metrics: StepMetrics | None = None,
         profiler: StepProfiler | None = None,
     ) -> None:
         self._model = model
@@ -53,7 +53,7 @@ class StepReplacement:
         self._extra_variables = extra_variables
         self._is_compilable = is_compilable and not is_eager
         self._is_eager = is_eager
-        self._figures = figures or StepFigures()
+        self._step_metrics = step_metrics or StepMetrics()
         self._profiler = profiler or StepProfiler(model)
         self._compiled_for: Any = None
         self._called: Callable[..., Any] = self._run
@@ -130,13 +130,13 @@ class StepReplacement:
         """Returns a key that differs if the step must be compiled again."""
         model = self._model
         variables = [id(variable) for variable in model.trainable_variables]
-        return compilation(model), variables, self._figures.are_wanted
+        return compilation(model), variables, self._step_metrics.are_wanted
 
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             self.is_running = True
             self._profiler.before_call()
-            arguments = self._figures.begin(arguments)
+            arguments = self._step_metrics.begin(arguments)
             try:
                 result = function(*arguments)
             except Exception as error:
@@ -146,7 +146,7 @@ class StepReplacement:
             self.num_calls += 1
             # On JAX, the state of the training comes with the logs.
             logs = result[0] if isinstance(result, tuple) else result
-            self._figures.end(logs)
+            self._step_metrics.end(logs)
             self._profiler.after_call(logs)
             return result
 

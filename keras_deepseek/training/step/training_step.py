@@ -120,13 +120,13 @@ class TrainingStep:
         is_good, update_logs = self._apply(loss, result, variables)
         with backend.current().step.mark(LOSS):
             track_loss(self._model, loss, result.num_rows)
-        for state, before in states:
-            state.assign(ops.where(is_good, state.value, before))
+        for state, old_value in states:
+            state.assign(ops.where(is_good, state.value, old_value))
         with backend.current().step.mark(LOSS):
             means = self._read_logs()
         check_log_names(result.logs, {**means, **update_logs})
-        figures = {} if statistics is None else statistics.finish(loss)
-        return {**means, **result.logs, **update_logs, **figures}
+        step_metrics = {} if statistics is None else statistics.finish(loss)
+        return {**means, **result.logs, **update_logs, **step_metrics}
 
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch keeps for its backward pass."""
@@ -162,20 +162,20 @@ class TrainingStep:
         self, loss: Any, result: BatchResult, variables: Sequence[keras.Variable]
     ) -> tuple[Any, dict[str, Any]]:
         """Applies the gradients to the variables that the loss depends on."""
-        found = [
+        pairs = [
             (gradient, variable)
             for gradient, variable in zip(result.gradients, variables, strict=True)
             if gradient is not None
         ]
-        if variables and not found:
+        if variables and not pairs:
             raise InvalidInputError(
                 f"The loss does not depend on any trainable weight of {self._model.name!r}, so "
                 "that there is nothing to train."
             )
         return self._update(
             loss,
-            [gradient for gradient, _ in found],
-            [variable for _, variable in found],
+            [gradient for gradient, _ in pairs],
+            [variable for _, variable in pairs],
             result.keep_residual,
         )
 

@@ -43,7 +43,8 @@ class BatchSizeSearch:
     >>> from keras_deepseek.training import Trainer
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     >>> trainer = Trainer(model, optimizer="sgd", loss="mse")
-    >>> search = trainer.find_batch_size(np.ones((64, 4)), np.ones((64, 1)), start=4, most=8)
+    >>> x, y = np.ones((64, 4)), np.ones((64, 1))
+    >>> search = trainer.find_batch_size(x, y, start=4, max_batch_size=8)
     >>> search.batch_sizes, search.out_of_memory
     ([4, 8], [])
     """
@@ -62,16 +63,18 @@ def search_batch_size(
     sample_weight: Any = None,
     *,
     start: int,
-    most: int | None,
+    max_batch_size: int | None,
 ) -> BatchSizeSearch:
     """Times steps of growing batch sizes, and restores the model; see `Trainer.find_batch_size`."""
     check_integer("start", start)
     check_data(x, None)
     make_data, num_rows = _read_data(x, y, sample_weight)
-    if most is None:
-        most = max(num_rows, start) if num_rows else None
-    elif check_integer("most", most) < start:
-        raise InvalidInputError(f"`most` must be at least `start`, {start}; received {most}.")
+    if max_batch_size is None:
+        max_batch_size = max(num_rows, start) if num_rows else None
+    elif check_integer("max_batch_size", max_batch_size) < start:
+        raise InvalidInputError(
+            f"`max_batch_size` must be at least `start`, {start}; received {max_batch_size}."
+        )
 
     def measure(size: int) -> float | None:
         clock = _StepClock()
@@ -89,11 +92,11 @@ def search_batch_size(
         return None
 
     with training.restored_state():
-        return choose_size(measure, start, most)
+        return choose_size(measure, start, max_batch_size)
 
 
 def choose_size(
-    measure: Callable[[int], float | None], start: int, most: int | None
+    measure: Callable[[int], float | None], start: int, max_batch_size: int | None
 ) -> BatchSizeSearch:
     """Doubles a batch size while throughput grows, then bisects to the largest that fits.
 
@@ -112,10 +115,10 @@ def choose_size(
 
     size, speed = start, 0.0
     while fits(size):
-        before, speed = speed, size / seconds[size]
-        if size == most or speed < _MIN_GAIN * before:
+        previous_speed, speed = speed, size / seconds[size]
+        if size == max_batch_size or speed < _MIN_GAIN * previous_speed:
             break
-        size = 2 * size if most is None else min(2 * size, most)
+        size = 2 * size if max_batch_size is None else min(2 * size, max_batch_size)
     if failed:
         low, high = max(seconds, default=0), failed[0]
         while high - low > max(low // 8, 1):
@@ -205,11 +208,12 @@ def _from_texts(texts: list[Any], y: Any, sample_weight: Any) -> Callable[[int],
     rows = {"y": y, "sample_weight": sample_weight}
 
     def make(size: int) -> dict[str, Any]:
-        places = np.arange(size) % len(texts)
-        taken = {
-            name: None if each is None else np.asarray(each)[places] for name, each in rows.items()
+        indices = np.arange(size) % len(texts)
+        batch = {
+            name: None if array is None else np.asarray(array)[indices]
+            for name, array in rows.items()
         }
-        return {"x": [texts[place] for place in places], "batch_size": size, **taken}
+        return {"x": [texts[index] for index in indices], "batch_size": size, **batch}
 
     return make
 

@@ -112,8 +112,8 @@ class ShortTraining:
             lambda array: None if array is None else keras.ops.convert_to_tensor(array), batch
         )
 
-    def _open(self, **given: Any) -> PositionedData:
-        arguments = keras_fit_arguments(self._model, given)
+    def _open(self, **data_arguments: Any) -> PositionedData:
+        arguments = keras_fit_arguments(self._model, data_arguments)
         check_data(arguments["x"], arguments["batch_size"])
         if self._needs_targets:
             check_targets(arguments["x"], arguments["y"])
@@ -140,7 +140,7 @@ class _StepLimit(keras.callbacks.Callback):
 
     def __init__(self, steps: int, stream: BatchStream) -> None:
         super().__init__()
-        self._left = steps
+        self._num_steps_left = steps
         self._stream = stream
         self._ends_epoch = False
 
@@ -148,12 +148,14 @@ class _StepLimit(keras.callbacks.Callback):
         self._stream.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._left -= 1
+        self._num_steps_left -= 1
         if self.model.stop_training:
             return
         is_last = batch + 1 == self._stream.epoch_length
-        self._ends_epoch = is_last and self._left > 0 and self._stream.source.kind != "generator"
-        if is_last or self._left == 0:
+        self._ends_epoch = (
+            is_last and self._num_steps_left > 0 and self._stream.source.kind != "generator"
+        )
+        if is_last or self._num_steps_left == 0:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -312,12 +312,12 @@ def test_an_epoch_without_a_validation_may_lack_its_logs(tmp_path, small):
 
 @pytest.mark.parametrize(("every", "expected"), [(None, [None] * 6), (4, [3, 2, 1, 4, 3, 2])])
 def test_steps_until_the_next_checkpoint_are_known(tmp_path, small, every, expected):
-    found = []
+    counts = []
     trainer = Trainer(small(), checkpoint_dir=tmp_path, checkpoint_every=every)
     data = {"x": X, "y": Y, "batch_size": 4, "epochs": 1, "callbacks": None, "verbose": 0}
-    with trainer._session.training(data, [], resume=False) as given:
-        callbacks = given["callbacks"]
+    with trainer._session.training(data, [], resume=False) as fit_arguments:
+        callbacks = fit_arguments["callbacks"]
         for step in range(6):
             callbacks._step = step + 1
-            found.append(callbacks.num_until_pause)
-    assert found == expected
+            counts.append(callbacks.num_until_pause)
+    assert counts == expected

@@ -95,11 +95,11 @@ def run_training(folder, end=None, steps=1):
                 process.stdin.close()
                 break
             line = process.stdout.readline()
-        rest = process.stdout.read()
+        remaining_output = process.stdout.read()
         errors = process.stderr.read()
         code = process.wait()
     assert code in (0, -signal.SIGKILL), errors
-    return (line + rest).splitlines()[-1:], code
+    return (line + remaining_output).splitlines()[-1:], code
 
 
 @pytest.mark.nightly
@@ -293,9 +293,9 @@ def test_an_error_of_the_data_keeps_the_last_checkpoint(tmp_path):
 
 
 def test_sigterm_leaves_its_handler_as_it_was(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+    old_handler = signal.getsignal(signal.SIGTERM)
     fit(Trainer(build, checkpoint_dir=tmp_path))
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is old_handler
 
 
 def test_sigterm_after_the_last_step_ends_the_process_too(tmp_path):
@@ -361,6 +361,6 @@ def test_a_training_that_is_over_says_so(tmp_path, caplog, capsys, epochs):
     expected = fit(Trainer(build, checkpoint_dir=tmp_path), epochs=2).history
     again = Trainer(build, checkpoint_dir=tmp_path)
     assert fit(again, resume=True, epochs=epochs, verbose=2).history == expected
-    told = f"Nothing is left to train: .* of step 12 .* end of epoch 2, and epochs={epochs}"
-    assert re.search(told, caplog.text)
+    message = f"Nothing is left to train: .* of step 12 .* end of epoch 2, and epochs={epochs}"
+    assert re.search(message, caplog.text)
     assert "continues" not in capsys.readouterr().out + caplog.text

@@ -58,11 +58,15 @@ def make_gan():
 @pytest.mark.skipif(IS_JAX, reason="On JAX a step is given the variables of one optimizer.")
 def test_the_two_optimizers_of_a_gan_are_in_its_checkpoints(tmp_path):
     resumed, whole = train_killed_and_whole(make_gan, tmp_path, ROWS, batch_size=4)
-    for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for received, expected in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(received, expected)
     for name, optimizer in resumed.optimizers.items():
-        for one, other in zip(optimizer.variables, whole.optimizers[name].variables, strict=True):
-            np.testing.assert_array_equal(*map(ops.convert_to_numpy, (one.value, other.value)))
+        for received, expected in zip(
+            optimizer.variables, whole.optimizers[name].variables, strict=True
+        ):
+            np.testing.assert_array_equal(
+                *map(ops.convert_to_numpy, (received.value, expected.value))
+            )
 
 
 @pytest.mark.skipif(IS_JAX, reason="On JAX a step is given the variables of one optimizer.")

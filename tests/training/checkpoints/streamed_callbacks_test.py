@@ -14,18 +14,18 @@ class Others(OneProcess):
     def __init__(self, stops_at=None):
         self.asked = 0
         self.stops_at = stops_at
-        self.before = [False]
+        self.previous_answer = [False]
 
-    def agree(self, wishes):
+    def all_reduce_flags(self, flags):
         self.asked += 1
-        answer = self.before
-        self.before = [wishes[0] or self.asked == self.stops_at]
+        answer = self.previous_answer
+        self.previous_answer = [flags[0] or self.asked == self.stops_at]
         return answer
 
-    def agree_now(self, wishes):
-        before = self.agree(wishes)
-        answer, self.before = self.before, [False]
-        return [before[0] or answer[0]]
+    def all_reduce_flags_now(self, flags):
+        previous_flags = self.all_reduce_flags(flags)
+        answer, self.previous_answer = self.previous_answer, [False]
+        return [previous_flags[0] or answer[0]]
 
 
 class Stop(keras.callbacks.Callback):
@@ -46,8 +46,8 @@ def train(processes, stops_at=None):
     model.compile("sgd", "mse")
     stop = Stop(stops_at)
     arguments = {"x": X, "y": Y, "batch_size": 3, "epochs": 3, "callbacks": [stop], "verbose": 0}
-    with feed(model, arguments, processes, needs_stream=True) as given:
-        model.fit(**given)
+    with feed(model, arguments, processes, needs_stream=True) as fit_arguments:
+        model.fit(**fit_arguments)
     return stop.batches
 
 

@@ -25,8 +25,8 @@ def model():
 
 def fit(model, *, needs_stream=True, x=X, y=Y, callbacks=(), **options):
     arguments = {"x": x, "y": y, "callbacks": list(callbacks), "epochs": 1, "verbose": 0}
-    with feed(model, arguments | options, OneProcess(), needs_stream=needs_stream) as given:
-        return model.fit(**given)
+    with feed(model, arguments | options, OneProcess(), needs_stream=needs_stream) as fit_arguments:
+        return model.fit(**fit_arguments)
 
 
 class Batches(keras.utils.PyDataset):
@@ -59,25 +59,25 @@ def ending():
 class Seeing(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.events = []
 
     def on_train_begin(self, logs=None):
-        self.seen.append({name: self.params[name] for name in ("epochs", "steps", "verbose")})
+        self.events.append({name: self.params[name] for name in ("epochs", "steps", "verbose")})
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.seen.append(("begin", epoch))
+        self.events.append(("begin", epoch))
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.seen.append(batch)
+        self.events.append(batch)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.seen.append((batch, sorted(logs)))
+        self.events.append((batch, sorted(logs)))
 
     def on_test_end(self, logs=None):
-        self.seen.append("test")
+        self.events.append("test")
 
     def on_epoch_end(self, epoch, logs=None):
-        self.seen.append((epoch, sorted(logs)))
+        self.events.append((epoch, sorted(logs)))
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,20 @@ class Seeing(keras.callbacks.Callback):
 )
 def test_callbacks_and_history_are_those_of_keras(model, options):
     weights = model.get_weights()
-    found = []
+    runs = []
     for by_stream in (False, True):
         model.set_weights(weights)
         seeing = Seeing()
-        given = {"epochs": 3, "shuffle": False, "callbacks": [seeing], **options()}
+        fit_arguments = {"epochs": 3, "shuffle": False, "callbacks": [seeing], **options()}
         if by_stream:
-            history = fit(model, **given)
+            history = fit(model, **fit_arguments)
         else:
-            history = model.fit(**{"x": X, "y": Y, "verbose": 0} | given)
-        found.append((seeing.seen, history.history))
-    assert found[1][0] == found[0][0]
-    assert found[1][1].keys() == found[0][1].keys()
-    for name, values in found[0][1].items():
-        assert found[1][1][name] == pytest.approx(values, rel=1e-5)
+            history = model.fit(**{"x": X, "y": Y, "verbose": 0} | fit_arguments)
+        runs.append((seeing.events, history.history))
+    assert runs[1][0] == runs[0][0]
+    assert runs[1][1].keys() == runs[0][1].keys()
+    for name, values in runs[0][1].items():
+        assert runs[1][1][name] == pytest.approx(values, rel=1e-5)
 
 
 def test_a_stream_is_used_if_needed_or_faster(model):
@@ -121,16 +121,16 @@ def test_a_stream_is_used_if_needed_or_faster(model):
     is_torch = keras.backend.backend() == "torch"
     for needs_stream in (False, True):
         arguments = {"x": X, "y": Y, "callbacks": [], "epochs": 1, "verbose": 0}
-        with feed(model, arguments, OneProcess(), needs_stream=needs_stream) as given:
-            assert isinstance(given["x"], PositionedData) == (needs_stream or is_torch)
+        with feed(model, arguments, OneProcess(), needs_stream=needs_stream) as fit_arguments:
+            assert isinstance(fit_arguments["x"], PositionedData) == (needs_stream or is_torch)
         assert arguments["x"] is X
     for x, is_streamed in ((ending(), True), (Batches(), is_torch)):
         arguments |= {"x": x, "y": None}
-        with feed(model, arguments, OneProcess(), needs_stream=False) as given:
-            assert isinstance(given["x"], PositionedData) == is_streamed
+        with feed(model, arguments, OneProcess(), needs_stream=False) as fit_arguments:
+            assert isinstance(fit_arguments["x"], PositionedData) == is_streamed
     arguments["x"] = Own()
-    with feed(model, arguments, OneProcess(), needs_stream=False) as given:
-        assert given is arguments
+    with feed(model, arguments, OneProcess(), needs_stream=False) as fit_arguments:
+        assert fit_arguments is arguments
     with pytest.raises(NotSupportedError, match="train by fit, without a checkpoint_dir"):
         feed(model, arguments, OneProcess(), needs_stream=True)
 
@@ -178,7 +178,7 @@ def test_a_callback_may_stop_it_anywhere(model, stop, batch_size):
     options = {"batch_size": batch_size, "epochs": 3, "validation_data": (X, Y)}
     assert len(fit(model, callbacks=[callback, seeing], **options).epoch) == 1
     steps = 1 if batch_size == 20 or stop == "on_train_batch_end" else 5
-    assert sum(type(each) is int for each in seeing.seen) == steps
+    assert sum(type(event) is int for event in seeing.events) == steps
 
 
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
@@ -187,11 +187,12 @@ def test_workers_of_the_data_end_with_the_training(model, error):
         raise error
 
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=fail)
-    before = set(threading.enumerate())
+    old_threads = set(threading.enumerate())
     with pytest.raises(error):
         fit(model, x=Batches(workers=2), y=None, callbacks=[callback])
-    left = set(threading.enumerate()) - before
-    assert not [each for each in left if not each.name.startswith("Dummy")]  # TensorFlow's own.
+    new_threads = set(threading.enumerate()) - old_threads
+    # TensorFlow's own threads stay.
+    assert not [thread for thread in new_threads if not thread.name.startswith("Dummy")]
 
 
 def test_errors_of_the_data_are_raised(model):
@@ -206,7 +207,7 @@ def test_errors_of_the_data_are_raised(model):
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse tensors there.")
 def test_sparse_matrices_of_scipy_are_batches():
     scipy_sparse = pytest.importorskip("scipy.sparse")
-    weights, found = None, []
+    weights, weights_by_format = None, []
     for make in (scipy_sparse.csr_matrix, np.array):
         model = keras.Sequential(
             [keras.Input((3,), sparse=make is not np.array), keras.layers.Dense(1)]
@@ -216,9 +217,9 @@ def test_sparse_matrices_of_scipy_are_batches():
         model.set_weights(weights)
         data = ((make(X[at : at + 4]), Y[at : at + 4, None]) for at in (0, 4, 8))
         fit(model, x=data, y=None)
-        found.append(model.get_weights())
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
+        weights_by_format.append(model.get_weights())
+    for sparse_weight, dense_weight in zip(*weights_by_format, strict=True):
+        np.testing.assert_allclose(sparse_weight, dense_weight, rtol=1e-5)
 
 
 def test_batches_may_have_other_lengths_than_the_first_two():
@@ -230,7 +231,7 @@ def test_batches_may_have_other_lengths_than_the_first_two():
     data = ((np.ones((4, length, 3)), np.ones((4, 1))) for length in lengths)
     seeing = Seeing()
     fit(model, x=data, y=None, needs_stream=False, callbacks=[seeing])
-    assert sum(type(each) is int for each in seeing.seen) == len(lengths)
+    assert sum(type(event) is int for event in seeing.events) == len(lengths)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="It has one structure.")
@@ -238,7 +239,7 @@ def test_some_batches_of_a_generator_may_have_weights(model):
     data = ((X[:4], Y[:4], np.ones(4)) if index % 2 else (X[:4], Y[:4]) for index in range(4))
     seeing = Seeing()
     fit(model, x=data, y=None, needs_stream=False, callbacks=[seeing])
-    assert sum(type(each) is int for each in seeing.seen) == 4
+    assert sum(type(event) is int for event in seeing.events) == 4
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="It alone has strings.")
@@ -259,7 +260,7 @@ def test_strings_are_data(is_generator):
         ]
     )
     model.compile("sgd", "mse")
-    x, y = ((each for each in [(texts, Y[:4])] * 2), None) if is_generator else (texts, Y[:4])
+    x, y = ((batch for batch in [(texts, Y[:4])] * 2), None) if is_generator else (texts, Y[:4])
     assert np.isfinite(fit(model, x=x, y=y).history["loss"][0])
 
 

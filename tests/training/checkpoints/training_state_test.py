@@ -46,11 +46,11 @@ def values(model):
 def test_all_that_a_step_changes_is_restored():
     first, second = trained(), build()
     second.evaluate(X, X[:, :1], verbose=0)  # Makes the metrics' variables.
-    before = values(second)
+    old_values = values(second)
     packed, arrays = pack_state(read_variables(first))
     write_variables(second, unpack_state(packed, arrays))
     expected = values(first)
-    assert any(not np.array_equal(*pair) for pair in zip(before, expected, strict=True))
+    assert any(not np.array_equal(*pair) for pair in zip(old_values, expected, strict=True))
     for received, value in zip(values(second), expected, strict=True):
         np.testing.assert_array_equal(received, value)
     names = [name for group in GROUPS for name in read_variables(first)[group]["names"]]
@@ -61,10 +61,10 @@ def test_all_that_a_step_changes_is_restored():
 def test_the_values_are_copies():
     model = trained(optimizer=keras.optimizers.SGD(0.1))
     state = read_variables(model)
-    before = [value.copy() for name in GROUPS for value in state[name]["values"]]
+    old_values = [value.copy() for name in GROUPS for value in state[name]["values"]]
     model.fit(X, X[:, :1], batch_size=3, verbose=0)
     after = [value for name in GROUPS for value in state[name]["values"]]
-    for received, value in zip(after, before, strict=True):
+    for received, value in zip(after, old_values, strict=True):
         np.testing.assert_array_equal(received, value)
 
 
@@ -99,8 +99,8 @@ def test_the_weights_alone_leave_the_optimizer_as_it_is():
 def test_another_model_is_refused_before_any_is_changed(other, match):
     state = read_variables(build())
     model = build(**other)
-    before = values(model)
+    old_values = values(model)
     with pytest.raises(InvalidInputError, match=match):
         write_variables(model, state)
-    for received, value in zip(values(model), before, strict=True):
+    for received, value in zip(values(model), old_values, strict=True):
         np.testing.assert_array_equal(received, value)

@@ -258,8 +258,8 @@ def test_who_says_nothing_has_the_launcher_s_strategy(launched):
     assert choose_strategy(None, None, None, None, environ=environ) == launched
     assert choose_strategy(launched, None, None, None, environ=environ) == launched
     assert choose_strategy(None, 1, 0, None, environ=environ) is None
-    own = object()
-    assert choose_strategy(own, None, None, None, environ=environ) is own
+    strategy = object()
+    assert choose_strategy(strategy, None, None, None, environ=environ) is strategy
 
 
 def test_without_a_launcher_nothing_is_chosen():

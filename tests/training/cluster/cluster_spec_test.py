@@ -68,9 +68,9 @@ def test_a_world_without_a_strategy_is_refused(arguments):
 
 
 def test_servers_and_strategy_fit_each_other():
-    place = {"world_size": 2, "coordinator": ADDRESS, "task_type": "chief", "workers": (ADDRESS,)}
+    task = {"world_size": 2, "coordinator": ADDRESS, "task_type": "chief", "workers": (ADDRESS,)}
     with pytest.raises(InvalidInputError, match=r"names parameter servers \(10\.0\.0\.2:1\)"):
-        ClusterSpec("allreduce", **place, servers=("10.0.0.2:1",))
+        ClusterSpec("allreduce", **task, servers=("10.0.0.2:1",))
     with pytest.raises(InvalidInputError, match="names no parameter server"):
-        ClusterSpec("parameter_server", **place)
-    assert ClusterSpec("parameter_server", **place, servers=("10.0.0.2:1",)).rank == 0
+        ClusterSpec("parameter_server", **task)
+    assert ClusterSpec("parameter_server", **task, servers=("10.0.0.2:1",)).rank == 0

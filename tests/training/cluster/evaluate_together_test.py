@@ -13,12 +13,12 @@ class Ranks:
 
     is_one_program = False
 
-    def __init__(self, rank, world_size, given):
-        self.rank, self.world_size, self.given = rank, world_size, given
+    def __init__(self, rank, world_size, gathered):
+        self.rank, self.world_size, self.gathered = rank, world_size, gathered
 
     def gather(self, array):
-        self.given.append(array)
-        return list(self.given)
+        self.gathered.append(array)
+        return list(self.gathered)
 
 
 def build(model_class=keras.Sequential):
@@ -37,22 +37,22 @@ def make(num_rows):
 @pytest.mark.parametrize(("num_rows", "world_size"), [(1, 2), (9, 2), (33, 4), (12, 3)])
 def test_batches_are_shared_out_and_all_hear_of_all(num_rows, world_size):
     x, y, weights = make(num_rows)
-    model, given = build(), []
+    model, gathered = build(), []
     options = {"sample_weight": weights, "verbose": 0, "return_dict": True}
     for rank in range(world_size):
-        found = evaluate_together(model, x, y, 4, Ranks(rank, world_size, given), **options)
+        results = evaluate_together(model, x, y, 4, Ranks(rank, world_size, gathered), **options)
     expected = build().evaluate(x, y, 4, **options)
-    assert set(found) == set(expected)
+    assert set(results) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(results[name], value, rtol=1e-5, err_msg=name)
 
 
 def test_a_list_comes_as_from_keras():
     x, y, _ = make(9)
-    found = evaluate_together(build(), x, y, 16, Ranks(0, 2, []), verbose=0)
+    results = evaluate_together(build(), x, y, 16, Ranks(0, 2, []), verbose=0)
     expected = build().evaluate(x, y, 16, verbose=0)
-    np.testing.assert_allclose(found[:3], expected[:3], rtol=1e-5)
-    np.testing.assert_allclose(found[3], expected[3], rtol=1e-5)
+    np.testing.assert_allclose(results[:3], expected[:3], rtol=1e-5)
+    np.testing.assert_allclose(results[3], expected[3], rtol=1e-5)
 
 
 def test_what_can_not_be_shared_out_is_gone_through_by_each():
@@ -69,14 +69,14 @@ def test_what_can_not_be_shared_out_is_gone_through_by_each():
 
     x, y, _ = make(9)
     expected = build().evaluate(x, y, 3, verbose=0)[0]
-    given = []
-    ranks = Ranks(1, 2, given)
+    gathered = []
+    ranks = Ranks(1, 2, gathered)
     callback = keras.callbacks.Callback()
     assert evaluate_together(build(), Batches(), None, None, ranks)[0] == pytest.approx(expected)
     for model, options in ((build(OwnStep), {}), (build(), {"callbacks": [callback]})):
-        found = evaluate_together(model, x, y, 3, ranks, **options)
-        assert found[0] == pytest.approx(expected)
-    assert not given
+        results = evaluate_together(model, x, y, 3, ranks, **options)
+        assert results[0] == pytest.approx(expected)
+    assert not gathered
     alone = evaluate_together(build(), x, y, 3, OneProcess(), verbose=0)
     assert alone[0] == pytest.approx(expected)
 
@@ -103,30 +103,30 @@ def test_the_validation_of_fit_is_shared_out_unless_its_batches_are_watched(watc
     options = {"batch_size": 3, "epochs": 1, "shuffle": False, "verbose": 0, **validation}
     expected = build().fit(x, y, **options).history
     watches = np.array(watcher is BatchWatcher)
-    given, found = [watches], []
+    gathered, histories = [watches], []
     for rank in range(2):
         # What is gathered is whether batches are watched, and then what metrics add up to.
-        ranks, sums = Ranks(rank, 2, given), given[1:]
+        ranks, sums = Ranks(rank, 2, gathered), gathered[1:]
         ranks.gather = lambda array, sums=sums: (
-            [watches, array] if array.dtype == bool else [*sums, given.append(array) or array]
+            [watches, array] if array.dtype == bool else [*sums, gathered.append(array) or array]
         )
         model, callback = build(), watcher()
         with validating_together(model, ranks):
             history = model.fit(x, y, callbacks=[callback], **options).history
         assert "evaluate" not in vars(model)
-        found.append((history, callback.ends))
-    assert (len(given) > 1) == (watcher is Watcher)
+        histories.append((history, callback.ends))
+    assert (len(gathered) > 1) == (watcher is Watcher)
     for name, values in expected.items():
-        np.testing.assert_allclose(found[-1][0][name], values, rtol=1e-5, err_msg=name)
-    history, ends = found[-1]
+        np.testing.assert_allclose(histories[-1][0][name], values, rtol=1e-5, err_msg=name)
+    history, ends = histories[-1]
     assert len(ends) == (1 if watcher is Watcher else 4)  # Of three batches, and the end.
     np.testing.assert_allclose(ends[-1]["loss"], history["val_loss"][0], rtol=1e-6)
 
 
 def test_where_one_rank_watches_batches_all_go_through_them():
     x, y, _ = make(9)
-    model, asked = build(), []
-    ranks = Ranks(1, 2, asked)
+    model, gathered = build(), []
+    ranks = Ranks(1, 2, gathered)
     ranks.gather = lambda array: [np.array(True), array]  # Rank 0 does.
     with validating_together(model, ranks):
         history = model.fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history
@@ -148,17 +148,17 @@ def test_a_callback_that_is_a_function_watches_too():
 def test_an_evaluation_by_a_callback_is_that_of_keras():
     class Evaluating(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            found.append(self.model.evaluate(x, y, 4, verbose=0))
-            found.append(self.model.evaluate(x=x, y=y, verbose=0, callbacks=[]))
+            results.append(self.model.evaluate(x, y, 4, verbose=0))
+            results.append(self.model.evaluate(x=x, y=y, verbose=0, callbacks=[]))
 
     x, y, _ = make(9)
-    model, found, given = build(), [], []
-    with validating_together(model, Ranks(0, 2, given)):
+    model, results, gathered = build(), [], []
+    with validating_together(model, Ranks(0, 2, gathered)):
         model.fit(x, y, callbacks=[Evaluating()], verbose=0)
-    assert not given
+    assert not gathered
     expected = model.evaluate(x, y, verbose=0)
-    for each in found:
-        np.testing.assert_allclose(each[:3], expected[:3], rtol=1e-5)
+    for result in results:
+        np.testing.assert_allclose(result[:3], expected[:3], rtol=1e-5)
 
 
 def test_validation_that_comes_in_batches_is_gone_through_by_each():
@@ -170,8 +170,8 @@ def test_validation_that_comes_in_batches_is_gone_through_by_each():
             return x[index::2], y[index::2]
 
     x, y, _ = make(9)
-    model, given = build(), []
-    with validating_together(model, Ranks(0, 2, given)):
+    model, gathered = build(), []
+    with validating_together(model, Ranks(0, 2, gathered)):
         history = model.fit(x, y, validation_data=Batches(), epochs=2, verbose=0).history
     assert len(history["val_loss"]) == 2
-    assert not given
+    assert not gathered

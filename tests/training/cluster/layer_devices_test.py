@@ -26,53 +26,60 @@ def build(*layers):
 
 
 def find(devices, *layers):
-    return {each.layer.name: each for each in find_layer_devices(build(*layers), devices)}
+    return {
+        layer_device.layer.name: layer_device
+        for layer_device in find_layer_devices(build(*layers), devices)
+    }
 
 
 def test_the_first_pattern_counts_and_others_have_the_first_device():
-    found = find(
+    layer_devices = find(
         {"encoder*": "gpu:0", "encoder_[12]": "gpu:1", "decoder.*": "gpu:2"},
         *map(dense, ("encoder_1", "middle", "decoder_1", "decoder")),
     )
-    devices = {name: each.device for name, each in found.items()}
+    devices = {name: layer_device.device for name, layer_device in layer_devices.items()}
     assert devices["encoder_1"] == devices["middle"] == "gpu:0"
     assert devices["decoder_1"] == devices["decoder"] == "gpu:2"
 
 
 def test_a_layer_inside_has_the_device_of_the_outer_one_unless_it_is_matched():
-    found = find(
+    layer_devices = find(
         {"other": "gpu:0", "block_?": "gpu:1", "home": "gpu:0"},
         *(dense("other"), Block(dense("inside"), name="block_1")),
         Block(Block(dense("deep"), name="home"), name="block_2"),
     )
-    devices = {name: each.device for name, each in found.items()}
+    devices = {name: layer_device.device for name, layer_device in layer_devices.items()}
     assert devices["inside"] == devices["block_2"] == "gpu:1"
     assert devices["deep"] == devices["home"] == "gpu:0"
-    assert [name for name, each in found.items() if each.is_away] == ["block_1", "block_2", "home"]
+    assert [name for name, layer_device in layer_devices.items() if layer_device.is_away] == [
+        "block_1",
+        "block_2",
+        "home",
+    ]
     # What a block adds up must be on its own device; a functional model hands on what it gets.
-    assert found["home"].comes_back
-    assert not found["block_1"].comes_back
-    assert not found["inside"].meets_others
-    assert found["other"].meets_others
+    assert layer_devices["home"].comes_back
+    assert not layer_devices["block_1"].comes_back
+    assert not layer_devices["inside"].meets_others
+    assert layer_devices["other"].meets_others
 
 
 def test_a_layer_of_two_is_away_if_one_of_them_is_elsewhere():
     shared = dense("shared")
-    found = find(
+    layer_devices = find(
         {"first": "gpu:0", "second": "gpu:1"},
         Block(shared, name="first"),
         Block(shared, name="second"),
     )
-    assert found["shared"].device == "gpu:0"
-    assert found["shared"].is_away
+    assert layer_devices["shared"].device == "gpu:0"
+    assert layer_devices["shared"].is_away
 
 
 def test_layers_of_models_inside_are_found():
     inner = keras.Sequential([dense("deep_1"), dense("deep_2")], name="inner")
-    found = find({"rest": "gpu:0", "deep_2": "gpu:1"}, dense("rest"), inner)
-    assert found["deep_2"].is_away
-    assert found["deep_1"].device == "gpu:0"
-    assert not found["deep_1"].is_away
+    layer_devices = find({"rest": "gpu:0", "deep_2": "gpu:1"}, dense("rest"), inner)
+    assert layer_devices["deep_2"].is_away
+    assert layer_devices["deep_1"].device == "gpu:0"
+    assert not layer_devices["deep_1"].is_away
 
 
 def test_a_pattern_of_no_layer_gets_the_nearest_names():
@@ -94,8 +101,8 @@ def test_a_pattern_of_no_layer_gets_the_nearest_names():
     ],
 )
 def test_patterns_are_those_of_remat_or_regular_expressions_for_all_of_a_name(pattern, names):
-    known = ["block", "block_1", "block_12", "1_block", "a.b", "a+b"]
-    assert sorted(name for name in known if matches(name, pattern)) == sorted(names)
+    layer_names = ["block", "block_1", "block_12", "1_block", "a.b", "a+b"]
+    assert sorted(name for name in layer_names if matches(name, pattern)) == sorted(names)
 
 
 def test_what_is_no_regular_expression_is_refused():

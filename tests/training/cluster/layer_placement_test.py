@@ -59,15 +59,15 @@ def make_trainer(device_map, model=None, **options):
 @not_on_jax
 def test_two_devices_make_the_steps_of_one():
     """With micro-batches, clip, guard, remat and moving averages together."""
-    found = compare("small", *(["places"] if IS_TENSORFLOW else []))
-    assert found["small"] < 1e-4
+    differences = compare("small", *(["places"] if IS_TENSORFLOW else []))
+    assert differences["small"] < 1e-4
     if not IS_TENSORFLOW:  # PyTorch can't multiply what is on two devices.
         return
     # For each layer, three products of matrices: of the outputs, and of two gradients.
-    places = found["places"]
-    assert places["6,7"] == places["6,11"] == ["cpu:1"] * 3  # Those of `decoder_model`.
-    assert places["7,11"] == ["cpu:0"] * 3  # The layer inside it that is for the first device.
-    assert places["3,6"] == [""] * 3  # The head, which is for the device of all others.
+    devices = differences["places"]
+    assert devices["6,7"] == devices["6,11"] == ["cpu:1"] * 3  # Those of `decoder_model`.
+    assert devices["7,11"] == ["cpu:0"] * 3  # The layer inside it that is for the first device.
+    assert devices["3,6"] == [""] * 3  # The head, which is for the device of all others.
 
 
 @not_on_jax
@@ -75,22 +75,22 @@ def test_two_devices_make_the_steps_of_one():
 def test_all_that_a_trainer_can_do_goes_with_it():
     ways = ["plain", "clip", "micro-batches", "sum", "remat", "remat inside", "averages"]
     ways += ["together", "unbuilt", "own step", "eager"]
-    found = compare(*ways, "half precision", "small half", "resumed")
-    assert found.pop("resumed") == 0
+    differences = compare(*ways, "half precision", "small half", "resumed")
+    assert differences.pop("resumed") == 0
     # One of a hundred answers is another; Adam divides noise by itself where a gradient is zero.
     loose = ("half precision", "small half", "averages")
-    assert max(found.pop(name) for name in loose) < 2e-2
-    assert max(found.values()) < 2e-4, found
+    assert max(differences.pop(name) for name in loose) < 2e-2
+    assert max(differences.values()) < 2e-4, differences
 
 
 @not_on_jax
 @pytest.mark.nightly
 def test_every_optimizer_takes_weights_of_two_devices():
     names = ["Adadelta", "Adafactor", "Adagrad", "Ftrl", "RMSprop", "SGD"]
-    found = compare(*names, "Adam", "AdamW", "Adamax", "Lamb", "Lion", "Muon", "Nadam")
-    assert max(found.pop(name) for name in names) < 2e-4
+    differences = compare(*names, "Adam", "AdamW", "Adamax", "Lamb", "Lion", "Muon", "Nadam")
+    assert max(differences.pop(name) for name in names) < 2e-4
     # These divide noise by itself where a gradient is zero.
-    assert max(found.values()) < 2e-2, found
+    assert max(differences.values()) < 2e-2, differences
 
 
 @not_on_jax
@@ -103,8 +103,8 @@ def test_everything_on_one_device_is_the_training_without():
     keras.utils.set_random_seed(0)
     expected = train(None)
     keras.utils.set_random_seed(0)
-    for one, other in zip(*map(keras.tree.flatten, (train(HERE), expected)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    for received, reference in zip(*map(keras.tree.flatten, (train(HERE), expected)), strict=True):
+        np.testing.assert_allclose(received, reference, rtol=1e-5, atol=1e-6)
 
 
 @not_on_jax
@@ -193,5 +193,5 @@ def test_two_gpus_make_the_steps_of_one():
         return trainer.model.get_weights()
 
     two = train({"first*": "gpu:0", "second": "gpu:1", "third": "gpu:1"})
-    for one, other in zip(two, train({"gpu": 0}), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    for received, reference in zip(two, train({"gpu": 0}), strict=True):
+        np.testing.assert_allclose(received, reference, rtol=1e-3, atol=1e-4)

@@ -35,8 +35,8 @@ def test_another_strategy_has_no_servers(strategy):
 
 
 def test_the_launcher_says_how_many():
-    found = resolve_settings("parameter_server", {NUM_WORKERS: "3", NUM_SERVERS: "2"})
-    assert (found.num_workers, found.num_servers, found.staleness_bound) == (3, 2, 6)
+    settings = resolve_settings("parameter_server", {NUM_WORKERS: "3", NUM_SERVERS: "2"})
+    assert (settings.num_workers, settings.num_servers, settings.staleness_bound) == (3, 2, 6)
 
 
 @on_ray
@@ -46,9 +46,9 @@ def test_the_launcher_names_a_ray_cluster():
 
 
 def test_a_script_says_how_many():
-    found = resolve_settings(ParameterServer(num_workers=2, staleness_bound=0), {})
-    assert (found.num_workers, found.num_servers, found.staleness_bound) == (2, 1, 0)
-    assert found.address is None
+    settings = resolve_settings(ParameterServer(num_workers=2, staleness_bound=0), {})
+    assert (settings.num_workers, settings.num_servers, settings.staleness_bound) == (2, 1, 0)
+    assert settings.address is None
 
 
 def test_nobody_says_how_many():
@@ -82,8 +82,8 @@ def tf_config(num_workers, num_servers):
 
 @on_tensorflow
 def test_tf_config_says_how_many():
-    found = resolve_settings("parameter_server", tf_config(3, 2))
-    assert (found.num_workers, found.num_servers) == (3, 2)
+    settings = resolve_settings("parameter_server", tf_config(3, 2))
+    assert (settings.num_workers, settings.num_servers) == (3, 2)
     with pytest.raises(InvalidInputError, match=r"num_workers=2\), but TF_CONFIG names 3"):
         resolve_settings(ParameterServer(num_workers=2), tf_config(3, 2))
 

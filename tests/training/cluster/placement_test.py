@@ -102,8 +102,8 @@ def test_a_training_that_is_divided_by_speed_is_that_on_one_device(monkeypatch, 
     keras.utils.set_random_seed(1)
     divided = train({"cpu": [0, 1]})
     atol = 2e-3 if "precision" in options else 1e-5
-    for one, other in zip(*map(keras.tree.flatten, (alone, divided)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+    for expected, received in zip(*map(keras.tree.flatten, (alone, divided)), strict=True):
+        np.testing.assert_allclose(expected, received, rtol=0, atol=atol)
 
 
 def test_several_devices_and_a_strategy_are_two_ways_to_divide_a_batch(monkeypatch):
@@ -128,18 +128,22 @@ def test_a_strategy_of_tpus_divides_the_rows_among_them():
 
     strategy = object.__new__(tf.distribute.TPUStrategy)
     strategy._extended = types.SimpleNamespace(worker_devices=("/device:CPU:0",) * 2)
-    found = []
-    for each in (strategy, None):
+    logs = []
+    for distributed_strategy in (strategy, None):
         keras.utils.set_random_seed(1)
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         trainer = Trainer(
-            model, optimizer="adam", loss="mse", metrics=["mae"], distributed_strategy=each
+            model,
+            optimizer="adam",
+            loss="mse",
+            metrics=["mae"],
+            distributed_strategy=distributed_strategy,
         )
         x = np.random.default_rng(0).normal(size=(13, 3))
         history = trainer.fit(x, x[:, :2], batch_size=4, epochs=2, verbose=0, shuffle=False)
-        found.append([*history.history["loss"], *history.history["mae"]])
-        assert (trainer._cluster.placement.devices is None) == (each is None)
-    np.testing.assert_allclose(*found, rtol=1e-5)
+        logs.append([*history.history["loss"], *history.history["mae"]])
+        assert (trainer._cluster.placement.devices is None) == (distributed_strategy is None)
+    np.testing.assert_allclose(*logs, rtol=1e-5)
 
 
 def test_what_is_no_strategy_is_refused():

@@ -14,13 +14,13 @@ class Ranks:
     world_size = 2
     is_one_program = False
 
-    def __init__(self, rank, given):
+    def __init__(self, rank, gathered):
         self.rank = rank
-        self.given = given
+        self.gathered = gathered
 
     def gather(self, array):
-        self.given.append(array)
-        return [self.given[0], array] if self.rank else [array]
+        self.gathered.append(array)
+        return [self.gathered[0], array] if self.rank else [array]
 
 
 def build():
@@ -31,12 +31,13 @@ def build():
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7])
 def test_rows_are_shared_out_and_come_back_in_order(num_rows):
-    model, given = build(), []
+    model, gathered = build(), []
     x = {"first": RNG.normal(size=(num_rows, 3)), "second": RNG.normal(size=(num_rows, 2))}
     parts = [
-        predict_together(model, x, Ranks(rank, given), batch_size=4, verbose=0) for rank in range(2)
+        predict_together(model, x, Ranks(rank, gathered), batch_size=4, verbose=0)
+        for rank in range(2)
     ]
-    assert [len(part) for part in given] == [-(-num_rows // 2), num_rows // 2]
+    assert [len(part) for part in gathered] == [-(-num_rows // 2), num_rows // 2]
     np.testing.assert_allclose(parts[1], model.predict(x, verbose=0), rtol=1e-5)
 
 

@@ -45,13 +45,13 @@ def test_one_program_is_cut_where_keras_compiles_the_trainers_step():
     assert find(make(), pair, is_compressed=True) is pair
     placement = Placement(None, None)
     placement.has_own_distribution = True
-    others = {
+    uncut = {
         "distribution of your own": (make(), placement),
         "train_step of its own": (make(OwnStep), None),
         "run_eagerly=True": (make(run_eagerly=True), None),
         "jit_compile=False": (make(jit_compile=False), None),
     }
-    for name, (model, placement) in others.items():
+    for name, (model, placement) in uncut.items():
         assert find(model, pair, placement) is None
         with pytest.raises(NotSupportedError, match=name):
             find(model, pair, placement, is_compressed=True)

@@ -11,46 +11,46 @@ from keras_deepseek.training.cluster.stop_signal import StopSignal, keeping_stop
 
 
 def test_sigterm_is_noted_and_the_process_goes_on():
-    before = signal.getsignal(signal.SIGTERM)
+    old_handler = signal.getsignal(signal.SIGTERM)
     with StopSignal() as stop_signal:
         assert not stop_signal.received
         signal.raise_signal(signal.SIGTERM)
         assert stop_signal.received
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is old_handler
 
 
 def test_the_handler_of_before_is_put_back_after_an_error_too():
     def own(number, frame):
         pass
 
-    before = signal.signal(signal.SIGTERM, own)
+    old_handler = signal.signal(signal.SIGTERM, own)
     try:
         with pytest.raises(KeyError), StopSignal():
             {}["missing"]
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)
 
 
 def test_a_handler_that_an_engine_has_replaced_is_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+    old_handler = signal.getsignal(signal.SIGTERM)
     with keeping_stop_signal():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is old_handler
 
 
 def test_outside_of_the_main_thread_nothing_is_changed():
-    before = signal.getsignal(signal.SIGTERM)
-    seen = []
+    old_handler = signal.getsignal(signal.SIGTERM)
+    signal_states = []
 
     def run():
         with StopSignal() as stop_signal:
-            seen.append((signal.getsignal(signal.SIGTERM), stop_signal.received))
+            signal_states.append((signal.getsignal(signal.SIGTERM), stop_signal.received))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert seen == [(before, False)]
+    assert signal_states == [(old_handler, False)]
 
 
 FORKED = """
@@ -81,7 +81,7 @@ def test_a_process_that_was_forked_meanwhile_ends_by_the_signal():
 
 
 def test_a_handler_that_was_set_since_stays():
-    before = signal.getsignal(signal.SIGTERM)
+    old_handler = signal.getsignal(signal.SIGTERM)
 
     def since(number, frame):
         pass
@@ -91,4 +91,4 @@ def test_a_handler_that_was_set_since_stays():
             signal.signal(signal.SIGTERM, since)
         assert signal.getsignal(signal.SIGTERM) is since
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)

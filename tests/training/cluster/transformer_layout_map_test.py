@@ -48,8 +48,8 @@ def test_attention_is_cut_by_heads_into_and_out_of_it():
         def compute_output_spec(self, x):
             return keras.KerasTensor(x.shape, x.dtype)
 
-    found = read(build(SelfAttention(4, 8, name="attention")), make_mesh(1, 4))
-    assert found == {
+    layouts = read(build(SelfAttention(4, 8, name="attention")), make_mesh(1, 4))
+    assert layouts == {
         "table/embeddings": (None, "model"),  # 30 rows don't divide by 4.
         **{f"attention/{name}/kernel": (None, "model", None) for name in ("query", "key", "value")},
         **{f"attention/{name}/bias": ("model", None) for name in ("query", "key", "value")},
@@ -77,9 +77,9 @@ def test_the_attention_layers_of_this_package_are_cut_by_heads_and_groups():
         sliding_window=3,
         name="window",
     )
-    found = read(build(latent, window), make_mesh(2, 2))
-    del found["table/embeddings"]
-    assert found == {
+    layouts = read(build(latent, window), make_mesh(2, 2))
+    del layouts["table/embeddings"]
+    assert layouts == {
         **{f"latent/{name}/kernel": (None, "model", None) for name in ("query_up", "key_up")},
         "latent/value_up/kernel": (None, "model", None),
         "latent/output/kernel": ("model", None, None),

@@ -19,15 +19,15 @@ def test_each_sequence_comes_once_an_epoch_in_its_bucket():
     lengths = np.random.default_rng(0).integers(1, 100, 200)
     data = LengthBuckets({"x": make_texts(lengths)}, lengths, batch_size=8, padding={"x": -1})
     for _ in range(2):
-        seen, short = [], []
+        read_lengths, short = [], []
         for batch, targets in read(data):
             x = batch["x"]
             assert x.shape[1] in (16, 32, 64, 128)
             assert len(x) <= 8
             assert ((x != -1).sum(axis=1) == targets).all()
             short.append(int((2 * targets <= x.shape[1]).sum()) if x.shape[1] > 16 else 0)
-            seen += targets.tolist()
-        assert sorted(seen) == sorted(lengths.tolist())
+            read_lengths += targets.tolist()
+        assert sorted(read_lengths) == sorted(lengths.tolist())
         # Those that did not fill a batch of their own bucket, in one of the next.
         assert 0 < sum(short) <= 7 * 3
         assert sum(map(bool, short)) <= 3

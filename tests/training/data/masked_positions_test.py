@@ -16,10 +16,10 @@ def test_each_masked_token_is_found_at_its_place(num_rows, length, more, data):
     positions, chosen = gather_masked_positions(targets, count, ignore_class=-2)
     assert positions.shape == chosen.shape == (num_rows, count)
     assert positions.dtype == chosen.dtype == np.int32
-    for row, places, found in zip(targets, positions, chosen, strict=True):
-        expected = [(place, token) for place, token in enumerate(row) if token != -2]
+    for row, row_positions, row_tokens in zip(targets, positions, chosen, strict=True):
+        expected = [(position, token) for position, token in enumerate(row) if token != -2]
         filled = expected + [(-1, -2)] * (count - len(expected))
-        assert list(zip(places, found, strict=True)) == filled
+        assert list(zip(row_positions, row_tokens, strict=True)) == filled
 
 
 def test_without_a_number_the_fullest_row_says_it():

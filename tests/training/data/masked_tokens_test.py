@@ -22,12 +22,12 @@ def make_data(rows=None, batch_size=4, **options):
 def test_an_epoch_has_each_row_once():
     data, rows = make_data(), draw_rows()
     assert len(data) == 3
-    found = []
+    read_rows = []
     for inputs, targets in map(data.__getitem__, range(3)):
-        found += np.where(targets >= 0, targets, inputs["token_ids"]).tolist()
+        read_rows += np.where(targets >= 0, targets, inputs["token_ids"]).tolist()
         np.testing.assert_array_equal(inputs["padding_mask"], inputs["token_ids"] != 0)
         assert not inputs["segment_ids"].any()
-    assert sorted(found) == sorted(rows.tolist())
+    assert sorted(read_rows) == sorted(rows.tolist())
 
 
 def test_rows_keep_their_order_without_shuffling_and_their_masks_change_each_epoch():

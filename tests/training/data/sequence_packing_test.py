@@ -142,8 +142,10 @@ def build_encoder(*, has_masked_head):
 
 def copy_weights(full, masked):
     before_head = len(full.layers) - 3
-    for one, other in zip(full.layers[:before_head], masked.layers[:before_head], strict=True):
-        other.set_weights(one.get_weights())
+    for full_layer, masked_layer in zip(
+        full.layers[:before_head], masked.layers[:before_head], strict=True
+    ):
+        masked_layer.set_weights(full_layer.get_weights())
     head = masked.get_layer("head")
     head.intermediate_dense.set_weights(full.get_layer("dense").get_weights())
     head.intermediate_layer_norm.set_weights(full.get_layer("norm").get_weights())

@@ -36,12 +36,12 @@ def test_of_the_chosen_80_in_100_are_the_mask_and_10_another_token():
     masked, targets = mask(tokens)
     chosen = targets != -100
     assert chosen.mean() == pytest.approx(0.15)
-    found, were = masked[chosen], tokens[chosen]
-    assert np.mean(found == MASK) == pytest.approx(0.8, abs=0.01)
+    masked_tokens, original_tokens = masked[chosen], tokens[chosen]
+    assert np.mean(masked_tokens == MASK) == pytest.approx(0.8, abs=0.01)
     # A random token may be the one that was there.
-    assert np.mean(found == were) == pytest.approx(0.1 + 0.1 / 45, abs=0.01)
-    others = found[(found != MASK) & (found != were)]
-    assert set(others) == set(range(3, VOCABULARY_SIZE)) - {MASK}
+    assert np.mean(masked_tokens == original_tokens) == pytest.approx(0.1 + 0.1 / 45, abs=0.01)
+    replacements = masked_tokens[(masked_tokens != MASK) & (masked_tokens != original_tokens)]
+    assert set(replacements) == set(range(3, VOCABULARY_SIZE)) - {MASK}
 
 
 def test_every_place_is_chosen_as_often():

@@ -49,8 +49,8 @@ def test_a_bad_step_stops_the_training_and_leaves_the_weights_before_it():
         np.concatenate([X[:8], X[12:16]]),
         Y[:12] * 0 + np.nan_to_num(np.concatenate([Y[:8], Y[12:16]])),
     )
-    for found, expected in zip(model.get_weights(), reference.get_weights(), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for received, expected in zip(model.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", [None, "mixed_float16"])
@@ -66,8 +66,8 @@ def test_a_bad_batch_is_skipped_as_if_it_had_not_been_there(precision):
     assert logs[1]["skipped_steps"] == [0.0, 0.0]
     for name in ("loss", "mae"):
         np.testing.assert_allclose(logs[0][name], logs[1][name], rtol=1e-5)
-    for found, expected in zip(*weights, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for received, expected in zip(*weights, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_most_in_a_row_ends_the_training(caplog):
@@ -99,8 +99,8 @@ def test_an_epoch_of_bad_steps_logs_nan(tmp_path, by):
     for name in ("loss", "mae"):
         assert np.isnan(logs[name]).tolist() == [True, False, False]
     assert early.best == min(logs["loss"][1:])
-    kept = {4: logs["mae"][1], 6: logs["mae"][2]}
-    assert CheckpointFolder(tmp_path).steps() == sorted({6, min(kept, key=kept.get)})
+    mae_by_step = {4: logs["mae"][1], 6: logs["mae"][2]}
+    assert CheckpointFolder(tmp_path).steps() == sorted({6, min(mae_by_step, key=mae_by_step.get)})
 
 
 def test_the_guard_does_not_affect_validation_or_a_later_fit():
@@ -175,7 +175,7 @@ def test_no_checkpoint_is_taken_of_a_bad_step_that_stops_the_training(tmp_path):
 def test_a_killed_training_resumes_after_a_roll_back(tmp_path, bad_row):
     x = X.copy()
     x[bad_row] = np.nan
-    found = []
+    weights_by_run = []
     for name, end in (("untouched", None), ("killed", 7)):
         for ends_at in dict.fromkeys((end, None)):
             trainer = make(
@@ -184,6 +184,6 @@ def test_a_killed_training_resumes_after_a_roll_back(tmp_path, bad_row):
             callbacks = [] if ends_at is None else [EndAt(ends_at)]
             with contextlib.suppress(KilledError):
                 fit(trainer, x, epochs=2, callbacks=callbacks, resume=True)
-        found.append(trainer.model.get_weights())
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_array_equal(one, other)
+        weights_by_run.append(trainer.model.get_weights())
+    for expected, received in zip(*weights_by_run, strict=True):
+        np.testing.assert_array_equal(expected, received)

@@ -41,10 +41,10 @@ def train(model, epochs=2, **options):
 def programs(monkeypatch):
     """Counts the multiply-adds that the programs of the step leave out."""
     saved = []
-    own = Plans._make
+    make_plan = Plans._make
 
     def make(self, *arguments):
-        plan = own(self, *arguments)
+        plan = make_plan(self, *arguments)
         saved.append(plan.size_before[1] - plan.size[1])
         return plan
 
@@ -65,13 +65,13 @@ def test_a_training_by_programs_has_the_same_numbers(kind, options, programs):
     losses, weights = train(build(kind), **options)
     assert programs == []
     model = build(kind)
-    others, received = train(model, optimize_graph=True, **options)
+    optimized_losses, optimized_weights = train(model, optimize_graph=True, **options)
     assert min(programs) > 0
     assert "call" not in vars(model)
     tolerance = 2e-2 if "precision" in options else 1e-5
-    np.testing.assert_allclose(others, losses, atol=tolerance)
-    for one, other in zip(weights, received, strict=True):
-        np.testing.assert_allclose(other, one, atol=tolerance)
+    np.testing.assert_allclose(optimized_losses, losses, atol=tolerance)
+    for expected, received_weight in zip(weights, optimized_weights, strict=True):
+        np.testing.assert_allclose(received_weight, expected, atol=tolerance)
 
 
 @pytest.mark.torch_alone
@@ -80,18 +80,18 @@ def test_a_resumed_training_has_the_same_bits(tmp_path):
     _, weights = train(build(), checkpoint_dir=tmp_path / "whole", **options)
     train(build(), epochs=1, checkpoint_dir=tmp_path / "resumed", **options)
     _, resumed = train(build(), checkpoint_dir=tmp_path / "resumed", **options)
-    for one, other in zip(weights, resumed, strict=True):
-        np.testing.assert_array_equal(other, one)
+    for expected, received in zip(weights, resumed, strict=True):
+        np.testing.assert_array_equal(received, expected)
 
 
 @pytest.mark.torch_alone
 def test_an_optimized_model_is_trained_as_it_is():
     losses, weights = train(build())
     optimized = graph.optimize(build(), TOKENS, mode="train", measure=False)
-    others, received = train(optimized)
-    np.testing.assert_allclose(others, losses, atol=1e-5)
-    for one, other in zip(weights, received, strict=True):
-        np.testing.assert_allclose(other, one, atol=1e-5)
+    optimized_losses, optimized_weights = train(optimized)
+    np.testing.assert_allclose(optimized_losses, losses, atol=1e-5)
+    for expected, received_weight in zip(weights, optimized_weights, strict=True):
+        np.testing.assert_allclose(received_weight, expected, atol=1e-5)
     with pytest.raises(InvalidInputError, match="is optimized already"):
         train(optimized, optimize_graph=True)
 

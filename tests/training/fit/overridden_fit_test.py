@@ -57,9 +57,9 @@ def make(model=None, **arguments):
     return Trainer(model or make_model(), **arguments)
 
 
-def assert_same(one, other):
-    for each, expected in zip(one.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-4)
+def assert_same(model, reference):
+    for received, expected in zip(model.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
 OPTIONS = {"batch_size": 4, "shuffle": False, "verbose": 0}
@@ -96,8 +96,10 @@ def test_a_training_with_checkpoints_resumes(tmp_path):
     make(checkpoint_dir=folder).fit(TEXTS, LABELS, epochs=1, batch_size=4, verbose=0)
     again = make(checkpoint_dir=folder)
     again.fit(TEXTS, LABELS, epochs=3, batch_size=4, verbose=0, resume=True)
-    for each, expected in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(each, expected)
+    for received, expected in zip(
+        again.model.get_weights(), whole.model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(received, expected)
 
 
 def test_steps_are_those_of_fit():
@@ -145,7 +147,9 @@ class Alone(keras.Sequential):
         return "nothing"
 
 
-@pytest.mark.parametrize("train", [Trainer.fit, lambda *given: list(Trainer.steps(*given))])
+@pytest.mark.parametrize(
+    "train", [Trainer.fit, lambda *fit_arguments: list(Trainer.steps(*fit_arguments))]
+)
 def test_a_fit_without_super_fit_is_an_error(train):
     model = Alone([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(InvalidInputError, match=r"of 'Alone' has not called super\(\)\.fit"):
@@ -154,5 +158,5 @@ def test_a_fit_without_super_fit_is_an_error(train):
 
 def test_a_search_of_batch_sizes_takes_texts():
     for texts in (TEXTS, np.array(TEXTS)):
-        found = make().find_batch_size(texts, LABELS, start=2, most=4)
-        assert list(found.batch_sizes) == [2, 4]
+        search = make().find_batch_size(texts, LABELS, start=2, max_batch_size=4)
+        assert list(search.batch_sizes) == [2, 4]

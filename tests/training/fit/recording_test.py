@@ -29,15 +29,15 @@ def fit(trainer, **options):
 
 def sgd_steps(weights, epochs):
     """Returns loss, gradient norm and update ratio of each step, in float64."""
-    found = []
+    rows = []
     for start in [0, 16, 32] * epochs:
         x, y = X[start : start + 16].astype("float64"), Y[start : start + 16]
         error = x @ weights - y
         gradient = 2 * x.T @ error / len(x)
         norm = np.linalg.norm(gradient)
-        found.append((np.mean(error**2), norm, RATE * norm / np.linalg.norm(weights)))
+        rows.append((np.mean(error**2), norm, RATE * norm / np.linalg.norm(weights)))
         weights = weights - RATE * gradient
-    return np.array(found)
+    return np.array(rows)
 
 
 def column(record, name):
@@ -53,10 +53,10 @@ def test_each_step_has_its_own_loss_and_its_layers_statistics(tmp_path, options)
         build, optimizer=keras.optimizers.SGD(RATE), loss="mse", layer_statistics=True, **options
     )
     expected = sgd_steps(trainer.model.get_weights()[0].astype("float64"), epochs=3)
-    fit(trainer)  # A step that was compiled without figures is compiled again.
+    fit(trainer)  # A step that was compiled without metrics is compiled again.
     trainer.record_run(tmp_path / "run.sqlite")
     history = fit(trainer, epochs=2).history
-    assert "step_figures" not in history
+    assert "step_metrics" not in history
     tolerance = 0.02 if "precision" in options else 1e-4
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
         loss, norm, ratio = expected[3:].T
@@ -115,15 +115,19 @@ def test_the_run_is_described(tmp_path):
     trainer.record_run(tmp_path / "run.sqlite")
     fit(trainer)
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
-        found = record.properties()
-    assert (found["state"], found["failure"], found["model"]) == ("finished", None, "line")
-    assert found["started"] <= found["heartbeat"] <= found["ended"]
-    arguments = found["arguments"]
+        properties = record.properties()
+    assert (properties["state"], properties["failure"], properties["model"]) == (
+        "finished",
+        None,
+        "line",
+    )
+    assert properties["started"] <= properties["heartbeat"] <= properties["ended"]
+    arguments = properties["arguments"]
     assert (arguments["optimizer"], arguments["batch_size"], arguments["loss"]) == (
         *("SGD", 16, "mse"),
     )
     assert arguments["learning_rate"] == pytest.approx(RATE)
-    assert found["versions"]["keras"] == keras.__version__
+    assert properties["versions"]["keras"] == keras.__version__
 
 
 def test_the_reason_of_a_failure_is_recorded(tmp_path):
@@ -197,8 +201,8 @@ def test_a_command_profiles_five_steps_of_the_running_training(tmp_path):
     path = tmp_path / "run.sqlite"
     train_with_commands(tmp_path / "without.sqlite", epochs=3, seed=1)
     answers, state = train_with_commands(path, "profile", "profile", epochs=3, seed=1)
-    taken = "no profile: The steps of this training are being profiled already."
-    assert (answers, state) == (["profiled 5 steps", taken], "finished")
+    refusal = "no profile: The steps of this training are being profiled already."
+    assert (answers, state) == (["profiled 5 steps", refusal], "finished")
     assert path.with_suffix(".profile.json.gz").exists()
     with RunRecord(path, read_only=True) as record:
         profile = record.document("profile")
@@ -229,7 +233,7 @@ def test_results_of_searches_are_documents(tmp_path):
     report = trainer.measure_memory(X, Y)
     search = trainer.find_learning_rate(X, Y, num_steps=10)
     fit(trainer)
-    trainer.find_batch_size(X, Y, most=16)
+    trainer.find_batch_size(X, Y, max_batch_size=16)
     with RunRecord(path, read_only=True) as record:
         assert record.document("memory")["activations"] == report.activations
         assert record.document("learning_rate_search")["rates"] == search.rates
@@ -255,9 +259,9 @@ def test_own_steps_have_no_layer_statistics():
             return {}
 
     inputs = keras.Input((4,))
-    own = Own(inputs, keras.layers.Dense(1)(inputs))
+    model = Own(inputs, keras.layers.Dense(1)(inputs))
     with pytest.raises(InvalidInputError, match="which would ignore `layer_statistics`"):
-        Trainer(own, optimizer="sgd", loss="mse", layer_statistics=True)
+        Trainer(model, optimizer="sgd", loss="mse", layer_statistics=True)
 
 
 def test_the_graph_of_the_model_is_a_document(tmp_path):
@@ -265,7 +269,7 @@ def test_the_graph_of_the_model_is_a_document(tmp_path):
     fit(trainer)
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
         drawn = record.document("model_graph")
-    head = next(each for each in drawn["children"] if each["name"] == "head")
+    head = next(node for node in drawn["children"] if node["name"] == "head")
     assert (head["out"], head["params"]) == ([[[16, 1], "float32"]], 4)
     assert head["flops"] == 2 * 16 * 4
 
@@ -289,7 +293,7 @@ def test_the_graph_of_an_optimized_step_is_a_document(tmp_path):
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
         built, optimized = map(record.document, ("model_graph", "model_graph_optimized"))
     assert optimized["flops"] < 0.7 * built["flops"]  # 15 of 16 rows are not read.
-    assert {each["path"] for each in optimized["children"]} >= {"attention", "head"}
+    assert {node["path"] for node in optimized["children"]} >= {"attention", "head"}
 
 
 @pytest.mark.torch_alone
@@ -334,4 +338,4 @@ def test_a_model_of_unknown_inputs_lists_its_layers(tmp_path):
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
         drawn = record.document("model_graph")
     assert drawn["reason"] == "the shapes of the inputs are not known"
-    assert [each["name"] for each in drawn["children"]] == ["head"]
+    assert [node["name"] for node in drawn["children"]] == ["head"]

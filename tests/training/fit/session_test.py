@@ -4,7 +4,7 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.fit import kept_memory
+from keras_deepseek.training.fit import tune_malloc as tune_malloc_module
 
 X, Y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
 
@@ -32,8 +32,8 @@ def test_arguments_are_checked_before_the_model_is_touched():
     assert "train_step" not in vars(trainer.model)
 
 
-@pytest.mark.parametrize("keep_memory", [False, True])
-def test_malloc_is_changed_only_with_keep_memory(monkeypatch, keep_memory):
+@pytest.mark.parametrize("tune_malloc", [False, True])
+def test_malloc_is_changed_only_with_tune_malloc(monkeypatch, tune_malloc):
     calls = []
 
     class Library:
@@ -43,6 +43,6 @@ def test_malloc_is_changed_only_with_keep_memory(monkeypatch, keep_memory):
         def malloc_trim(self, pad):
             calls.append("trim")
 
-    monkeypatch.setattr(kept_memory, "_find_library", Library)
-    make(keep_memory=keep_memory).fit(X, Y, verbose=0)
-    assert bool(calls) == keep_memory
+    monkeypatch.setattr(tune_malloc_module, "_find_library", Library)
+    make(tune_malloc=tune_malloc).fit(X, Y, verbose=0)
+    assert bool(calls) == tune_malloc

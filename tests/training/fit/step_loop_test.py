@@ -41,29 +41,31 @@ def test_steps_are_those_of_fit(precision):
         (epoch, number) for epoch in range(2) for number in range(3)
     ]
     assert [step.logs["loss"] for step in steps[2::3]] == pytest.approx(history["loss"], rel=1e-6)
-    for one, other in zip(stepped.model.get_weights(), fitted.model.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+    for received, expected in zip(
+        stepped.model.get_weights(), fitted.model.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(received, expected, rtol=1e-6)
 
 
 def test_between_steps_a_model_can_be_read_and_changed():
     trainer = make()
-    seen = []
+    kernels = []
     for step in trainer.steps(X, Y, batch_size=10):
-        seen.append(trainer.model.get_weights()[0])
+        kernels.append(trainer.model.get_weights()[0])
         trainer.model.optimizer.learning_rate = 0.0
         if step.number == 0:
             trainer.evaluate(X, Y, verbose=0)
-    np.testing.assert_array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(kernels[0], kernels[1])
 
 
 def test_leaving_the_loop_ends_the_training():
-    told = []
-    callback = keras.callbacks.LambdaCallback(on_train_end=lambda logs: told.append("end"))
+    events = []
+    callback = keras.callbacks.LambdaCallback(on_train_end=lambda logs: events.append("end"))
     trainer = make()
     for step in trainer.steps(batches(), epochs=1, callbacks=[callback]):
         if step.number == 1:
             break
-    assert told == ["end"]
+    assert events == ["end"]
     assert int(keras.ops.convert_to_numpy(trainer.model.optimizer.iterations.value)) == 2
     assert "train_step" not in vars(trainer.model)
 
@@ -98,16 +100,20 @@ def test_steps_resume_from_checkpoints(tmp_path):
         if number == 3:
             break
     second = make_again(tmp_path / "cut")
-    rest = [step.logs for step in second.steps(X, Y, batch_size=8, epochs=2, resume=True)]
-    assert rest == expected[-len(rest) :]
-    assert len(rest) == 2
-    for one, other in zip(second.model.get_weights(), whole.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    resumed_logs = [step.logs for step in second.steps(X, Y, batch_size=8, epochs=2, resume=True)]
+    assert resumed_logs == expected[-len(resumed_logs) :]
+    assert len(resumed_logs) == 2
+    for received, reference in zip(
+        second.model.get_weights(), whole.model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(received, reference)
 
 
-def assert_same(one, other):
-    for each, expected in zip(one.model.get_weights(), other.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(each, expected)
+def assert_same(trainer, reference):
+    for received, expected in zip(
+        trainer.model.get_weights(), reference.model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(received, expected)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
@@ -127,8 +133,8 @@ def test_resume_continues_where_the_loop_was_left(tmp_path, stop):
             break
     again = make_again("left")
     assert again.resume() == stop
-    rest = [(step.epoch, step.logs) for step in go_through(again)]
-    assert rest == expected[stop:]
+    resumed_steps = [(step.epoch, step.logs) for step in go_through(again)]
+    assert resumed_steps == expected[stop:]
     assert_same(again, whole)
 
 
@@ -155,31 +161,31 @@ def test_a_training_within_an_open_loop_is_refused():
 
 @pytest.mark.parametrize("is_named", [False, True])
 def test_sigterm_before_leaving_the_loop_reaches_the_former_handler(tmp_path, is_named):
-    taken = []
-    before = signal.signal(
-        signal.SIGTERM, lambda *_: taken.append(CheckpointFolder(tmp_path).steps())
+    checkpoint_steps = []
+    old_handler = signal.signal(
+        signal.SIGTERM, lambda *_: checkpoint_steps.append(CheckpointFolder(tmp_path).steps())
     )
     try:
         steps = [make(checkpoint_dir=tmp_path).steps(X, Y, batch_size=8)]
         for _ in steps[0] if is_named else steps.pop():
             signal.raise_signal(signal.SIGTERM)
-            assert not taken
+            assert not checkpoint_steps
             break
         if is_named:
             steps[0].close()
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert taken == [[1]]  # After a checkpoint.
+        signal.signal(signal.SIGTERM, old_handler)
+    assert checkpoint_steps == [[1]]  # After a checkpoint.
 
 
 def test_sigterm_in_the_loop_takes_effect_after_the_next_step(tmp_path):
     trainer = make(checkpoint_dir=tmp_path)
-    seen = []
+    step_numbers = []
     with pytest.raises(SystemExit):  # noqa: PT012 - the loop raises it.
         for step in trainer.steps(X, Y, batch_size=8):
-            seen.append(step.number)
+            step_numbers.append(step.number)
             signal.raise_signal(signal.SIGTERM)
-    assert seen == [0]
+    assert step_numbers == [0]
     assert CheckpointFolder(tmp_path).latest().step == 2
 
 

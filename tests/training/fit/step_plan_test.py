@@ -52,27 +52,27 @@ def test_a_model_with_a_step_of_its_own_keeps_it(policy):
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("options", "named"),
     [
         ({"micro_batches": 2}, "`micro_batches`"),
         ({"gradient_clip": ("norm", 1.0)}, "`gradient_clip`"),
         ({"guard": "stop", "is_own_compute": True}, "`guard` and the trainer's own"),
     ],
 )
-def test_options_that_an_own_step_would_ignore_are_refused(asked, named):
+def test_options_that_an_own_step_would_ignore_are_refused(options, named):
     with pytest.raises(InvalidInputError, match=f"which would ignore {named}"):
-        plan(build(OwnStep), **asked)
+        plan(build(OwnStep), **options)
 
 
 def test_a_guard_adds_its_callback():
     for guard in ("skip", StepGuard("skip")):
-        assert [type(each).__name__ for each in plan(build(), guard=guard).callbacks] == [
+        assert [type(callback).__name__ for callback in plan(build(), guard=guard).callbacks] == [
             "GuardCallback"
         ]
 
 
 def test_without_a_guard_the_loss_is_checked():
-    assert [type(each).__name__ for each in plan(build()).callbacks] == ["FiniteCheck"]
+    assert [type(callback).__name__ for callback in plan(build()).callbacks] == ["FiniteCheck"]
 
 
 def test_a_model_that_was_compiled_again_is_refused():
@@ -91,32 +91,32 @@ def test_layers_may_be_frozen_but_not_unfrozen():
         [keras.Input((2,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(1)]
     )
     model.compile(keras.optimizers.SGD(0.1), "mse")
-    made = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
+    step_plan = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
     for is_trainable in (True, False, True):
         model.get_layer("a").trainable = is_trainable
-        before = np.array(model.get_layer("a").kernel)
-        with made.in_use():
+        old_kernel = np.array(model.get_layer("a").kernel)
+        with step_plan.in_use():
             model.fit(X, X[:, :1], verbose=0)
-        assert (before != np.array(model.get_layer("a").kernel)).any() == is_trainable
+        assert (old_kernel != np.array(model.get_layer("a").kernel)).any() == is_trainable
     model.get_layer("a").trainable = False
     model.compile(keras.optimizers.SGD(0.1, use_ema=True), "mse")
-    made = plan(model)
+    step_plan = plan(model)
     model.optimizer.build(model.trainable_variables)
     model.layers[-1].trainable = False
     with pytest.raises(InvalidInputError, match="Weights were frozen after the optimizer"):
-        made.check_model()
+        step_plan.check_model()
     model.get_layer("a").trainable = True
     with pytest.raises(InvalidInputError, match="a/kernel' became trainable after the optimizer"):
-        made.check_model()
+        step_plan.check_model()
 
 
 def test_steps_are_counted_from_the_start_of_a_training():
     model = build()
-    made = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
+    step_plan = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
     for _ in range(2):
-        with made.in_use():
+        with step_plan.in_use():
             model.fit(X, X[:, :1], batch_size=2, verbose=0)
-        assert made.num_steps == 2
+        assert step_plan.num_steps == 2
 
 
 @pytest.mark.parametrize(

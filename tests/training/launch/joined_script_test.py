@@ -98,9 +98,9 @@ def run(tmp_path):
     ],
 )
 def test_a_script_runs_as_python_runs_it(run, text, code):
-    expected, found = run(text), run(text, joined_script.__file__)
-    assert (expected.returncode, found.returncode) == (code, code)
-    assert (found.stdout, found.stderr) == (expected.stdout, expected.stderr)
+    direct, joined = run(text), run(text, joined_script.__file__)
+    assert (direct.returncode, joined.returncode) == (code, code)
+    assert (joined.stdout, joined.stderr) == (direct.stdout, direct.stderr)
 
 
 def test_a_setting_that_comes_too_late_is_explained(run):

@@ -71,8 +71,8 @@ def test_lines_of_several_processes_never_mix(launch):
         for number in range(3000)
     )
     for rank in range(3):  # And each one's are in its order.
-        own = [line for line in lines if line.startswith(f"[{rank}]")]
-        assert [int(line.split()[2]) for line in own] == list(range(3000))
+        rank_lines = [line for line in lines if line.startswith(f"[{rank}]")]
+        assert [int(line.split()[2]) for line in rank_lines] == list(range(3000))
 
 
 def test_output_without_a_newline_in_any_encoding_and_of_any_length_comes_through(launch):

@@ -112,8 +112,8 @@ def test_what_another_launcher_said_is_overruled(script):
 def test_the_number_of_the_restart_is_told_and_output_is_not_held_back(script):
     plan = LaunchPlan(script, 1, "torch")
     assert make_all(plan, {}, restart=2)[0]["KERAS_DEEPSEEK_RESTART"] == "2"
-    before = {"KERAS_DEEPSEEK_RESTART": "3"}  # Of what starts this launcher again.
-    assert make_all(plan, before, restart=2)[0]["KERAS_DEEPSEEK_RESTART"] == "5"
+    environ = {"KERAS_DEEPSEEK_RESTART": "3"}  # Of what starts this launcher again.
+    assert make_all(plan, environ, restart=2)[0]["KERAS_DEEPSEEK_RESTART"] == "5"
     assert make_all(plan, {})[0]["PYTHONUNBUFFERED"] == "1"
     assert make_all(plan, {"PYTHONUNBUFFERED": ""})[0]["PYTHONUNBUFFERED"] == ""
 

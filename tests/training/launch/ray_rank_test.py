@@ -68,9 +68,9 @@ def cluster():
 def pids(launched, count):
     """Returns the numbers of the processes that the ranks have printed, a rank a list."""
     lines = launched.read_lines(count)
-    found = [[int(number) for number in re.findall(r"\d+", line)[1:]] for line in lines]
-    launched.watch([pid for each in found for pid in each])
-    return found
+    process_ids = [[int(number) for number in re.findall(r"\d+", line)[1:]] for line in lines]
+    launched.watch([pid for rank_ids in process_ids for pid in rank_ids])
+    return process_ids
 
 
 def test_each_rank_runs_the_script_with_its_place(launch, cluster, monkeypatch):

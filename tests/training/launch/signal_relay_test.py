@@ -16,7 +16,7 @@ def calls():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_are_noted_acted_on_and_given_back(calls, number):
-    before = signal.getsignal(number)
+    old_handler = signal.getsignal(number)
     with SignalRelay(lambda *arguments: calls.append(arguments)) as relay:
         signal.raise_signal(number)
         signal.raise_signal(signal.SIGTERM)
@@ -25,7 +25,7 @@ def test_signals_are_noted_acted_on_and_given_back(calls, number):
         relay.drain()
         assert not select.select([relay.descriptor], [], [], 0)[0]
     assert calls == [(number, True), (signal.SIGTERM, False)]
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is old_handler
 
 
 def test_the_end_of_a_child_wakes_a_selector(calls):
@@ -37,10 +37,10 @@ def test_the_end_of_a_child_wakes_a_selector(calls):
 
 
 def test_what_is_ignored_stays_ignored(calls):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    old_handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with SignalRelay(lambda *arguments: calls.append(arguments)):
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, old_handler)
     assert calls == []

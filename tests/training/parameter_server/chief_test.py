@@ -80,13 +80,13 @@ def test_a_bound_of_zero_has_the_numbers_of_one_process(digits, tmp_path):
     expected = alone.fit(**data).history
     strategy = ParameterServer(num_workers=2, num_servers=2, staleness_bound=0)
     served = make_trainer(strategy, checkpoint_dir=tmp_path / "served")  # In the same order.
-    found = served.fit(**data).history
-    assert set(found) == set(expected)
+    history = served.fit(**data).history
+    assert set(history) == set(expected)
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(history[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
     assert int(served.model.optimizer.iterations) == 20
-    for one, other in zip(weights_of(served.model), weights_of(alone.model), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    for received, reference in zip(weights_of(served.model), weights_of(alone.model), strict=True):
+        np.testing.assert_allclose(received, reference, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.usefixtures("needs_ray")
@@ -107,13 +107,13 @@ def test_whoever_dies_each_update_counts_once_and_the_loss_is_that_of_one_proces
             missed.append(served._cluster.chief.engine.actors.most_missed())
 
     killers = [Kill(served, "workers", at=5), Kill(served, "servers", at=20)]
-    seen = []
+    batches = []
     record = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: seen.append(batch)
+        on_train_batch_end=lambda batch, logs: batches.append(batch)
     )
     served.fit(**data, callbacks=[*killers, record, Look()])
     assert all(killer.number for killer in killers)
-    assert seen == list(range(57)) * 4
+    assert batches == list(range(57)) * 4
     assert int(served.model.optimizer.iterations) == 57 * 4
     assert max(missed) <= 8
     losses = [trainer.evaluate(x, y, verbose=0)[0] for trainer in (alone, served)]
@@ -124,8 +124,8 @@ def test_whoever_dies_each_update_counts_once_and_the_loss_is_that_of_one_proces
 def test_a_model_of_bert_s_shape_learns_as_in_one_process(tmp_path):
     x, y, weights = masked_words()
     names = ("x", "y", "sample_weight")
-    seen, held_out = (
-        dict(zip(names, [each[part] for each in (x, y, weights)], strict=True))
+    training_data, held_out = (
+        dict(zip(names, [array[part] for array in (x, y, weights)], strict=True))
         for part in (slice(640), slice(640, None))
     )
     losses = []
@@ -138,9 +138,9 @@ def test_a_model_of_bert_s_shape_learns_as_in_one_process(tmp_path):
             gradient_clip=("global_norm", 1.0),
             checkpoint_dir=tmp_path / str(len(losses)),
         )
-        trainer.fit(**seen, batch_size=32, epochs=6, verbose=0)
+        trainer.fit(**training_data, batch_size=32, epochs=6, verbose=0)
         assert int(trainer.model.optimizer.iterations) == 120
-        losses.append([trainer.evaluate(**data, verbose=0) for data in (seen, held_out)])
+        losses.append([trainer.evaluate(**data, verbose=0) for data in (training_data, held_out)])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
@@ -151,22 +151,22 @@ def test_a_training_that_was_stopped_goes_on_as_one_that_was_not(digits, tmp_pat
     expected = make_trainer(None, checkpoint_dir=tmp_path / "alone").fit(**data).history
     strategy = ParameterServer(num_workers=2, num_servers=2, staleness_bound=0)
     options = {"checkpoint_dir": tmp_path / "served", "checkpoint_every": 4}
-    seen = []
+    batches = []
 
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            seen.append(batch)
-            if len(seen) == 13:
+            batches.append(batch)
+            if len(batches) == 13:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit) as ended:
         make_trainer(strategy, **options).fit(**data, callbacks=Stop())
     assert ended.value.code == 0
     again = make_trainer(strategy, **options)
-    found = again.fit(**data, resume=True).history
-    assert 13 <= len(seen) < 20
+    history = again.fit(**data, resume=True).history
+    assert 13 <= len(batches) < 20
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(history[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
     assert int(again.model.optimizer.iterations) == 20
 
 

@@ -28,13 +28,13 @@ class Remote:
     """Servers that write down what they are told."""
 
     def __init__(self):
-        self.told = []
+        self.calls = []
 
     def write(self, server, values):
-        self.told.append(("write", server, values))
+        self.calls.append(("write", server, values))
 
     def update(self, slot, rate):
-        self.told.append(("update", slot, rate))
+        self.calls.append(("update", slot, rate))
 
     def read(self, server):
         return f"values of {server}"
@@ -73,7 +73,7 @@ def make(monkeypatch):
             timeout=timeout,
         )
         dispatcher.begin(10, ["first", "second"], [])
-        del remote.told[:2]
+        del remote.calls[:2]
         return dispatcher, cluster, remote, tasks
 
     return make
@@ -86,7 +86,7 @@ def test_each_server_gets_its_values():
         workers, StalenessBound(9, 2, looks_ahead=False), snapshot_every=None, timeout=60.0
     )
     dispatcher.begin(10, ["first", "second"], [])
-    assert remote.told == [("write", 0, "first"), ("write", 1, "second")]
+    assert remote.calls == [("write", 0, "first"), ("write", 1, "second")]
 
 
 @pytest.mark.parametrize(("bound", "at_once"), [(0, 1), (1, 2), (9, 3)])
@@ -95,7 +95,7 @@ def test_no_more_are_handed_out_than_bound_and_slots_allow(make, bound, at_once)
     while dispatcher.may_hand():
         dispatcher.hand("batch", 0.5)
     assert (dispatcher.num_open, len(cluster.waiting)) == (at_once, at_once)
-    assert remote.told == []
+    assert remote.calls == []
 
 
 def test_whichever_is_computed_first_is_updated_first(make):
@@ -104,13 +104,13 @@ def test_whichever_is_computed_first_is_updated_first(make):
         dispatcher.hand("batch", rate)
     cluster.compute(1)
     assert dispatcher.wait().logs == {"number": 11.0}
-    assert [each[2] for each in remote.told] == [0.2]
+    assert [call[2] for call in remote.calls] == [0.2]
     cluster.compute()
     cluster.compute()
     assert dispatcher.collect() == ["values of 0", "values of 1"]
     assert [dispatcher.wait().logs["number"] for _ in range(2)] == [10.0, 12.0]
     assert tasks.num_updates == 3
-    assert len({each[1] for each in remote.told}) == 3  # Each has had a slot of its own.
+    assert len({call[1] for call in remote.calls}) == 3  # Each has had a slot of its own.
 
 
 def test_tasks_are_looked_after_while_nothing_comes_and_ended_where_nothing_does(make):
@@ -143,7 +143,7 @@ def test_a_batch_whose_result_has_gone_with_its_worker_is_computed_again(make):
     assert dispatcher.num_open == 1
     cluster.compute()
     assert dispatcher.wait().logs == {"number": 10.0}
-    assert len({each[1] for each in remote.told}) == 2
+    assert len({call[1] for call in remote.calls}) == 2
 
 
 def test_a_result_that_is_lost_again_and_again_ends_the_training(make):
@@ -184,37 +184,37 @@ def run_trainings(folder, ways):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def check_same(found, ways):
+def check_same(results, ways):
     """With a bound of zero they have the very numbers, whatever a step does."""
     for way in ways:
-        assert found[way]["logs"] < 1e-4, way
-        assert found[way].get("weights", 0) < 1e-3, way
-        assert len(set(found[way].get("steps", [1]))) == 1, way
+        assert results[way]["logs"] < 1e-4, way
+        assert results[way].get("weights", 0) < 1e-3, way
+        assert len(set(results[way].get("steps", [1]))) == 1, way
 
 
 @on_tensorflow
 def test_trainings_by_workers_and_servers_are_those_of_one_process(tmp_path):
     """One test, since the tasks take long to begin, and a process connects to them once."""
-    found = run_trainings(tmp_path, "first")
-    check_same(found, ("plain", "after it"))
+    results = run_trainings(tmp_path, "first")
+    check_same(results, ("plain", "after it"))
 
     # A worker that dies is taken back, and each update counts once.
-    alone, served = found["worker"]["losses"]
+    alone, served = results["worker"]["losses"]
     assert served < 1.02 * alone  # It may be better: the weights of a batch are a little older.
-    assert found["worker"]["steps"] == 4 * 57
-    assert found["worker"]["in_order"]
+    assert results["worker"]["steps"] == 4 * 57
+    assert results["worker"]["in_order"]
 
     # One that SIGTERM has ended goes on as one that was left alone.
-    assert found["stopped"]["code"] == 0
-    assert 13 <= found["stopped"]["stopped_after"] < 20
-    assert found["stopped"]["logs"] < 1e-4
+    assert results["stopped"]["code"] == 0
+    assert 13 <= results["stopped"]["stopped_after"] < 20
+    assert results["stopped"]["logs"] < 1e-4
 
-    kind, text = found["bad label"]
+    kind, text = results["bad label"]
     assert kind == "InvalidInputError"
     assert "A worker could not compute a batch: Received a label value of 10" in text
     assert "The error came with batch 1 of epoch 1" in text
 
-    kind, text = found["server"]
+    kind, text = results["server"]
     assert kind == "PeerLostError"
     assert "erver" in text
     assert "fit(..., resume=True)" in text
@@ -223,10 +223,10 @@ def test_trainings_by_workers_and_servers_are_those_of_one_process(tmp_path):
 @on_tensorflow
 @pytest.mark.nightly
 def test_whatever_a_step_does_it_is_that_of_one_process(tmp_path):
-    found = run_trainings(tmp_path, "further")
-    check_same(found, ("parts", "adaptive", "sparse", "distil"))
-    assert found["half"]["logs"] < 1e-2  # Half precision, and layers that are computed anew.
-    one, other = found["dropout"]["losses"]
-    assert one == other
-    for alone, served in zip(*found["encoder"]["losses"], strict=True):
+    results = run_trainings(tmp_path, "further")
+    check_same(results, ("parts", "adaptive", "sparse", "distil"))
+    assert results["half"]["logs"] < 1e-2  # Half precision, and layers that are computed anew.
+    alone_loss, served_loss = results["dropout"]["losses"]
+    assert alone_loss == served_loss
+    for alone, served in zip(*results["encoder"]["losses"], strict=True):
         assert served < 1.02 * alone

@@ -18,7 +18,7 @@ X = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
 Y = np.zeros((8, 2), "float32")
 
 
-def make(optimizer=None, others=()):
+def make(optimizer=None, further_variables=()):
     model = keras.Sequential(
         [
             keras.Input((3,)),
@@ -37,7 +37,7 @@ def make(optimizer=None, others=()):
         GradientsAsLogs(model, ("global_norm", 1.0), None),
         StepOptions(),
     )
-    step = CoordinatorStep(model, gradient_step, others)
+    step = CoordinatorStep(model, gradient_step, further_variables)
     served = ModelShards(model, 2)
     step.remote = RemoteModel(
         EagerTasks(), served.plans(), served.shards, served.read(0), step.read_frozen(), 1
@@ -49,17 +49,17 @@ def make(optimizer=None, others=()):
 
 def values_of(model):
     return [
-        keras.ops.convert_to_numpy(each).copy()
-        for each in [*model.variables, *model.metrics_variables]
+        keras.ops.convert_to_numpy(variable).copy()
+        for variable in [*model.variables, *model.metrics_variables]
     ]
 
 
 def test_a_batch_leaves_its_traces_on_the_servers_alone():
     model, step = make()
-    before = values_of(model)
+    old_values = values_of(model)
     logs, metrics = step((X, Y), step.seeds.of(3), 0)
-    for one, other in zip(before, values_of(model), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for old_value, new_value in zip(old_values, values_of(model), strict=True):
+        np.testing.assert_array_equal(old_value, new_value)
     assert set(logs) == {"gradient_norm"}
     assert float(metrics[1]) == 8.0  # What the loss counts by, of this batch alone.
     step.remote.update(0, None)
@@ -87,5 +87,5 @@ def test_the_optimizer_scales_no_loss_meanwhile():
 
 def test_what_no_update_changes_is_read_from_the_servers_too():
     teacher = keras.Variable(np.ones(3, "float32"), trainable=False)
-    _, step = make(others=[teacher])
-    assert [each.shape for each in step.read_frozen()] == [(3,)]
+    _, step = make(further_variables=[teacher])
+    assert [variable.shape for variable in step.read_frozen()] == [(3,)]

@@ -14,14 +14,14 @@ def train(actors, num_batches=40, bound=8, snapshot_every=5):
     staleness = StalenessBound(bound, actors.num_workers)
     dispatcher = Dispatcher(actors, staleness, snapshot_every=snapshot_every, timeout=1.0)
     dispatcher.begin(0, [first_values() for _ in range(actors.num_servers)], [])
-    made = []
+    results = []
     for batch in range(num_batches):
         while dispatcher.num_open and not dispatcher.may_hand():
-            made.append(dispatcher.wait())
+            results.append(dispatcher.wait())
         dispatcher.hand(batch, None)
     while dispatcher.num_open:
-        made.append(dispatcher.wait())
-    return dispatcher, made
+        results.append(dispatcher.wait())
+    return dispatcher, results
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -35,9 +35,9 @@ def test_every_update_is_made_once_by_each_server_whoever_dies(seed):
         num_worker_deaths=choose.randint(0, 2),
         num_server_deaths=choose.randint(0, 3),
     )
-    dispatcher, made = train(actors, 40, choose.randint(0, 12), choose.randint(1, 20))
+    dispatcher, results = train(actors, 40, choose.randint(0, 12), choose.randint(1, 20))
     # Each was counted once, and so each server has it, however many have died.
-    assert sorted(result.logs["batch"] for result in made) == list(range(40))
+    assert sorted(result.logs["batch"] for result in results) == list(range(40))
     expected = np.where(np.arange(NUM_BATCHES) < 40, 1.0, 0.0)
     for values in dispatcher.collect():
         np.testing.assert_array_equal(values.weights[0], expected)
@@ -53,14 +53,14 @@ def test_no_update_misses_more_updates_than_the_bound(bound):
 
 def test_a_bound_of_zero_takes_the_batches_in_their_order():
     actors = SimulatedActors(3, 1, random.Random(1))
-    _, made = train(actors, bound=0)
-    assert [result.logs["batch"] for result in made] == list(range(40))
+    _, results = train(actors, bound=0)
+    assert [result.logs["batch"] for result in results] == list(range(40))
 
 
 def test_batches_that_all_snapshots_have_are_not_kept():
     actors = SimulatedActors(2, 2, random.Random(1))
     dispatcher, _ = train(actors, snapshot_every=5)
-    assert len(dispatcher._kept) < 20
+    assert len(dispatcher._unsnapshotted) < 20
 
 
 def test_a_batch_that_workers_die_of_is_named():
@@ -83,8 +83,8 @@ def test_a_worker_that_does_not_come_back_is_done_without(monkeypatch):
         raise ProcessEndedError("Ray has given it up.")
 
     monkeypatch.setattr(actors, "set_up_worker", set_up_once)
-    _, made = train(actors)
-    assert len(made) == 40
+    _, results = train(actors)
+    assert len(results) == 40
     assert max(number_of.values()) == 2
 
 
@@ -107,10 +107,10 @@ def test_an_error_of_a_batch_comes_to_who_waits(monkeypatch):
     result = actors.result
 
     def fail(future):
-        found = result(future)
-        if getattr(found, "logs", {}).get("batch") == 3.0:
+        answer = result(future)
+        if getattr(answer, "logs", {}).get("batch") == 3.0:
             raise ValueError("The loss is none.")
-        return found
+        return answer
 
     monkeypatch.setattr(actors, "result", fail)
     with pytest.raises(ValueError, match="The loss is none"):
@@ -130,8 +130,8 @@ def test_who_does_not_answer_is_ended(monkeypatch):
         return future
 
     def wait_in_time(futures, timeout):
-        left = [future for future in futures if future not in hanging]
-        return wait(left, timeout) if left else []
+        answering = [future for future in futures if future not in hanging]
+        return wait(answering, timeout) if answering else []
 
     def end(workers):
         ended.append(workers)
@@ -143,9 +143,9 @@ def test_who_does_not_answer_is_ended(monkeypatch):
     monkeypatch.setattr(actors, "compute", compute_or_hang)
     monkeypatch.setattr(actors, "wait", wait_in_time)
     monkeypatch.setattr(actors, "restart_workers", end)
-    _, made = train(actors, bound=2)
+    _, results = train(actors, bound=2)
     assert len(ended) == 1
-    assert sorted(result.logs["batch"] for result in made) == list(range(40))
+    assert sorted(result.logs["batch"] for result in results) == list(range(40))
 
 
 def test_workers_that_do_not_answer_after_a_restart_end_the_training(monkeypatch):
@@ -158,8 +158,8 @@ def test_workers_that_do_not_answer_after_a_restart_end_the_training(monkeypatch
         return hanging[-1]
 
     def wait_in_time(futures, timeout):
-        left = [future for future in futures if future not in hanging]
-        return wait(left, timeout) if left else []
+        answering = [future for future in futures if future not in hanging]
+        return wait(answering, timeout) if answering else []
 
     monkeypatch.setattr(actors, "compute", compute_and_hang)
     monkeypatch.setattr(actors, "wait", wait_in_time)
@@ -183,6 +183,6 @@ def test_a_worker_that_died_while_it_had_nothing_to_do_is_made_ready_again(monke
 
     monkeypatch.setattr(actors, "compute", compute_or_not)
     monkeypatch.setattr(actors, "set_up_worker", note)
-    _, made = train(actors)
+    _, results = train(actors)
     assert len(made_ready) == 3
-    assert sorted(result.logs["batch"] for result in made) == list(range(40))
+    assert sorted(result.logs["batch"] for result in results) == list(range(40))

@@ -27,7 +27,7 @@ def compute_gradients(clip=None, global_clipnorm=None, micro_batches=1):
     )
     model.make_train_function()
     logs = backend.current().step.run_step(model, (X, Y))
-    gradients = [keras.ops.convert_to_numpy(each) for each in logs.pop(GRADIENTS)]
+    gradients = [keras.ops.convert_to_numpy(gradient) for gradient in logs.pop(GRADIENTS)]
     return gradients, {name: float(value) for name, value in logs.items()}
 
 
@@ -39,17 +39,17 @@ def expected():
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_gradients_are_those_of_the_batch(micro_batches):
     gradients, logs = compute_gradients(micro_batches=micro_batches)
-    for one, other in zip(gradients, expected(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
+    for received, reference in zip(gradients, expected(), strict=True):
+        np.testing.assert_allclose(received, reference, rtol=1e-5)
     assert logs == {"loss": pytest.approx(np.mean((X.sum(axis=1, keepdims=True) - Y) ** 2))}
 
 
 @pytest.mark.parametrize("is_own", [True, False])
 def test_the_norm_of_all_is_clipped_where_all_are(is_own):
-    norm = np.sqrt(sum(np.sum(each**2) for each in expected()))
+    norm = np.sqrt(sum(np.sum(gradient**2) for gradient in expected()))
     gradients, logs = compute_gradients(
         **({"clip": ("global_norm", 0.5)} if is_own else {"global_clipnorm": 0.5})
     )
-    for one, other in zip(gradients, expected(), strict=True):
-        np.testing.assert_allclose(one, other * 0.5 / norm, rtol=1e-5)
+    for received, reference in zip(gradients, expected(), strict=True):
+        np.testing.assert_allclose(received, reference * 0.5 / norm, rtol=1e-5)
     assert logs.get("gradient_norm") == (pytest.approx(norm, rel=1e-5) if is_own else None)

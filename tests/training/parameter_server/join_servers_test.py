@@ -20,17 +20,17 @@ SETTINGS = resolve_settings(ParameterServer(num_workers=1, num_servers=1), {})
 @pytest.fixture
 def connected(monkeypatch):
     """What a backend is told that connects to whatever it is given."""
-    told = []
+    calls = []
 
     def connect(find):
-        told.append(find())
+        calls.append(find())
         return SimpleNamespace(num_workers=1, num_servers=1)
 
     distribution = backend.current().distribution
     monkeypatch.setattr(distribution, "connect_tasks", connect)
-    monkeypatch.setattr(distribution, "serve_task", lambda *given: told.append(given))
+    monkeypatch.setattr(distribution, "serve_task", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(module, "_joined", [])
-    return told
+    return calls
 
 
 def make_cluster(servers, task_type="chief", rank=0):
@@ -84,8 +84,8 @@ def test_a_worker_and_a_server_serve(connected, task_type, rank, index):
     with pytest.raises(SystemExit) as ended:
         join_servers(SETTINGS, make_cluster(("127.0.0.1:3",), task_type, rank))
     assert ended.value.code == 0
-    ((_, kind, found, _),) = connected
-    assert (kind, found) == (task_type, index)
+    ((_, kind, received_index, _),) = connected
+    assert (kind, received_index) == (task_type, index)
 
 
 @on_tensorflow

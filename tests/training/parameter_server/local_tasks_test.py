@@ -52,12 +52,12 @@ def listens(address):
 
 
 def test_all_listen_on_loopback_and_are_ended(tasks):
-    assert {kind: len(found) for kind, found in tasks.addresses.items()} == {
+    assert {kind: len(addresses) for kind, addresses in tasks.addresses.items()} == {
         "chief": 1,
         "worker": 2,
         "ps": 1,
     }
-    assert all(listens(each) for each in tasks.addresses["worker"] + tasks.addresses["ps"])
+    assert all(listens(address) for address in tasks.addresses["worker"] + tasks.addresses["ps"])
     numbers = tasks.process_ids("worker") + tasks.process_ids("ps")
     assert len(numbers) == 3
     tasks.end()
@@ -91,11 +91,11 @@ def test_workers_that_end_again_and_again_are_given_up(tasks):
 
 
 def test_workers_that_do_not_answer_are_ended_and_started_again(tasks):
-    before = tasks.process_ids("worker")
-    for number in before:
+    old_ids = tasks.process_ids("worker")
+    for number in old_ids:
         os.kill(number, signal.SIGSTOP)
     tasks.look_after(ends_workers=True)
-    assert not set(before) & set(tasks.process_ids("worker"))
+    assert not set(old_ids) & set(tasks.process_ids("worker"))
 
 
 def test_a_server_that_has_ended_is_lost(tasks):
@@ -112,10 +112,10 @@ def test_one_that_ends_as_it_begins_is_said(program):
 
 def test_those_that_do_not_listen_in_time_are_named(program):
     program("import signal; signal.pause()")
-    before = set(children())
+    old_children = set(children())
     with pytest.raises(PeerLostError, match=r"Waited 0\.5 s for ps 0, worker 0"):
         LocalTasks(1, 1, timeout=0.5)
-    assert set(children()) <= before
+    assert set(children()) <= old_children
 
 
 def children():

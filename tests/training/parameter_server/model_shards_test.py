@@ -39,7 +39,10 @@ def test_what_is_read_is_what_was_written():
     assert same_values(ModelShards(other, 2).read(7), values) is False  # The rate is its own.
     other.optimizer.learning_rate = model.optimizer.learning_rate
     assert same_values(ModelShards(other, 2).read(7), values)
-    assert [(each.num_updates, each.settled_below) for each in values] == [(7, 7), (7, 7)]
+    assert [(shard_values.num_updates, shard_values.settled_below) for shard_values in values] == [
+        (7, 7),
+        (7, 7),
+    ]
 
 
 def test_a_worker_scales_no_loss_and_clips_by_the_norm_of_all():
@@ -47,11 +50,14 @@ def test_a_worker_scales_no_loss_and_clips_by_the_norm_of_all():
     assert plan.optimizer_config["loss_scale_factor"] is None
     assert plan.optimizer_config["global_clipnorm"] is None
     assert plan.variables[0].path.endswith("wide/kernel")
-    assert [each.shape for each in plan.variables[:2]] == [(3, 8), (8,)]
+    assert [variable.shape for variable in plan.variables[:2]] == [(3, 8), (8,)]
 
 
 def test_states_are_what_a_batch_leaves_in_layers():
-    assert [each.name for each in kept_states(build_model())] == ["moving_mean", "moving_variance"]
+    assert [state.name for state in kept_states(build_model())] == [
+        "moving_mean",
+        "moving_variance",
+    ]
 
 
 def test_more_servers_than_variables_are_refused():
@@ -81,7 +87,7 @@ def test_more_servers_than_paths_are_refused():
 @given(st.lists(st.integers(0, 1000), min_size=3, max_size=40), st.integers(1, 3))
 def test_each_is_held_once_and_no_shard_is_much_larger(sizes, num_shards):
     shards = split_by_size([str(index) for index in range(len(sizes))], sizes, [], num_shards)
-    assert sorted(place for shard in shards for place in shard.variables) == list(range(len(sizes)))
-    loads = [sum(sizes[place] for place in shard.variables) for shard in shards]
+    assert sorted(index for shard in shards for index in shard.variables) == list(range(len(sizes)))
+    loads = [sum(sizes[index] for index in shard.variables) for shard in shards]
     assert all(shard.variables for shard in shards)
     assert max(loads) - min(loads) <= max(sizes)

@@ -2,7 +2,10 @@ import keras
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.parameter_server.optimizer_slots import find_places, make_variable
+from keras_deepseek.training.parameter_server.optimizer_slots import (
+    find_slot_indices,
+    make_variable,
+)
 
 
 def make_variables():
@@ -30,15 +33,15 @@ def test_each_variable_of_a_part_has_the_shape_of_its_place_in_the_whole(optimiz
     optimizer = optimizer_class(0.1)
     config = optimizer.get_config()
     optimizer.build(variables)
-    places = find_places(optimizer_class, config, variables, shards)
-    for shard, part in zip(shards, places, strict=True):
+    slot_indices = find_slot_indices(optimizer_class, config, variables, shards)
+    for shard, part in zip(shards, slot_indices, strict=True):
         of_part = optimizer_class.from_config(config)
-        of_part.build([variables[place] for place in shard])
-        found = [(each.shape, each.dtype) for each in of_part.variables]
-        assert found == [
-            (optimizer.variables[place].shape, optimizer.variables[place].dtype) for place in part
+        of_part.build([variables[index] for index in shard])
+        specs = [(variable.shape, variable.dtype) for variable in of_part.variables]
+        assert specs == [
+            (optimizer.variables[index].shape, optimizer.variables[index].dtype) for index in part
         ]
-    assert set().union(*places) == set(range(len(optimizer.variables)))
+    assert set().union(*slot_indices) == set(range(len(optimizer.variables)))
 
 
 def test_an_optimizer_with_other_variables_for_a_part_is_refused():
@@ -49,7 +52,7 @@ def test_an_optimizer_with_other_variables_for_a_part_is_refused():
                 self.add_variable(shape=(), name="common")
 
     with pytest.raises(InvalidInputError, match="Counting can't be split"):
-        find_places(Counting, Counting(0.1).get_config(), make_variables(), [[0, 1], [2, 3]])
+        find_slot_indices(Counting, Counting(0.1).get_config(), make_variables(), [[0, 1], [2, 3]])
 
 
 def test_a_variable_has_its_path():

@@ -37,12 +37,12 @@ def test_a_cluster_that_is_too_small_is_said(monkeypatch):
 @needs_ray
 def test_a_cluster_of_its_own_listens_on_loopback_alone(monkeypatch):
     ray = pytest.importorskip("ray", reason="tox -e ray has it.")
-    asked = []
+    init_calls = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **arguments: asked.append(arguments))
+    monkeypatch.setattr(ray, "init", lambda **arguments: init_calls.append(arguments))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     start_ray(make_settings(2))
-    (arguments,) = asked
+    (arguments,) = init_calls
     assert arguments["_node_ip_address"] == "127.0.0.1"
     assert arguments["include_dashboard"] is False
     assert arguments["num_cpus"] == 3

@@ -23,7 +23,7 @@ class Batches(BatchSource):
         self.num_batches = num_batches
 
     def own_rows(self, number, start):
-        return iter([np.full((2, 1), each, "float32") for each in range(start, self.num_batches)])
+        return iter([np.full((2, 1), row, "float32") for row in range(start, self.num_batches)])
 
     def read_state(self):
         return None
@@ -107,7 +107,7 @@ def test_batches_are_handed_once_in_their_order_and_counted_by_epoch(model, at_o
             kernel = keras.ops.convert_to_numpy(model.trainable_variables[0].value)
             assert kernel == 5 * epoch
             assert int(model.optimizer.iterations) == 5 * epoch
-    assert [each["norm"] for each in logs] == [1.0] * 5
+    assert [log["norm"] for log in logs] == [1.0] * 5
     assert float(logs[-1]["loss"]) == 2.0
     assert dispatcher.begun == [0, "on"]
     assert stopped == [{"is_clean": True}]
@@ -116,17 +116,17 @@ def test_batches_are_handed_once_in_their_order_and_counted_by_epoch(model, at_o
 def test_no_batch_is_under_way_at_a_pause(model):
     step, dispatcher, _ = start(model, 3)
     stream = BatchStream(Batches(7), None)
-    made = 0
+    num_made = 0
 
     class Pauses:
-        num_until_pause = property(lambda self: 4 - made % 4)
+        num_until_pause = property(lambda self: 4 - num_made % 4)
 
     with step.training(stream, Pauses()):
         stream.begin_epoch()
         for batch in stream.batches():
             step(batch)
-            made += 1
-            assert (step.num_open == 0) == (made in (4, 7))
+            num_made += 1
+            assert (step.num_open == 0) == (num_made in (4, 7))
     assert dispatcher.handed == list(range(7))
 
 

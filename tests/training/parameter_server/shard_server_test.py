@@ -51,9 +51,11 @@ def start(model, num_servers):
 
 def make_gradients(model, step):
     rng = np.random.default_rng(step)
-    made = [rng.normal(size=each.shape).astype("float32") for each in model.trainable_variables]
-    made[0][10:] = 0.0
-    return made
+    gradients = [
+        rng.normal(size=variable.shape).astype("float32") for variable in model.trainable_variables
+    ]
+    gradients[0][10:] = 0.0
+    return gradients
 
 
 def push_all(variables, servers, number, gradients, rate=None, changes=()):
@@ -66,10 +68,10 @@ def push_all(variables, servers, number, gradients, rate=None, changes=()):
                     number,
                     version,
                     [
-                        None if gradients[place] is None else pack_rows(gradients[place])
-                        for place in shard.variables
+                        None if gradients[index] is None else pack_rows(gradients[index])
+                        for index in shard.variables
                     ],
-                    [changes[place] if changes else np.float32(0.0) for place in shard.states],
+                    [changes[index] if changes else np.float32(0.0) for index in shard.states],
                     rate,
                     settled_below=0,
                 )
@@ -80,7 +82,7 @@ def push_all(variables, servers, number, gradients, rate=None, changes=()):
 
 def values_of(model):
     variables = [*model.trainable_variables, *model.optimizer.variables]
-    return [keras.ops.convert_to_numpy(each.value) for each in variables]
+    return [keras.ops.convert_to_numpy(variable.value) for variable in variables]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -90,13 +92,14 @@ def test_servers_together_update_as_the_optimizer_does(name):
     for step in range(4):
         gradients = make_gradients(alone, step)
         alone.optimizer.apply(
-            [keras.ops.convert_to_tensor(each) for each in gradients], alone.trainable_variables
+            [keras.ops.convert_to_tensor(gradient) for gradient in gradients],
+            alone.trainable_variables,
         )
         answers = push_all(variables, servers, step, gradients)
         assert answers == [server.life() for server in servers]
     variables.write([server.read() for server in servers])
-    for one, other in zip(values_of(served), values_of(alone), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    for received, reference in zip(values_of(served), values_of(alone), strict=True):
+        np.testing.assert_allclose(received, reference, rtol=1e-5, atol=1e-5)
 
 
 def test_an_update_that_comes_again_is_left_out():
@@ -104,12 +107,12 @@ def test_an_update_that_comes_again_is_left_out():
     variables, servers = start(model, 2)
     gradients = make_gradients(model, 0)
     push_all(variables, servers, 0, gradients)
-    before = [server.read() for server in servers]
+    old_values = [server.read() for server in servers]
     assert push_all(variables, servers, 0, gradients) == [server.life() for server in servers]
     after = [server.read() for server in servers]
-    for one, other in zip(before, after, strict=True):
-        assert one.num_updates == other.num_updates == 1
-        np.testing.assert_array_equal(one.weights[0], other.weights[0])
+    for old, new in zip(old_values, after, strict=True):
+        assert old.num_updates == new.num_updates == 1
+        np.testing.assert_array_equal(old.weights[0], new.weights[0])
 
 
 def test_what_is_settled_is_forgotten_and_does_not_come_again():
@@ -128,18 +131,18 @@ def test_what_is_settled_is_forgotten_and_does_not_come_again():
 def test_the_learning_rate_is_that_of_the_batch():
     model = build_model(keras.optimizers.SGD(0.1))
     variables, (server,) = start(model, 1)
-    before = server.read().weights[0]
+    old_weight = server.read().weights[0]
     gradients = make_gradients(model, 0)
     push_all(variables, [server], 0, gradients, rate=0.5)
-    np.testing.assert_allclose(server.read().weights[0], before - 0.5 * gradients[0], rtol=1e-5)
+    np.testing.assert_allclose(server.read().weights[0], old_weight - 0.5 * gradients[0], rtol=1e-5)
 
 
 def test_variables_without_a_gradient_stay_and_the_update_counts():
     model = build_model(keras.optimizers.Adam(0.1))
     variables, servers = start(model, 2)
-    before = [server.read() for server in servers]
+    old_values = [server.read() for server in servers]
     push_all(variables, servers, 0, [None] * len(model.trainable_variables))
-    for server, was in zip(servers, before, strict=True):
+    for server, was in zip(servers, old_values, strict=True):
         now = server.read()
         assert now.num_updates == 1
         np.testing.assert_array_equal(now.weights[0], was.weights[0])
@@ -149,7 +152,7 @@ def test_variables_without_a_gradient_stay_and_the_update_counts():
 def test_what_batches_leave_in_layers_is_added():
     model = build_model(keras.optimizers.SGD(0.1))
     variables, (server,) = start(model, 1)
-    changes = [np.full(each.shape, 0.5, each.dtype) for each in server.read().states]
+    changes = [np.full(state.shape, 0.5, state.dtype) for state in server.read().states]
     push_all(variables, [server], 0, make_gradients(model, 0), changes=changes)
     variables.write([server.read()])
     mean = model.get_layer("norm").moving_mean
@@ -179,11 +182,11 @@ def test_a_server_that_begins_anew_knows_nothing_until_it_gets_its_values():
     assert anew.set_up(variables.plans()[0], snapshot) == anew.life() != server.life()
     push_all(variables, [anew], 0, gradients)
     assert anew.read().num_updates == 1
-    for each in (anew, server):
-        push_all(variables, [each], 1, gradients)
+    for updated in (anew, server):
+        push_all(variables, [updated], 1, gradients)
     assert anew.read().num_updates == 2
-    for one, other in zip(anew.read().weights, server.read().weights, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for received, reference in zip(anew.read().weights, server.read().weights, strict=True):
+        np.testing.assert_array_equal(received, reference)
     # The count is the same, and the weights may not be.
     assert anew.pull(*server.pull(None, 0).version).weights is not None
 

@@ -16,8 +16,8 @@ def make(**config):
 
 def test_they_are_what_the_plan_says():
     shard = make()
-    assert [each.path for each in shard.weights] == ["dense/kernel", "dense/bias"]
-    assert [tuple(each.shape) for each in shard.weights] == [(2, 2), (2,)]
+    assert [weight.path for weight in shard.weights] == ["dense/kernel", "dense/bias"]
+    assert [tuple(weight.shape) for weight in shard.weights] == [(2, 2), (2,)]
     assert len(shard.optimizer.variables) == 6
 
 

@@ -37,14 +37,14 @@ def test_a_bound_of_four_for_each_worker_leaves_room_to_pull_ahead():
 @given(st.integers(0, 8), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_no_update_misses_more_than_the_bound(most, num_workers, choose: random.Random):
     bound = StalenessBound(most, num_workers)
-    made = 0
+    num_updates = 0
     under_way: dict[int, int] = {}  # By number, the updates that were in its weights.
     for number in range(60):
         while not bound.may_begin() or (under_way and choose.random() < 0.4):
             done = choose.choice(sorted(under_way))
-            assert made - under_way.pop(done) <= most
+            assert num_updates - under_way.pop(done) <= most
             bound.end(done)
-            made += 1
+            num_updates += 1
         bound.begin(number)
         # As old as they may be.
-        under_way[number] = max(0, made - choose.randint(0, bound.most_before))
+        under_way[number] = max(0, num_updates - choose.randint(0, bound.most_before))

@@ -25,5 +25,7 @@ def test_a_task_says_when_it_listens(monkeypatch):
 def test_one_that_was_started_again_has_nobody_to_tell(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
-    monkeypatch.setattr(backend.current().distribution, "serve_task", lambda *given: given[3]())
+    monkeypatch.setattr(
+        backend.current().distribution, "serve_task", lambda *arguments: arguments[3]()
+    )
     task_process.main(["{}", "worker", "0", str(writing)])

@@ -6,7 +6,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.parameter_server.messages import Task, WorkerPlan
 from keras_deepseek.training.parameter_server.model_shards import ModelShards
-from keras_deepseek.training.parameter_server.packed_trainer import pack_trainer
+from keras_deepseek.training.parameter_server.pickled_trainer import pickle_trainer
 from keras_deepseek.training.parameter_server.shard_server import ShardServer
 from keras_deepseek.training.parameter_server.worker import Worker
 from keras_deepseek.training.step.step_options import StepOptions
@@ -23,9 +23,9 @@ class DirectServers:
     def __init__(self, servers):
         self.servers, self.pulls, self.pushes = servers, [], []
 
-    def pull(self, index, known):
-        self.pulls.append((index, known))
-        return self.servers[index].pull(*known)
+    def pull(self, index, version):
+        self.pulls.append((index, version))
+        return self.servers[index].pull(*version)
 
     def push(self, index, push):
         self.pushes.append(push)
@@ -63,13 +63,13 @@ def start(trainer, *, looks_ahead=False, number=2, **options):
     links = DirectServers(servers)
     worker = Worker()
     plan = WorkerPlan(
-        pack_trainer(trainer, None, step),
+        pickle_trainer(trainer, None, step),
         variables.describe(),
         variables.shards,
         (X, Y),
         looks_ahead,
     )
-    values = [keras.ops.convert_to_numpy(each.value) for each in trainer.model.variables]
+    values = [keras.ops.convert_to_numpy(variable.value) for variable in trainer.model.variables]
     worker.set_up(links, plan, values, seed=0)
     return worker, links, variables, (plan, values)
 
@@ -85,8 +85,13 @@ def test_a_worker_and_servers_make_the_step_of_one_process(micro_batches):
         assert result.pushes == [server.life() for server in links.servers]
     history = alone.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0).history
     variables.write([server.read() for server in links.servers])
-    for one, other in zip(served.model.variables, alone.model.variables, strict=True):
-        first, second = (keras.ops.convert_to_numpy(each.value) for each in (one, other))
+    for served_variable, alone_variable in zip(
+        served.model.variables, alone.model.variables, strict=True
+    ):
+        first, second = (
+            keras.ops.convert_to_numpy(variable.value)
+            for variable in (served_variable, alone_variable)
+        )
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
     total, count = result.metrics[:2]  # Of the mean of the loss.
     assert total / count == pytest.approx(history["loss"][-1], rel=1e-4)
@@ -98,27 +103,33 @@ def test_logs_beside_the_metrics_go_to_the_chief():
     worker, links, *_ = start(trainer, gradient_clip=("global_norm", 0.1))
     result = worker.compute(Task(0, (X, Y), 0.5, 0, 0))
     assert set(result.logs) == {"gradient_norm"}
-    squares = sum(np.sum(each**2) for push in links.pushes for each in push.gradients)
+    squares = sum(np.sum(gradient**2) for push in links.pushes for gradient in push.gradients)
     assert np.sqrt(squares) == pytest.approx(0.1, rel=1e-4)
     assert {push.rate for push in links.pushes} == {0.5}
 
 
 def test_a_batch_has_the_same_random_numbers_on_each_worker():
     trainer = make_trainer(0.5)
-    found = []
+    gradients_by_order = []
     for order in ([3, 4], [4, 3]):
         worker, links, *_ = start(trainer)
         for server in links.servers:
             server.push = lambda push: None  # The weights stay.
         for number in order:
             worker.compute(Task(number, (X, Y), None))
-        found.append({(p.number, i % 2): p.gradients for i, p in enumerate(links.pushes)})
-    for key, gradients in found[0].items():
-        for one, other in zip(gradients, found[1][key], strict=True):
-            np.testing.assert_array_equal(one, other)
+        gradients_by_order.append(
+            {(p.number, i % 2): p.gradients for i, p in enumerate(links.pushes)}
+        )
+    for key, gradients in gradients_by_order[0].items():
+        for first_gradient, second_gradient in zip(
+            gradients, gradients_by_order[1][key], strict=True
+        ):
+            np.testing.assert_array_equal(first_gradient, second_gradient)
     assert any(
-        not np.array_equal(one, other)
-        for one, other in zip(found[0][3, 0], found[0][4, 0], strict=True)
+        not np.array_equal(first_gradient, other_gradient)
+        for first_gradient, other_gradient in zip(
+            gradients_by_order[0][3, 0], gradients_by_order[0][4, 0], strict=True
+        )
     )
 
 

@@ -23,8 +23,8 @@ class Embedding(StepOfItsOwn, keras.Model):
         logs = {}
 
         def compute():
-            loss, found = self.compute(data)
-            logs.update(found)
+            loss, step_logs = self.compute(data)
+            logs.update(step_logs)
             return loss
 
         states = [*self.non_trainable_variables, *self.metrics_variables]
@@ -56,5 +56,5 @@ def test_a_model_that_splits_its_batch_trains_and_resumes(tmp_path):
     if keras.backend.backend() == "torch":  # Where its metrics are made by the first step.
         return
     resumed, whole = train_killed_and_whole(make_embedding, tmp_path, Batches())
-    for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for received, reference in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(received, reference)

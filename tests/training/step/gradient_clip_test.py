@@ -29,9 +29,9 @@ def shrink(array, norm, most):
     return array * np.where(norm > most, most / norm, 1.0)
 
 
-def assert_close(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+def assert_close(gradients, expected):
+    for received, reference in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(received, reference, rtol=1e-6, atol=1e-7)
 
 
 def test_clip_by_value():

@@ -19,7 +19,7 @@ def test_the_residual_is_kept_only_with_an_update(is_finite):
         pytest.skip("Between processes JAX rounds nothing, and keeps nothing.")
     model, update = make(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0)))
     scale = float(keras.ops.convert_to_numpy(model.optimizer.dynamic_scale))
-    before = model.get_weights()[0]
+    old_weights = model.get_weights()[0]
     residual = keras.Variable(0.0, trainable=False)
     gradient = np.array([[3.0 * scale], [4.0 * scale if is_finite else np.inf]], "float32")
     is_good, logs = update(
@@ -30,7 +30,7 @@ def test_the_residual_is_kept_only_with_an_update(is_finite):
     )
     assert bool(is_good) == is_finite
     assert float(keras.ops.convert_to_numpy(residual.value)) == float(is_finite)
-    moved = before - model.get_weights()[0]
+    moved = old_weights - model.get_weights()[0]
     np.testing.assert_allclose(moved, [[0.6], [0.8]] if is_finite else [[0.0], [0.0]], atol=1e-6)
     now = float(keras.ops.convert_to_numpy(model.optimizer.dynamic_scale))
     assert now == (scale if is_finite else scale / 2)

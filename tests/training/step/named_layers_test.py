@@ -14,8 +14,8 @@ def make_model():
 
 
 def test_layers_at_any_depth_are_found_by_patterns():
-    found = find_named_layers(make_model(), "remat", ["dense_*", "block_?"])
-    assert {layer.name for layer in found} == {"block_1", "dense_in", "dense_out"}
+    layers = find_named_layers(make_model(), "remat", ["dense_*", "block_?"])
+    assert {layer.name for layer in layers} == {"block_1", "dense_in", "dense_out"}
     assert find_named_layers(make_model(), "remat", []) == []
 
 

@@ -133,13 +133,13 @@ def test_weights_stay_float32_and_small_updates_survive():
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_a_layer_of_probabilities_stays_float32(activation):
     model, _ = build(activation=activation)
-    seen = []
+    dtypes = []
     model.compile(
-        "sgd", lambda y_true, y_pred: (seen.append(str(y_pred.dtype)), keras.ops.mean(y_pred))[1]
+        "sgd", lambda y_true, y_pred: (dtypes.append(str(y_pred.dtype)), keras.ops.mean(y_pred))[1]
     )
     with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
         model.fit(X, Y, verbose=0)
-    assert all("float32" in dtype for dtype in seen)
+    assert all("float32" in dtype for dtype in dtypes)
 
 
 class Classifier(keras.Model):
@@ -159,14 +159,14 @@ def nested():
 
 @pytest.mark.parametrize("build_model", [nested, Classifier])
 def test_probabilities_of_nested_and_subclassed_models_stay_float32(build_model):
-    model, seen = build_model(), []
+    model, dtypes = build_model(), []
     model.compile(
-        "sgd", lambda y_true, y_pred: (seen.append(str(y_pred.dtype)), keras.ops.mean(y_pred))[1]
+        "sgd", lambda y_true, y_pred: (dtypes.append(str(y_pred.dtype)), keras.ops.mean(y_pred))[1]
     )
     with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
         model.fit(X, Y, verbose=0)
-    assert seen
-    assert all("float32" in dtype for dtype in seen)
+    assert dtypes
+    assert all("float32" in dtype for dtype in dtypes)
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_a_quantized_layer_computes_in_the_precision_of_the_others(mode, half):
     model = keras.Sequential([keras.Input((4,)), inner, probe, head])
     model.compile("sgd", "sparse_categorical_crossentropy")
     inner.quantize(mode)
-    before = inner.dtype_policy
+    old_policy = inner.dtype_policy
     probe.seen.clear()
     with training_step_in(model, keras.DTypePolicy(f"mixed_{half}")):
         model.fit(X, Y, verbose=0)
-    assert inner.dtype_policy is before
+    assert inner.dtype_policy is old_policy
     assert half in probe.seen
 
 
@@ -293,10 +293,10 @@ def tokens_model(kind):
 def test_token_ids_in_floating_point_are_not_rounded(kind):
     model = tokens_model(kind)
     (table,) = [weight for weight in model.trainable_weights if weight.shape == (1000, 4)]
-    before = ops.convert_to_numpy(table.value).copy()
+    old_table = ops.convert_to_numpy(table.value).copy()
     trainer = Trainer(model, optimizer="sgd", loss="mse", precision="mixed_bfloat16")
     trainer.fit(LARGE_IDS, np.ones((8, 1)), batch_size=8, verbose=0)
-    touched = np.flatnonzero(np.abs(ops.convert_to_numpy(table.value) - before).max(axis=1))
+    touched = np.flatnonzero(np.abs(ops.convert_to_numpy(table.value) - old_table).max(axis=1))
     np.testing.assert_array_equal(touched, np.unique(LARGE_IDS))
 
 

@@ -61,12 +61,12 @@ def fit(remat, **arguments):
 @pytest.mark.parametrize("arguments", [{}, {"precision": "mixed_bfloat16"}, {"micro_batches": 2}])
 def test_rematerialization_trains_to_the_same_numbers(arguments):
     """Also the seeds of dropout and the moving statistics, which move on once a step."""
-    expected, found = fit(False, **arguments), fit(["block_*"], **arguments)
+    expected, received = fit(False, **arguments), fit(["block_*"], **arguments)
     rtol = 3e-2 if "precision" in arguments else 2e-5
-    assert found[0].keys() == expected[0].keys()
-    np.testing.assert_allclose(found[0]["loss"], expected[0]["loss"], rtol=rtol)
-    for one, other in zip(found[1], expected[1], strict=True):
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
+    assert received[0].keys() == expected[0].keys()
+    np.testing.assert_allclose(received[0]["loss"], expected[0]["loss"], rtol=rtol)
+    for received_weight, expected_weight in zip(received[1], expected[1], strict=True):
+        np.testing.assert_allclose(received_weight, expected_weight, rtol=rtol, atol=rtol)
 
 
 @pytest.mark.torch_alone
@@ -87,15 +87,15 @@ def test_recurrent_layers_repeat_their_dropout(name):
         trainer = Trainer(model, optimizer="sgd", loss="mse", remat=remat)
         trainer.fit(np.ones((5, 4, 2)), np.ones((5, 1)), batch_size=2, verbose=0)
         weights.append(model.get_weights())
-    for one, other in zip(*weights, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    for plain_weight, remat_weight in zip(*weights, strict=True):
+        np.testing.assert_allclose(plain_weight, remat_weight, rtol=1e-5, atol=1e-6)
 
 
 def test_less_is_kept_for_the_backward_pass():
     torch = pytest.importorskip("torch")
     if keras.backend.backend() != "torch":
         pytest.skip("What is kept can be counted on PyTorch.")
-    kept = {}
+    kept_bytes = {}
     for remat in (False, True):
         sizes = {}
 
@@ -105,8 +105,8 @@ def test_less_is_kept_for_the_backward_pass():
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             fit(remat)
-        kept[remat] = sum(sizes.values())
-    assert kept[True] < 0.6 * kept[False]
+        kept_bytes[remat] = sum(sizes.values())
+    assert kept_bytes[True] < 0.6 * kept_bytes[False]
 
 
 def test_blocks_inside_other_blocks_are_left_out():
@@ -156,15 +156,15 @@ def normalized(normalization, precision="mixed_bfloat16"):
     ],
 )
 def test_normalizations_are_rematerialized_in_half_precision(normalization, monkeypatch):
-    found = []
+    runs = []
     for finds_none in (False, True):
         if finds_none:
             monkeypatch.setattr(training_step, "find_normalizations", lambda *arguments: [])
         trainer = normalized(normalization)
         activations = trainer.measure_memory(Y, Y, 12).activations
         losses = trainer.fit(Y, Y, epochs=3, shuffle=False, verbose=0).history["loss"]
-        found.append((activations, losses))
-    (thrifty, losses), (usual, expected) = found
+        runs.append((activations, losses))
+    (thrifty, losses), (usual, expected) = runs
     assert thrifty < usual
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
 

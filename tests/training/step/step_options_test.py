@@ -23,7 +23,7 @@ def test_micro_batches_must_be_positive(number):
         ({"gradient_clip": ("norm", 0)}, "gradient_clip"),
         ({"guard": "sleep"}, "guard"),
         ({"remat": 1}, "`remat`"),
-        ({"keep_memory": "yes"}, "`keep_memory`"),
+        ({"tune_malloc": "yes"}, "`tune_malloc`"),
     ],
 )
 def test_invalid_options_are_named(options, match):
@@ -39,8 +39,8 @@ def test_an_action_becomes_a_guard():
 
 
 def test_options_that_change_updates_are_found():
-    found = StepOptions(micro_batches=2, remat=True).changes_to_updates()
-    assert [name for name, is_used in found.items() if is_used] == ["`micro_batches`", "`remat`"]
+    options = StepOptions(micro_batches=2, remat=True).changes_to_updates()
+    assert [name for name, is_used in options.items() if is_used] == ["`micro_batches`", "`remat`"]
 
 
 def test_an_empty_list_of_blocks_changes_no_update():
@@ -48,9 +48,9 @@ def test_an_empty_list_of_blocks_changes_no_update():
 
 
 def test_processes_compare_all_options_but_those_that_may_differ():
-    names = {each.name for each in dataclasses.fields(StepOptions)}
+    names = {option.name for option in dataclasses.fields(StepOptions)}
     assert names - set(StepOptions().shared_options()) == {
         "fp16_enabled",
         "precision",
-        "keep_memory",
+        "tune_malloc",
     }

@@ -46,37 +46,37 @@ def call(profiler, count):
 
 @pytest.mark.torch_alone
 def test_steps_are_counted_from_the_end_of_one(model, clock, tmp_path):
-    profiler, found = StepProfiler(model), []
+    profiler, profiles = StepProfiler(model), []
     call(profiler, 3)
-    profiler.request(tmp_path / "trace.json.gz", found.append, skip=2)
+    profiler.request(tmp_path / "trace.json.gz", profiles.append, skip=2)
     with pytest.raises(InvalidInputError, match="already"):
-        profiler.request(tmp_path / "trace.json.gz", found.append)
+        profiler.request(tmp_path / "trace.json.gz", profiles.append)
     call(profiler, 1)
     assert clock == []
     call(profiler, 1)
     assert len(clock) == 1
     call(profiler, STEPS - 1)
-    assert found == []
+    assert profiles == []
     call(profiler, 1)
-    (profile,) = found
+    (profile,) = profiles
     assert profile.parts["forward"] * STEPS == pytest.approx(6)
     assert profile.parts["idle"] * STEPS == pytest.approx(4)
     assert (profile.layers, profile.model) == ({"head": [pytest.approx(6 / STEPS), 0.0]}, "all")
     assert (tmp_path / "trace.json.gz").exists()
-    profiler.request(tmp_path / "trace.json.gz", found.append)  # Another one may follow.
+    profiler.request(tmp_path / "trace.json.gz", profiles.append)  # Another one may follow.
 
 
 @pytest.mark.torch_alone
 def test_the_end_of_an_epoch_is_not_counted(model, clock, tmp_path):
-    profiler, found = StepProfiler(model), []
-    profiler.request(tmp_path / "trace.json.gz", found.append)
+    profiler, profiles = StepProfiler(model), []
+    profiler.request(tmp_path / "trace.json.gz", profiles.append)
     call(profiler, 2)
     profiler.on_test_begin()
     profiler.on_epoch_end(0)
     call(profiler, 1)
     assert len(clock) == 2
     call(profiler, STEPS)
-    assert found[0].step_seconds * STEPS == pytest.approx(20)
+    assert profiles[0].step_seconds * STEPS == pytest.approx(20)
 
 
 @pytest.mark.torch_alone
@@ -85,19 +85,19 @@ def test_a_profiler_that_fails_ends_no_training(model, monkeypatch, tmp_path):
         raise RuntimeError("Only one profile may be run at a time.")
 
     monkeypatch.setattr(backend.current().step, "trace_steps", trace_steps)
-    profiler, found = StepProfiler(model), []
-    profiler.request(tmp_path / "trace.json.gz", found.append)
+    profiler, errors = StepProfiler(model), []
+    profiler.request(tmp_path / "trace.json.gz", errors.append)
     call(profiler, STEPS + 2)
-    (error,) = found
+    (error,) = errors
     assert "at a time" in str(error)
 
 
 @pytest.mark.torch_alone
 def test_a_request_ends_with_the_training(model, clock, tmp_path):
-    profiler, found = StepProfiler(model), []
-    profiler.request(tmp_path / "trace.json.gz", found.append)
+    profiler, profiles = StepProfiler(model), []
+    profiler.request(tmp_path / "trace.json.gz", profiles.append)
     call(profiler, 3)
     profiler.cancel()
     call(profiler, STEPS)
-    assert found == []
+    assert profiles == []
     assert not (tmp_path / "trace.json.gz").exists()

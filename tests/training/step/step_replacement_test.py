@@ -63,10 +63,10 @@ def test_the_step_is_compiled_again_after_model_compile():
 
 def test_the_models_own_step_is_restored():
     model = build()
-    model.train_step = own = CountedStep(model)
+    model.train_step = model_step = CountedStep(model)
     with StepReplacement(model, CountedStep(model)).use():
-        assert model.train_step is not own
-    assert model.train_step is own
+        assert model.train_step is not model_step
+    assert model.train_step is model_step
 
 
 def test_after_an_error_the_model_is_restored():

@@ -44,7 +44,7 @@ def test_a_start_that_does_not_fit_is_halved(largest, suggestion):
     assert choose_size(measure, 16, None).suggestion == suggestion
 
 
-def test_sizes_do_not_exceed_most():
+def test_sizes_do_not_exceed_max_batch_size():
     measure, tried = measure_like(lambda size: 1.0)
     assert choose_size(measure, 8, 20).suggestion == 20
     assert tried == [8, 16, 20]
@@ -73,11 +73,11 @@ class Greedy(keras.layers.Layer):
 def test_a_step_that_runs_out_of_memory_ends_the_search_alone():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), Greedy()])
     trainer = Trainer(model, optimizer=keras.optimizers.Adam(), loss="mse", seed=1)
-    before = model.get_weights()
-    search = trainer.find_batch_size(X, X, start=8, most=9)
+    old_weights = model.get_weights()
+    search = trainer.find_batch_size(X, X, start=8, max_batch_size=9)
     assert (search.batch_sizes, search.out_of_memory, search.suggestion) == ([8], [9], 8)
-    for found, expected in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for received, expected in zip(model.get_weights(), old_weights, strict=True):
+        np.testing.assert_array_equal(received, expected)
     assert int(model.optimizer.iterations) == 0
     assert np.isfinite(trainer.fit(X, X, batch_size=8, verbose=0).history["loss"][0])
 
@@ -101,14 +101,14 @@ def make_trainer():
 
 @pytest.mark.parametrize("data", [Rows, lambda size: (X[:size], X[:size, :1])])
 def test_data_are_made_for_a_size(data):
-    search = make_trainer().find_batch_size(data, start=2, most=4)
+    search = make_trainer().find_batch_size(data, start=2, max_batch_size=4)
     assert search.batch_sizes == [2, 4]
     assert all(seconds > 0 for seconds in search.seconds_per_step)
 
 
 def test_a_function_that_returns_too_few_rows_is_refused():
     with pytest.raises(InvalidInputError, match="for a batch of 4 rows and returned 2"):
-        make_trainer().find_batch_size(lambda size: (X[:2], X[:2, :1]), start=2, most=4)
+        make_trainer().find_batch_size(lambda size: (X[:2], X[:2, :1]), start=2, max_batch_size=4)
 
 
 def test_data_of_one_size_are_refused():
@@ -120,9 +120,11 @@ def test_data_of_one_size_are_refused():
 def test_data_that_can_not_be_timed_and_wrong_numbers_are_refused():
     trainer = make_trainer()
     with pytest.raises(InvalidInputError, match="hold fewer than two batches"):
-        trainer.find_batch_size(lambda size: ((X[:size], X[:size, :1]) for _ in range(1)), most=8)
-    with pytest.raises(InvalidInputError, match="`most` must be at least `start`, 8"):
-        trainer.find_batch_size(X, X[:, :1], most=4)
+        trainer.find_batch_size(
+            lambda size: ((X[:size], X[:size, :1]) for _ in range(1)), max_batch_size=8
+        )
+    with pytest.raises(InvalidInputError, match="`max_batch_size` must be at least `start`, 8"):
+        trainer.find_batch_size(X, X[:, :1], max_batch_size=4)
     with pytest.raises(InvalidInputError, match="`start`"):
         trainer.find_batch_size(X, X[:, :1], start=0)
 

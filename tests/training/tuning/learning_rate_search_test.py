@@ -29,13 +29,13 @@ def test_the_rate_that_is_found_trains_and_the_search_left_no_trace(precision):
     called = []
     trainer.add_callback(keras.callbacks.LambdaCallback(on_train_begin=called.append))
     trainer.model.build((None, 8))
-    before = trainer.model.get_weights()
+    old_weights = trainer.model.get_weights()
     search = trainer.find_learning_rate(X, Y, batch_size=16, lowest=1e-4, highest=1e4)
     assert called == []
     assert len(search.rates) == len(search.losses) == len(search.raw_losses) < 100
     assert 1e-3 < search.suggestion < 10
-    for found, expected in zip(trainer.model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for received, expected in zip(trainer.model.get_weights(), old_weights, strict=True):
+        np.testing.assert_array_equal(received, expected)
     optimizer = trainer.model.optimizer
     assert int(optimizer.iterations) == 0
     assert float(keras.ops.convert_to_numpy(optimizer.learning_rate)) == 0.5

@@ -46,11 +46,11 @@ def test_a_block_that_is_computed_anew_keeps_its_input_alone():
     hidden = [keras.layers.Dense(256, activation="tanh") for _ in range(3)]
     inner = keras.Sequential([keras.Input((128,)), *hidden], name="block")
     model = keras.Sequential([keras.Input((128,)), inner, keras.layers.Dense(10)])
-    kept = [
+    reports = [
         Trainer(model, optimizer="adam", loss=LOSS, remat=remat).measure_memory(X, Y, 64)
         for remat in (False, ["block"])
     ]
-    assert kept[0].activations - kept[1].activations >= 4 * 2 * HIDDEN
+    assert reports[0].activations - reports[1].activations >= 4 * 2 * HIDDEN
 
 
 def test_half_precision_halves_the_activations_and_keeps_its_weights():
@@ -63,25 +63,27 @@ def test_half_precision_halves_the_activations_and_keeps_its_weights():
 
 def test_a_loop_counts_each_of_its_rounds():
     tokens = np.ones((8, 30), "int32")
-    kept = []
+    activations = []
     for length in (10, 30):
         layers = [keras.layers.Embedding(5, 16), keras.layers.LSTM(64), keras.layers.Dense(10)]
         model = keras.Sequential([keras.Input((length,), dtype="int32"), *layers])
         trainer = Trainer(model, optimizer="sgd", loss=LOSS)
-        kept.append(trainer.measure_memory(tokens[:, :length], Y[:8]).activations)
-    assert kept[0] > 10 * 8 * 64 * 4 * 4  # At least the four gates of each step.
-    assert 2.5 * kept[0] < kept[1] < 3.5 * kept[0]
+        activations.append(trainer.measure_memory(tokens[:, :length], Y[:8]).activations)
+    assert activations[0] > 10 * 8 * 64 * 4 * 4  # At least the four gates of each step.
+    assert 2.5 * activations[0] < activations[1] < 3.5 * activations[0]
 
 
 def test_the_model_is_restored():
     trainer = build(optimizer=keras.optimizers.Adam(use_ema=True))
     trainer.fit(X, Y, verbose=0)
-    before = read_variables(trainer.model)
+    old_state = read_variables(trainer.model)
     trainer.measure_memory(X, Y)
     after = read_variables(trainer.model)
     for group in ("model", "optimizer", "metrics"):
-        for one, other in zip(before[group]["values"], after[group]["values"], strict=True):
-            np.testing.assert_array_equal(one, other)
+        for old_value, new_value in zip(
+            old_state[group]["values"], after[group]["values"], strict=True
+        ):
+            np.testing.assert_array_equal(old_value, new_value)
     trainer.fit(X, Y, verbose=0)
 
 
@@ -129,6 +131,6 @@ def test_models_without_loss_batch_or_trainer_step_are_refused():
 
 def test_a_guard_changes_no_activations():
     trainer = build(guard="skip")
-    before = trainer.measure_memory(X, Y).activations
-    assert before == build().measure_memory(X, Y).activations
+    activations = trainer.measure_memory(X, Y).activations
+    assert activations == build().measure_memory(X, Y).activations
     assert len(trainer.model.metrics_variables) == 2

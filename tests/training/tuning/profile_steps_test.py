@@ -36,22 +36,22 @@ def state_of(trainer):
     groups = model.variables, model.optimizer.variables, model.metrics_variables
     values = [np.array(keras.ops.convert_to_numpy(v)) for group in groups for v in group]
     random = keras.tree.flatten(read_random_state())
-    return [*values, *(np.asarray(each) for each in random)]
+    return [*values, *(np.asarray(array) for array in random)]
 
 
-def assert_same(before, after):
-    assert len(before) == len(after)
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(one, other)
+def assert_same(old_state, new_state):
+    assert len(old_state) == len(new_state)
+    for old_array, new_array in zip(old_state, new_state, strict=True):
+        np.testing.assert_array_equal(old_array, new_array)
 
 
 def test_a_profile_leaves_the_training_as_it_was(tmp_path):
     trainer = Trainer(build, optimizer="adam", loss="mse", metrics=["mae"], seed=1)
     path = trainer.record_run(tmp_path / "run.sqlite")
     trainer.fit(X, Y, batch_size=32, verbose=0)
-    before = state_of(trainer)
+    old_state = state_of(trainer)
     profile = trainer.profile(X, Y, batch_size=32)  # Five batches, which are repeated.
-    assert_same(before, state_of(trainer))
+    assert_same(old_state, state_of(trainer))
     assert profile.steps == 5
     assert profile.step_seconds == pytest.approx(sum(profile.parts.values()))
     assert min(profile.layers["all/wide"]) > 0
@@ -63,7 +63,7 @@ def test_a_profile_leaves_the_training_as_it_was(tmp_path):
     with gzip.open(tmp_path / "run.profile.json.gz", "rt") as file:
         assert profile.trace_file == str(tmp_path / "run.profile.json.gz")
         assert any(
-            each["args"].get("layer") == "all/wide" for each in json.load(file)["traceEvents"]
+            event["args"].get("layer") == "all/wide" for event in json.load(file)["traceEvents"]
         )
 
 
@@ -131,9 +131,9 @@ def test_the_most_expensive_layer_is_found(tmp_path, options, jit_compile):
     trainer = Trainer(model, run_record=tmp_path / "run.sqlite", **options)
     data = Batches()
     trainer.fit(data, verbose=0)
-    before = state_of(trainer)
+    old_state = state_of(trainer)
     profile = trainer.profile(data)
-    assert_same(before, state_of(trainer))
+    assert_same(old_state, state_of(trainer))
     layers = {path: sum(times) for path, times in profile.layers.items()}
     assert layers["all/wide"] > 0.5 * sum(layers.values())
     assert profile.unassigned < 0.05

@@ -42,7 +42,7 @@ def read(model):
     random_state = read_random_state()
     state = read_variables(model)
     arrays = [
-        each for group in ("model", "optimizer", "metrics") for each in state[group]["values"]
+        array for group in ("model", "optimizer", "metrics") for array in state[group]["values"]
     ]
     arrays += [random_state["keras"], random_state["python"]["words"]]
     arrays += [random_state["numpy"]["state"]["key"], random_state["numpy"]["state"]["pos"]]
@@ -52,21 +52,21 @@ def read(model):
 def test_everything_is_restored_to_the_bit():
     model = build()
     model.fit(X, X[:, :1], batch_size=4, verbose=0)
-    before = read(model)
+    old_arrays = read(model)
     training, steps = ShortTraining(model, contextlib.nullcontext), Steps()
 
     def train():
         with training.restored_state():
             training.fit(7, [steps], x=X, y=X[:, :1], batch_size=4)
-            assert (model.get_weights()[0] != before[0]).any()
+            assert (model.get_weights()[0] != old_arrays[0]).any()
             random.random()
             raise ArithmeticError("no")
 
     with pytest.raises(ArithmeticError, match="no"):
         train()
     assert steps.number == 7
-    for found, expected in zip(read(model), before, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for received, expected in zip(read(model), old_arrays, strict=True):
+        np.testing.assert_array_equal(received, expected)
 
 
 def test_a_generator_is_gone_through_once():

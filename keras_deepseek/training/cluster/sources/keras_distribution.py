@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.claims import (
-    Claim,
-    Claims,
+from keras_deepseek.training.cluster.sources.cluster_hints import (
+    ClusterHints,
+    Hint,
     check_addresses,
     local_rank_among,
     read_integer,
@@ -17,8 +17,8 @@ _COUNT = "KERAS_DISTRIBUTION_NUM_PROCESSES"
 _RANK = "KERAS_DISTRIBUTION_PROCESS_ID"
 
 
-def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
-    """Reads the claims in the environment variables of Keras's distribution.
+def read_keras_distribution(environ: Mapping[str, str]) -> ClusterHints:
+    """Reads the hints in the environment variables of Keras's distribution.
 
     One address is the coordinator's; several are those of all ranks.
     """
@@ -26,7 +26,7 @@ def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
     rank = read_integer(environ, _RANK)
     text = read_text(environ, _ADDRESSES)
     if text is None:
-        return Claims(world_size=world_size, rank=rank)
+        return ClusterHints(world_size=world_size, rank=rank)
     addresses = [address.strip() for address in text.split(",")]
     check_addresses(_ADDRESSES, addresses)
     local_rank = None
@@ -36,10 +36,10 @@ def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
                 f"{world_size.origin}, and {_ADDRESSES}={text} has {len(addresses)} addresses. "
                 "Give the addresses of all processes, or only that of process 0."
             )
-        world_size = world_size or Claim(
+        world_size = world_size or Hint(
             len(addresses), f"the {len(addresses)} addresses in {_ADDRESSES}"
         )
         if rank is not None and rank.value < len(addresses):
-            local_rank = Claim(local_rank_among(addresses, rank.value), _ADDRESSES, is_derived=True)
-    coordinator = Claim(addresses[0], f"{_ADDRESSES}={text}")
-    return Claims(world_size, rank, local_rank, coordinator)
+            local_rank = Hint(local_rank_among(addresses, rank.value), _ADDRESSES, is_derived=True)
+    coordinator = Hint(addresses[0], f"{_ADDRESSES}={text}")
+    return ClusterHints(world_size, rank, local_rank, coordinator)

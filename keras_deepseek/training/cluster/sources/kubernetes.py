@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from keras_deepseek.training.cluster.sources.claims import Claim, Claims, read_integer
+from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints, Hint, read_integer
 
 
-def read_kubernetes(environ: Mapping[str, str]) -> Claims:
+def read_kubernetes(environ: Mapping[str, str]) -> ClusterHints:
     """Reads the rank of this pod from `JOB_COMPLETION_INDEX`.
 
     The number of pods and the address come from the arguments, or from `WORLD_SIZE`, `MASTER_ADDR`
@@ -13,5 +13,5 @@ def read_kubernetes(environ: Mapping[str, str]) -> Claims:
     """
     rank = read_integer(environ, "JOB_COMPLETION_INDEX")
     if rank is None:
-        return Claims()
-    return Claims(rank=rank, local_rank=Claim(0, rank.origin, is_derived=True))
+        return ClusterHints()
+    return ClusterHints(rank=rank, local_rank=Hint(0, rank.origin, is_derived=True))

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from keras_deepseek.artifacts.network_address import join_address
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.claims import (
-    Claim,
-    Claims,
+from keras_deepseek.training.cluster.sources.cluster_hints import (
+    ClusterHints,
+    Hint,
     read_integer,
     read_text,
 )
@@ -19,7 +19,7 @@ _FIRST_PORT, _NUM_PORTS = 12_000, 20_000
 """The ports are below 32768, where Linux's range of temporary ports begins."""
 
 
-def read_slurm(environ: Mapping[str, str]) -> Claims:
+def read_slurm(environ: Mapping[str, str]) -> ClusterHints:
     """Reads this task's number, the number of tasks, and the first node as coordinator.
 
     If there are several tasks, this process must be one of them.
@@ -33,8 +33,8 @@ def read_slurm(environ: Mapping[str, str]) -> Claims:
                 "never start. Start the script with srun, or with keras-deepseek launch; or unset "
                 "SLURM_NTASKS."
             )
-        return Claims()
-    return Claims(
+        return ClusterHints()
+    return ClusterHints(
         world_size=world_size,
         rank=rank,
         local_rank=read_integer(environ, "SLURM_LOCALID"),
@@ -48,7 +48,7 @@ def is_slurm_task(environ: Mapping[str, str]) -> bool:
     return is_later or any(read_text(environ, name) for name in _STEP)
 
 
-def _derive_coordinator(environ: Mapping[str, str]) -> Claim[str] | None:
+def _derive_coordinator(environ: Mapping[str, str]) -> Hint[str] | None:
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     name = next((name for name in names if read_text(environ, name)), None)
     job = read_integer(environ, "SLURM_JOB_ID") or read_integer(environ, "SLURM_JOBID")
@@ -59,4 +59,4 @@ def _derive_coordinator(environ: Mapping[str, str]) -> Claim[str] | None:
     number = 10 * job.value + (step.value if step else 0)
     host = next(expand_node_list(name, environ[name]))
     address = join_address(host, _FIRST_PORT + number % _NUM_PORTS)
-    return Claim(address, f"{name}={environ[name]}", is_derived=True)
+    return Hint(address, f"{name}={environ[name]}", is_derived=True)

@@ -33,8 +33,8 @@ def _combine(outside: list[str], choices: list[list[tuple[int, int, int]]]) -> I
         yield outside[0]
         return
     for number in _count(choices[0]):
-        for rest in _combine(outside[1:], choices[1:]):
-            yield outside[0] + number + rest
+        for ending in _combine(outside[1:], choices[1:]):
+            yield outside[0] + number + ending
 
 
 def _count(ranges: list[tuple[int, int, int]]) -> Iterator[str]:
@@ -47,10 +47,10 @@ def _read_ranges(source: str, text: str, inside: str) -> list[tuple[int, int, in
     """Returns the first number, the last number and the digit count of each range."""
     ranges = []
     for item in inside.split(","):
-        found = _NUMBERS.fullmatch(item)
-        if found is None or int(found[2] or found[1]) < int(found[1]):
+        match = _NUMBERS.fullmatch(item)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             raise _malformed(source, text)
-        ranges.append((int(found[1]), int(found[2] or found[1]), len(found[1])))
+        ranges.append((int(match[1]), int(match[2] or match[1]), len(match[1])))
     return ranges
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.training.cluster.sources.claims import (
-    Claim,
-    Claims,
+from keras_deepseek.training.cluster.sources.cluster_hints import (
+    ClusterHints,
+    Hint,
     check_addresses,
     local_rank_among,
     read_text,
@@ -17,28 +17,28 @@ _TASK_TYPES = ("chief", "worker", "ps")
 """In the order of their ranks."""
 
 
-def read_tf_config(environ: Mapping[str, str]) -> Claims:
-    """Reads the claims of `TF_CONFIG`.
+def read_tf_config(environ: Mapping[str, str]) -> ClusterHints:
+    """Reads the hints of `TF_CONFIG`.
 
     The chief has rank 0, then come workers, then parameter servers.
     """
     text = read_text(environ, "TF_CONFIG")
     if text is None:
-        return Claims()
+        return ClusterHints()
     config = _parse(text)
     cluster = _check_cluster(config.get("cluster") or {})
     if not cluster:  # For TensorFlow, this is a single process.
-        return Claims()
+        return ClusterHints()
     task_type, index = _check_task(config.get("task"), cluster)
     addresses = [address for kind in _TASK_TYPES for address in cluster.get(kind, [])]
-    before = _TASK_TYPES[: _TASK_TYPES.index(task_type)]
-    rank = sum(len(cluster.get(kind, [])) for kind in before) + index
-    return Claims(
-        world_size=Claim(len(addresses), f"the {len(addresses)} addresses in TF_CONFIG"),
-        rank=Claim(rank, f"rank {rank}, which is {task_type} {index} in TF_CONFIG"),
-        local_rank=Claim(local_rank_among(addresses, rank), "TF_CONFIG", is_derived=True),
+    earlier_types = _TASK_TYPES[: _TASK_TYPES.index(task_type)]
+    rank = sum(len(cluster.get(kind, [])) for kind in earlier_types) + index
+    return ClusterHints(
+        world_size=Hint(len(addresses), f"the {len(addresses)} addresses in TF_CONFIG"),
+        rank=Hint(rank, f"rank {rank}, which is {task_type} {index} in TF_CONFIG"),
+        local_rank=Hint(local_rank_among(addresses, rank), "TF_CONFIG", is_derived=True),
         # TensorFlow itself listens there. An explicit other address may be for another service.
-        coordinator=Claim(addresses[0], "TF_CONFIG", is_derived=True),
+        coordinator=Hint(addresses[0], "TF_CONFIG", is_derived=True),
         task_type=task_type,
         workers=tuple(cluster.get("chief", []) + cluster.get("worker", [])),
         servers=tuple(cluster.get("ps", [])),

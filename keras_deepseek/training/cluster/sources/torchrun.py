@@ -4,17 +4,17 @@ from collections.abc import Mapping
 
 from keras_deepseek.artifacts.network_address import join_address, parse_address
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.claims import (
-    Claim,
-    Claims,
+from keras_deepseek.training.cluster.sources.cluster_hints import (
+    ClusterHints,
+    Hint,
     read_integer,
     read_text,
 )
 
 
-def read_torchrun(environ: Mapping[str, str]) -> Claims:
+def read_torchrun(environ: Mapping[str, str]) -> ClusterHints:
     """Reads `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`."""
-    return Claims(
+    return ClusterHints(
         world_size=read_integer(environ, "WORLD_SIZE", minimum=1),
         rank=read_integer(environ, "RANK"),
         local_rank=read_integer(environ, "LOCAL_RANK"),
@@ -31,7 +31,7 @@ def starts_each_process(environ: Mapping[str, str]) -> bool:
     return all(read_text(environ, name) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK"))
 
 
-def _read_address(environ: Mapping[str, str]) -> Claim[str] | None:
+def _read_address(environ: Mapping[str, str]) -> Hint[str] | None:
     host, port = read_text(environ, "MASTER_ADDR"), read_text(environ, "MASTER_PORT")
     if host is None and port is None:
         return None
@@ -39,4 +39,4 @@ def _read_address(environ: Mapping[str, str]) -> Claim[str] | None:
     if host is None or port is None:
         raise InvalidInputError(f"{origin} is half of an address. Set both of them, or neither.")
     bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return Claim(join_address(*parse_address(origin, f"{bracketed}:{port}")), origin)
+    return Hint(join_address(*parse_address(origin, f"{bracketed}:{port}")), origin)

@@ -45,9 +45,9 @@ class AccumulatedGradients(SummedGradients):
             first = first.scale_gradients(factor)
 
         def add(piece: Batch, tensors: Sequence[Any]) -> Sequence[Any]:
-            others, factor = self._part.sum(piece, variables)
+            piece_sums, factor = self._part.sum(piece, variables)
             with backend.current().step.mark(BACKWARD):
-                return first.with_tensors(tensors).plus(others, factor).tensors()
+                return first.with_tensors(tensors).plus(piece_sums, factor).tensors()
 
         tensors: Sequence[Any] = backend.current().compute.repeat(
             lambda index, *tensors: add(pieces.take(index + 1), tensors),

@@ -100,7 +100,7 @@ class SummedGradients(PartGradients):
         sums, _ = self.sum(batch, variables)
 
         def backward(divisor: Any, _: Receive | None) -> list[Any]:
-            return [None if each is None else each / divisor for each in sums.gradients]
+            return [None if gradient is None else gradient / divisor for gradient in sums.gradients]
 
         return replace(sums, gradients=[]), backward
 

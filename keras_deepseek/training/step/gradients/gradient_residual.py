@@ -54,7 +54,7 @@ class GradientResidual:
 
     def read(self) -> dict[str, Any]:
         """Returns the compression residuals of all ranks. All ranks must call it."""
-        own_values = [self._replicas.read_own(own) for own in self.variables]
+        own_values = [self._replicas.read_own(variable) for variable in self.variables]
         return {"values": [self._processes.gather(value) for value in own_values]}
 
     def write(self, trained: Sequence[keras.Variable], state: dict[str, Any] | None) -> None:

@@ -31,7 +31,7 @@ class MicroBatches:
         else:
             self._size = ops.maximum(self._size, 1)
             self.number = num_rows // self._size
-        self._rest = num_rows - self.number * self._size
+        self._num_last_rows = num_rows - self.number * self._size
 
     def take(self, index: Any) -> Batch:
         """Returns micro-batch number `index` of those of full size."""
@@ -52,9 +52,9 @@ class MicroBatches:
             start = self._size * self.number
             return add(_map_arrays(lambda array: array[start:], self._batch), sums)
 
-        if isinstance(self._rest, int):
-            return add_last() if self._rest else sums
-        added: Sequence[Any] = ops.cond(self._rest > 0, add_last, lambda: list(sums))
+        if isinstance(self._num_last_rows, int):
+            return add_last() if self._num_last_rows else sums
+        added: Sequence[Any] = ops.cond(self._num_last_rows > 0, add_last, lambda: list(sums))
         return added
 
 

@@ -99,30 +99,30 @@ class ReplicaPart:
         """
         num_rows, sums, changes = self._read(scalars)
         self._states.write(changes, num_rows)
-        found = self._without_absent(gradients, counts)
-        return sums.with_parts(sums.scalars(), found), num_rows
+        present = self._without_absent(gradients, counts)
+        return sums.with_parts(sums.scalars(), present), num_rows
 
     def _read(self, scalars: Sequence[Any]) -> tuple[Any, WeightedSums, Sequence[Any]]:
         """Splits summed scalars into the number of rows, weighted sums and state changes."""
         if self._form is None:
             raise RuntimeError("No replica was computed.")
-        num_rows, *others = scalars
+        num_rows, *summed = scalars
         end = len(self._form.scalars())
-        return num_rows, self._form.with_parts(others[:end], []), others[end:]
+        return num_rows, self._form.with_parts(summed[:end], []), summed[end:]
 
     def _without_absent(self, gradients: Sequence[Any], counts: Any) -> list[Any]:
         """Returns the summed gradients, with `None` where no replica has a gradient.
 
         Replicas may differ: for example, their rows decide which experts are used.
         """
-        known = None
+        read_counts = None
         if not all(self._has_gradient) and backend.current().compute.can_read_shapes(counts):
-            known = ops.convert_to_numpy(counts)
+            read_counts = ops.convert_to_numpy(counts)
 
         def is_absent(index: int) -> bool:
-            if self._has_gradient[index] or (known is not None and known[index]):
+            if self._has_gradient[index] or (read_counts is not None and read_counts[index]):
                 return False
             # Compression may send a residual although this step has no gradient.
-            return known is None or not np.any(ops.convert_to_numpy(gradients[index]))
+            return read_counts is None or not np.any(ops.convert_to_numpy(gradients[index]))
 
-        return [None if is_absent(index) else each for index, each in enumerate(gradients)]
+        return [None if is_absent(index) else gradient for index, gradient in enumerate(gradients)]

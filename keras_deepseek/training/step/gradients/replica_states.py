@@ -26,12 +26,14 @@ class ReplicaStates:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        floats = [each for each in batch_states(model) if keras.backend.is_float_dtype(each.dtype)]
-        layers = {id(each): each for each in floats}.values()
+        floats = [
+            state for state in batch_states(model) if keras.backend.is_float_dtype(state.dtype)
+        ]
+        layers = {id(state): state for state in floats}.values()
         self._merges: list[_Merge] = [
-            *(_Added(each) for each in model.metrics_variables),
-            *(_Averaged(each) for each in layers if each.aggregation != "sum"),
-            *(_Summed(each) for each in layers if each.aggregation == "sum"),
+            *(_Added(metric_variable) for metric_variable in model.metrics_variables),
+            *(_Averaged(state) for state in layers if state.aggregation != "sum"),
+            *(_Summed(state) for state in layers if state.aggregation == "sum"),
         ]
         self._seeds = seed_states(model)
 
@@ -54,7 +56,7 @@ class ReplicaStates:
     def restore(self) -> None:
         """Undoes the state changes by another replica of this process."""
         for merge in self._merges:
-            merge.variable.assign(merge.before)
+            merge.variable.assign(merge.old_value)
 
     def changes(self, num_rows: Any) -> list[Any]:
         """Returns this replica's state changes, to be summed over all replicas.
@@ -63,7 +65,7 @@ class ReplicaStates:
             num_rows: float32 scalar. The replica's own rows; with `0.0`, all changes are zero.
         """
         changes = [change for merge in self._merges for change in merge.changes(num_rows)]
-        return [ops.where(num_rows > 0, each, ops.zeros_like(each)) for each in changes]
+        return [ops.where(num_rows > 0, change, ops.zeros_like(change)) for change in changes]
 
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
         """Writes the merged state into the variables.
@@ -72,9 +74,9 @@ class ReplicaStates:
             sums: The sums of `changes` over all replicas.
             num_rows: float32 scalar. The rows of all replicas.
         """
-        left = iter(sums)
+        remaining = iter(sums)
         for merge in self._merges:
-            merge.write([next(left) for _ in range(merge.num_changes)], num_rows)
+            merge.write([next(remaining) for _ in range(merge.num_changes)], num_rows)
 
 
 class _Merge(abc.ABC):
@@ -84,10 +86,10 @@ class _Merge(abc.ABC):
 
     def __init__(self, variable: keras.Variable) -> None:
         self.variable = variable
-        self.before = ops.copy(variable.value)
+        self.old_value = ops.copy(variable.value)
 
     def _change(self) -> Any:
-        return ops.cast(self.variable.value, "float32") - ops.cast(self.before, "float32")
+        return ops.cast(self.variable.value, "float32") - ops.cast(self.old_value, "float32")
 
     @abc.abstractmethod
     def changes(self, num_rows: Any) -> list[Any]:
@@ -105,7 +107,7 @@ class _Added(_Merge):
         return [self._change()]
 
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
-        self.variable.assign(self.before + ops.cast(sums[0], self.variable.dtype))
+        self.variable.assign(self.old_value + ops.cast(sums[0], self.variable.dtype))
 
 
 class _Averaged(_Merge):
@@ -116,7 +118,7 @@ class _Averaged(_Merge):
 
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
         mean = sums[0] / ops.maximum(num_rows, 1.0)
-        self.variable.assign(self.before + ops.cast(mean, self.variable.dtype))
+        self.variable.assign(self.old_value + ops.cast(mean, self.variable.dtype))
 
 
 class _Summed(_Merge):
@@ -131,4 +133,4 @@ class _Summed(_Merge):
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
         total, num_assigned = sums
         value = ops.cast(total, self.variable.dtype)
-        self.variable.assign(ops.where(num_assigned > 0, value, self.before))
+        self.variable.assign(ops.where(num_assigned > 0, value, self.old_value))

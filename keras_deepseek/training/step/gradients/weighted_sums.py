@@ -21,8 +21,8 @@ def make_zero_if_empty(count: Any) -> Callable[[Any], Any]:
     Args:
         count: Scalar tensor. It is read once, for all tensors.
     """
-    known = backend.current().compute.read_array(count)
-    if known is not None and known > 0:
+    read_count = backend.current().compute.read_array(count)
+    if read_count is not None and read_count > 0:
         return lambda tensor: tensor
 
     def counted(tensor: Any) -> Any:
@@ -67,13 +67,13 @@ class WeightedSums:
 
     def tensors(self) -> list[Any]:
         """Returns all tensors in a list: weight, loss, logs, gradients."""
-        return [*self.scalars(), *(each for each in self.gradients if each is not None)]
+        return [*self.scalars(), *(gradient for gradient in self.gradients if gradient is not None)]
 
     def with_tensors(self, tensors: Sequence[Any]) -> "WeightedSums":
         """Returns sums of the same structure with the given tensors, in the order of `tensors`."""
         num_scalars = 2 + len(self.logs)
-        left = iter(tensors[num_scalars:])
-        gradients = [None if gradient is None else next(left) for gradient in self.gradients]
+        remaining = iter(tensors[num_scalars:])
+        gradients = [None if gradient is None else next(remaining) for gradient in self.gradients]
         return self.with_parts(tensors[:num_scalars], gradients)
 
     def with_parts(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> "WeightedSums":
@@ -85,18 +85,19 @@ class WeightedSums:
         """Returns the same sums with the gradients multiplied by `factor`, in new memory."""
         return replace(self, gradients=multiply_gradients(self.gradients, factor))
 
-    def plus(self, others: "WeightedSums", factor: Any) -> "WeightedSums":
+    def plus(self, other_sums: "WeightedSums", factor: Any) -> "WeightedSums":
         """Returns the total of these sums and other sums. It may overwrite the gradients of `self`.
 
         Args:
-            others: Sums of the same structure.
+            other_sums: Sums of the same structure.
             factor: float32 scalar. A factor for the gradients of the others.
         """
-        scalars = [a + b for a, b in zip(self.scalars(), others.scalars(), strict=True)]
-        own, found = (
-            [each for each in sums.gradients if each is not None] for sums in (self, others)
+        scalars = [a + b for a, b in zip(self.scalars(), other_sums.scalars(), strict=True)]
+        gradients, other_gradients = (
+            [gradient for gradient in sums.gradients if gradient is not None]
+            for sums in (self, other_sums)
         )
-        added = backend.current().step.add_multiples(own, found, factor)
+        added = backend.current().step.add_multiples(gradients, other_gradients, factor)
         return self.with_tensors([*scalars, *added])
 
     def means(self, *, is_sum: bool) -> tuple[Any, dict[str, Any], list[Any]]:
@@ -109,7 +110,10 @@ class WeightedSums:
         return (
             self.loss / divisor,
             {name: log / divisor for name, log in self.logs.items()},
-            [None if each is None else _divide(each, divisor) for each in self.gradients],
+            [
+                None if gradient is None else _divide(gradient, divisor)
+                for gradient in self.gradients
+            ],
         )
 
 

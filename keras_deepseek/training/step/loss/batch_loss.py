@@ -39,11 +39,11 @@ class BatchLoss:
     @contextmanager
     def of_batch(self, num_rows: Any) -> Iterator[None]:
         """Context manager that sets the number of rows of the whole batch."""
-        before, self._num_rows = self._num_rows, num_rows
+        outer_rows, self._num_rows = self._num_rows, num_rows
         try:
             yield
         finally:
-            self._num_rows = before  # The tensor belongs to the graph of this step only.
+            self._num_rows = outer_rows  # The tensor belongs to the graph of this step only.
 
     def of_part(self, num_rows: Any) -> AbstractContextManager[None]:
         """Returns a context manager that counts the rows of a part in the losses by output."""
@@ -59,8 +59,8 @@ class BatchLoss:
         weights = copy_weights(sample_weight) if self.is_in_parts else sample_weight
         with backend.current().step.mark(LOSS):
             loss = compute_training_loss(model, x, y, y_pred, weights)
-            is_kerass = type(model).compute_loss is keras.Model.compute_loss
-            if is_kerass and model.loss is None and not model.losses:  # JAX would return 0.
+            is_keras_default = type(model).compute_loss is keras.Model.compute_loss
+            if is_keras_default and model.loss is None and not model.losses:  # JAX would return 0.
                 raise missing_loss_error(model)
             update_metrics(model, x, y, y_pred, sample_weight)
         if not self.is_in_parts:
@@ -81,8 +81,10 @@ class BatchLoss:
         added = self._model.losses
         if not added or type(self._model).compute_loss is not keras.Model.compute_loss:
             return loss  # An overridden `compute_loss` may not include them.
-        others = 1.0 - self._share(num_rows)
-        return loss - others * sum(ops.convert_to_tensor(each, "float32") for each in added)
+        other_share = 1.0 - self._share(num_rows)
+        return loss - other_share * sum(
+            ops.convert_to_tensor(added_loss, "float32") for added_loss in added
+        )
 
     def _share(self, num_rows: Any) -> Any:
         """Returns the share of a part's rows in those of the batch."""
@@ -91,7 +93,7 @@ class BatchLoss:
 
 def _check_added_losses(model: keras.Model) -> None:
     """Raises an error if a layer adds one loss for each row: Keras sums them, parts average."""
-    if any(len(ops.shape(each)) for each in model.losses):
+    if any(len(ops.shape(added_loss)) for added_loss in model.losses):
         raise InvalidInputError(
             f"A layer of {model.name!r} adds a loss with one number for each row. Keras sums these "
             "numbers, while a batch in parts (micro_batches, devices, processes) would average "

@@ -7,7 +7,7 @@ import keras
 
 def list_losses(loss: Any) -> list[Any]:
     """Returns the losses in a structure as a list, without `None`; names become loss objects."""
-    return [_get_loss(each) for each in keras.tree.flatten(loss) if each is not None]
+    return [_get_loss(leaf) for leaf in keras.tree.flatten(loss) if leaf is not None]
 
 
 def losses_by_output(
@@ -29,15 +29,15 @@ def losses_by_output(
         if isinstance(sample_weight, dict):
             sample_weight = [sample_weight.get(name) for name in names]
     losses, labels, outputs, weights = (
-        keras.tree.flatten(each) for each in (spec, y, y_pred, sample_weight)
+        keras.tree.flatten(structure) for structure in (spec, y, y_pred, sample_weight)
     )
     if len(weights) == 1:
         weights = weights * len(losses)
     if not len(losses) == len(labels) == len(outputs) == len(weights):
         return []
     return [
-        (_get_loss(loss), *others)
-        for loss, *others in zip(losses, labels, outputs, weights, strict=True)
+        (_get_loss(loss), *arguments)
+        for loss, *arguments in zip(losses, labels, outputs, weights, strict=True)
     ]
 
 

@@ -23,8 +23,8 @@ def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weig
     The last axis of the outputs is that of the classes. Labels with weight 0 or under a mask are
     not checked.
     """
-    for each, labels, outputs, weights in losses_by_output(model, y, y_pred, sample_weight):
-        is_wrong = None if labels is None else _find_wrong(each, labels, outputs)
+    for output_loss, labels, outputs, weights in losses_by_output(model, y, y_pred, sample_weight):
+        is_wrong = None if labels is None else _find_wrong(output_loss, labels, outputs)
         if is_wrong is None:
             continue
         for counts in (weights, *output_masks(outputs)):
@@ -36,7 +36,7 @@ def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weig
 @contextmanager
 def label_checks(model: keras.Model) -> Iterator[None]:
     """Context manager in which `model.compute_loss` calls `check_labels`, for every caller."""
-    own = vars(model).get("compute_loss")
+    own_compute_loss = vars(model).get("compute_loss")
     compute = model.compute_loss
 
     def compute_loss(
@@ -49,10 +49,10 @@ def label_checks(model: keras.Model) -> Iterator[None]:
     try:
         yield
     finally:
-        if own is None:
+        if own_compute_loss is None:
             del model.compute_loss
         else:
-            model.compute_loss = own
+            model.compute_loss = own_compute_loss
 
 
 def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:

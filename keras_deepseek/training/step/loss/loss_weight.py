@@ -12,18 +12,21 @@ from keras_deepseek.training.step.loss.compiled_losses import list_losses
 
 def check_reduction(loss: Any) -> None:
     """Raises an error if a loss has no reduction, and so returns one number for each sample."""
-    for each in keras.tree.flatten(loss):
-        if isinstance(each, keras.losses.Loss) and each.reduction in (None, "none"):
+    for loss_leaf in keras.tree.flatten(loss):
+        if isinstance(loss_leaf, keras.losses.Loss) and loss_leaf.reduction in (None, "none"):
             raise InvalidInputError(
-                f"The loss {each.name!r} has reduction={each.reduction!r}: it returns a number for "
-                "each sample, and a training needs one number. Give it "
+                f"The loss {loss_leaf.name!r} has reduction={loss_leaf.reduction!r}: it returns a "
+                "number for each sample, and a training needs one number. Give it "
                 "reduction='sum_over_batch_size', or override `Trainer.train_step`."
             )
 
 
 def find_reduction(loss: Any) -> str:
     """Returns the reduction that all losses of a model have; raises an error if they differ."""
-    reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in list_losses(loss)}
+    reductions = {
+        getattr(output_loss, "reduction", "sum_over_batch_size")
+        for output_loss in list_losses(loss)
+    }
     reductions = {"sum_over_batch_size" if name == "mean" else name for name in reductions}
     if len(reductions) > 1:
         raise InvalidInputError(
@@ -43,7 +46,7 @@ def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> A
         InvalidInputError: There are several outputs with their own masks.
     """
     outputs, masks = keras.tree.flatten(y_pred), output_masks(y_pred)
-    ignored = [getattr(each, "ignore_class", None) for each in list_losses(loss)]
+    ignored = [getattr(output_loss, "ignore_class", None) for output_loss in list_losses(loss)]
     by_weight = find_reduction(loss) == "mean_with_sample_weight"
     counts = [mask for mask in (*masks, *ignored) if mask is not None]
     if not counts and not by_weight:
@@ -65,7 +68,7 @@ def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> A
     shape = ops.shape(outputs[0])[:-1] if is_shown is None else ops.shape(is_shown)
     weights = ops.ones(shape, "float32") if is_shown is None else ops.cast(is_shown, "float32")
     if sample_weight is not None:
-        given = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
-        missing = len(weights.shape) - len(given.shape)
-        weights = weights * ops.reshape(given, (*ops.shape(given), *[1] * missing))
+        row_weights = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
+        missing = len(weights.shape) - len(row_weights.shape)
+        weights = weights * ops.reshape(row_weights, (*ops.shape(row_weights), *[1] * missing))
     return ops.sum(weights)

@@ -29,8 +29,8 @@ def check_test_loss(model: keras.Model) -> None:
     if model.loss is not None or is_own or not model.built or model.losses:
         return
     for layer in flatten_layers(model):
-        is_kerass = type(layer).__module__.split(".")[0] == "keras"
-        if not is_kerass or getattr(layer, "activity_regularizer", None) is not None:
+        is_keras_layer = type(layer).__module__.split(".")[0] == "keras"
+        if not is_keras_layer or getattr(layer, "activity_regularizer", None) is not None:
             return
     raise InvalidInputError(
         f"Model {model.name!r} has no loss. Validation and evaluation need one, also if an "

@@ -20,9 +20,9 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
             "`train_step` must return the loss, or a dict with 'loss'; received a dict with "
             f"{', '.join(map(repr, result)) or 'nothing'}."
         )
-    others = {name: value for name, value in result.items() if name != "loss"}
-    weight = others.get("weight")
-    for name, value in others.items():
+    further_results = {name: value for name, value in result.items() if name != "loss"}
+    weight = further_results.get("weight")
+    for name, value in further_results.items():
         if isinstance(value, str):
             raise InvalidInputError(f"`train_step` must return scalars; {name!r} is {value!r}.")
         shape = () if value is None else tuple(ops.convert_to_tensor(value).shape)
@@ -31,14 +31,14 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
                 f"`train_step` must return scalars; {name!r} has the shape {shape}. Return its "
                 "mean, or several scalars with different names."
             )
-    logs = {name: value for name, value in others.items() if name != "weight"}
+    logs = {name: value for name, value in further_results.items() if name != "weight"}
     return _check_loss(result["loss"]), weight, logs
 
 
-def check_log_names(logs: Iterable[str], others: Iterable[str]) -> None:
+def check_log_names(logs: Iterable[str], used_names: Iterable[str]) -> None:
     """Raises an error if `train_step` returned a log with the name of another log."""
     for name in logs:
-        if name in set(others):
+        if name in set(used_names):
             raise InvalidInputError(
                 f"`train_step` returns {name!r}, which is also the name of a metric of the model, "
                 "or of a log of the trainer. Give it another name."

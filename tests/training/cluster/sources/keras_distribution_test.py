@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.claims import Claims
+from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
 from keras_deepseek.training.cluster.sources.keras_distribution import read_keras_distribution
 
 
@@ -12,21 +12,21 @@ def read(**variables):
 
 
 def test_one_address_is_the_coordinator_s():
-    claims = read(JOB_ADDRESSES="a:1", NUM_PROCESSES="4", PROCESS_ID="3")
-    assert (claims.world_size.value, claims.rank.value) == (4, 3)
-    assert claims.coordinator.value == "a:1"
-    assert claims.local_rank is None
+    hints = read(JOB_ADDRESSES="a:1", NUM_PROCESSES="4", PROCESS_ID="3")
+    assert (hints.world_size.value, hints.rank.value) == (4, 3)
+    assert hints.coordinator.value == "a:1"
+    assert hints.local_rank is None
 
 
 def test_several_addresses_are_counted():
-    claims = read(JOB_ADDRESSES="a:1, b:1,a:2", PROCESS_ID="2")
-    assert (claims.world_size.value, claims.rank.value) == (3, 2)
-    assert (claims.local_rank.value, claims.coordinator.value) == (1, "a:1")
+    hints = read(JOB_ADDRESSES="a:1, b:1,a:2", PROCESS_ID="2")
+    assert (hints.world_size.value, hints.rank.value) == (3, 2)
+    assert (hints.local_rank.value, hints.coordinator.value) == (1, "a:1")
     assert read(JOB_ADDRESSES="a:1,b:1", NUM_PROCESSES="2").world_size.value == 2
 
 
 def test_what_is_missing_is_not_said():
-    assert read() == Claims()
+    assert read() == ClusterHints()
     assert read(PROCESS_ID="1").world_size is None
     assert read(JOB_ADDRESSES="a:1,b:1", PROCESS_ID="2").local_rank is None
 

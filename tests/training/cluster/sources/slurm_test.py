@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.claims import Claims
+from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
 from keras_deepseek.training.cluster.sources.slurm import is_slurm_task, read_slurm
 
 TASK = {
@@ -16,16 +16,16 @@ TASK = {
 
 
 def test_a_task_of_srun_is_read():
-    claims = read_slurm(TASK)
-    values = (claims.world_size.value, claims.rank.value, claims.local_rank.value)
+    hints = read_slurm(TASK)
+    values = (hints.world_size.value, hints.rank.value, hints.local_rank.value)
     assert values == (8, 5, 1)
-    assert claims.coordinator.value == f"node09:{12_000 + (42421 % 20_000)}"
-    assert claims.coordinator.is_derived
+    assert hints.coordinator.value == f"node09:{12_000 + (42421 % 20_000)}"
+    assert hints.coordinator.is_derived
 
 
 def test_the_nodes_of_the_job_serve_where_the_step_s_are_not_known():
-    claims = read_slurm({**TASK, "SLURM_STEP_NODELIST": ""})
-    assert claims.coordinator.value.startswith("node01:")
+    hints = read_slurm({**TASK, "SLURM_STEP_NODELIST": ""})
+    assert hints.coordinator.value.startswith("node01:")
     old = {"SLURM_JOBID": "1", "SLURM_STEPID": "0", "SLURM_NODELIST": "n1", "SLURM_NTASKS": "2"}
     assert read_slurm(old).coordinator.value == "n1:12010"
 
@@ -52,10 +52,10 @@ def test_without_a_job_or_its_nodes_there_is_no_address():
 
 
 def test_outside_of_slurm_and_in_a_batch_script_of_one_task_nothing_is_said():
-    assert read_slurm({}) == Claims()
+    assert read_slurm({}) == ClusterHints()
     script = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
     assert not is_slurm_task(script)
-    assert read_slurm(script) == Claims()
+    assert read_slurm(script) == ClusterHints()
 
 
 def test_a_batch_script_of_several_tasks_is_refused():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.claims import Claims
+from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
 from keras_deepseek.training.cluster.sources.tf_config import read_tf_config
 
 CLUSTER = {"worker": ["b:1", "b:2"], "ps": ["c:1", "a:2"], "chief": ["a:1"]}
@@ -25,23 +25,23 @@ def read(cluster, task):
     ],
 )
 def test_ranks_go_from_the_chief_over_workers_to_servers(task_type, index, rank, local_rank):
-    claims = read(CLUSTER, {"type": task_type, "index": index})
-    assert (claims.world_size.value, claims.rank.value) == (5, rank)
-    assert claims.local_rank.value == local_rank
-    assert claims.coordinator.value == "a:1"
-    assert claims.task_type == task_type
-    assert (claims.workers, claims.servers) == (("a:1", "b:1", "b:2"), ("c:1", "a:2"))
+    hints = read(CLUSTER, {"type": task_type, "index": index})
+    assert (hints.world_size.value, hints.rank.value) == (5, rank)
+    assert hints.local_rank.value == local_rank
+    assert hints.coordinator.value == "a:1"
+    assert hints.task_type == task_type
+    assert (hints.workers, hints.servers) == (("a:1", "b:1", "b:2"), ("c:1", "a:2"))
 
 
 def test_the_first_worker_leads_where_there_is_no_chief():
-    claims = read({"worker": ["a:1", "b:1"]}, {"type": "worker", "index": 1})
-    assert (claims.rank.value, claims.coordinator.value) == (1, "a:1")
+    hints = read({"worker": ["a:1", "b:1"]}, {"type": "worker", "index": 1})
+    assert (hints.rank.value, hints.coordinator.value) == (1, "a:1")
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"cluster": {}}', '{"task": {"type": "worker"}}'])
 def test_without_a_cluster_nothing_is_said(text):
-    assert read_tf_config({"TF_CONFIG": text}) == Claims()
-    assert read_tf_config({}) == Claims()
+    assert read_tf_config({"TF_CONFIG": text}) == ClusterHints()
+    assert read_tf_config({}) == ClusterHints()
 
 
 def test_an_evaluator_takes_no_part():

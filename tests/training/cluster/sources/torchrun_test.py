@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.claims import Claims
+from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
 from keras_deepseek.training.cluster.sources.torchrun import read_torchrun, starts_each_process
 
 ENVIRON = {
@@ -14,19 +14,19 @@ ENVIRON = {
 
 
 def test_all_variables_are_read():
-    claims = read_torchrun(ENVIRON)
-    values = (claims.world_size.value, claims.rank.value, claims.local_rank.value)
-    assert (*values, claims.coordinator.value) == (4, 3, 1, "node-1:29500")
+    hints = read_torchrun(ENVIRON)
+    values = (hints.world_size.value, hints.rank.value, hints.local_rank.value)
+    assert (*values, hints.coordinator.value) == (4, 3, 1, "node-1:29500")
 
 
 def test_without_them_nothing_is_said():
-    assert read_torchrun({}) == Claims()
+    assert read_torchrun({}) == ClusterHints()
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_an_address_of_ipv6_may_lack_its_brackets(host):
-    claims = read_torchrun({"MASTER_ADDR": host, "MASTER_PORT": "80"})
-    assert claims.coordinator.value == "[::1]:80"
+    hints = read_torchrun({"MASTER_ADDR": host, "MASTER_PORT": "80"})
+    assert hints.coordinator.value == "[::1]:80"
 
 
 @pytest.mark.parametrize("name", ["MASTER_ADDR", "MASTER_PORT"])

@@ -28,9 +28,9 @@ def read(batch):
 )
 def test_each_row_is_in_one_micro_batch(number, parts):
     pieces = MicroBatches((X, X + 1, None), number)
-    found = [read(pieces.take(index)) for index in range(pieces.number)]
-    pieces.add_rest(lambda batch, sums: found.append(read(batch)), [])
-    assert found == [[part, [value + 1 for value in part], None] for part in parts]
+    read_pieces = [read(pieces.take(index)) for index in range(pieces.number)]
+    pieces.add_rest(lambda batch, sums: read_pieces.append(read(batch)), [])
+    assert read_pieces == [[part, [value + 1 for value in part], None] for part in parts]
 
 
 def test_rows_are_counted_and_compared():

@@ -33,16 +33,23 @@ def step(model, rank, x):
 
 def test_replicas_agree_after_a_step():
     models, parts = [build(), build()], [RNG.normal(size=(3, 64)), RNG.normal(size=(1, 64))]
-    before = ops.convert_to_numpy(models[0].layers[0].moving_mean)
-    found = [step(model, rank, parts[rank]) for rank, model in enumerate(models)]
-    own = [ops.convert_to_numpy(model.layers[0].moving_mean) for model in models]
-    sums = [one + other for one, other in zip(found[0][1], found[1][1], strict=True)]
-    for states, _, _ in found:
+    old_mean = ops.convert_to_numpy(models[0].layers[0].moving_mean)
+    steps = [step(model, rank, parts[rank]) for rank, model in enumerate(models)]
+    replica_means = [ops.convert_to_numpy(model.layers[0].moving_mean) for model in models]
+    sums = [
+        first_change + second_change
+        for first_change, second_change in zip(steps[0][1], steps[1][1], strict=True)
+    ]
+    for states, _, _ in steps:
         states.write(sums, ops.convert_to_tensor(4.0))
-    for one, other in zip(models[0].variables, models[1].variables, strict=True):
-        np.testing.assert_array_equal(one, other, err_msg=one.path)
+    for first_variable, second_variable in zip(
+        models[0].variables, models[1].variables, strict=True
+    ):
+        np.testing.assert_array_equal(first_variable, second_variable, err_msg=first_variable.path)
     mean = ops.convert_to_numpy(models[0].layers[0].moving_mean)
-    np.testing.assert_allclose(mean, before + (3 * (own[0] - before) + own[1] - before) / 4, 1e-5)
+    np.testing.assert_allclose(
+        mean, old_mean + (3 * (replica_means[0] - old_mean) + replica_means[1] - old_mean) / 4, 1e-5
+    )
     expected = build()
     for part in parts:
         expected.metrics[1].update_state(part, np.zeros_like(part))
@@ -75,7 +82,7 @@ class Count(keras.layers.Layer):
 
 @pytest.mark.parametrize(("rows", "expected"), [((3, 2, 0), 5.0), ((0, 0, 0), 1.0)])
 def test_variables_with_sum_aggregation_are_summed(rows, expected):
-    models, found = [], []
+    models, changes = [], []
     for number in rows:
         model = keras.Sequential([keras.Input((4,)), Count()])
         model.compile("sgd", "mse")
@@ -83,8 +90,8 @@ def test_variables_with_sum_aggregation_are_summed(rows, expected):
         model(np.ones((number or 1, 4)) if any(rows) else -np.ones((2, 4)), training=True)
         models.append((model, states))
         present = ops.convert_to_tensor(float(number if any(rows) else 2))
-        found.append(states.changes(present))
-    sums = [sum(parts) for parts in zip(*found, strict=True)]
+        changes.append(states.changes(present))
+    sums = [sum(parts) for parts in zip(*changes, strict=True)]
     for model, states in models:
         states.write(sums, ops.convert_to_tensor(5.0))
         assert float(model.layers[0].seen) == expected

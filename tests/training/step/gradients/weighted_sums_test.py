@@ -7,14 +7,14 @@ from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 
 
 def part(weight, loss, log, gradient):
-    scalars = [ops.convert_to_tensor(each, "float32") for each in (weight, loss, log)]
+    scalars = [ops.convert_to_tensor(number, "float32") for number in (weight, loss, log)]
     sums = WeightedSums.of(scalars[1], scalars[0], {"log": scalars[2]})
     assert sums.gradients == []
     return replace(sums, gradients=[None, gradient])
 
 
-def add(one, other):
-    return one.plus(other, 1.0)
+def add(sums, other_sums):
+    return sums.plus(other_sums, 1.0)
 
 
 def test_means_of_parts_give_the_mean_of_the_batch():
@@ -39,11 +39,11 @@ def test_parts_without_weight_make_zeros():
 
 
 def test_nan_of_a_part_without_weight_is_ignored():
-    nothing, rest = (
+    nothing, weighted = (
         part(0.0, np.nan, np.nan, ops.zeros(2)),
         part(1.0, 4.0, 2.0, ops.ones(2)),
     )
-    loss, logs, gradients = add(nothing, rest).means(is_sum=False)
+    loss, logs, gradients = add(nothing, weighted).means(is_sum=False)
     assert (float(loss), float(logs["log"])) == (4.0, 2.0)
     np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [1.0, 1.0])
 
@@ -54,9 +54,9 @@ def test_plus_does_not_change_the_given_gradients():
     # The terms of a sum have one gradient, and on PyTorch it is one tensor.
     part = replace(part, gradients=[gradient, None, gradient])
     sums = part.scale_gradients(4.0).plus(part, 0.5)
-    assert [float(each) for each in sums.scalars()] == [8.0, 16.0]
+    assert [float(scalar) for scalar in sums.scalars()] == [8.0, 16.0]
     first, none, last = sums.gradients
     assert none is None
-    for each in (first, last):
-        np.testing.assert_array_equal(ops.convert_to_numpy(each), 4.5)
+    for kept_gradient in (first, last):
+        np.testing.assert_array_equal(ops.convert_to_numpy(kept_gradient), 4.5)
     np.testing.assert_array_equal(ops.convert_to_numpy(gradient), 1.0)

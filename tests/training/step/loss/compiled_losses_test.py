@@ -11,8 +11,8 @@ def test_list_losses_takes_names_configs_and_functions():
         return y_pred - y
 
     mse = keras.losses.MeanSquaredError()
-    found = list_losses(["mse", None, own, mse])
-    assert found == [keras.losses.get("mse"), own, mse]
+    losses = list_losses(["mse", None, own, mse])
+    assert losses == [keras.losses.get("mse"), own, mse]
     assert list_losses(None) == []
 
 

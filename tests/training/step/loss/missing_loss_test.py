@@ -28,8 +28,8 @@ def test_a_model_without_a_loss_is_refused_and_keeps_its_weights():
     weights = model.get_weights()
     with pytest.raises(InvalidInputError, match="has no loss"):
         Trainer(model, optimizer="sgd").fit(X, np.zeros((8, 3)), epochs=3, verbose=0)
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    for old_weight, new_weight in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old_weight, new_weight)
 
 
 def test_a_loss_that_a_layer_adds_is_enough():

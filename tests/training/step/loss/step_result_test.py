@@ -8,10 +8,10 @@ from keras_deepseek.training.step.loss.step_result import check_log_names, read_
 def test_read_result_takes_a_loss_or_a_dict():
     loss = ops.convert_to_tensor(2.0)
     assert read_result(loss) == (loss, None, {})
-    given = {"loss": loss, "weight": 3.0, "soft": ops.convert_to_tensor(1.0), "count": 4}
-    found, weight, logs = read_result(given)
-    assert (float(found), weight) == (2.0, 3.0)
-    assert logs == {"soft": given["soft"], "count": 4}
+    result = {"loss": loss, "weight": 3.0, "soft": ops.convert_to_tensor(1.0), "count": 4}
+    received_loss, weight, logs = read_result(result)
+    assert (float(received_loss), weight) == (2.0, 3.0)
+    assert logs == {"soft": result["soft"], "count": 4}
 
 
 @pytest.mark.parametrize(

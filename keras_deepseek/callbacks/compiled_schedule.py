@@ -11,7 +11,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.trainers import compilation, temporary_train_step
 
 
-class RateInStep:
+class CompiledSchedule:
     """Puts learning rates into a model's compiled step, chosen by the optimizer's count of updates.
 
     The model keeps its own step. The step with rates is a second function, which runs only after a

@@ -1,4 +1,4 @@
-"""The figures of each training step that Keras's logs lack, on their way to a run recorder."""
+"""The metrics of each training step that Keras's logs lack, on their way to a run recorder."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.batch_stream import BatchStream
 
-FIGURES = "step_figures"
-"""The log in which a training step returns its figures. Keras does not see it."""
+STEP_METRICS = "step_metrics"
+"""The log in which a training step returns its metrics. Keras does not see it."""
 
 NORMS = "layer_gradient_norms"
 RATIOS = "layer_update_ratios"
@@ -21,7 +21,7 @@ LOADS = "expert_load"
 
 
 class Labels:
-    """The meaning of the entries of a step's figures.
+    """The meaning of the entries of a step's metrics.
 
     Args:
         layers: list of strings. The layer of each variable that has a gradient; `[]` without layer
@@ -40,13 +40,13 @@ class Labels:
         self.num_variables = len(layers)
         names = list(dict.fromkeys([*trainable, *layers] if layers else ()))
         self.layer_of_variable = np.array([names.index(layer) for layer in layers], "int64")
-        found = {NORMS: names, RATIOS: names, LOADS: list(experts)}
-        self.of_vectors = {name: labels for name, labels in found.items() if labels}
+        labels_by_name = {NORMS: names, RATIOS: names, LOADS: list(experts)}
+        self.of_vectors = {name: labels for name, labels in labels_by_name.items() if labels}
         """The labels of each vector by the vector's name in the run record."""
 
 
-class Figures(NamedTuple):
-    """The figures of one step.
+class MetricValues(NamedTuple):
+    """The metrics of one step.
 
     Args:
         tensor: float32 tensor: the loss of the batch; the learning rate; the norms of gradients,
@@ -62,54 +62,54 @@ class Figures(NamedTuple):
     def scalars(self) -> dict[str, float]:
         """Returns the numbers of the step by their names in the run record. Waits for the step."""
         values = self._read()
-        found = {"step_loss": float(values[0]), "learning_rate": float(values[1])}
+        scalars = {"step_loss": float(values[0]), "learning_rate": float(values[1])}
         if self.labels.num_variables:
             norms = values[2 : 2 + self.labels.num_variables].astype("float64")
-            found["gradient_norm"] = float(np.sqrt(np.sum(norms**2)))
+            scalars["gradient_norm"] = float(np.sqrt(np.sum(norms**2)))
         if self.data_wait is not None:
-            found["data_wait_seconds"] = self.data_wait
-        return found
+            scalars["data_wait_seconds"] = self.data_wait
+        return scalars
 
     def vectors(self) -> dict[str, Array]:
         """Returns the vectors of the step by their names in the run record."""
         values, labels = self._read()[2:], self.labels
-        found: dict[str, Array] = {}
+        vectors: dict[str, Array] = {}
         if number := labels.num_variables:
             squares = np.zeros((len(labels.of_vectors[NORMS]), 3))
             of_variables = values[: 3 * number].reshape(3, number).T.astype("float64")
             np.add.at(squares, labels.layer_of_variable, of_variables**2)
             gradients, weights, updates = np.sqrt(squares).T
-            found = {NORMS: gradients, RATIOS: updates / np.maximum(weights, 1e-12)}
+            vectors = {NORMS: gradients, RATIOS: updates / np.maximum(weights, 1e-12)}
         if LOADS in labels.of_vectors:
-            found[LOADS] = values[3 * number :]
-        return found
+            vectors[LOADS] = values[3 * number :]
+        return vectors
 
     def _read(self) -> Array:
         values: Array = keras.ops.convert_to_numpy(self.tensor)
         return values
 
 
-class StepFigures:
-    """Hands the figures of each step from the training step to the recorders of a training."""
+class StepMetrics:
+    """Hands the metrics of each step from the training step to the recorders of a training."""
 
     def __init__(self) -> None:
         self.labels = Labels()
-        """The labels of the figures, which the step sets when it is traced."""
+        """The labels of the metrics, which the step sets when it is traced."""
         self.inputs: Any = None
         """The inputs of a step, as `KerasTensor`s, or `None` before the first one."""
         self.stream: BatchStream | None = None
         """The data of the training, if they are a stream that knows how long it was waited for."""
-        self._queues: list[deque[Figures]] = []
+        self._queues: list[deque[MetricValues]] = []
         self._waited: float | None = None
 
     @property
     def are_wanted(self) -> bool:
-        """True if a recorder waits for the figures."""
+        """True if a recorder waits for the metrics."""
         return bool(self._queues)
 
     @contextmanager
-    def read_by(self, queues: Sequence[deque[Figures]]) -> Iterator[None]:
-        """Context manager in which each step appends its figures to the queues."""
+    def read_by(self, queues: Sequence[deque[MetricValues]]) -> Iterator[None]:
+        """Context manager in which each step appends its metrics to the queues."""
         self._queues, self.stream = list(queues), None
         try:
             yield
@@ -125,14 +125,14 @@ class StepFigures:
         return arguments if watched is None else watched
 
     def end(self, logs: dict[str, Any]) -> None:
-        """Takes the figures out of a step's logs, and hands them to the recorders."""
-        if not self._queues or FIGURES not in logs:
+        """Takes the metrics out of a step's logs, and hands them to the recorders."""
+        if not self._queues or STEP_METRICS not in logs:
             return
-        tensor = logs.pop(FIGURES)
+        tensor = logs.pop(STEP_METRICS)
         if self.stream is not None:
             self._waited, self.stream.waited = self.stream.waited, 0.0
         for queue in self._queues:
-            queue.append(Figures(tensor, self.labels, self._waited))
+            queue.append(MetricValues(tensor, self.labels, self._waited))
 
     def _add_wait(self, seconds: float) -> None:
         self._waited = (self._waited or 0.0) + seconds

@@ -6,10 +6,10 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.parameter_server.packed_trainer import (
+from keras_deepseek.training.parameter_server.pickled_trainer import (
     as_arrays,
-    pack_trainer,
-    unpack_trainer,
+    pickle_trainer,
+    unpickle_trainer,
 )
 
 pytest.importorskip("ray", reason="tox -e ray has it.")
@@ -49,25 +49,25 @@ def own_loss(y_true, y_pred):
 
 
 def test_a_model_of_one_s_own_classes_arrives():
-    doubled, own = make_classes()
+    doubled, own_trainer = make_classes()
     model = keras.Sequential([keras.Input((3,)), doubled(2, name="twice")])
-    trainer = own(
+    trainer = own_trainer(
         model,
         optimizer="adam",
         loss=lambda y_true, y_pred: 2.0 * own_loss(y_true, y_pred),
         metrics=["mae", keras.metrics.MeanSquaredError(name="square")],
     )
     trainer.limit = 7
-    arrived, step = unpack_trainer(pack_trainer(trainer, None, STEP))
+    arrived, step = unpickle_trainer(pickle_trainer(trainer, None, STEP))
     assert step == STEP
     assert (arrived.limit, arrived.penalty) == (7, 0.5)
     assert arrived.model is not model
     assert arrived.model.layers[0].name == "twice"
-    for one, other in zip(arrived.model.variables, model.variables, strict=True):
-        one.assign(np.array(keras.ops.convert_to_numpy(other.value)))
+    for arrived_variable, variable in zip(arrived.model.variables, model.variables, strict=True):
+        arrived_variable.assign(np.array(keras.ops.convert_to_numpy(variable.value)))
     x = np.ones((2, 3), "float32")
     np.testing.assert_array_equal(arrived.model.predict(x), model.predict(x))
-    losses = [keras.ops.convert_to_numpy(each.train_step(x)) for each in (arrived, trainer)]
+    losses = [keras.ops.convert_to_numpy(owner.train_step(x)) for owner in (arrived, trainer)]
     np.testing.assert_array_equal(*losses)
     assert len(arrived.model.evaluate(x, np.zeros((2, 2)), verbose=0)) == 3
 
@@ -82,7 +82,7 @@ def test_a_model_that_only_its_function_can_build_arrives():
             return self.inner(x)
 
     trainer = Trainer(Subclassed, optimizer="sgd", loss="mse")
-    arrived, _ = unpack_trainer(pack_trainer(trainer, Subclassed, STEP))
+    arrived, _ = unpickle_trainer(pickle_trainer(trainer, Subclassed, STEP))
     assert arrived.model(np.ones((1, 3))).shape == (1, 2)
 
 
@@ -91,7 +91,7 @@ def test_layers_of_the_model_that_a_trainer_holds_are_the_model_s_there_too():
     trainer = Trainer(model, optimizer="sgd", loss="mse")
     trainer.encoder = model.layers[0]
     trainer.teacher = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    arrived, _ = unpack_trainer(pack_trainer(trainer, None, STEP))
+    arrived, _ = unpickle_trainer(pickle_trainer(trainer, None, STEP))
     assert arrived.encoder is arrived.model.layers[0]
     np.testing.assert_array_equal(
         arrived.teacher.get_weights()[0], trainer.teacher.get_weights()[0]
@@ -104,9 +104,9 @@ def test_what_a_function_draws_by_the_seed_is_drawn_again():
         return keras.Model(inputs, inputs * keras.random.normal((3,)))  # No variable.
 
     trainer = Trainer(build, optimizer="sgd", loss="mse", seed=7)
-    packed = pack_trainer(trainer, build, STEP)
+    packed = pickle_trainer(trainer, build, STEP)
     keras.utils.set_random_seed(1)
-    arrived, _ = unpack_trainer(packed)
+    arrived, _ = unpickle_trainer(packed)
     x = np.ones((1, 3), "float32")
     np.testing.assert_array_equal(arrived.model.predict(x), trainer.model.predict(x))
 
@@ -115,12 +115,12 @@ def test_a_recorded_trainer_arrives_without_its_record(tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     trainer = Trainer(model, optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
     trainer._recorder.lock = threading.Lock()  # The record of a running training has one.
-    other, _ = unpack_trainer(pack_trainer(trainer, None, STEP))
+    other, _ = unpickle_trainer(pickle_trainer(trainer, None, STEP))
     assert other.model.count_params() == model.count_params()
 
 
-@pytest.mark.parametrize("place", ["trainer", "model"])
-def test_what_can_not_be_pickled_is_said(place):
+@pytest.mark.parametrize("owner", ["trainer", "model"])
+def test_what_can_not_be_pickled_is_said(owner):
     lock = threading.Lock()
 
     def build():
@@ -128,11 +128,11 @@ def test_what_can_not_be_pickled_is_said(place):
         return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
 
     trainer = Trainer(build, optimizer="sgd", loss="mse", seed=0)
-    if place == "trainer":
+    if owner == "trainer":
         trainer.lock = lock
-    named = "the Trainer" if place == "trainer" else "model 'sequential"
+    named = "the Trainer" if owner == "trainer" else "model 'sequential"
     with pytest.raises(InvalidInputError, match=f"Workers get {named}.* by pickle, and that fails"):
-        pack_trainer(trainer, None if place == "trainer" else build, STEP)
+        pickle_trainer(trainer, None if owner == "trainer" else build, STEP)
 
 
 def test_a_batch_travels_as_arrays():

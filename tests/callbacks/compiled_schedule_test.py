@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.callbacks.rate_in_step import RateInStep
+from keras_deepseek.callbacks.compiled_schedule import CompiledSchedule
 
 X = np.ones((4, 1), "float32")
 
@@ -20,27 +20,27 @@ def rate_after(model):
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="On torch no step is compiled.")
 def test_a_step_has_its_rate_when_it_is_announced():
-    model, rate_in_step = build(), RateInStep(np.array([0.5, 0.25]))
+    model, compiled_schedule = build(), CompiledSchedule(np.array([0.5, 0.25]))
     assert rate_after(model) == 99.0
     plain = model.train_function
-    assert rate_in_step.install(model)
-    rate_in_step.announce()
+    assert compiled_schedule.install(model)
+    compiled_schedule.announce()
     assert rate_after(model) == 0.25
     model.optimizer.learning_rate = 2.0
     assert rate_after(model) == 2.0
-    rate_in_step.remove(model)
-    rate_in_step.announce()
+    compiled_schedule.remove(model)
+    compiled_schedule.announce()
     assert rate_after(model) == 2.0
     assert model.train_function is plain
     model.compile(keras.optimizers.SGD(99.0), "mse")
     model.make_train_function()
-    assert rate_in_step.install(model)
-    rate_in_step.announce()
+    assert compiled_schedule.install(model)
+    compiled_schedule.announce()
     assert rate_after(model) == 0.5
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="For steps made from Python.")
 def test_a_step_that_is_made_from_python_is_left_alone():
     model = build()
-    assert not RateInStep(np.array([0.5])).install(model)
+    assert not CompiledSchedule(np.array([0.5])).install(model)
     assert "train_step" not in vars(model)

@@ -1,4 +1,4 @@
-"""The claims of one source, such as SLURM, about a process's place in a training."""
+"""The hints of one source, such as SLURM, about a process's place in a training."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Claim(Generic[Value]):
-    """A claimed value, with its origin (the variable or argument and its text) for errors.
+class Hint(Generic[Value]):
+    """A hinted value, with its origin (the variable or argument and its text) for errors.
 
     A derived value was computed from something else; a stated value of another source wins over it.
     """
@@ -24,8 +24,8 @@ class Claim(Generic[Value]):
 
 
 @dataclass(frozen=True)
-class Claims:
-    """All claims of one source about this process; `None` for what it does not say.
+class ClusterHints:
+    """All hints of one source about this process; `None` for what it does not say.
 
     Args:
         local_rank: The rank among the processes of this machine.
@@ -35,10 +35,10 @@ class Claims:
         servers: The addresses of parameter servers.
     """
 
-    world_size: Claim[int] | None = None
-    rank: Claim[int] | None = None
-    local_rank: Claim[int] | None = None
-    coordinator: Claim[str] | None = None
+    world_size: Hint[int] | None = None
+    rank: Hint[int] | None = None
+    local_rank: Hint[int] | None = None
+    coordinator: Hint[str] | None = None
     task_type: str | None = None
     workers: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ def read_text(environ: Mapping[str, str], name: str) -> str | None:
     return environ.get(name, "").strip() or None
 
 
-def read_integer(environ: Mapping[str, str], name: str, *, minimum: int = 0) -> Claim[int] | None:
+def read_integer(environ: Mapping[str, str], name: str, *, minimum: int = 0) -> Hint[int] | None:
     """Returns the integer of at least `minimum` in an environment variable; `None` if unset."""
     text = read_text(environ, name)
     if text is None:
@@ -59,7 +59,7 @@ def read_integer(environ: Mapping[str, str], name: str, *, minimum: int = 0) -> 
             f"The environment variable {name} must hold a whole number of at least {minimum}; "
             f"received {text!r}."
         )
-    return Claim(int(text), f"{name}={text}")
+    return Hint(int(text), f"{name}={text}")
 
 
 def check_addresses(source: str, addresses: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ _users = 0
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def tune_malloc() -> Iterator[None]:
     """Context manager that keeps freed memory in the process until its last block ends.
 
     It does nothing if the C library is not glibc, or if the environment sets options of its

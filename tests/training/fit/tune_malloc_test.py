@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from keras_deepseek.training.fit import kept_memory as module
-from keras_deepseek.training.fit.kept_memory import kept_memory
+from keras_deepseek.training.fit import tune_malloc as module
+from keras_deepseek.training.fit.tune_malloc import tune_malloc
 
 
 class Library:
@@ -31,7 +31,7 @@ def library(monkeypatch):
 
 
 def test_memory_is_kept_and_given_back(library):
-    with kept_memory():
+    with tune_malloc():
         assert library.calls == [(-4, 0), (-1, -1)]
         library.calls.clear()
     assert library.calls == [(-4, 65_536), (-3, 32 << 20), (-1, 64 << 20), "trim"]
@@ -41,14 +41,14 @@ def test_the_last_training_returns_the_memory(library):
     inside, may_end = threading.Event(), threading.Event()
 
     def train():
-        with kept_memory():
+        with tune_malloc():
             inside.set()
             may_end.wait(10)
 
     thread = threading.Thread(target=train)
     thread.start()
     assert inside.wait(10)
-    with kept_memory():
+    with tune_malloc():
         pass
     assert "trim" not in library.calls
     may_end.set()
@@ -57,7 +57,7 @@ def test_the_last_training_returns_the_memory(library):
 
 
 def test_an_error_returns_the_memory(library):
-    with pytest.raises(ArithmeticError), kept_memory():
+    with pytest.raises(ArithmeticError), tune_malloc():
         raise ArithmeticError
     assert library.calls[-1] == "trim"
 
@@ -74,13 +74,13 @@ def test_settings_of_the_environment_are_kept(monkeypatch, name, value):
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    with kept_memory():
+    with tune_malloc():
         assert module._users == 0
 
 
 SCRIPT = """
 import ctypes, resource
-from keras_deepseek.training.fit.kept_memory import kept_memory
+from keras_deepseek.training.fit.tune_malloc import tune_malloc
 
 malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
 malloc.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -94,7 +94,7 @@ def count_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 outside = count_faults()
-with kept_memory():
+with tune_malloc():
     count_faults()
     inside = count_faults()
 print(inside * 10 < outside, count_faults() * 2 > outside)

@@ -15,7 +15,7 @@ from keras_deepseek.training.step.parallelism import Parallelism
 from keras_deepseek.training.step.step_options import StepOptions
 
 
-class JoinedCluster:
+class TrainingCluster:
     """The processes that train together, joined, and the devices of this one."""
 
     def __init__(self, options: ClusterOptions) -> None:

@@ -14,7 +14,7 @@ from keras_deepseek.errors import InvalidInputError
 _LONGEST = 200
 
 
-def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> None:
+def check_consistent_across_ranks(processes: Processes, arguments: Mapping[str, Any]) -> None:
     """Raises an error on all ranks if their arguments differ.
 
     Their weights would drift apart, or they would wait for each other forever. All processes must
@@ -23,10 +23,10 @@ def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> 
     """
     if processes.world_size == 1:
         return
-    own = json.dumps({name: str(_describe(value)) for name, value in arguments.items()})
-    everywhere = [json.loads(str(found[0])) for found in processes.gather(np.array([own]))]
+    description = json.dumps({name: str(_describe(value)) for name, value in arguments.items()})
+    descriptions = [json.loads(str(text[0])) for text in processes.gather(np.array([description]))]
     for name in arguments:
-        values = [found[name] for found in everywhere]
+        values = [description[name] for description in descriptions]
         other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if other is not None:
             first, second = values[0], values[other]
@@ -39,13 +39,15 @@ def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> 
 
 def data_shapes(*data: Any) -> list[Any]:
     """Returns the shapes of arrays, or of nested arrays; for other data, their kind."""
-    found: list[Any] = []
-    for each in data:
-        leaves = keras.tree.flatten(each) if isinstance(each, dict | tuple) else [each]
-        found += [
+    shapes: list[Any] = []
+    for structure in data:
+        leaves = (
+            keras.tree.flatten(structure) if isinstance(structure, dict | tuple) else [structure]
+        )
+        shapes += [
             tuple(leaf.shape) if hasattr(leaf, "shape") else _describe(leaf) for leaf in leaves
         ]
-    return found
+    return shapes
 
 
 def plain_attributes(value: Any) -> dict[str, Any]:
@@ -53,8 +55,10 @@ def plain_attributes(value: Any) -> dict[str, Any]:
 
     It serves objects whose config may be unknown, such as optimizers.
     """
-    attributes = {name: each for name, each in vars(value).items() if not name.startswith("_")}
-    plain = {name: each for name, each in attributes.items() if _is_plain(each)}
+    attributes = {
+        name: attribute for name, attribute in vars(value).items() if not name.startswith("_")
+    }
+    plain = {name: attribute for name, attribute in attributes.items() if _is_plain(attribute)}
     return {"class": type(value).__name__, **plain}
 
 
@@ -74,6 +78,6 @@ def _shorten(text: str, other: str) -> str:
     if len(text) <= _LONGEST:
         return text
     pairs = zip(text, other, strict=False)
-    differs = next((place for place, (a, b) in enumerate(pairs) if a != b), len(other))
+    differs = next((index for index, (a, b) in enumerate(pairs) if a != b), len(other))
     start = max(0, differs - _LONGEST // 4)
     return ("..." if start else "") + text[start : start + _LONGEST] + "..."

@@ -1,8 +1,8 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.claims import (
-    Claim,
+from keras_deepseek.training.cluster.sources.cluster_hints import (
+    Hint,
     check_addresses,
     local_rank_among,
     read_integer,
@@ -17,7 +17,7 @@ def test_an_empty_variable_says_nothing():
 
 
 def test_a_number_knows_where_it_stood():
-    assert read_integer({"RANK": " 03 "}, "RANK") == Claim(3, "RANK=03")
+    assert read_integer({"RANK": " 03 "}, "RANK") == Hint(3, "RANK=03")
 
 
 @pytest.mark.parametrize("text", ["one", "1.0", "-1", "+1", "1_0", "٣", "²", "0x1", "1 2"])

@@ -5,15 +5,15 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.cluster.cluster_options import ClusterOptions
-from keras_deepseek.training.joined_cluster import JoinedCluster
 from keras_deepseek.training.step.parallelism import ONE_DEVICE
 from keras_deepseek.training.step.step_options import StepOptions
+from keras_deepseek.training.training_cluster import TrainingCluster
 
 
 def start(**options):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
     model.compile("sgd", "mse")
-    cluster = JoinedCluster(ClusterOptions(**options))
+    cluster = TrainingCluster(ClusterOptions(**options))
     trainer = types.SimpleNamespace(model=model)
     return cluster, cluster.start_workers(trainer, None, StepOptions(), None)
 
@@ -37,4 +37,4 @@ def test_layers_on_their_own_devices_are_not_compiled():
 
 def test_compression_needs_several_processes():
     with pytest.raises(InvalidInputError, match="only one process trains"):
-        JoinedCluster(ClusterOptions(gradient_compression="bfloat16"))
+        TrainingCluster(ClusterOptions(gradient_compression="bfloat16"))

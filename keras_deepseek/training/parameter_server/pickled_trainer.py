@@ -26,7 +26,7 @@ _OWN = ("model", "_batch_loss", "_plan", "_session", "_cluster", "_callbacks", "
 _BY_CONFIG = (keras.losses.Loss, keras.metrics.Metric, keras.optimizers.Optimizer)
 
 
-def pack_trainer(
+def pickle_trainer(
     trainer: Any, make_model: Callable[[], keras.Model] | None, step: Mapping[str, Any]
 ) -> bytes:
     """Pickles a trainer, the function that built its model, and arguments of a step.
@@ -43,20 +43,20 @@ def pack_trainer(
     recipe: Any = make_model
     if make_model is None:
         recipe = {**_describe(model), "weights": []}  # The chief sends all variables later.
-    made = _dump(f"model {model.name!r}", recipe, {})
+    model_bytes = _dump(f"model {model.name!r}", recipe, {})
     layers = {id(layer): index for index, layer in enumerate(flatten_layers(model))}
-    rest = _dump(f"the {type(trainer).__name__}", (shell, settings, dict(step)), layers)
-    return pickle.dumps((vars(trainer).get("_seed"), made, rest))
+    step_bytes = _dump(f"the {type(trainer).__name__}", (shell, settings, dict(step)), layers)
+    return pickle.dumps((vars(trainer).get("_seed"), model_bytes, step_bytes))
 
 
-def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
+def unpickle_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
     """Restores a trainer with its compiled model, and the arguments of `take_gradient_step`."""
-    seed, made, rest = pickle.loads(packed)
+    seed, model_bytes, step_bytes = pickle.loads(packed)
     if seed is not None:  # The function that builds the model may draw random numbers.
         seed_generators(seed)
-    recipe = _load(made, [])
+    recipe = _load(model_bytes, [])
     model = recipe() if callable(recipe) else _restore(**recipe)
-    shell, settings, step = _load(rest, flatten_layers(model))
+    shell, settings, step = _load(step_bytes, flatten_layers(model))
     # The servers have the optimizer.
     model.compile(optimizer=keras.optimizers.SGD(0.0), auto_scale_loss=False, **settings)
     vars(shell)["model"] = model
@@ -73,29 +73,32 @@ def _describe(model: keras.Layer) -> dict[str, Any]:
     return {
         "config": config,
         "classes": _own_classes(model),
-        "weights": [keras.ops.convert_to_numpy(each.value) for each in model.variables],
+        "weights": [keras.ops.convert_to_numpy(variable.value) for variable in model.variables],
     }
 
 
 def _own_classes(layer: keras.Layer) -> dict[str, Any]:
     """Returns the custom classes that Keras needs to restore a layer, by their config names."""
     registered = {
-        name: each
-        for name, each in keras.saving.get_custom_objects().items()
-        if not _is_known(each)
+        name: custom_object
+        for name, custom_object in keras.saving.get_custom_objects().items()
+        if not _is_known(custom_object)
     }
-    used = [type(each) for each in flatten_layers(layer)]
-    own = {each for each in used if not _is_known(each)}
+    used = [type(inner) for inner in flatten_layers(layer)]
+    own_classes = {layer_class for layer_class in used if not _is_known(layer_class)}
     return {
         **registered,
-        **{keras.saving.get_registered_name(each): each for each in own},
-        **{each.__name__: each for each in own},
+        **{
+            keras.saving.get_registered_name(layer_class): layer_class
+            for layer_class in own_classes
+        },
+        **{layer_class.__name__: layer_class for layer_class in own_classes},
     }
 
 
-def _is_known(each: Any) -> bool:
+def _is_known(custom_object: Any) -> bool:
     """Returns True if a class or function is from Keras or this package, so workers have it."""
-    return getattr(each, "__module__", "").split(".")[0] in ("keras", "keras_deepseek")
+    return getattr(custom_object, "__module__", "").split(".")[0] in ("keras", "keras_deepseek")
 
 
 def _restore(config: Any, classes: dict[str, Any], weights: list[Any]) -> keras.Layer:
@@ -117,16 +120,16 @@ def _dump(what: str, value: Any, layers: Mapping[int, int]) -> bytes:
     from ray.cloudpickle import CloudPickler
 
     class Pickler(CloudPickler):
-        def persistent_id(self, each: Any) -> int | None:
-            return layers.get(id(each)) if isinstance(each, keras.Layer) else None
+        def persistent_id(self, obj: Any) -> int | None:
+            return layers.get(id(obj)) if isinstance(obj, keras.Layer) else None
 
-        def reducer_override(self, each: Any) -> Any:
-            if isinstance(each, _BY_CONFIG):
-                return _from_config, (type(each), each.get_config())
-            if isinstance(each, keras.Layer):
-                described = _describe(each)
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, _BY_CONFIG):
+                return _from_config, (type(obj), obj.get_config())
+            if isinstance(obj, keras.Layer):
+                described = _describe(obj)
                 return _restore, (described["config"], described["classes"], described["weights"])
-            return super().reducer_override(each)
+            return super().reducer_override(obj)
 
     buffer = io.BytesIO()
     try:
