@@ -28,7 +28,7 @@ from keras_deepseek.backend.keras_private.jax_trainer import (
 from keras_deepseek.backend.keras_private.masks import split_floats
 from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
-from keras_deepseek.backend.loss_means import collect_loss_means, declare_mean_over
+from keras_deepseek.backend.loss_means import collect_loss_means, set_loss_normalizer
 from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
 from keras_deepseek.backend.profiling.step_trace import DATA_WAIT, Line
 from keras_deepseek.backend.profiling.xplane import read_lines
@@ -126,7 +126,7 @@ class JaxStep(Step):
             for loss in losses:
                 layer.add_loss(loss)
             for mean in means:
-                declare_mean_over(mean)
+                set_loss_normalizer(mean)
             return outputs
 
         return run
