@@ -17,11 +17,12 @@ def input_scales(model, num_inputs):
 def bert(name="bert"):
     """Returns a graph that looks its tokens and segments up in tables of their own."""
     tokens, segments, mask = (
-        Input((None,), dtype="int32", name=each) for each in ("tokens", "segments", "mask")
+        Input((None,), dtype="int32", name=input_name)
+        for input_name in ("tokens", "segments", "mask")
     )
     embedded = layers.Embedding(50, 4)(tokens) + layers.Embedding(2, 4)(segments)
-    kept = embedded * keras.ops.expand_dims(keras.ops.cast(mask, "float32"), -1)
-    return Model({"tokens": tokens, "segments": segments, "mask": mask}, kept, name=name)
+    embedded_tokens = embedded * keras.ops.expand_dims(keras.ops.cast(mask, "float32"), -1)
+    return Model({"tokens": tokens, "segments": segments, "mask": mask}, embedded_tokens, name=name)
 
 
 def test_each_input_has_the_rows_of_its_own_table():
@@ -134,10 +135,10 @@ def test_what_a_lookup_knows_is_found_and_the_table_behind_it_says_nothing(looku
 
 
 def test_what_a_lookup_knows_is_found_through_what_changes_no_number(lookup):
-    left, right = Input((3,), dtype="int32"), Input((2,), dtype="int32")
-    both = layers.Concatenate()([left, keras.ops.expand_dims(right, -1)[..., 0]])
-    found = lookup(keras.ops.cast(layers.Reshape((5,))(both), "int64"))
-    assert input_values(Model([left, right], found), 2) == [VOCABULARY, VOCABULARY]
+    left_input, right_input = Input((3,), dtype="int32"), Input((2,), dtype="int32")
+    both = layers.Concatenate()([left_input, keras.ops.expand_dims(right_input, -1)[..., 0]])
+    numbers = lookup(keras.ops.cast(layers.Reshape((5,))(both), "int64"))
+    assert input_values(Model([left_input, right_input], numbers), 2) == [VOCABULARY, VOCABULARY]
     other = Input((3,), dtype="int64")
     assert input_values(Model(other, lookup(other * 2 + 1))) == [None]
 
@@ -200,10 +201,12 @@ def test_the_table_that_looks_up_a_whole_input_gives_its_size():
     model = bert()
     expected = {"tokens": 50, "segments": 2, "mask": None}
     assert vocabulary_sizes(model, 3) == [expected[tensor.name] for tensor in model.inputs]
-    tokens, others = Input((None,)), Input((None,), dtype="int32")
-    outputs = bert()({"tokens": tokens, "segments": keras.ops.minimum(others, 1), "mask": others})
+    tokens, segments = Input((None,)), Input((None,), dtype="int32")
+    outputs = bert()(
+        {"tokens": tokens, "segments": keras.ops.minimum(segments, 1), "mask": segments}
+    )
     both = layers.Embedding(40, 2)(keras.ops.cast(tokens, "int32"))
-    assert vocabulary_sizes(Model([tokens, others], [outputs, both]), 2) == [40, None]
+    assert vocabulary_sizes(Model([tokens, segments], [outputs, both]), 2) == [40, None]
     assert vocabulary_sizes(keras.Sequential([Input((3,)), layers.Embedding(5, 2)]), 1) == [5]
 
 

@@ -21,11 +21,11 @@ def numbers(*values, takes_others=True):
 
 
 def test_a_lookup_knows_its_vocabulary_and_is_given_others_where_it_takes_them(lookup):
-    found = find_sample_values(lookup(vocabulary=[700, 500, 900]))
-    assert found.takes_others
-    assert found.numbers.tolist() == [500, 700, 900, 901, 902]
-    found = find_sample_values(lookup(vocabulary=[700, 500, 900], num_oov_indices=0))
-    assert (found.takes_others, found.numbers.tolist()) == (False, [500, 700, 900])
+    values = find_sample_values(lookup(vocabulary=[700, 500, 900]))
+    assert values.takes_others
+    assert values.numbers.tolist() == [500, 700, 900, 901, 902]
+    values = find_sample_values(lookup(vocabulary=[700, 500, 900], num_oov_indices=0))
+    assert (values.takes_others, values.numbers.tolist()) == (False, [500, 700, 900])
 
 
 def test_the_mask_of_a_lookup_is_padding_and_no_unknown_number(lookup):
@@ -41,18 +41,18 @@ def test_what_a_lookup_does_not_know_is_below_where_there_is_nothing_above(looku
 
 
 def test_of_many_a_part_is_unknown(lookup):
-    found = find_sample_values(lookup(vocabulary=np.arange(40)))
-    assert (found.numbers >= 40).sum() == 11
+    values = find_sample_values(lookup(vocabulary=np.arange(40)))
+    assert (values.numbers >= 40).sum() == 11
 
 
 def test_a_lookup_backwards_takes_places(lookup):
-    found = find_sample_values(lookup(vocabulary=[700, 500], invert=True))
-    assert (found.takes_others, found.numbers.tolist()) == (False, [0, 1, 2])
+    values = find_sample_values(lookup(vocabulary=[700, 500], invert=True))
+    assert (values.takes_others, values.numbers.tolist()) == (False, [0, 1, 2])
 
 
 def test_categories_are_counted_from_zero():
-    found = find_sample_values(layers.CategoryEncoding(num_tokens=3))
-    assert (found.takes_others, found.numbers.tolist()) == (False, [0, 1, 2])
+    values = find_sample_values(layers.CategoryEncoding(num_tokens=3))
+    assert (values.takes_others, values.numbers.tolist()) == (False, [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_categories_are_counted_from_zero():
     ],
 )
 def test_each_bin_has_a_number(boundaries, values):
-    found = find_sample_values(layers.Discretization(boundaries))
-    assert (found.takes_others, found.numbers.tolist()) == (True, values)
-    bins = np.digitize(found.numbers, sorted(boundaries))
+    sample = find_sample_values(layers.Discretization(boundaries))
+    assert (sample.takes_others, sample.numbers.tolist()) == (True, values)
+    bins = np.digitize(sample.numbers, sorted(boundaries))
     assert bins.tolist() == list(range(len(boundaries) + 1))
 
 
@@ -104,9 +104,9 @@ def test_a_hash_has_a_number_for_padding():
     ],
 )
 def test_two_layers_are_given_what_fails_in_neither(first, second, joined):
-    found = first.joined(second)
-    assert found.numbers.tolist() == joined.numbers.tolist()
-    assert found.takes_others == joined.takes_others
+    both = first.joined(second)
+    assert both.numbers.tolist() == joined.numbers.tolist()
+    assert both.takes_others == joined.takes_others
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_two_layers_are_given_what_fails_in_neither(first, second, joined):
     ],
 )
 def test_a_dtype_may_have_fewer(dtype, below, expected):
-    found = numbers(-3, 5, 200, 2**40 + 1).of_dtype(dtype, below)
-    assert found.tolist() == expected
-    assert found.dtype == dtype
+    cast = numbers(-3, 5, 200, 2**40 + 1).of_dtype(dtype, below)
+    assert cast.tolist() == expected
+    assert cast.dtype == dtype
 
 
 def test_numbers_between_bins_are_rounded_for_integers():
