@@ -56,10 +56,10 @@ in_each_way = pytest.mark.parametrize(
 def test_a_process_that_is_alone_is_the_first_and_has_all_of_each_variable(dtype):
     assert current().distribution.process_rank() == 0
     variable = keras.Variable(np.arange(6).reshape(2, 3), dtype=dtype, trainable=False)
-    found = current().distribution.read_whole(variable.value)
-    assert isinstance(found, np.ndarray)
-    assert found.dtype.name == dtype
-    assert found.astype("float32").tolist() == [[0, 1, 2], [3, 4, 5]]
+    whole = current().distribution.read_whole(variable.value)
+    assert isinstance(whole, np.ndarray)
+    assert whole.dtype.name == dtype
+    assert whole.astype("float32").tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 @in_each_way
