@@ -21,6 +21,7 @@ def read_values(variables: Sequence[keras.Variable]) -> list[Array]:
 def count_bytes(variables: Sequence[keras.Variable]) -> int:
     """Returns the total bytes of variables' values, except those of strings."""
     return sum(
-        int(np.prod(each.shape)) * (_NOT_OF_NUMPY.get(each.dtype) or np.dtype(each.dtype).itemsize)
-        for each in variables
+        int(np.prod(variable.shape))
+        * (_NOT_OF_NUMPY.get(variable.dtype) or np.dtype(variable.dtype).itemsize)
+        for variable in variables
     )

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
 from keras_deepseek.backend.keras_private.layers import infers_shapes
+from keras_deepseek.backend.keras_private.sample_values import longest_sequence
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.graph.ir import Shape
 from keras_deepseek.graph.passes import PASSES

@@ -1,7 +1,7 @@
 """Training: the `Trainer` around `model.fit`, learning rate schedules, and sequence data."""
 
 from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
-from keras_deepseek.backend.loss_means import declare_mean_over
+from keras_deepseek.backend.loss_means import set_loss_normalizer
 from keras_deepseek.backend.processes.gradient_compression import LowRank
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ParameterServer
@@ -33,11 +33,11 @@ __all__ = [
     "StepProfile",
     "Trainer",
     "WarmupDecay",
-    "declare_mean_over",
     "gather_masked_positions",
     "join_cluster",
     "mask_tokens",
     "pack_sequences",
+    "set_loss_normalizer",
     "transformer_layout_map",
 ]
 

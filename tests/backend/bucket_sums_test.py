@@ -54,14 +54,14 @@ def test_a_matrix_is_sent_as_two_thin_ones_and_the_rest_is_left(group):
 
     from keras_deepseek.backend.torch.bucket_sums import LowRankSum, SumOfMatrix
 
-    given = VALUES[:96].reshape(8, 12)
-    lost, total = torch.tensor(given), torch.empty(8, 12)
+    gradient = VALUES[:96].reshape(8, 12)
+    lost, total = torch.tensor(gradient), torch.empty(8, 12)
     factor, next_factor = torch.eye(2, 12), torch.empty(2, 12)
     vector, summed = torch.tensor(VALUES[96:]), torch.empty(5)
     matrix = SumOfMatrix(lost, total, factor, next_factor)
     add_up(LowRankSum([matrix], [(vector, summed)], group))
     assert np.linalg.matrix_rank(total.numpy(), tol=1e-4) == 2
-    np.testing.assert_allclose((total + lost).numpy(), given, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose((total + lost).numpy(), gradient, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose((next_factor @ next_factor.T).numpy(), np.eye(2), atol=1e-6)
     np.testing.assert_array_equal(summed.numpy(), VALUES[96:])
     assert not np.any(vector.numpy())

@@ -58,8 +58,8 @@ def test_attention():
         def call(self, x):
             return self.attention(x, x)
 
-    found = count_flops_of([SelfAttention()], np.ones((3, 6, 5), "float32"))
-    assert found == projections + attending
+    num_flops = count_flops_of([SelfAttention()], np.ones((3, 6, 5), "float32"))
+    assert num_flops == projections + attending
 
 
 def test_the_sum_of_products_with_an_ellipsis():
@@ -360,10 +360,10 @@ def test_what_is_done_on_a_condition_is_done_only_then(condition, expected):
 def test_what_is_not_counted_is_stacked_as_zeros():
     def run(state, count):
         rows = ops.ones((2, 3))
-        made = current().compute.stack(
+        blocks = current().compute.stack(
             lambda index: rows * (ops.cast(index, "float32") + 1), count, 4
         )
-        return made, state
+        return blocks, state
 
     stacked, _ = current().inference.compile_with_state(run, [])(None, np.int32(3))
     expected = np.array([1, 2, 3, 0], "float32")[:, None, None] * np.ones((4, 2, 3), "float32")
@@ -371,14 +371,14 @@ def test_what_is_not_counted_is_stacked_as_zeros():
 
 
 def test_blocks_are_looped_over_only_where_no_gradient_is_asked_for():
-    seen = []
+    answers = []
 
     def run(state):
-        seen.append(current().compute.loops_over_blocks())
+        answers.append(current().compute.loops_over_blocks())
         return ops.ones(()), state
 
     current().inference.compile_with_state(run, [])(None)
-    assert seen[-1] == (keras.backend.backend() != "torch")
+    assert answers[-1] == (keras.backend.backend() != "torch")
     assert not current().compute.loops_over_blocks()
 
 
@@ -459,12 +459,12 @@ def test_a_variable_begins_unset_and_is_updated_as_any_other(dtype):
     assert not np.any(keras.ops.convert_to_numpy(variable))
     source = np.arange(15.0).reshape(3, 5)
     current().compute.assign_array(variable, source)
-    before = variable.value * 1
+    old_value = variable.value * 1
     variable.assign_add(keras.ops.ones((3, 5), dtype))
     keras.optimizers.SGD(2.0).apply([keras.ops.ones((3, 5), dtype)], [variable])
-    found = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
-    assert np.array_equal(found, source - 1)
-    assert np.array_equal(keras.ops.convert_to_numpy(keras.ops.cast(before, "float32")), source)
+    updated = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
+    assert np.array_equal(updated, source - 1)
+    assert np.array_equal(keras.ops.convert_to_numpy(keras.ops.cast(old_value, "float32")), source)
 
 
 def read_megabytes(name):
@@ -476,9 +476,9 @@ def measure_peak(function):
     """The megabytes that a function takes at the most, and what it returns."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = read_megabytes("VmRSS")
+    megabytes = read_megabytes("VmRSS")
     result = function()
-    return read_megabytes("VmHWM") - before, result
+    return read_megabytes("VmHWM") - megabytes, result
 
 
 SHAPE = (128, 2**18)  # 128 MiB.

@@ -23,11 +23,11 @@ def build_recurrent() -> keras.Model:
 
 
 def build_two_inputs_and_a_dict() -> keras.Model:
-    left = keras.Input((4,), name="left")
-    right = keras.Input((3,), name="right")
-    both = keras.layers.Concatenate()([left, right])
+    left_input = keras.Input((4,), name="left")
+    right_input = keras.Input((3,), name="right")
+    both = keras.layers.Concatenate()([left_input, right_input])
     return keras.Model(
-        {"left": left, "right": right},
+        {"left": left_input, "right": right_input},
         {"sum": keras.layers.Dense(2)(both), "product": keras.layers.Dense(5)(both)},
     )
 
@@ -98,9 +98,9 @@ def run_both(tmp_path):
         session = onnxruntime.InferenceSession(path)
         names = [value.name for value in session.get_inputs()]
         assert sorted(names) == [value.name for value in inputs]
-        given = {f"x{index}": array for index, array in enumerate(arrays)}
-        received = session.run(None, given)
-        expected = [keras.ops.convert_to_numpy(each) for each in model(given).values()]
+        batch = {f"x{index}": array for index, array in enumerate(arrays)}
+        received = session.run(None, batch)
+        expected = [keras.ops.convert_to_numpy(output) for output in model(batch).values()]
         operators = {node.op_type for node in onnx.load(path).graph.node}
         assert all(map(onnx.defs.has, operators))
         if len(received) == 1:

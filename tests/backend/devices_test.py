@@ -133,9 +133,9 @@ def compute(is_placed):
 
 @pytest.mark.skipif(IS_JAX, reason="JAX has layouts instead.")
 def test_a_layer_that_is_away_has_the_same_gradients_and_leaves_the_same_states():
-    for one, other in zip(compute(True), compute(False), strict=True):
+    for away, home in zip(compute(True), compute(False), strict=True):
         np.testing.assert_allclose(
-            ops.convert_to_numpy(one), ops.convert_to_numpy(other), rtol=1e-5, atol=1e-6
+            ops.convert_to_numpy(away), ops.convert_to_numpy(home), rtol=1e-5, atol=1e-6
         )
 
 

@@ -72,32 +72,32 @@ def test_a_backend_that_can_not_write_says_so(convolutional, tmp_path):
         )
 
 
-def run_onnx(model, path, given):
+def run_onnx(model, path, batch):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip(WRITERS[keras.backend.backend()])
     backend.current().export.write_onnx(NamedModel(model), str(path), 18)
     session = runtime.InferenceSession(path)
     (value,) = session.get_inputs()
-    return session.run(None, {value.name: given})
+    return session.run(None, {value.name: batch})
 
 
 def test_an_array_that_stands_in_a_model_is_no_input(tmp_path):
     """tf2onnx takes what a function has captured for one."""
-    places = np.linspace(0.0, 1.0, 300, dtype="float32")
+    offsets = np.linspace(0.0, 1.0, 300, dtype="float32")
     inputs = keras.Input((300,), name="x")
-    model = keras.Model(inputs, inputs + keras.ops.convert_to_tensor(places))
-    given = np.ones((2, 300), "float32")
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_allclose(outputs, given + places, rtol=1e-6)
+    model = keras.Model(inputs, inputs + keras.ops.convert_to_tensor(offsets))
+    batch = np.ones((2, 300), "float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_allclose(outputs, batch + offsets, rtol=1e-6)
 
 
 def test_a_grouped_convolution_is_written(tmp_path):
     """Keras compiles it on TensorFlow by itself, as a function that tf2onnx does not open."""
     inputs = keras.Input((6, 6, 4), name="x")
     model = keras.Model(inputs, keras.layers.Conv2D(8, 3, groups=2)(inputs))
-    given = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype("float32")
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
+    batch = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_allclose(outputs, model.predict(batch, verbose=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [2, 4])
@@ -106,9 +106,9 @@ def test_maps_of_one_pixel_are_normalized(side, tmp_path):
     inputs = keras.Input((side, side, 4), name="x")
     maps = keras.layers.Conv2D(8, 2, strides=2)(inputs)
     model = keras.Model(inputs, keras.layers.LayerNormalization()(maps))
-    given = np.random.default_rng(0).normal(size=(3, side, side, 4)).astype("float32")
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
+    batch = np.random.default_rng(0).normal(size=(3, side, side, 4)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_allclose(outputs, model.predict(batch, verbose=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
@@ -116,19 +116,19 @@ def test_maps_are_pooled(padding, tmp_path):
     """jax2onnx pools over the batch as well, which onnxruntime does not run."""
     inputs = keras.Input((7, 8, 3), name="x")
     model = keras.Model(inputs, keras.layers.MaxPooling2D((3, 2), 2, padding=padding)(inputs))
-    given = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype("float32")
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_array_equal(outputs, model.predict(given, verbose=0))
+    batch = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_array_equal(outputs, model.predict(batch, verbose=0))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_nan_is_in_the_last_bin(dtype, tmp_path):
     inputs = keras.Input((6,), name="x", dtype=dtype)
     model = keras.Model(inputs, keras.layers.Discretization([-1.0, 0.5, 2.0])(inputs))
-    given = np.array([[-2, -1, 0, 1, 2, 3], [-1.5, 0.5, np.nan, -np.inf, np.inf, 2]])
-    given = given.astype("float32") if dtype == "float32" else given[:1].astype(dtype)
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_array_equal(outputs, model.predict(given, verbose=0))
+    batch = np.array([[-2, -1, 0, 1, 2, 3], [-1.5, 0.5, np.nan, -np.inf, np.inf, 2]])
+    batch = batch.astype("float32") if dtype == "float32" else batch[:1].astype(dtype)
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_array_equal(outputs, model.predict(batch, verbose=0))
 
 
 class Chosen(keras.layers.Layer):
@@ -140,9 +140,9 @@ def test_a_choice_of_several_is_written(tmp_path):
     """PyTorch leaves an axis that it can't squeeze, and its exporter squeezes it."""
     inputs = keras.Input((4,), name="x")
     model = keras.Model(inputs, Chosen()(inputs))
-    given = np.arange(8, dtype="float32").reshape(2, 4)
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_array_equal(outputs, given[:, [3, 0, 1]])
+    batch = np.arange(8, dtype="float32").reshape(2, 4)
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_array_equal(outputs, batch[:, [3, 0, 1]])
 
 
 def test_a_masked_recurrent_layer_of_a_fixed_length_is_written(tmp_path):
@@ -150,25 +150,25 @@ def test_a_masked_recurrent_layer_of_a_fixed_length_is_written(tmp_path):
     inputs = keras.Input((6, 3), name="x")
     layer = keras.layers.GRU(4, return_sequences=True)
     model = keras.Model(inputs, layer(keras.layers.Masking()(inputs)))
-    given = np.random.default_rng(0).normal(size=(3, 6, 3)).astype("float32")
-    given[0, 3:] = given[1, :2] = 0
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
+    batch = np.random.default_rng(0).normal(size=(3, 6, 3)).astype("float32")
+    batch[0, 3:] = batch[1, :2] = 0
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_allclose(outputs, model.predict(batch, verbose=0), atol=1e-5)
     assert not layer.unroll
 
 
 class Places(keras.layers.Layer):
     def call(self, inputs):
-        places = keras.ops.arange(keras.ops.shape(inputs)[1], dtype="float32")
-        return inputs + keras.ops.expand_dims(places, -1)
+        positions = keras.ops.arange(keras.ops.shape(inputs)[1], dtype="float32")
+        return inputs + keras.ops.expand_dims(positions, -1)
 
 
 def test_places_of_a_free_length_are_written(tmp_path):
     """jax2onnx makes a sentinel of a free size in `arange`."""
     inputs = keras.Input((None, 2), name="x")
     model = keras.Model(inputs, Places()(inputs))
-    given = np.zeros((2, 5, 2), "float32")
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    batch = np.zeros((2, 5, 2), "float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
     np.testing.assert_array_equal(outputs[1, :, 1], np.arange(5))
 
 
@@ -194,9 +194,9 @@ def test_a_name_may_have_a_hyphen(tmp_path):
     """JAX reads the name of an axis as a formula."""
     inputs = keras.Input((None, 2), name="left-right")
     model = keras.Model(inputs, AllButTheFirst()(inputs))
-    given = np.random.default_rng(0).normal(size=(3, 7, 2)).astype("float32")
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_array_equal(outputs, given[:, 1:] * 2)
+    batch = np.random.default_rng(0).normal(size=(3, 7, 2)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_array_equal(outputs, batch[:, 1:] * 2)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf2onnx's own ways")
@@ -209,11 +209,11 @@ def test_an_optimizer_of_tf2onnx_that_fails_is_passed_over(model, tmp_path, monk
             raise ValueError("no")
 
     monkeypatch.setitem(optimizer._optimizers, "loop_optimizer", Failing)
-    before = list(optimizer._optimizers)
+    optimizers = list(optimizer._optimizers)
     backend.current().export.write_onnx(NamedModel(model), str(tmp_path / "model.onnx"), 25)
     proto = onnx.load(tmp_path / "model.onnx")
-    assert [each.version for each in proto.opset_import if not each.domain] == [18]
-    assert list(optimizer._optimizers) == before
+    assert [opset.version for opset in proto.opset_import if not opset.domain] == [18]
+    assert list(optimizer._optimizers) == optimizers
     assert "TF2ONNX_CATCH_ERRORS" not in os.environ
 
 
@@ -245,9 +245,9 @@ def test_a_constant_is_added_to_a_bias(tmp_path):
     layer = keras.layers.Conv1DTranspose(6, 3, bias_initializer="normal")
     constant = np.random.default_rng(1).normal(size=(1, 10, 1)).astype("float32")
     model = keras.Model(inputs, keras.ops.add(constant, layer(inputs)))
-    given = np.random.default_rng(0).normal(size=(2, 8, 7)).astype("float32")
-    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_allclose(outputs, keras.ops.convert_to_numpy(model(given)), atol=1e-5)
+    batch = np.random.default_rng(0).normal(size=(2, 8, 7)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", batch)
+    np.testing.assert_allclose(outputs, keras.ops.convert_to_numpy(model(batch)), atol=1e-5)
 
 
 class Applied(keras.layers.Layer):
@@ -259,10 +259,10 @@ class Applied(keras.layers.Layer):
         return self.function(inputs)
 
 
-def run_function(function, given, path, shape=None):
-    inputs = keras.Input(shape or given.shape[1:], dtype=str(given.dtype), name="x")
+def run_function(function, batch, path, shape=None):
+    inputs = keras.Input(shape or batch.shape[1:], dtype=str(batch.dtype), name="x")
     model = keras.Model(inputs, Applied(function)(inputs))
-    (received,) = run_onnx(model, path / "model.onnx", given)
+    (received,) = run_onnx(model, path / "model.onnx", batch)
     return received
 
 
@@ -276,26 +276,26 @@ def log_sigmoid(x):
     return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
 
 
-@pytest.mark.parametrize("given", [FAR, ENDS], ids=["far", "ends"])
-def test_log_sigmoid(given, tmp_path):
-    received = run_function(keras.ops.log_sigmoid, given, tmp_path)
-    expected = log_sigmoid(given.astype("float64"))
+@pytest.mark.parametrize("numbers", [FAR, ENDS], ids=["far", "ends"])
+def test_log_sigmoid(numbers, tmp_path):
+    received = run_function(keras.ops.log_sigmoid, numbers, tmp_path)
+    expected = log_sigmoid(numbers.astype("float64"))
     np.testing.assert_allclose(received, expected, rtol=1e-6, atol=TINY)
 
 
-@pytest.mark.parametrize("given", [FAR, ENDS], ids=["far", "ends"])
-def test_expm1(given, tmp_path):
-    given = np.minimum(given, 80) if given is FAR else given
-    received = run_function(keras.ops.expm1, given, tmp_path)
-    np.testing.assert_allclose(received, np.expm1(given.astype("float64")), rtol=1e-6)
+@pytest.mark.parametrize("numbers", [FAR, ENDS], ids=["far", "ends"])
+def test_expm1(numbers, tmp_path):
+    numbers = np.minimum(numbers, 80) if numbers is FAR else numbers
+    received = run_function(keras.ops.expm1, numbers, tmp_path)
+    np.testing.assert_allclose(received, np.expm1(numbers.astype("float64")), rtol=1e-6)
 
 
-@pytest.mark.parametrize("given", [FAR, ENDS], ids=["far", "ends"])
-def test_log1p(given, tmp_path):
-    given = np.maximum(given, -1) if given is FAR else given
-    received = run_function(keras.ops.log1p, given, tmp_path)
+@pytest.mark.parametrize("numbers", [FAR, ENDS], ids=["far", "ends"])
+def test_log1p(numbers, tmp_path):
+    numbers = np.maximum(numbers, -1) if numbers is FAR else numbers
+    received = run_function(keras.ops.log1p, numbers, tmp_path)
     with np.errstate(divide="ignore", invalid="ignore"):
-        expected = np.log1p(given.astype("float64"))
+        expected = np.log1p(numbers.astype("float64"))
     np.testing.assert_allclose(received, expected, rtol=1e-6)
 
 
@@ -303,32 +303,32 @@ def test_log1p(given, tmp_path):
 def test_the_logarithm_of_a_sum_of_powers(name, tmp_path):
     pairs = [(100, 100), (-100, -100), (200, 199), (-1e30, 3), (-12, 0), (0.5, -0.25)]
     pairs += [(np.inf, np.inf), (-np.inf, -np.inf), (np.inf, -np.inf), (np.nan, 1)]
-    given = np.array(pairs, "float32")
-    received = run_function(lambda x: getattr(keras.ops, name)(x[:, 0], x[:, 1]), given, tmp_path)
+    numbers = np.array(pairs, "float32")
+    received = run_function(lambda x: getattr(keras.ops, name)(x[:, 0], x[:, 1]), numbers, tmp_path)
     with np.errstate(invalid="ignore"):
-        expected = getattr(np, name)(*given.astype("float64").T)
+        expected = getattr(np, name)(*numbers.astype("float64").T)
     np.testing.assert_allclose(received, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mean", [0, 50, 500, 3000])
 def test_groups_with_a_large_mean_are_normalized(mean, tmp_path):
-    given = np.random.default_rng(0).normal(size=(2, 20, 30, 6)).astype("float32")
-    given += np.float32(mean)
+    batch = np.random.default_rng(0).normal(size=(2, 20, 30, 6)).astype("float32")
+    batch += np.float32(mean)
     layer = keras.layers.GroupNormalization(3)
-    received = run_function(layer, given, tmp_path, (None, None, 6))
-    groups = given.astype("float64").reshape(2, 20, 30, 3, 2)
+    received = run_function(layer, batch, tmp_path, (None, None, 6))
+    groups = batch.astype("float64").reshape(2, 20, 30, 3, 2)
     axes = (1, 2, 4)
     spread = np.sqrt(groups.var(axes, keepdims=True) + layer.epsilon)
-    expected = ((groups - groups.mean(axes, keepdims=True)) / spread).reshape(given.shape)
+    expected = ((groups - groups.mean(axes, keepdims=True)) / spread).reshape(batch.shape)
     # A mean of float32 is off by some of its last digits.
     np.testing.assert_allclose(received, expected, atol=1e-5 + 1e-6 * mean)
 
 
 def test_no_class_below_zero_and_beyond_the_last(tmp_path):
     """ONNX counts what is below zero from the end."""
-    given = np.array([[-1, 3], [4, 8], [0, 9 if keras.backend.backend() != "torch" else 1]])
-    received = run_function(lambda x: keras.ops.one_hot(x, 9), given.astype("int32"), tmp_path)
-    np.testing.assert_array_equal(received, given[..., None] == np.arange(9))
+    classes = np.array([[-1, 3], [4, 8], [0, 9 if keras.backend.backend() != "torch" else 1]])
+    received = run_function(lambda x: keras.ops.one_hot(x, 9), classes.astype("int32"), tmp_path)
+    np.testing.assert_array_equal(received, classes[..., None] == np.arange(9))
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="these are Keras's on PyTorch")
@@ -356,13 +356,13 @@ def test_a_variance_beside_a_large_mean_is_kept():
 
     x = np.random.default_rng(0).normal(size=(2, 1000)).astype("float32") + np.float32(3000)
     expected = x.astype("float64").var(axis=1)
-    before = keras.ops.moments(x, (1,))[1].cpu().numpy()
+    original = keras.ops.moments(x, (1,))[1].cpu().numpy()
     with temporary_moments(export._moments):
         received = keras.ops.moments(x, (1,))[1].cpu().numpy()
     after = keras.ops.moments(x, (1,))[1].cpu().numpy()
     np.testing.assert_allclose(received, expected, rtol=1e-5)
-    assert np.abs(before - expected).max() > 1e-2
-    np.testing.assert_array_equal(after, before)
+    assert np.abs(original - expected).max() > 1e-2
+    np.testing.assert_array_equal(after, original)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="these are Keras's on PyTorch")
@@ -384,33 +384,33 @@ def test_what_is_put_is_taken_back():
 
     system = pytest.importorskip("jax2onnx.plugins.plugin_system")
     system.import_all_plugins()
-    before = dict(system.PLUGIN_REGISTRY), jax.nn.one_hot, jax.nn.log_sigmoid
+    originals = dict(system.PLUGIN_REGISTRY), jax.nn.one_hot, jax.nn.log_sigmoid
     with export._primitives_in_parts(), export._functions_in_parts():
-        assert system.PLUGIN_REGISTRY["log1p"] is not before[0]["log1p"]
+        assert system.PLUGIN_REGISTRY["log1p"] is not originals[0]["log1p"]
         assert jax.nn.log_sigmoid is export._log_sigmoid
-    assert before == (dict(system.PLUGIN_REGISTRY), jax.nn.one_hot, jax.nn.log_sigmoid)
+    assert originals == (dict(system.PLUGIN_REGISTRY), jax.nn.one_hot, jax.nn.log_sigmoid)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="PyTorch has no one of integers")
 def test_log_sigmoid_of_integers(tmp_path):
-    given = np.array([[-30, 0, 3]], "int32")
-    received = run_function(keras.ops.log_sigmoid, given, tmp_path)
-    np.testing.assert_allclose(received, log_sigmoid(given), rtol=1e-6)
+    numbers = np.array([[-30, 0, 3]], "int32")
+    received = run_function(keras.ops.log_sigmoid, numbers, tmp_path)
+    np.testing.assert_allclose(received, log_sigmoid(numbers), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_more_classes_than_a_type_has_numbers(dtype, tmp_path):
-    given = np.array([[1, 100], [0, 7]], dtype)
-    received = run_function(lambda x: keras.ops.one_hot(x, 300), given, tmp_path)
-    np.testing.assert_array_equal(received.argmax(-1), given)
+    classes = np.array([[1, 100], [0, 7]], dtype)
+    received = run_function(lambda x: keras.ops.one_hot(x, 300), classes, tmp_path)
+    np.testing.assert_array_equal(received.argmax(-1), classes)
 
 
 @pytest.mark.parametrize("name", ["expm1", "log1p", "log_sigmoid"])
 def test_numbers_have_the_type_of_a_model_in_float16(name, tmp_path):
-    given = np.array([[1e-3, 0.3, 5]], "float16")
+    numbers = np.array([[1e-3, 0.3, 5]], "float16")
     function = getattr(keras.ops, name)
     inputs = keras.Input((3,), dtype="float16", name="x")
     model = keras.Model(inputs, Applied(function, "float16")(inputs))
-    (received,) = run_onnx(model, tmp_path / "model.onnx", given)
-    expected = keras.ops.convert_to_numpy(function(given.astype("float32")))
+    (received,) = run_onnx(model, tmp_path / "model.onnx", numbers)
+    expected = keras.ops.convert_to_numpy(function(numbers.astype("float32")))
     np.testing.assert_allclose(received, expected, rtol=5e-3)

@@ -16,6 +16,6 @@ def test_what_there_is_is_multiplied():
 def test_without_a_factor_nothing_changes():
     gradients = [ops.convert_to_tensor(array) for array in ARRAYS]
     assert all(
-        one is other
-        for one, other in zip(multiply_gradients(gradients, None), gradients, strict=True)
+        scaled is gradient
+        for scaled, gradient in zip(multiply_gradients(gradients, None), gradients, strict=True)
     )

@@ -35,16 +35,16 @@ def summed(make_once):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "low rank"])
 def test_what_compression_takes_from_gradients_is_sent_later(summed, kind):
-    given = sum(rank[f"{kind}/given"] for rank in summed) / WORLD_SIZE
-    left = sum(rank[f"{kind}/residual"].astype("float64") for rank in summed)
+    exact = sum(rank[f"{kind}/given"] for rank in summed) / WORLD_SIZE
+    residual = sum(rank[f"{kind}/residual"].astype("float64") for rank in summed)
     for rank in summed:
         total = rank[f"{kind}/summed"]
         np.testing.assert_array_equal(total, summed[0][f"{kind}/summed"])
-        np.testing.assert_allclose(total + left, given, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(total + residual, exact, rtol=1e-6, atol=1e-12)
         assert rank[f"{kind}/is left alone"]  # By steps that were left out.
-    assert np.any(left)
+    assert np.any(residual)
     # What is left out at each step would add up.
-    assert np.max(np.abs(total - given)) < 2**-7
+    assert np.max(np.abs(total - exact)) < 2**-7
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "low rank"])

@@ -37,12 +37,12 @@ def test_changed_weights_are_seen(convolutional):
     named = NamedModel(convolutional)
     infer = backend.current().inference.compile_inference(named)
     inputs = draw(named.signature, 2, 1)
-    before = infer(inputs)["output_0"]
+    old_outputs = infer(inputs)["output_0"]
     convolutional.set_weights([2 * weight for weight in convolutional.get_weights()])
-    after = infer(inputs)["output_0"]
-    assert np.abs(after - before).max() > 1e-4
+    new_outputs = infer(inputs)["output_0"]
+    assert np.abs(new_outputs - old_outputs).max() > 1e-4
     np.testing.assert_allclose(
-        after, convolutional.predict(inputs["image"], verbose=0), atol=1e-6, rtol=1e-5
+        new_outputs, convolutional.predict(inputs["image"], verbose=0), atol=1e-6, rtol=1e-5
     )
 
 
@@ -54,8 +54,8 @@ def test_dropout_and_batch_statistics_are_those_of_inference():
     weights = model.get_weights()
     outputs = infer({"input_0": np.full((8, 4), 3.0, "float32")})["output_0"]
     np.testing.assert_allclose(outputs, 3.0, rtol=1e-2)
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    for old_weight, new_weight in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old_weight, new_weight)
 
 
 def test_a_batch_is_computed_at_its_own_sizes():
@@ -63,17 +63,17 @@ def test_a_batch_is_computed_at_its_own_sizes():
     inputs = keras.Input((None, 3))
     layer = keras.layers.TimeDistributed(keras.layers.Dense(2))
     named = NamedModel(keras.Model(inputs, layer(inputs)))
-    given = np.random.default_rng(0).normal(size=(2, 7, 3)).astype("float32")
-    outputs = backend.current().inference.plain_inference(named)({"input_0": given})["output_0"]
+    batch = np.random.default_rng(0).normal(size=(2, 7, 3)).astype("float32")
+    outputs = backend.current().inference.plain_inference(named)({"input_0": batch})["output_0"]
     kernel, bias = layer.get_weights()
-    np.testing.assert_allclose(outputs, given @ kernel + bias, atol=1e-6, rtol=1e-5)
+    np.testing.assert_allclose(outputs, batch @ kernel + bias, atol=1e-6, rtol=1e-5)
 
 
 def add_to_slot(variable):
     def function(state, update, slot):
-        kept = ops.zeros((2, 4, 3)) if state is None else state["kept"]
-        kept = current().inference.write_slots(kept, slot, update * variable)
-        return {"sum": ops.sum(kept, axis=(1, 2))}, {"kept": kept, "none": None}
+        slots = ops.zeros((2, 4, 3)) if state is None else state["kept"]
+        slots = current().inference.write_slots(slots, slot, update * variable)
+        return {"sum": ops.sum(slots, axis=(1, 2))}, {"kept": slots, "none": None}
 
     return function
 
@@ -130,9 +130,9 @@ def test_what_was_read_of_slots_stays_as_it_was():
         return
 
     def function(state, update, slot):
-        before = None if state is None else ops.reshape(state["kept"], (-1,))
+        old_slots = None if state is None else ops.reshape(state["kept"], (-1,))
         _, new = add_to_slot(1.0)(state, update, slot)
-        return {"before": before, "after": ops.reshape(new["kept"], (-1,))}, new
+        return {"before": old_slots, "after": ops.reshape(new["kept"], (-1,))}, new
 
     step = current().inference.compile_with_state(function, [])
     _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
@@ -146,9 +146,9 @@ def test_what_was_read_of_slots_stays_as_it_was():
 
 
 def test_slots_are_written_beside_the_tensor_that_nobody_gave_away():
-    kept = ops.zeros((1, 3, 2))
-    written = current().inference.write_slots(kept, 1, ops.ones((1, 1, 2)))
-    assert ops.convert_to_numpy(kept).sum() == 0
+    slots = ops.zeros((1, 3, 2))
+    written = current().inference.write_slots(slots, 1, ops.ones((1, 1, 2)))
+    assert ops.convert_to_numpy(slots).sum() == 0
     np.testing.assert_array_equal(ops.convert_to_numpy(written)[0, :, 0], [0, 1, 0])
 
 
@@ -162,27 +162,27 @@ def count_runs(function, calls=20):
 
     step = current().inference.compile_with_state(counted, [variable])
     outputs, state = step(None, np.ones((2, 1, 3), "float32"), 0)
-    found = []
+    sums = []
     for number in range(calls):
         if number == calls - 3:
             variable.assign(3.0)
         update = np.full((2, 1, 3), number, "float32")
         outputs, state = step(state, update, number % 4)
-        found.append(float(ops.convert_to_numpy(outputs["sum"])[0]))
-    return found, len(runs)
+        sums.append(float(ops.convert_to_numpy(outputs["sum"])[0]))
+    return sums, len(runs)
 
 
 def expect_sums(calls=20):
-    kept, found = np.asarray([2.0, 0, 0, 0]), []
+    slots, sums = np.asarray([2.0, 0, 0, 0]), []
     for number in range(calls):
-        kept[number % 4] = number * (3.0 if number >= calls - 3 else 2.0)
-        found.append(kept.sum() * 3)
-    return found
+        slots[number % 4] = number * (3.0 if number >= calls - 3 else 2.0)
+        sums.append(slots.sum() * 3)
+    return sums
 
 
 def test_a_step_that_comes_often_is_no_longer_run_as_it_is_written():
-    found, runs = count_runs(add_to_slot)
-    np.testing.assert_allclose(found, expect_sums())
+    sums, runs = count_runs(add_to_slot)
+    np.testing.assert_allclose(sums, expect_sums())
     assert runs < 20
 
 
@@ -198,8 +198,8 @@ def test_a_step_that_reads_its_numbers_is_run_as_it_is_written():
 
         return function
 
-    found, runs = count_runs(reading)
-    np.testing.assert_allclose(found, expect_sums())
+    sums, runs = count_runs(reading)
+    np.testing.assert_allclose(sums, expect_sums())
     assert runs >= 20
 
 

@@ -25,15 +25,18 @@ def test_an_update_of_one_device_after_the_other_is_that_of_keras(name):
         optimizer.build(variables)
         return optimizer, variables
 
-    (optimizer, found), (other, expected) = make(), make()
+    (optimizer, variables), (reference, expected) = make(), make()
     for step in range(3):
-        gradients = [ops.full(each.shape, 0.3 + step) for each in found]
-        values = [each.value for each in found]
-        optimizer_update._apply_by_device(optimizer, list(gradients), found, values)
-        other.apply(gradients, expected)
-    for one, another in zip(found, expected, strict=True):
+        gradients = [ops.full(variable.shape, 0.3 + step) for variable in variables]
+        values = [variable.value for variable in variables]
+        optimizer_update._apply_by_device(optimizer, list(gradients), variables, values)
+        reference.apply(gradients, expected)
+    for variable, reference_variable in zip(variables, expected, strict=True):
         np.testing.assert_allclose(
-            ops.convert_to_numpy(one), ops.convert_to_numpy(another), rtol=1e-5, atol=1e-6
+            ops.convert_to_numpy(variable),
+            ops.convert_to_numpy(reference_variable),
+            rtol=1e-5,
+            atol=1e-6,
         )
     assert int(optimizer.iterations) == 3
     assert not {"update_step", "_apply_weight_decay"} & set(vars(optimizer))

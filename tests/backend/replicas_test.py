@@ -36,41 +36,41 @@ def test_copies_of_a_step_take_every_so_many_rows():
     from keras_deepseek.backend.tensorflow.replicas import DeviceReplicas
 
     def compute(rank, batch):
-        found.append((rank, batch[0].numpy().tolist(), batch[1]))
+        calls.append((rank, batch[0].numpy().tolist(), batch[1]))
 
         def finish(scalars, receive):
             return [scalars[0] + rank], [keras.ops.sum(batch[0])]
 
         return [keras.ops.convert_to_tensor(float(rank))], finish
 
-    found = []
+    calls = []
     replicas = DeviceReplicas(["CPU:0"] * 3)
     variables = [keras.Variable(0.0)]
     scalars, counts, gradients = replicas.sum(compute, (keras.ops.arange(4), None), variables)
-    assert found == [(0, [0, 3], None), (1, [1], None), (2, [2], None)]
-    assert [float(each) for each in (*scalars, *counts, *gradients)] == [3.0, 12.0, 6.0]
+    assert calls == [(0, [0, 3], None), (1, [1], None), (2, [2], None)]
+    assert [float(tensor) for tensor in (*scalars, *counts, *gradients)] == [3.0, 12.0, 6.0]
     assert replicas.count(4.0) == 4.0
 
 
 @pytest.mark.skipif(IS_JAX, reason="One program of JAX cuts a batch into equal parts.")
 def test_copies_of_a_step_take_the_rows_that_they_have_the_time_for():
     def compute(rank, batch):
-        found.append((rank, keras.ops.convert_to_numpy(batch[0]).tolist(), batch[1]))
+        calls.append((rank, keras.ops.convert_to_numpy(batch[0]).tolist(), batch[1]))
 
         def finish(scalars, receive):
             return [scalars[0] + rank], [keras.ops.sum(batch[0])]
 
         return [keras.ops.convert_to_tensor(float(rank))], finish
 
-    found = []
+    calls = []
     replicas = current().distribution.replicate_over_devices(["cpu:0"] * 3)
     replicas._shares.shares = np.array([0.5, 0.3, 0.2])
     batch = keras.ops.arange(10), None
     for _ in range(4):
         scalars, counts, gradients = replicas.sum(compute, batch, [keras.Variable(0.0)])
-        assert [float(each) for each in (*scalars, *counts, *gradients)] == [3.0, 12.0, 45.0]
-    assert found[:3] == [(0, [0, 1, 2, 3, 4], None), (1, [5, 6, 7], None), (2, [8, 9], None)]
-    assert [row for _, rows, _ in found[9:] for row in rows] == list(range(10))
+        assert [float(tensor) for tensor in (*scalars, *counts, *gradients)] == [3.0, 12.0, 45.0]
+    assert calls[:3] == [(0, [0, 1, 2, 3, 4], None), (1, [5, 6, 7], None), (2, [8, 9], None)]
+    assert [row for _, rows, _ in calls[9:] for row in rows] == list(range(10))
     assert np.all(replicas._shares._speeds > 0)
 
 
@@ -84,21 +84,26 @@ def test_no_copy_of_a_step_waits_for_the_clock_of_another():
     replicas = current().distribution.replicate_over_devices(["CPU:0"] * 2)
     step = tf.function(lambda batch: replicas.sum(compute, batch, []))
     graph = step.get_concrete_function(tf.TensorSpec([None])).graph
-    clocks = [each for each in graph.get_operations() if each.type == "PyFuncStateless"]
+    clocks = [
+        operation for operation in graph.get_operations() if operation.type == "PyFuncStateless"
+    ]
     assert len(clocks) == 2 * 2 * 2  # Begin and end of each half of a step, on both devices.
 
     def depends_on(operation):
-        waiting, seen = [operation], set()
+        waiting, inputs = [operation], set()
         while waiting:
-            one = waiting.pop()
-            for other in (*one.control_inputs, *(tensor.op for tensor in one.inputs)):
-                if other not in seen:
-                    seen.add(other)
+            current_operation = waiting.pop()
+            for other in (
+                *current_operation.control_inputs,
+                *(tensor.op for tensor in current_operation.inputs),
+            ):
+                if other not in inputs:
+                    inputs.add(other)
                     waiting.append(other)
-        return seen
+        return inputs
 
     first_halves = clocks[:4]
-    for one in first_halves[:2]:
-        for other in first_halves[2:]:
-            assert one not in depends_on(other)
+    for clock in first_halves[:2]:
+        for other_clock in first_halves[2:]:
+            assert clock not in depends_on(other_clock)
     assert float(step(tf.range(5.0))[2][0]) == 10.0

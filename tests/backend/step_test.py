@@ -20,8 +20,8 @@ def test_the_gradients_of_what_assigns_variables_come_with_its_other_results():
         count.assign_add(1.0)
         return ops.sum(weight * weight) * count, {"count": count + 10.0}
 
-    others, backward = current().step.differentiate(compute, [weight, unused], [count])
-    assert float(others["count"]) == 12.0
+    aux, backward = current().step.differentiate(compute, [weight, unused], [count])
+    assert float(aux["count"]) == 12.0
     by_weight, by_unused = backward()
     assert float(ops.convert_to_numpy(count.value)) == 2.0
     np.testing.assert_allclose(ops.convert_to_numpy(by_weight), [8.0, 12.0], rtol=1e-6)
@@ -30,20 +30,20 @@ def test_the_gradients_of_what_assigns_variables_come_with_its_other_results():
 
 def test_a_backward_pass_may_be_scaled_and_may_tell_of_gradients_before_it_ends():
     first, second = (keras.Variable(np.array([2.0, 3.0], "float32")) for _ in range(2))
-    told = {}
+    gradients_by_index = {}
 
     def compute():
         return ops.sum(first * second) + ops.sum(first), None
 
     _, backward = current().step.differentiate(compute, [first, second], [])
-    gradients = backward(ops.convert_to_tensor(0.5), told.__setitem__)
+    gradients = backward(ops.convert_to_tensor(0.5), gradients_by_index.__setitem__)
     np.testing.assert_allclose(ops.convert_to_numpy(gradients[0]), [1.5, 2.0])
     np.testing.assert_allclose(ops.convert_to_numpy(gradients[1]), [1.0, 1.5])
-    for index, gradient in told.items():
+    for index, gradient in gradients_by_index.items():
         np.testing.assert_array_equal(
             ops.convert_to_numpy(gradient), ops.convert_to_numpy(gradients[index])
         )
-    assert len(told) == (2 if keras.backend.backend() == "torch" else 0)
+    assert len(gradients_by_index) == (2 if keras.backend.backend() == "torch" else 0)
 
 
 def test_a_scalar_that_depends_on_nothing_has_no_gradients():
@@ -97,7 +97,7 @@ def test_what_is_run_before_a_step_may_assign_the_optimizer_s_variables():
 def test_after_an_error_a_model_has_its_weights(fails):
     model = build()
     model.fit(X, X[:, :1], verbose=0)
-    before = model.get_weights()
+    old_weights = model.get_weights()
     own_step = model.train_step
 
     def make_train_function(force=False):
@@ -120,10 +120,10 @@ def test_after_an_error_a_model_has_its_weights(fails):
     model.train_function = None
     with pytest.raises(Exception, match="failed"):
         model.fit(batches(), verbose=0, shuffle=False, callbacks=[Callback()])
-    after = model.get_weights()
+    new_weights = model.get_weights()
     if fails == "step":
-        for one, other in zip(after, before, strict=True):
-            np.testing.assert_array_equal(one, other)
+        for new_weight, old_weight in zip(new_weights, old_weights, strict=True):
+            np.testing.assert_array_equal(new_weight, old_weight)
     assert np.isfinite(model.predict(X, verbose=0)).all()
 
 
@@ -137,12 +137,12 @@ def test_variables_that_share_their_memory_get_their_own():
     model.compile(keras.optimizers.Adam(use_ema=True), "mse")
     x = np.ones((8, 4), "float32")
     model.fit(x, x[:, :1], verbose=0)  # Moving averages have become the weights.
-    before = model.get_weights()
+    old_weights = model.get_weights()
     current().step.separate_variables(model)
     values = [variable.value for variable in (*model.variables, *model.optimizer.variables)]
     assert len({id(value) for value in values}) == len(values)
-    for found, expected in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for weight, old_weight in zip(model.get_weights(), old_weights, strict=True):
+        np.testing.assert_array_equal(weight, old_weight)
     model.fit(x, x[:, :1], verbose=0)
 
 
@@ -178,17 +178,17 @@ def test_an_update_is_that_of_keras(name, factor):
         if optimizer.weight_decay:
             optimizer.exclude_from_weight_decay(var_names=["bias"])
         for step in gradients:
-            given = [ops.convert_to_tensor(step.reshape(3, 4)), ops.convert_to_tensor(step), None]
+            tensors = [ops.convert_to_tensor(step.reshape(3, 4)), ops.convert_to_tensor(step), None]
             with warnings.catch_warnings():  # Keras warns of what has no gradient.
                 warnings.simplefilter("ignore")
                 if use_ours:
                     scale = None if factor is None else ops.convert_to_tensor(factor, "float32")
-                    current().step.apply_update(optimizer, given, variables, scale)
+                    current().step.apply_update(optimizer, tensors, variables, scale)
                 else:
-                    optimizer.apply([_multiply(each, factor) for each in given], variables)
+                    optimizer.apply([_multiply(tensor, factor) for tensor in tensors], variables)
         results.append([ops.convert_to_numpy(v) for v in [*variables, *optimizer.variables]])
-    for one, other in zip(*results, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    for by_keras, by_step in zip(*results, strict=True):
+        np.testing.assert_allclose(by_keras, by_step, rtol=1e-5, atol=1e-7)
 
 
 def _multiply(gradient, factor):
@@ -203,7 +203,7 @@ def test_gradients_that_are_one_tensor_are_multiplied_once():
     current().step.apply_update(
         optimizer, [gradient, gradient], variables, ops.convert_to_tensor(0.5)
     )
-    first, second = (ops.convert_to_numpy(each) for each in optimizer._momentums)
+    first, second = (ops.convert_to_numpy(slot) for slot in optimizer._momentums)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, [0.05, -0.1, 0.15, 0.025], rtol=1e-6)
 
@@ -235,9 +235,9 @@ def test_the_norm_of_each_tensor():
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype("float32") for shape in ((3, 4), (5,), (2, 3, 4), ())]
     tensors = [ops.convert_to_tensor(array) for array in arrays]
-    each, total = (ops.convert_to_numpy(norm) for norm in current().step.norms(tensors))
+    norms, total = (ops.convert_to_numpy(norm) for norm in current().step.norms(tensors))
     expected = [np.sqrt(np.square(array.astype("float64")).sum()) for array in arrays]
-    np.testing.assert_allclose(each, expected, rtol=1e-6)
+    np.testing.assert_allclose(norms, expected, rtol=1e-6)
     assert total == ops.convert_to_numpy(current().step.global_norm(tensors))
 
 
@@ -289,8 +289,8 @@ def test_a_compiled_update_is_that_of_keras(name):
                     optimizer.apply([ops.convert_to_tensor(gradient), None], variables)
         rng = np.random.default_rng(0)
         results.append([ops.convert_to_numpy(v) for v in [*variables, *optimizer.variables]])
-    for one, other in zip(*results, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    for by_keras, by_update in zip(*results, strict=True):
+        np.testing.assert_allclose(by_keras, by_update, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
@@ -313,8 +313,8 @@ def test_rows_of_an_embedding_that_a_batch_names_twice_are_added_before_they_are
         whole = np.zeros((5, 2), "float32")
         np.add.at(whole, rows, np.broadcast_to(scales, (4, 2)))
         optimizers[1].apply([ops.convert_to_tensor(whole)], [dense])
-    found, expected = (ops.convert_to_numpy(variable) for variable in (table, dense))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    by_rows, by_keras = (ops.convert_to_numpy(variable) for variable in (table, dense))
+    np.testing.assert_allclose(by_rows, by_keras, rtol=1e-6)
 
 
 def test_multiples_are_added_to_sums():
@@ -410,7 +410,7 @@ def test_the_buffers_of_pytorch_s_modules_are_read_and_put_back():
     write_variables(second, read_variables(first))
     x = np.ones((2, 3), "float32")
     np.testing.assert_array_equal(second.predict(x, verbose=0), first.predict(x, verbose=0))
-    before = {name: buffer.copy() for name, buffer in buffers.items()}
+    old_buffers = {name: buffer.copy() for name, buffer in buffers.items()}
     first.fit(x, x[:, :1], verbose=0)
     for name, buffer in buffers.items():
-        np.testing.assert_array_equal(buffer, before[name])
+        np.testing.assert_array_equal(buffer, old_buffers[name])

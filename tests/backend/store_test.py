@@ -56,8 +56,8 @@ def test_a_process_with_another_world_size_is_told_so():
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_one_of_two_processes_of_one_rank_is_told_so(num_ranks):
-    _, *others = open_all([(0, num_ranks), (1, num_ranks), (1, num_ranks)], timeout=0.5)
-    assert sum("two processes were started as rank 1" in str(other) for other in others) == 1
+    _, *errors = open_all([(0, num_ranks), (1, num_ranks), (1, num_ranks)], timeout=0.5)
+    assert sum("two processes were started as rank 1" in str(error) for error in errors) == 1
 
 
 def test_a_stranger_that_connects_changes_nothing():

@@ -24,8 +24,8 @@ def make_step(inner):
 
 def test_it_is_the_function():
     numbers = ops.convert_to_tensor([1.0, 2.0])
-    made = current().inference.run_unrecorded(lambda x, y: x - y, numbers, numbers / 2)
-    np.testing.assert_array_equal(ops.convert_to_numpy(made), [0.5, 1.0])
+    difference = current().inference.run_unrecorded(lambda x, y: x - y, numbers, numbers / 2)
+    np.testing.assert_array_equal(ops.convert_to_numpy(difference), [0.5, 1.0])
 
 
 def test_a_recorded_step_calls_it_anew_each_time():

@@ -59,15 +59,15 @@ def copy_array(target: Array, source: Any) -> None:
         target[...] = source
         return
     # All other axes come first.
-    targets, sources = (np.moveaxis(each, (row, run), (-2, -1)) for each in (target, source))
+    targets, sources = (np.moveaxis(array, (row, run), (-2, -1)) for array in (target, source))
     rows = np.empty((_TILE[0], _TILE[1] + _TILE_GAP), target.dtype)
-    for place in np.ndindex(sources.shape[:-2]):
+    for leading_index in np.ndindex(sources.shape[:-2]):
         for i, j in itertools.product(range(0, sides[0], _TILE[0]), range(0, sides[1], _TILE[1])):
-            tile = (*place, slice(i, i + _TILE[0]), slice(j, j + _TILE[1]))
+            tile = (*leading_index, slice(i, i + _TILE[0]), slice(j, j + _TILE[1]))
             piece = sources[tile]
-            held = rows[: piece.shape[0], : piece.shape[1]]
-            held[...] = piece
-            targets[tile] = held
+            buffer = rows[: piece.shape[0], : piece.shape[1]]
+            buffer[...] = piece
+            targets[tile] = buffer
 
 
 def _innermost_axis(array: Array) -> int:

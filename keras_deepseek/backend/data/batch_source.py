@@ -277,9 +277,12 @@ class _DataLoader(BatchSource):
         """Returns the random generators of PyTorch and of the loader, on any backend of Keras."""
         loader = self._loader
         holders = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-        own = [getattr(holder, "generator", None) for holder in holders]
-        found = [sys.modules["torch"].default_generator, *(g for g in own if g is not None)]
-        return list({id(generator): generator for generator in found}.values())
+        loader_generators = [getattr(holder, "generator", None) for holder in holders]
+        generators = [
+            sys.modules["torch"].default_generator,
+            *(g for g in loader_generators if g is not None),
+        ]
+        return list({id(generator): generator for generator in generators}.values())
 
 
 def _take_rows(batches: Iterator[Any], first: int, step: int) -> Iterator[Any]:

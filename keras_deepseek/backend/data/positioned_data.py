@@ -56,7 +56,7 @@ class PositionedData(DataAdapter):
         TensorFlow traces for the sizes of the specs, and the two first batches may be equal by
         chance. Where the inputs may have any size, so may targets and weights of the same length.
         """
-        x, *others = keras.utils.unpack_x_y_sample_weight(self._batch["structure"])
+        x, *targets_and_weights = keras.utils.unpack_x_y_sample_weight(self._batch["structure"])
         named = {tensor.name: tensor for tensor in inputs}
         indices = keras.tree.flatten(x)
         if isinstance(x, dict) and set(x) <= set(named):
@@ -69,11 +69,11 @@ class PositionedData(DataAdapter):
             sizes = self._sizes(index)
             free.update(
                 size
-                for size, known in zip(sizes[1:], tensor.shape[1:], strict=False)
-                if known is None
+                for size, static_size in zip(sizes[1:], tensor.shape[1:], strict=False)
+                if static_size is None
             )
-            self._open_sizes(index, [known is None for known in tensor.shape])
-        for index in keras.tree.flatten(others):
+            self._open_sizes(index, [static_size is None for static_size in tensor.shape])
+        for index in keras.tree.flatten(targets_and_weights):
             if index is not None:
                 self._open_sizes(index, [size in free for size in self._sizes(index)])
 

@@ -14,10 +14,10 @@ CLASSIFY, REGRESS = "serving_classify", "serving_regress"
 
 def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | None) -> Array:
     """Returns the score of each class for each row, by the classify signature of a SavedModel."""
-    found = _call(loaded, CLASSIFY, rows)
-    scores, names = found["scores"], found["classes"]
-    wanted = [str(index) for index in range(scores.shape[-1])] if classes is None else classes
-    encoded = np.array([name.encode() for name in wanted], dtype=object)
+    outputs = _call(loaded, CLASSIFY, rows)
+    scores, names = outputs["scores"], outputs["classes"]
+    class_names = [str(index) for index in range(scores.shape[-1])] if classes is None else classes
+    encoded = np.array([name.encode() for name in class_names], dtype=object)
     if names.shape != (len(scores), len(encoded)) or scores.shape != names.shape:
         raise ExportError(
             f"{CLASSIFY} gives classes of shape {names.shape} and scores of shape {scores.shape}; "
@@ -28,7 +28,7 @@ def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | No
         is_named = names == name
         if not (is_named.sum(axis=1) == 1).all():
             raise ExportError(
-                f"{CLASSIFY} does not name the class {wanted[column]!r} once in each row."
+                f"{CLASSIFY} does not name the class {class_names[column]!r} once in each row."
             )
         ordered[:, column] = scores[is_named]
     return ordered
@@ -44,8 +44,8 @@ def _call(loaded: Any, name: str, rows: Mapping[str, Array]) -> dict[str, Array]
     tf = import_tensorflow("to run a SavedModel")
     if name not in loaded.signatures:
         raise ExportError(f"the SavedModel has no signature {name!r}.")
-    found = loaded.signatures[name](inputs=tf.constant(serialize_examples(rows), tf.string))
-    return {key: tensor.numpy() for key, tensor in found.items()}
+    outputs = loaded.signatures[name](inputs=tf.constant(serialize_examples(rows), tf.string))
+    return {key: tensor.numpy() for key, tensor in outputs.items()}
 
 
 def serialize_examples(rows: Mapping[str, Array]) -> list[bytes]:

@@ -18,15 +18,18 @@ def pool_over_fewer_axes(path: str) -> None:
     nodes = {output: node for node in model.graph.node for output in node.output}
     changed = False
     for pool in [node for node in model.graph.node if node.op_type == "MaxPool"]:
-        options = {each.name: onnx.helper.get_attribute_value(each) for each in pool.attribute}
-        before = _inner_input(nodes, pool.input[0])
+        options = {
+            attribute.name: onnx.helper.get_attribute_value(attribute)
+            for attribute in pool.attribute
+        }
+        inner_input = _inner_input(nodes, pool.input[0])
         after = [node for node in model.graph.node if pool.output[0] in node.input]
-        if len(options["kernel_shape"]) <= _MOST_POOLED or before is None or len(after) != 1:
+        if len(options["kernel_shape"]) <= _MOST_POOLED or inner_input is None or len(after) != 1:
             continue
         order = _order(options)
         if order is None or after[0].op_type != "Squeeze":
             continue
-        _replace(model.graph, pool, after[0], before, order, options)
+        _replace(model.graph, pool, after[0], inner_input, order, options)
         changed = True
     if changed:
         onnx.save(model, path)
@@ -52,34 +55,36 @@ def _order(options: dict[str, Any]) -> list[int] | None:
         for axis in range(rank)
         if windows[axis] == strides[axis] == 1 and pads[axis] == pads[axis + rank] == 0
     ][:2]
-    rest = [axis for axis in range(rank) if axis not in single]
-    return single + rest if len(rest) == rank - 2 <= _MOST_POOLED else None
+    pooled = [axis for axis in range(rank) if axis not in single]
+    return single + pooled if len(pooled) == rank - 2 <= _MOST_POOLED else None
 
 
 def _replace(
-    graph: Any, pool: Any, squeeze: Any, before: str, order: list[int], options: dict[str, Any]
+    graph: Any, pool: Any, squeeze: Any, inner_input: str, order: list[int], options: dict[str, Any]
 ) -> None:
     """Replaces a pooling by one over fewer axes, between two transpositions."""
     from onnx import helper
 
     rank = len(order)
-    kept: dict[str, Any] = {
+    pool_options: dict[str, Any] = {
         name: [values[axis] for axis in order[2:]] if len(values) == rank else values
         for name, values in options.items()
         if name in ("kernel_shape", "strides", "dilations")
     }
     if "pads" in options:
-        kept["pads"] = [options["pads"][axis + end] for end in (0, rank) for axis in order[2:]]
-    kept |= {name: options[name] for name in ("auto_pad", "ceil_mode") if name in options}
+        pool_options["pads"] = [
+            options["pads"][axis + end] for end in (0, rank) for axis in order[2:]
+        ]
+    pool_options |= {name: options[name] for name in ("auto_pad", "ceil_mode") if name in options}
     back = [order.index(axis) for axis in range(rank)]
     name = pool.output[0]
     first, last = f"{name}/pooled_last", f"{name}/pooled"
-    place = list(graph.node).index(pool)
+    index = list(graph.node).index(pool)
     for node in (
         helper.make_node("Transpose", [last], [squeeze.output[0]], perm=back),
-        helper.make_node("MaxPool", [first], [last], **kept),
-        helper.make_node("Transpose", [before], [first], perm=order),
+        helper.make_node("MaxPool", [first], [last], **pool_options),
+        helper.make_node("Transpose", [inner_input], [first], perm=order),
     ):
-        graph.node.insert(place, node)
+        graph.node.insert(index, node)
     graph.node.remove(pool)
     graph.node.remove(squeeze)

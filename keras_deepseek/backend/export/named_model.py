@@ -15,7 +15,6 @@ import keras
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.export.model_wrapper import ModelWrapper
 from keras_deepseek.backend.keras_private.free_size_resize import fixed_resize
-from keras_deepseek.backend.keras_private.input_kinds import vocabulary_sizes
 from keras_deepseek.backend.keras_private.layer_precision import (
     find_exact_inputs,
     layers_to_switch,
@@ -26,6 +25,7 @@ from keras_deepseek.backend.keras_private.layers import (
     producing_operation,
     without_new_nodes,
 )
+from keras_deepseek.backend.keras_private.sample_ranges import vocabulary_sizes
 from keras_deepseek.backend.keras_private.time_distributed import fixed_time_distributed
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
@@ -57,7 +57,9 @@ class NamedModel:
         lookups = (maker for maker in makers if isinstance(maker, keras.layers.StringLookup))
         _refuse_strings(lookup.name for lookup in lookups if lookup.invert)
         self._input_names = _name_structure(inputs, "input", _given_input_name)
-        namer = _output_namer(described, outputs, taken=set(keras.tree.flatten(self._input_names)))
+        namer = _output_namer(
+            described, outputs, reserved_names=set(keras.tree.flatten(self._input_names))
+        )
         self._output_names = _name_structure(outputs, "output", namer)
         self.signature = Signature(
             inputs=_with_vocabularies(described, _specs(self._input_names, inputs)),
@@ -158,7 +160,9 @@ def _given_input_name(tensor: Any) -> str | None:
     return None if counted_up else str(tensor.name)
 
 
-def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable[[Any], str | None]:
+def _output_namer(
+    model: keras.Model, outputs: Any, reserved_names: set[str]
+) -> Callable[[Any], str | None]:
     """Returns a function that maps an output tensor to the name that the user gave its layer."""
     if isinstance(model, keras.Sequential):
         names = [model.layers[-1].name]
@@ -172,7 +176,7 @@ def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable
     def given_name(tensor: Any) -> str | None:
         name = layer_names.get(id(tensor))
         counted_up = rf"{_snake_case(classes.get(name, ''))}(_\d+)?" if name else ""
-        has_none = name is None or name in taken or re.fullmatch(counted_up, name)
+        has_none = name is None or name in reserved_names or re.fullmatch(counted_up, name)
         return None if has_none else name
 
     return given_name
@@ -202,9 +206,9 @@ def _with_vocabularies(model: keras.Model, specs: tuple[TensorSpec, ...]) -> tup
     )
 
 
-def _refuse_strings(found: Iterable[str]) -> None:
+def _refuse_strings(string_names: Iterable[str]) -> None:
     """Raises an error if any of the named tensors holds strings."""
-    if names := [*found]:
+    if names := [*string_names]:
         raise NotSupportedError(
             f"Strings can't be exported or served: {names}. Remove the layers that read or return "
             "strings from the model, and let it take and return numbers."

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
-from keras_deepseek.backend.keras_private.input_kinds import InputKind, input_kinds
+from keras_deepseek.backend.keras_private.sample_ranges import SampleRange, find_sample_ranges
 
 _DEFAULT_VOCABULARY, _BINARY_VOCABULARY = 10, 2
 """The number of values of an integer input that no layer looks up; and of a binary one.
@@ -27,13 +27,18 @@ def draw_batch(
     batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
     generator = np.random.default_rng(batch_size if seed is None else seed)
     drawn = {}
-    for spec, kind in zip(signature.inputs, input_kinds(model, len(signature.inputs)), strict=True):
-        array = _draw(generator, spec, shapes[spec.name], kind)
-        if kind.known is None and kind.scale is not None and array.dtype.kind == "f":
-            mean, deviation = kind.scale
+    ranges = find_sample_ranges(model, len(signature.inputs))
+    for spec, sample_range in zip(signature.inputs, ranges, strict=True):
+        array = _draw(generator, spec, shapes[spec.name], sample_range)
+        if (
+            sample_range.values is None
+            and sample_range.scale is not None
+            and array.dtype.kind == "f"
+        ):
+            mean, deviation = sample_range.scale
             array = (mean + deviation * array).astype(array.dtype)
-        if kind.mask_value is not None and array.ndim > 1 and array.dtype.kind != "b":
-            array[0, array.shape[1] - array.shape[1] // 3 :] = kind.mask_value
+        if sample_range.mask_value is not None and array.ndim > 1 and array.dtype.kind != "b":
+            array[0, array.shape[1] - array.shape[1] // 3 :] = sample_range.mask_value
         drawn[spec.name] = array
     return drawn
 
@@ -52,19 +57,23 @@ def batch_shapes(
 
 
 def _draw(
-    generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], kind: InputKind
+    generator: np.random.Generator,
+    spec: TensorSpec,
+    shape: tuple[int, ...],
+    sample_range: SampleRange,
 ) -> Array:
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "b":
         return generator.integers(0, 2, size=shape).astype(bool)
-    if kind.known is not None:
-        values = kind.known.of_dtype(dtype, kind.vocabulary)
-        values = values[values != kind.mask_value] if kind.mask_value is not None else values
+    if sample_range.values is not None:
+        values = sample_range.values.of_dtype(dtype, sample_range.vocabulary_size)
+        if sample_range.mask_value is not None:
+            values = values[values != sample_range.mask_value]
         if len(values):
             return generator.choice(values, size=shape)
     if dtype.kind == "f":
         return generator.normal(size=shape).astype(dtype)
-    vocabulary = kind.vocabulary or _DEFAULT_VOCABULARY
+    vocabulary = sample_range.vocabulary_size or _DEFAULT_VOCABULARY
     array = generator.integers(vocabulary > _BINARY_VOCABULARY, vocabulary, size=shape).astype(
         dtype
     )

@@ -81,12 +81,12 @@ class _ExampleSignatures:
 
     def functions(self) -> dict[str, Any]:
         """Returns the TensorFlow functions by the names of their signatures."""
-        found = {}
+        functions = {}
         if self._signatures.classes is not None:
-            found[CLASSIFY] = self._classify
+            functions[CLASSIFY] = self._classify
         if self._signatures.regresses:
-            found[REGRESS] = self._regress
-        return found
+            functions[REGRESS] = self._regress
+        return functions
 
     def _check(self) -> None:
         if keras.backend.backend() != "tensorflow":
@@ -117,8 +117,8 @@ class _ExampleSignatures:
         features = {
             spec.name: tf.io.FixedLenFeature(spec.shape[1:], stored[spec.name]) for spec in specs
         }
-        found = tf.io.parse_example(examples, features)
-        rows = {spec.name: tf.cast(found[spec.name], spec.dtype) for spec in specs}
+        parsed = tf.io.parse_example(examples, features)
+        rows = {spec.name: tf.cast(parsed[spec.name], spec.dtype) for spec in specs}
         (output,) = self._model.trace(rows).values()
         return tf.cast(output, tf.float32)
 

@@ -32,9 +32,9 @@ class ServingSignatures:
             )
         widths = [(len(self.classes), "classes")] if self.classes is not None else []
         widths += [(1, "value a row")] if self.regresses else []
-        (output, *others) = signature.outputs
+        (output, *extra_outputs) = signature.outputs
         for width, kind in widths:
-            if others or output.shape[1:] != (width,):
+            if extra_outputs or output.shape[1:] != (width,):
                 raise InvalidInputError(
                     f"For {width} {kind}, a model must have one output, of shape (any, {width}); "
                     f"received {'; '.join(map(str, signature.outputs))}."

@@ -35,11 +35,11 @@ def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
         node.type = "TopK"
         return TopKV2.version_13(graph, node)
     x = _cast(graph, node.input[0], _WIDER[dtype])
-    one = add_constant(graph, f"{name}/one", [1], "int64")
-    count = add_node(graph, "Reshape", [_cast(graph, node.input[1], INT64), one])
+    vector_shape = add_constant(graph, f"{name}/one", [1], "int64")
+    count = add_node(graph, "Reshape", [_cast(graph, node.input[1], INT64), vector_shape])
     outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
     graph.remove_node(node.name)
-    found = graph.make_node(
+    top_k = graph.make_node(
         "TopK",
         [x, count],
         attr={"axis": -1},
@@ -47,9 +47,11 @@ def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
         shapes=shapes,
         dtypes=[_WIDER[dtype], INT64],
     )
-    for given, kept, shape, to in zip(found.output, outputs, shapes, dtypes, strict=True):
-        graph.make_node("Cast", [given], {"to": to}, outputs=[kept], shapes=[shape], dtypes=[to])
-    return found
+    for wide_output, output, shape, to in zip(top_k.output, outputs, shapes, dtypes, strict=True):
+        graph.make_node(
+            "Cast", [wide_output], {"to": to}, outputs=[output], shapes=[shape], dtypes=[to]
+        )
+    return top_k
 
 
 def convert_comparison(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -71,8 +73,8 @@ def convert_arg_extreme(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
     dtype = graph.get_dtype(node.input[0])
     if dtype in _UNORDERED:
-        given = _cast(graph, node.input[0], _WIDER[dtype])
-        graph.replace_input(node, node.input[0], given, 0)
+        wider = _cast(graph, node.input[0], _WIDER[dtype])
+        graph.replace_input(node, node.input[0], wider, 0)
     return ArgMax.version_12(graph, node)
 
 
@@ -87,16 +89,16 @@ def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
         return FloorDiv.version_6(graph, node)
     dtype = graph.get_dtype(node.input[0])
     wide = INT64 if dtype == INT64 else INT32
-    x, y = (_cast(graph, each, wide) for each in node.input)
+    x, y = (_cast(graph, operand, wide) for operand in node.input)
     zero = _cast(graph, add_constant(graph, f"{name}/zero", 0, "int32"), wide)
     # It has the sign of `y`. If it is not zero and the signs of `x` and `y` differ, `Div` rounded
     # up.
-    rest = add_node(graph, "Mod", [x, y])
-    is_rest = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
-    signs = [add_node(graph, "Less", [each, zero]) for each in (x, y)]
-    is_up = add_node(graph, "And", [is_rest, add_node(graph, "Xor", signs)])
-    one = add_node(graph, "Cast", [is_up], to=wide)
-    whole = add_node(graph, "Sub", [add_node(graph, "Div", [x, y]), one])
+    remainder = add_node(graph, "Mod", [x, y])
+    has_remainder = add_node(graph, "Not", [add_node(graph, "Equal", [remainder, zero])])
+    signs = [add_node(graph, "Less", [operand, zero]) for operand in (x, y)]
+    is_up = add_node(graph, "And", [has_remainder, add_node(graph, "Xor", signs)])
+    decrement = add_node(graph, "Cast", [is_up], to=wide)
+    whole = add_node(graph, "Sub", [add_node(graph, "Div", [x, y]), decrement])
     return replace_node(graph, node, name, "Cast", [whole], to=dtype)
 
 
@@ -115,12 +117,12 @@ def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
         return FloorMod.version_7(graph, node)
     x, y = node.input
     zero = add_constant(graph, f"{name}/zero", 0, _NUMPY_FLOATS[dtype])
-    rest = add_node(graph, "Mod", [x, y], fmod=1)
-    signs = [add_node(graph, "Less", [each, zero]) for each in (rest, y)]
-    is_some = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
-    is_beyond = add_node(graph, "And", [is_some, add_node(graph, "Xor", signs)])
+    remainder = add_node(graph, "Mod", [x, y], fmod=1)
+    signs = [add_node(graph, "Less", [operand, zero]) for operand in (remainder, y)]
+    has_remainder = add_node(graph, "Not", [add_node(graph, "Equal", [remainder, zero])])
+    is_beyond = add_node(graph, "And", [has_remainder, add_node(graph, "Xor", signs)])
     return replace_node(
-        graph, node, name, "Where", [is_beyond, add_node(graph, "Add", [rest, y]), rest]
+        graph, node, name, "Where", [is_beyond, add_node(graph, "Add", [remainder, y]), remainder]
     )
 
 
@@ -133,11 +135,11 @@ def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
     if graph.get_dtype(node.input[0]) not in _SIGNED:
         return BitShift.version_11(graph, node)
-    x, places = (_cast(graph, value, INT64) for value in node.input)
+    x, counts = (_cast(graph, value, INT64) for value in node.input)
     to = node.output_dtypes[0]
 
     def shift(value: str, direction: str) -> str:
-        bits = [_cast(graph, each, UINT64) for each in (value, places)]
+        bits = [_cast(graph, operand, UINT64) for operand in (value, counts)]
         return _cast(graph, add_node(graph, "BitShift", bits, direction=direction), INT64)
 
     if node.type == "LeftShift":
@@ -171,14 +173,14 @@ def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> A
     def constant(what: str, value: Any, of: Any = "int64") -> str:
         return add_constant(graph, f"{name}/{what}", value, of)
 
-    one = constant("one", [1])
-    count = add_node(graph, "Reshape", [_cast(graph, num_segments, INT64), one])
-    places = _cast(graph, segments, INT64)
-    is_below = add_node(graph, "Less", [places, constant("zero", 0)])
-    places = add_node(graph, "Where", [is_below, count, places])
-    columns = add_node(graph, "Unsqueeze", [places, one])
+    unit = constant("one", [1])
+    count = add_node(graph, "Reshape", [_cast(graph, num_segments, INT64), unit])
+    segment_ids = _cast(graph, segments, INT64)
+    is_below = add_node(graph, "Less", [segment_ids, constant("zero", 0)])
+    segment_ids = add_node(graph, "Where", [is_below, count, segment_ids])
+    columns = add_node(graph, "Unsqueeze", [segment_ids, unit])
     sizes = add_node(graph, "Shape", [numbers], start=1)
-    rows = add_node(graph, "Add", [count, one])
+    rows = add_node(graph, "Add", [count, unit])
     shape = add_node(graph, "Concat", [rows, sizes], axis=0)
     empty = add_node(graph, "Expand", [constant("least", least, numpy_dtype), shape])
     filled = add_node(graph, "ScatterND", [empty, columns, numbers], reduction=reduction)

@@ -14,9 +14,9 @@ from keras_deepseek.backend.export.tf2onnx_nodes import add_constant, add_node, 
 
 def convert_erfc(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Writes `Erfc` as `1 - Erf(x)`."""
-    one = _constant(graph, node, name, 1)
+    unit = _constant(graph, node, name, 1)
     erf = add_node(graph, "Erf", [node.input[0]])
-    return replace_node(graph, node, name, "Sub", [one, erf])
+    return replace_node(graph, node, name, "Sub", [unit, erf])
 
 
 def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -34,11 +34,11 @@ def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """
     (x,) = node.input
     add = _adder(graph)
-    one, zero, half = (_constant(graph, node, name, value) for value in (1, 0, 0.5))
-    following = add("Add", x, one)
-    logarithm, kept = add("Log", following), add("Sub", following, one)
-    small = add("Mul", logarithm, add("Div", x, kept))
-    small = add("Where", add("Equal", kept, zero), x, small)
+    unit, zero, half = (_constant(graph, node, name, value) for value in (1, 0, 0.5))
+    following = add("Add", x, unit)
+    logarithm, increment = add("Log", following), add("Sub", following, unit)
+    small = add("Mul", logarithm, add("Div", x, increment))
+    small = add("Where", add("Equal", increment, zero), x, small)
     is_small = add("Less", add("Abs", x), half)
     return replace_node(graph, node, name, "Where", [is_small, small, logarithm])
 
@@ -52,8 +52,8 @@ def convert_one_hot(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
     zero = add_constant(graph, f"{node.name}/zero", 0, _NUMPY_INTEGERS[dtype])
     beyond = add_node(graph, "Cast", [depth], to=dtype)
     is_below = add_node(graph, "Less", [indices, zero])
-    kept = add_node(graph, "Where", [is_below, beyond, indices])
-    graph.replace_input(node, indices, kept, 0)
+    nonnegative = add_node(graph, "Where", [is_below, beyond, indices])
+    graph.replace_input(node, indices, nonnegative, 0)
     return OneHot.version_11(graph, node)
 
 
@@ -95,11 +95,11 @@ def convert_segment_sum(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     def constant(what: str, value: Any) -> str:
         return add_constant(graph, f"{name}/{what}", value, "int64")
 
-    places = add(
+    segment_ids = add(
         "Range", constant("zero", 0), add("Cast", num_segments, to=INT64), constant("one", 1)
     )
     columns = add("Unsqueeze", add("Cast", segments, to=INT64), constant("last", [1]))
-    belongs = add("Cast", add("Equal", columns, places), to=dtype)
+    belongs = add("Cast", add("Equal", columns, segment_ids), to=dtype)
     parts = add("Mul", belongs, add("Unsqueeze", numbers, constant("axis", [1])))
     return replace_node(graph, node, name, "ReduceSum", [parts, constant("first", [0])], keepdims=0)
 
@@ -114,8 +114,8 @@ def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any])
     sizes, update_sizes = add("Shape", operand), add("Shape", update)
     room = add("Sub", sizes, update_sizes)
     zero = add_constant(graph, f"{name}/zero", 0, "int64")
-    before = add("Min", add("Max", add("Cast", starts, to=INT64), zero), room)
-    pads = add("Concat", before, add("Sub", room, before), axis=0)
+    offsets = add("Min", add("Max", add("Cast", starts, to=INT64), zero), room)
+    pads = add("Concat", offsets, add("Sub", room, offsets), axis=0)
     # Older versions of `Pad` and onnxruntime's `Where` take no booleans.
     padded = add("Pad", add("Cast", update, to=FLOAT) if dtype == BOOL else update, pads)
     ones = add_constant(graph, f"{name}/one", 1, "float32")
@@ -131,16 +131,16 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
     ONNX can't read the bits of a float before opset 26. The sign of a NaN is lost.
     """
-    bits = next((each for each in node.inputs if each.type == "Bitcast"), None)
-    masks = [each.get_tensor_value() for each in node.inputs if each.is_const()]
+    bits = next((input_node for input_node in node.inputs if input_node.type == "Bitcast"), None)
+    masks = [input_node.get_tensor_value() for input_node in node.inputs if input_node.is_const()]
     if bits is None or masks != [_SIGN_BIT]:
         return replace_node(graph, node, name, "BitwiseAnd", list(node.input))
 
     x = add_node(graph, "Cast", [bits.input[0]], to=FLOAT)
-    one, zero = (add_constant(graph, f"{name}/{value}", value, "float32") for value in (1, 0))
+    unit, zero = (add_constant(graph, f"{name}/{value}", value, "float32") for value in (1, 0))
     # The inverse of negative zero is negative infinity.
-    inverse = add_node(graph, "Div", [one, x])
-    is_below = [add_node(graph, "Less", [each, zero]) for each in (x, inverse)]
+    inverse = add_node(graph, "Div", [unit, x])
+    is_below = [add_node(graph, "Less", [number, zero]) for number in (x, inverse)]
     bit = add_constant(graph, f"{name}/bit", _SIGN_BIT, "int32")
     none = add_constant(graph, f"{name}/none", 0, "int32")
     return replace_node(graph, node, name, "Where", [add_node(graph, "Or", is_below), bit, none])

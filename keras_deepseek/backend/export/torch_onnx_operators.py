@@ -35,9 +35,9 @@ def log1p(x: Any) -> Any:
     following = operators.Add(x, _like(x, 1.0))
     logarithm = operators.Log(following)
     # Both factors hold what is left of `x` in `u`, so that the errors cancel.
-    kept = operators.Sub(following, _like(x, 1.0))
-    small = operators.Mul(logarithm, operators.Div(x, kept))
-    small = operators.Where(operators.Equal(kept, _like(x, 0.0)), x, small)
+    increment = operators.Sub(following, _like(x, 1.0))
+    small = operators.Mul(logarithm, operators.Div(x, increment))
+    small = operators.Where(operators.Equal(increment, _like(x, 0.0)), x, small)
     return operators.Where(operators.Less(operators.Abs(x), _like(x, 0.5)), small, logarithm)
 
 

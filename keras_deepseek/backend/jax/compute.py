@@ -135,8 +135,8 @@ class JaxCompute(Compute):
         def put(index: Any, stacked: Any) -> Any:
             return jax.lax.dynamic_update_index_in_dim(stacked, function(index), index, 0)
 
-        made = jax.eval_shape(function, 0)
-        return jax.lax.fori_loop(0, count, put, jnp.zeros((number, *made.shape), made.dtype))
+        spec = jax.eval_shape(function, 0)
+        return jax.lax.fori_loop(0, count, put, jnp.zeros((number, *spec.shape), spec.dtype))
 
     def run_if(
         self, condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]

@@ -17,11 +17,11 @@ class JaxDevices(Devices):
             return 0
 
     def read_device_memory(self) -> dict[str, int] | None:
-        found = jax.local_devices()[0].memory_stats()  # JAX returns `None` for a CPU.
-        if not found:
+        stats = jax.local_devices()[0].memory_stats()  # JAX returns `None` for a CPU.
+        if not stats:
             return None
         names = {"in_use": "bytes_in_use", "peak": "peak_bytes_in_use", "limit": "bytes_limit"}
-        return {name: int(found[key]) for name, key in names.items() if key in found}
+        return {name: int(stats[key]) for name, key in names.items() if key in stats}
 
     def read_device_name(self) -> str | None:
         device = jax.local_devices()[0]

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.jax.processes import LostPeers, join_processes
+from keras_deepseek.backend.jax.processes import join_processes, translate_peer_errors
 from keras_deepseek.backend.keras_private.jax_trainer import (
     changed_data_distribution,
     changed_steps,
@@ -60,7 +60,7 @@ class JaxDistribution(Distribution):
             or value.is_fully_replicated
         ):
             return np.asarray(value)
-        with LostPeers("read a variable that is shared out"):
+        with translate_peer_errors("read a variable that is shared out"):
             whole: Array = multihost_utils.process_allgather(value, tiled=True)
         return whole
 

@@ -90,12 +90,12 @@ def _with_symbols(shapes: Shapes) -> Shapes:
 @contextlib.contextmanager
 def _whole_tracebacks() -> Iterator[None]:
     """Context manager that keeps JAX's frames in tracebacks, and with them those of layers."""
-    before = jax.config.jax_traceback_filtering
+    previous_filtering = jax.config.jax_traceback_filtering
     jax.config.update("jax_traceback_filtering", "off")
     try:
         yield
     finally:
-        jax.config.update("jax_traceback_filtering", before)
+        jax.config.update("jax_traceback_filtering", previous_filtering)
 
 
 @contextlib.contextmanager
@@ -178,7 +178,7 @@ def _functions_in_parts() -> Iterator[None]:
     """Context manager that replaces functions of JAX which jax2onnx writes wrongly."""
     one_hot = jax.nn.one_hot
 
-    def one_hot_of_what_is_not_below(x: Any, num_classes: int, **options: Any) -> Any:
+    def one_hot_zero_negative(x: Any, num_classes: int, **options: Any) -> Any:
         """Returns `one_hot`, with zeros for negative classes, which ONNX counts from the end."""
         if jax.numpy.issubdtype(x.dtype, jax.numpy.signedinteger):
             x = x.astype(jax.numpy.promote_types(x.dtype, "int32"))
@@ -186,9 +186,7 @@ def _functions_in_parts() -> Iterator[None]:
         return one_hot(x, num_classes, **options)
 
     with (
-        temporary_attributes(
-            jax.nn, log_sigmoid=_log_sigmoid, one_hot=one_hot_of_what_is_not_below
-        ),
+        temporary_attributes(jax.nn, log_sigmoid=_log_sigmoid, one_hot=one_hot_zero_negative),
         temporary_attributes(jax.numpy, digitize=_digitize, searchsorted=_searchsorted),
     ):
         yield
@@ -213,14 +211,14 @@ def _primitives_in_parts() -> Iterator[None]:
     system: Any = importlib.import_module("jax2onnx.plugins.plugin_system")
     system.import_all_plugins()
     registry: dict[str, Any] = system.PLUGIN_REGISTRY
-    kept = {name: registry[name] for name in _FORMULAS if name in registry}
+    original_plugins = {name: registry[name] for name in _FORMULAS if name in registry}
     registry.update({name: _InParts(formula, registry) for name, formula in _FORMULAS.items()})
     try:
         yield
     finally:
         for name in _FORMULAS:
             del registry[name]
-        registry.update(kept)
+        registry.update(original_plugins)
 
 
 class _InParts:
@@ -232,8 +230,8 @@ class _InParts:
 
     def lower(self, context: Any, equation: Any) -> None:
         """Writes the formula into the ONNX graph in place of the primitive."""
-        given = equation.invars[0].aval
-        traced = jax.make_jaxpr(self._formula)(jax.ShapeDtypeStruct(given.shape, given.dtype))
+        aval = equation.invars[0].aval
+        traced = jax.make_jaxpr(self._formula)(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
         self._compiled.lower(
             context,
             types.SimpleNamespace(
@@ -254,8 +252,8 @@ def _log1p(x: Any) -> Any:
     """
     following = x + 1
     logarithm = jax.lax.log(following)
-    kept = following - 1
-    small = jax.numpy.where(kept == 0, x, logarithm * (x / kept))
+    increment = following - 1
+    small = jax.numpy.where(increment == 0, x, logarithm * (x / increment))
     return jax.numpy.where(jax.lax.abs(x) < _SMALL, small, logarithm)
 
 

@@ -34,28 +34,28 @@ class GradientSums:
     ) -> tuple[list[Any], Any]:
         """Returns the sums of float32 gradients, and this device's compression residual."""
         num_weights = sum(tensor.size for tensor in gradients)
-        before, factors = residual[:num_weights], residual[num_weights:]
+        old_residual, factors = residual[:num_weights], residual[num_weights:]
         sums: list[Any] = []
-        rests: list[Any] = []
+        residuals: list[Any] = []
         next_factors: list[Any] = []
         start = 0
         for bucket in _cut(gradients[::-1]):
             flat = _flatten(bucket)
-            exact = before[start : start + flat.size] + flat / compression.scale
+            exact = old_residual[start : start + flat.size] + flat / compression.scale
             start += flat.size
             kind = compression.kind
             if isinstance(kind, str):
-                total, rest = self._sum_rounded(exact, kind)
+                total, bucket_residual = self._sum_rounded(exact, kind)
             else:
                 shapes = [tensor.shape for tensor in bucket]
-                total, rest, found = sum_low_rank(
+                total, bucket_residual, bucket_factors = sum_low_rank(
                     exact, shapes, kind, factors, self._sum_as_one, self._sum_as_one
                 )
-                factors = factors[sum(each.size for each in found) :]
-                next_factors += found
-            rests.append(rest)
+                factors = factors[sum(factor.size for factor in bucket_factors) :]
+                next_factors += bucket_factors
+            residuals.append(bucket_residual)
             sums += _split(total, bucket)
-        return sums[::-1], jnp.concatenate([*rests, *next_factors])
+        return sums[::-1], jnp.concatenate([*residuals, *next_factors])
 
     def _sum_rounded(self, exact: Any, dtype: str) -> tuple[Any, Any]:
         """Sums a float32 vector over devices in half precision; also returns the rounding errors.
@@ -73,10 +73,10 @@ class GradientSums:
         gathered, gathered_scales = jax.lax.all_gather(
             shared := _round(total, dtype), self._axis, tiled=True
         )
-        own = jax.nn.one_hot(jax.lax.axis_index(self._axis), self._num_devices)[:, None]
-        rest = rows - _widen(sent, scales, dtype) + own * (total - _widen(*shared, dtype))
+        device_mask = jax.nn.one_hot(jax.lax.axis_index(self._axis), self._num_devices)[:, None]
+        errors = rows - _widen(sent, scales, dtype) + device_mask * (total - _widen(*shared, dtype))
         summed = _widen(gathered, gathered_scales, dtype)
-        return summed.reshape(-1)[: exact.size], rest.reshape(-1)[: exact.size]
+        return summed.reshape(-1)[: exact.size], errors.reshape(-1)[: exact.size]
 
     def _sum_as_one(self, tensors: Sequence[Any]) -> list[Any]:
         """Sums each tensor of a list over all processes by one all-reduce."""

@@ -17,12 +17,12 @@ from keras_deepseek.backend.jax.replicas import JaxReplicas
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.backend.processes.processes import (
     JoinedProcesses,
-    LostPeersBase,
+    PeerErrorTranslator,
     Processes,
     RemoteReplicas,
     check_rank,
 )
-from keras_deepseek.backend.processes.rendezvous import meet
+from keras_deepseek.backend.processes.rendezvous import rendezvous
 from keras_deepseek.errors import InvalidInputError
 
 _OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unavailable:")
@@ -34,11 +34,11 @@ def join_processes(
 ) -> Processes:
     """Connects all processes of a training and returns them; see `Distribution.join_processes`."""
     if jax.distributed.is_initialized():
-        found = jax.process_count(), jax.process_index()
-        check_rank("jax.distributed", found, (world_size, rank))
+        actual = jax.process_count(), jax.process_index()
+        check_rank("jax.distributed", actual, (world_size, rank))
         return JaxProcesses()
     host, port = parse_address("`coordinator`", coordinator)
-    meet(coordinator, world_size, rank, join_timeout)
+    rendezvous(coordinator, world_size, rank, join_timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -61,7 +61,7 @@ def join_processes(
     return JaxProcesses()
 
 
-class LostPeers(LostPeersBase):
+class translate_peer_errors(PeerErrorTranslator):  # noqa: N801
     """A context manager that turns JAX's errors about other processes into `PeerLostError`."""
 
     engine = "JAX"
@@ -79,7 +79,7 @@ class JaxProcesses(JoinedProcesses):
     """The processes of `jax.distributed`, each of which runs the same program."""
 
     is_one_program = True
-    lost_peers = LostPeers
+    translate_peer_errors = translate_peer_errors
 
     def __init__(self) -> None:
         self.rank = jax.process_index()
@@ -99,7 +99,7 @@ class JaxProcesses(JoinedProcesses):
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
         # A variable on the devices of all processes has one value already.
-        local = [each for each in variables if each.value.is_fully_addressable]
+        local = [variable for variable in variables if variable.value.is_fully_addressable]
         values = self._send([np.asarray(variable.value) for variable in local], source=0)
         if len(values) != len(local):
             raise InvalidInputError(
@@ -116,7 +116,7 @@ class JaxProcesses(JoinedProcesses):
         """Returns the picklable value of one rank on all ranks."""
         is_source = self.rank == source
         data = np.frombuffer(pickle.dumps(value), "uint8") if is_source else np.zeros(0, "uint8")
-        with LostPeers(f"get what rank {source} knows"):
+        with translate_peer_errors(f"get what rank {source} knows"):
             size = multihost_utils.broadcast_one_to_all(np.array(data.size), is_source)
             sent = data if is_source else np.zeros(int(size), "uint8")
             received = multihost_utils.broadcast_one_to_all(sent, is_source)
@@ -135,9 +135,9 @@ class JaxProcesses(JoinedProcesses):
 
     def _ask(self, wishes: Sequence[bool]) -> Callable[[], list[bool]]:
         sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
-        own = np.array([wishes], "int32")
-        given = jax.make_array_from_process_local_data(
-            sharding, own, (self.world_size, len(wishes))
+        local_wishes = np.array([wishes], "int32")
+        global_wishes = jax.make_array_from_process_local_data(
+            sharding, local_wishes, (self.world_size, len(wishes))
         )
-        found = self._any(given)
-        return lambda: [bool(each) for each in np.asarray(found)]
+        answer = self._any(global_wishes)
+        return lambda: [bool(wish) for wish in np.asarray(answer)]

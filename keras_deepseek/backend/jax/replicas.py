@@ -72,8 +72,8 @@ class JaxReplicas:
             gradients = [gradient / compression.scale for gradient in gradients]
             return scalars, counts, gradients, lambda: None
 
-        sums, rest = self._compute(compute, batch, compression)
-        return *sums, lambda: compression.residual.assign(rest)
+        sums, new_residual = self._compute(compute, batch, compression)
+        return *sums, lambda: compression.residual.assign(new_residual)
 
     def _compute(
         self, compute: ComputePart, batch: Any, compression: Compression | None
@@ -87,12 +87,12 @@ class JaxReplicas:
         if values or program is None or not program.is_of(compute, compression):
             program = _Program(compute, compression, self._mesh, self._sums)
             self._last = None if values else program  # Nothing of a step may outlive its tracing.
-        sums, changed, rest = program.run(
+        sums, changed, new_residual = program.run(
             values, batch, None if residual is None else residual.value
         )
         for variable, value in zip(program.assigned, changed, strict=True):
             variable.assign(value)
-        return sums, rest
+        return sums, new_residual
 
     def _can_divide(self, batch: Any) -> bool:
         """Returns True if a batch is divided among devices, as in `JaxDistribution.distributed`."""
@@ -171,15 +171,15 @@ class _Program:
         with NestedScope() as scope:
             scope.state_mapping |= values
             scalars, finish = self._compute(jax.lax.axis_index(_AXIS), batch)
-            found = self._sums.sum(scalars)
-            more, gradients = finish(found, None)
+            scalar_sums = self._sums.sum(scalars)
+            more, gradients = finish(scalar_sums, None)
         self.assigned[:] = scope.assigned.values()
         changed = [scope.get_current_value(variable) for variable in self.assigned]
         if self._compression is None:
             sums = self._sums.sum(gradients)
         else:
             sums, residual = self._sums.sum_compressed(gradients, self._compression, residual)
-        return (found, self._sums.sum(more), sums), changed, residual
+        return (scalar_sums, self._sums.sum(more), sums), changed, residual
 
 
 def _compute_alone(compute: ComputePart, batch: Any) -> tuple[list[Any], list[Any], list[Any]]:

@@ -17,7 +17,7 @@ from jax.extend.core import Literal
 
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.jax.distribution import place_batch
-from keras_deepseek.backend.jax.processes import LostPeers
+from keras_deepseek.backend.jax.processes import translate_peer_errors
 from keras_deepseek.backend.keras_private.datasets import from_scipy
 from keras_deepseek.backend.keras_private.jax_trainer import (
     hold_state,
@@ -28,7 +28,7 @@ from keras_deepseek.backend.keras_private.jax_trainer import (
 from keras_deepseek.backend.keras_private.masks import split_floats
 from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
-from keras_deepseek.backend.loss_means import collect_loss_means, declare_mean_over
+from keras_deepseek.backend.loss_means import collect_loss_means, set_loss_normalizer
 from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
 from keras_deepseek.backend.profiling.step_trace import DATA_WAIT, Line
 from keras_deepseek.backend.profiling.xplane import read_lines
@@ -48,16 +48,16 @@ class JaxStep(Step):
         states: Sequence[keras.Variable],
     ) -> tuple[Any, Callable[..., list[Any]]]:
         # The gradients are `None` if the scalar depends on no variable at all.
-        kept = [(state, state.value) for state in states]
+        state_values = [(state, state.value) for state in states]
         tangents: list[bool] = []
 
         def run(values: list[jax.Array]) -> tuple[jax.Array, Any]:
-            with NestedScope([*zip(variables, values, strict=True), *kept]) as scope:
-                scalar, others = compute()
-            others = others, [scope.get_current_value(state) for state in states]
-            return _hear_tangents(scalar, tangents), others
+            with NestedScope([*zip(variables, values, strict=True), *state_values]) as scope:
+                scalar, aux = compute()
+            aux = aux, [scope.get_current_value(state) for state in states]
+            return _detect_dependence(scalar, tangents), aux
 
-        scalar, pull, (others, values) = jax.vjp(
+        scalar, pull, (aux, values) = jax.vjp(
             run, [variable.value for variable in variables], has_aux=True
         )
         for state, value in zip(states, values, strict=True):
@@ -74,7 +74,7 @@ class JaxStep(Step):
             (gradients,) = pull(upstream)
             return list(gradients)
 
-        return others, backward
+        return aux, backward
 
     def count_kept_bytes(
         self,
@@ -83,10 +83,10 @@ class JaxStep(Step):
         states: Sequence[keras.Variable],
         batch: Any,
     ) -> int:
-        own = [(state, state.value) for state in states]
+        state_values = [(state, state.value) for state in states]
 
         def run(values: list[jax.Array]) -> Any:
-            with NestedScope([*zip(variables, values, strict=True), *own]):
+            with NestedScope([*zip(variables, values, strict=True), *state_values]):
                 return compute()
 
         def make_backward(values: list[jax.Array]) -> Any:
@@ -96,12 +96,12 @@ class JaxStep(Step):
         jaxpr = jax.make_jaxpr(make_backward)([variable.value for variable in variables]).jaxpr
         there = {*jaxpr.invars, *jaxpr.constvars}
         are_computed = _depend(jaxpr, [True for _ in jaxpr.invars])
-        kept = {
-            each
-            for each, is_computed in zip(jaxpr.outvars, are_computed, strict=True)
-            if is_computed and each not in there
+        saved = {
+            outvar
+            for outvar, is_computed in zip(jaxpr.outvars, are_computed, strict=True)
+            if is_computed and outvar not in there
         }
-        return sum(math.prod(each.aval.shape) * each.aval.dtype.itemsize for each in kept)
+        return sum(math.prod(outvar.aval.shape) * outvar.aval.dtype.itemsize for outvar in saved)
 
     def rematerialize(
         self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
@@ -114,8 +114,8 @@ class JaxStep(Step):
                     NestedScope(zip(states, values, strict=True)) as scope,
                     collect_loss_means() as means,
                 ):
-                    given, named = put(floats)
-                    outputs = call(*given, **named)
+                    positional, named = put(floats)
+                    outputs = call(*positional, **named)
                 values = [scope.get_current_value(state) for state in states]
                 return outputs, values, scope.losses, means
 
@@ -126,7 +126,7 @@ class JaxStep(Step):
             for loss in losses:
                 layer.add_loss(loss)
             for mean in means:
-                declare_mean_over(mean)
+                set_loss_normalizer(mean)
             return outputs
 
         return run
@@ -140,17 +140,23 @@ class JaxStep(Step):
         states = optimizer.variables
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def run(values: Any, held: Any, gradients: Any) -> Any:
-            mapping = [*zip(variables, values, strict=True), *zip(states, held, strict=True)]
+        def run(values: Any, state_values: Any, gradients: Any) -> Any:
+            mapping = [
+                *zip(variables, values, strict=True),
+                *zip(states, state_values, strict=True),
+            ]
             with keras.StatelessScope(mapping) as scope:
                 optimizer.apply(gradients, variables)
             return tuple(
-                [scope.get_current_value(each) for each in group] for group in (variables, states)
+                [scope.get_current_value(variable) for variable in group]
+                for group in (variables, states)
             )
 
         def update(gradients: Sequence[Any]) -> None:
             groups = run(
-                [each.value for each in variables], [each.value for each in states], list(gradients)
+                [variable.value for variable in variables],
+                [variable.value for variable in states],
+                list(gradients),
             )
             for group, values in zip((variables, states), groups, strict=True):
                 for variable, value in zip(group, values, strict=True):
@@ -201,13 +207,14 @@ class JaxStep(Step):
         train_function = model.train_function
 
         def run(state: Any, iterator: Any) -> Any:
-            *others, metrics = state
+            *model_state, metrics = state
             variables = carried()
             self._running = model, state
             try:
-                with LostPeers("make a step"):
-                    logs, (*others, values) = train_function(
-                        (*others, [*metrics, *(variable.value for variable in variables)]), iterator
+                with translate_peer_errors("make a step"):
+                    logs, (*model_state, values) = train_function(
+                        (*model_state, [*metrics, *(variable.value for variable in variables)]),
+                        iterator,
                     )
             except Exception:
                 # Keras has taken the values out of the variables, and restores these.
@@ -218,7 +225,7 @@ class JaxStep(Step):
                 self._running = None
             for variable, value in zip(variables, values[len(metrics) :], strict=True):
                 variable.assign(value)
-            return logs, (*others, values[: len(metrics)])
+            return logs, (*model_state, values[: len(metrics)])
 
         return run
 
@@ -250,19 +257,19 @@ class JaxStep(Step):
     def stored_value(self, variable: keras.Variable) -> Any:
         value = raw_value(variable)
         if value is None and self._running is not None:
-            model, (trainable, others, *_) = self._running
+            model, (trainable, non_trainable, *_) = self._running
             variables = [*model.trainable_variables, *model.non_trainable_variables]
-            values = zip(variables, [*trainable, *others], strict=True)
+            values = zip(variables, [*trainable, *non_trainable], strict=True)
             value = next((value for owner, value in values if owner is variable), None)
         # On the default device, also where the variable is spread over several.
         return None if value is None else jnp.asarray(np.asarray(value))
 
     def separate_variables(self, model: keras.Model) -> None:
-        seen: set[int] = set()
+        value_ids: set[int] = set()
         for variable in _variables(model):
-            if id(variable.value) in seen:
+            if id(variable.value) in value_ids:
                 variable.assign(keras.ops.copy(variable.value))
-            seen.add(id(variable.value))
+            value_ids.add(id(variable.value))
 
     def restoring_variables(self, model: keras.Model) -> AbstractContextManager[object]:
         return _restoring_variables(model)
@@ -308,7 +315,7 @@ def _time_batches(iterator: Iterator[Any], add: Callable[[float], None]) -> Iter
         yield batch
 
 
-def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:
+def _detect_dependence(scalar: Any, dependences: list[bool]) -> Any:
     """Returns a scalar whose gradient appends True to a list if it depends on the variables.
 
     JAX's gradients don't tell: they are zeros where nothing depends on a variable.
@@ -320,7 +327,7 @@ def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:
 
     def run_tangent(primals: Any, tangents: Any) -> Any:
         (primal,), (tangent,) = primals, tangents
-        heard.append(not isinstance(tangent, SymbolicZero))
+        dependences.append(not isinstance(tangent, SymbolicZero))
         return primal, tangent
 
     run.defjvp(run_tangent, symbolic_zeros=True)
@@ -332,20 +339,22 @@ def _depend(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
 
     The other outputs are constants, which XLA computes where they are used.
     """
-    found = {each for each, counts in zip(jaxpr.invars, inputs, strict=True) if counts}
-    found.update(jaxpr.constvars)
+    dependent = {invar for invar, counts in zip(jaxpr.invars, inputs, strict=True) if counts}
+    dependent.update(jaxpr.constvars)
 
-    def depends(each: Any) -> bool:
-        return not isinstance(each, Literal) and each in found
+    def depends(atom: Any) -> bool:
+        return not isinstance(atom, Literal) and atom in dependent
 
     for equation in jaxpr.eqns:
-        given = [depends(each) for each in equation.invars]
-        outputs = [any(given)] * len(equation.outvars)
+        dependent_inputs = [depends(atom) for atom in equation.invars]
+        outputs = [any(dependent_inputs)] * len(equation.outvars)
         if equation.primitive.name in ("jit", "pjit"):
             inner = equation.params["jaxpr"].jaxpr
-            outputs = _depend(inner, given)
-        found.update(each for each, counts in zip(equation.outvars, outputs, strict=True) if counts)
-    return [depends(each) for each in jaxpr.outvars]
+            outputs = _depend(inner, dependent_inputs)
+        dependent.update(
+            outvar for outvar, counts in zip(equation.outvars, outputs, strict=True) if counts
+        )
+    return [depends(atom) for atom in jaxpr.outvars]
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
@@ -360,11 +369,11 @@ def _restoring_variables(model: keras.Model) -> Iterator[None]:
 
     The values are referenced, not copied. A step that donates them takes their memory all the same.
     """
-    before = [(variable, raw_value(variable)) for variable in _variables(model)]
+    old_values = [(variable, raw_value(variable)) for variable in _variables(model)]
     try:
         yield
     except BaseException:
-        for variable, value in before:
+        for variable, value in old_values:
             if raw_value(variable) is None and value is not None and not value.is_deleted():
                 set_raw_value(variable, value)
         raise

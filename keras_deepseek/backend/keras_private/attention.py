@@ -11,8 +11,8 @@ def attention_projections(attention: keras.Layer) -> dict[str, keras.Layer]:
     The names are "query", "key", "value", "output", and "gate" if there is one.
     """
     names = ("query", "key", "value", "gate", "output")
-    found = {name: getattr(attention, f"_{name}_dense", None) for name in names}
-    return {name: projection for name, projection in found.items() if projection is not None}
+    projections = {name: getattr(attention, f"_{name}_dense", None) for name in names}
+    return {name: projection for name, projection in projections.items() if projection is not None}
 
 
 def attend(

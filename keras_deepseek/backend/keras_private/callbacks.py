@@ -31,7 +31,7 @@ class GroupedCallbackList(keras.callbacks.CallbackList):
     def _async_dispatch(self, function: Callable[..., None], *arguments: Any) -> None:
         self._waiting.append(functools.partial(function, *arguments))
         now = time.monotonic()
-        if now >= self._next_hand_over and all(each.done() for each in self._futures):
+        if now >= self._next_hand_over and all(future.done() for future in self._futures):
             self._next_hand_over = now + _SECONDS_BETWEEN_HAND_OVERS
             super()._flush_futures()  # Raises the error of a callback.
             super()._async_dispatch(_call_all, self._take_waiting())
@@ -72,7 +72,7 @@ def active_callbacks(callback: keras.callbacks.Callback) -> list[keras.callbacks
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, keras.callbacks.CallbackList) and any(
-            each is callback for each in caller.callbacks
+            member is callback for member in caller.callbacks
         ):
             return list(caller.callbacks)
         frame = frame.f_back

@@ -35,15 +35,17 @@ def _is_cloning(inputs: Any, arguments: dict[str, Any]) -> bool:
 def _sharing_operations(model: keras.Model) -> list[keras.Operation]:
     """Returns the operations of a graph that share weights with other operations of it."""
     operations = model.operations
-    weights = [{id(weight) for weight in getattr(each, "weights", ())} for each in operations]
+    weights = [
+        {id(weight) for weight in getattr(operation, "weights", ())} for operation in operations
+    ]
     counts: dict[int, int] = {}
-    for own in weights:
-        for key in own:
+    for weight_ids in weights:
+        for key in weight_ids:
             counts[key] = counts.get(key, 0) + 1
     return [
-        each
-        for each, own in zip(operations, weights, strict=True)
-        if any(counts[key] > 1 for key in own)
+        operation
+        for operation, weight_ids in zip(operations, weights, strict=True)
+        if any(counts[key] > 1 for key in weight_ids)
     ]
 
 

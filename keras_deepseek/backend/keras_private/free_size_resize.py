@@ -18,7 +18,7 @@ def fixed_resize() -> Iterator[None]:
     resize, operations = keras.ops.image.resize, keras.src.ops.image
 
     def resize_to_any(images: Any, size: Any, *arguments: Any, **options: Any) -> Any:
-        if arguments or all(isinstance(each, int) for each in size):
+        if arguments or all(isinstance(side, int) for side in size):
             return resize(images, size, *arguments, **options)
         return operations.Resize(size, **options).call(images)
 

@@ -14,12 +14,12 @@ def integer_products(model: keras.Layer) -> list[str]:
     An entry is, for example, `"Einsum 'einsum_1'"`. A model without a graph has none.
     """
     graph = functional_graph(model)
-    found = []
+    products = []
     for operation in graph.operations if graph is not None else ():
-        found += integer_products(operation)
+        products += integer_products(operation)
         if type(operation).__name__ in _IN_FLOAT32_ON_TENSORFLOW and _takes_integers(operation):
-            found.append(f"{type(operation).__name__} {operation.name!r}")
-    return found
+            products.append(f"{type(operation).__name__} {operation.name!r}")
+    return products
 
 
 def _takes_integers(operation: keras.Operation) -> bool:

@@ -39,8 +39,8 @@ def with_further_shardings(
     by_keras = model._get_state_sharding_spec
 
     def find_all() -> Any:
-        *others, metrics = by_keras()
-        return *others, [*metrics, *find_shardings()]
+        *other_shardings, metrics = by_keras()
+        return *other_shardings, [*metrics, *find_shardings()]
 
     with own_attributes(model, _get_state_sharding_spec=find_all):
         yield

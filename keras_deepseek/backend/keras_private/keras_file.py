@@ -87,10 +87,10 @@ def _explain(error: Exception) -> str:
         )
     inner = re.search(r"Exception encountered: (.+)", str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = lines[0] if lines else type(error).__name__
-    if told.endswith(":"):  # The next line has the details.
-        told = " ".join(lines[:2])
-    return f"{(inner[1] if inner else told).rstrip('.')}."
+    message = lines[0] if lines else type(error).__name__
+    if message.endswith(":"):  # The next line has the details.
+        message = " ".join(lines[:2])
+    return f"{(inner[1] if inner else message).rstrip('.')}."
 
 
 def import_source(source: str | os.PathLike[str]) -> None:
@@ -113,8 +113,8 @@ def _import_file(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
-    known = sys.modules.get(spec.name)
-    if known is not None and getattr(known, "__file__", None) != spec.origin:
+    existing_module = sys.modules.get(spec.name)
+    if existing_module is not None and getattr(existing_module, "__file__", None) != spec.origin:
         raise ImportError(f"a module named {spec.name!r} is imported already; rename the file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -128,13 +128,13 @@ def _import_file(path: Path) -> None:
 
 def _register_contents(module: ModuleType) -> None:
     """Registers a module's classes and functions with Keras, which does not import them itself."""
-    found = {
+    custom_objects = {
         name: value
         for name, value in vars(module).items()
         if isinstance(value, type | FunctionType)
         and value.__module__.partition(".")[0] not in _NOT_CUSTOM
     }
-    keras.saving.get_custom_objects().update(found)
+    keras.saving.get_custom_objects().update(custom_objects)
 
 
 def _check_sizes(path: str | os.PathLike[str], archive: ZipFile) -> None:

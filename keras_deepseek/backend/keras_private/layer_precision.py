@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.known_numbers import RENUMBERING
 from keras_deepseek.backend.keras_private.layers import (
     flatten_layers,
     functional_graph,
     producing_operation,
 )
+from keras_deepseek.backend.keras_private.sample_values import RENUMBERING
 
 _EXACT = (keras.layers.Normalization, *RENUMBERING)
 _read_policy = operator.attrgetter("_dtype_policy")
@@ -43,11 +43,11 @@ def temporary_policy(
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
     tables = [layer for layer in layers if looks_rows_up(layer) and not casts_embedding_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
-    kept = {id(layer) for layer in exact_inputs}
+    exact_ids = {id(layer) for layer in exact_inputs}
     for layer, own_policy in zip(layers, own_policies, strict=True):
         switched = _quantized_as(layer, own_policy, policy)
         vars(layer)["_dtype_policy"] = (
-            _ExactInputs(switched.name) if id(layer) in kept else switched
+            _ExactInputs(switched.name) if id(layer) in exact_ids else switched
         )
     for layer in tables:
         vars(layer)["call"] = _call_without_autocast(layer.call)
@@ -113,27 +113,29 @@ def find_exact_inputs(model: keras.Model) -> list[keras.Layer]:
         layer
         for layer in flatten_layers(model)
         if not isinstance(layer, _TAKES_EXACT)
-        and any(isinstance(each, _TAKES_EXACT) for each in flatten_layers(layer))
+        and any(isinstance(sublayer, _TAKES_EXACT) for sublayer in flatten_layers(layer))
     ]
-    found = {id(layer): layer for layer in holders}
+    exact_layers = {id(layer): layer for layer in holders}
     for holder in holders:
         graph = functional_graph(holder)
         if graph is None:
             inner = holder._flatten_layers(recursive=False, include_self=False)
-            found.update({id(layer): layer for layer in inner if not layer.weights})
+            exact_layers.update({id(layer): layer for layer in inner if not layer.weights})
             continue
         behind = [
             layer
             for layer in graph.operations
-            if id(layer) in found or isinstance(layer, _TAKES_EXACT)
+            if id(layer) in exact_layers or isinstance(layer, _TAKES_EXACT)
         ]
         while behind:
-            for before in _operations_before(behind.pop()):
-                is_new = isinstance(before, keras.Layer) and id(before) not in found
-                if is_new and not before.weights:
-                    found[id(before)] = before
-                    behind.append(before)
-    return list(found.values())
+            for predecessor in _operations_before(behind.pop()):
+                is_new = (
+                    isinstance(predecessor, keras.Layer) and id(predecessor) not in exact_layers
+                )
+                if is_new and not predecessor.weights:
+                    exact_layers[id(predecessor)] = predecessor
+                    behind.append(predecessor)
+    return list(exact_layers.values())
 
 
 def _operations_before(operation: Any) -> list[Any]:
@@ -153,14 +155,14 @@ class _ExactInputs(keras.DTypePolicy):
 
 
 def _quantized_as(
-    layer: keras.Layer, own: keras.DTypePolicy, policy: keras.DTypePolicy
+    layer: keras.Layer, own_policy: keras.DTypePolicy, policy: keras.DTypePolicy
 ) -> keras.DTypePolicy:
     """Returns a layer's variant of a dtype policy, which keeps the layer's quantization mode."""
-    if isinstance(own, keras.dtype_policies.DTypePolicyMap):
-        own = own[layer.path]
-    if own.quantization_mode is None:
+    if isinstance(own_policy, keras.dtype_policies.DTypePolicyMap):
+        own_policy = own_policy[layer.path]
+    if own_policy.quantization_mode is None:
         return policy
-    mode = own.name.partition("_from_")[0]
+    mode = own_policy.name.partition("_from_")[0]
     return keras.dtype_policies.get(f"{mode}_from_{policy.name}")
 
 

@@ -28,7 +28,7 @@ def inner_layers(layer: keras.Layer) -> list[keras.Layer]:
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:
     """Returns the variables of a layer, such as weights and seeds, not of inner layers."""
-    inner = {id(each) for held in inner_layers(layer) for each in held.variables}
+    inner = {id(variable) for sublayer in inner_layers(layer) for variable in sublayer.variables}
     return [variable for variable in layer.variables if id(variable) not in inner]
 
 
@@ -70,24 +70,24 @@ def unique_paths(model: keras.Layer) -> Iterator[dict[str, tuple[keras.Layer, st
 
     It yields each layer by its path, with the path of the layer that holds it; `""` for the model.
     """
-    found: dict[str, tuple[keras.Layer, str]] = {}
-    seen: set[int] = set()
+    layers_by_path: dict[str, tuple[keras.Layer, str]] = {}
+    visited: set[int] = set()
     with contextlib.ExitStack() as stack:
         waiting = [(model, "")]
         while waiting:
             layer, outer = waiting.pop()
-            if id(layer) in seen:
+            if id(layer) in visited:
                 continue
-            seen.add(id(layer))
+            visited.add(id(layer))
             path = unique = str(layer.path or layer.name)
             number = 1
-            while unique in found:
+            while unique in layers_by_path:
                 number += 1
                 unique = f"{path}#{number}"
             stack.enter_context(own_attributes(layer, _path=unique))
-            found[unique] = layer, outer
+            layers_by_path[unique] = layer, outer
             waiting += [(inner, unique) for inner in reversed(inner_layers(layer))]
-        yield found
+        yield layers_by_path
 
 
 @contextmanager
@@ -98,9 +98,9 @@ def without_new_nodes(model: keras.Model) -> Iterator[None]:
     the layers of a graph get nodes too.
     """
     owners = {
-        id(each): each
+        id(operation): operation
         for layer in flatten_layers(model)
-        for each in (layer, *getattr(layer, "operations", ()))
+        for operation in (layer, *getattr(layer, "operations", ()))
     }
     nodes = [
         (nodes, len(nodes))
@@ -110,8 +110,8 @@ def without_new_nodes(model: keras.Model) -> Iterator[None]:
     try:
         yield
     finally:
-        for found, number in nodes:
-            del found[number:]
+        for node_list, number in nodes:
+            del node_list[number:]
 
 
 def infers_shapes() -> bool:
@@ -178,4 +178,4 @@ def block_states(layer: keras.Layer) -> list[keras.Variable]:
     weights = {
         id(variable) for inner in layer._flatten_layers() for variable in inner._trainable_variables
     }
-    return [each for each in layer.non_trainable_variables if id(each) not in weights]
+    return [variable for variable in layer.non_trainable_variables if id(variable) not in weights]

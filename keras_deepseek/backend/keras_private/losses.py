@@ -57,8 +57,10 @@ def losses_in_float32(model: keras.Model) -> Iterator[None]:
     """
 
     def with_float32_outputs(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(x: Any = None, y: Any = None, y_pred: Any = None, *rest: Any, **more: Any) -> Any:
-            return method(x, y, keras.tree.map_structure(in_float32, y_pred), *rest, **more)
+        def call(
+            x: Any = None, y: Any = None, y_pred: Any = None, *arguments: Any, **more: Any
+        ) -> Any:
+            return method(x, y, keras.tree.map_structure(in_float32, y_pred), *arguments, **more)
 
         return call
 

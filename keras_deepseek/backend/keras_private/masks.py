@@ -27,10 +27,10 @@ def map_with_masks(function: Callable[[Any], Any], structure: Any) -> Any:
     """Maps a function over the tensors of a structure, and over their masks."""
 
     def run(leaf: Any) -> Any:
-        made, mask = function(leaf), read_mask(leaf)
-        if mask is not None and made is not leaf:
-            keras.src.backend.set_keras_mask(made, function(mask))
-        return made
+        result, mask = function(leaf), read_mask(leaf)
+        if mask is not None and result is not leaf:
+            keras.src.backend.set_keras_mask(result, function(mask))
+        return result
 
     return keras.tree.map_structure(run, structure)
 
@@ -50,8 +50,8 @@ def split_floats(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], A
     masks = output_masks(leaves)  # Read now, since Keras may remove them later.
 
     def put(floats: Sequence[Any]) -> Any:
-        left = iter(floats)
-        replaced = [next(left) if is_float(leaf) else leaf for leaf in leaves]
+        replacements = iter(floats)
+        replaced = [next(replacements) if is_float(leaf) else leaf for leaf in leaves]
         for mask, leaf in zip(masks, replaced, strict=True):
             if mask is not None:
                 keras.src.backend.set_keras_mask(leaf, mask)

@@ -68,8 +68,8 @@ def given_metric_variables(model: keras.Model) -> list[keras.Variable]:
     compiled = model._compile_metrics
     if compiled is None:
         return []
-    given = keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics])
-    metrics = [each for each in given if isinstance(each, keras.metrics.Metric)]
+    user_metrics = keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics])
+    metrics = [metric for metric in user_metrics if isinstance(metric, keras.metrics.Metric)]
     return [variable for metric in metrics for variable in metric.variables]
 
 
@@ -81,7 +81,7 @@ def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[Non
     try:
         yield
     finally:
-        model._metrics[:] = [each for each in model._metrics if each is not metric]
+        model._metrics[:] = [tracked for tracked in model._metrics if tracked is not metric]
         _forget_validation(model)
 
 

@@ -99,13 +99,13 @@ def temporary_update(
     `update` takes gradients, variables and the learning rate, once a step. `clip` takes the
     optimizer's own clipping and the gradients; `None` clips as the optimizer does.
     """
-    own: dict[str, Any] = {
+    methods: dict[str, Any] = {
         "_backend_update_step": update,
         "_apply_weight_decay": lambda _: None,
     }
     if clip is not None:
-        own["_clip_gradients"] = functools.partial(clip, optimizer._clip_gradients)
-    with own_attributes(optimizer, **own):
+        methods["_clip_gradients"] = functools.partial(clip, optimizer._clip_gradients)
+    with own_attributes(optimizer, **methods):
         yield
 
 
@@ -128,16 +128,16 @@ def temporary_update_parts(
     def decay(variables: Sequence[keras.Variable]) -> None:
         change(lambda _, variables, __: by_keras(variables))([None] * len(variables), variables, 0)
 
-    own: dict[str, Any] = {
+    methods: dict[str, Any] = {
         "_clip_gradients": functools.partial(clip, optimizer._clip_gradients),
         "_apply_weight_decay": decay,
     }
     # Not the step around it, which may update a counter once for all weights.
     if hasattr(optimizer, "_parallel_update_step"):
-        own["_parallel_update_step"] = change(optimizer._parallel_update_step)
+        methods["_parallel_update_step"] = change(optimizer._parallel_update_step)
     else:
-        own["update_step"] = change_single(optimizer.update_step)
-    with own_attributes(optimizer, **own):
+        methods["update_step"] = change_single(optimizer.update_step)
+    with own_attributes(optimizer, **methods):
         yield
 
 
@@ -149,7 +149,7 @@ def weight_slots(
     The optimizer must not be a `LossScaleOptimizer`.
     """
     weights = list(optimizer._trainable_variables)
-    found = []
+    pairs = []
     for value in vars(optimizer).values():
         if isinstance(value, dict):  # A dict by the paths of weights.
             slots = [value.get(weight.path) for weight in weights]
@@ -157,12 +157,12 @@ def weight_slots(
             slots = value
         else:
             continue
-        found += [
+        pairs += [
             (slot, weight)
             for slot, weight in zip(slots, weights, strict=True)
             if isinstance(slot, keras.Variable) and slot is not weight
         ]
-    return found
+    return pairs
 
 
 @contextmanager

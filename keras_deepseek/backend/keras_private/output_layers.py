@@ -25,15 +25,15 @@ def layers_by_output(model: NamedModel) -> dict[str, list[keras.Layer]]:
 
 def _layers_before(tensor: keras.KerasTensor) -> list[keras.Layer]:
     """Returns the layers on the paths to a symbolic tensor."""
-    found: dict[int, keras.Layer] = {}
-    seen: set[tuple[int, int]] = set()
+    layers: dict[int, keras.Layer] = {}
+    visited: set[tuple[int, int]] = set()
     waiting = [tensor]
     while waiting:
         operation, node_index, _ = waiting.pop()._keras_history
-        if (id(operation), node_index) in seen:
+        if (id(operation), node_index) in visited:
             continue
-        seen.add((id(operation), node_index))
+        visited.add((id(operation), node_index))
         if isinstance(operation, keras.Layer):
-            found |= {id(layer): layer for layer in flatten_layers(operation)}
+            layers |= {id(layer): layer for layer in flatten_layers(operation)}
         waiting.extend(operation._inbound_nodes[node_index].input_tensors)
-    return list(found.values())
+    return list(layers.values())

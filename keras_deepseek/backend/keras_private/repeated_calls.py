@@ -59,11 +59,13 @@ def take_losses(layer: keras.Layer, call: Callable[..., Any]) -> Callable[..., A
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         layers = layer._flatten_layers()
-        kept = [(inner, list(inner._losses)) for inner in layers]
+        layer_losses = [(inner, list(inner._losses)) for inner in layers]
         outputs = call(*args, **kwargs)
-        losses = [loss for inner, before in kept for loss in inner._losses[len(before) :]]
-        for inner, before in kept:
-            inner._losses = before
+        losses = [
+            loss for inner, old_losses in layer_losses for loss in inner._losses[len(old_losses) :]
+        ]
+        for inner, old_losses in layer_losses:
+            inner._losses = old_losses
         return outputs, losses
 
     return run
@@ -86,8 +88,8 @@ def recomputed_call(
         again = remember_call(take_losses(layer, repeatable(call, states)))
 
         def compute(*floats: Any) -> Any:
-            given, named = put(floats)
-            return again(*given, **named)
+            positional, named = put(floats)
+            return again(*positional, **named)
 
         outputs, losses = checkpoint(compute, floats)
         for loss in losses:

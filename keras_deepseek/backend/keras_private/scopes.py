@@ -30,4 +30,4 @@ def scoped_variables(variables: Iterable[keras.Variable]) -> list[keras.Variable
     around = keras.src.backend.common.stateless_scope.get_stateless_scope()
     if around is None:
         return []
-    return [each for each in variables if around.get_current_value(each) is not None]
+    return [variable for variable in variables if around.get_current_value(variable) is not None]

@@ -8,13 +8,13 @@ from typing import Any
 @contextlib.contextmanager
 def temporary_attributes(owner: Any, **values: Any) -> Iterator[None]:
     """Context manager that sets attributes of an object, and restores the former values."""
-    kept = {name: getattr(owner, name) for name in values}
+    old_values = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():
             setattr(owner, name, value)
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in old_values.items():
             setattr(owner, name, value)
 
 
@@ -26,11 +26,11 @@ def own_attributes(owner: Any, **values: Any) -> Iterator[None]:
     which is slow.
     """
     attributes = vars(owner)
-    kept = {name: attributes[name] for name in values if name in attributes}
+    old_values = {name: attributes[name] for name in values if name in attributes}
     attributes.update(values)
     try:
         yield
     finally:
         for name in values:
             attributes.pop(name, None)
-        attributes.update(kept)
+        attributes.update(old_values)

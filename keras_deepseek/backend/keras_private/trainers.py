@@ -54,7 +54,7 @@ def temporary_train_step(
 
     `build` builds the model from a batch, if Keras's own building would not do.
     """
-    own = vars(model).get("train_step")
+    own_step = vars(model).get("train_step")
     if build is not None:
         model._symbolic_build = _build_by(model, build)
     model.train_step = train_step
@@ -62,10 +62,10 @@ def temporary_train_step(
         yield
     finally:
         vars(model).pop("_symbolic_build", None)
-        if own is None:
+        if own_step is None:
             del model.train_step
         else:
-            model.train_step = own
+            model.train_step = own_step
 
 
 def _build_by(model: keras.Model, build: Callable[[Any], None]) -> Callable[..., None]:
@@ -109,8 +109,8 @@ def is_validation_of_fit(options: dict[str, Any]) -> bool:
 
 def public_evaluate_options(options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of `model.evaluate` without those that only `fit` passes."""
-    own = ("_use_cached_eval_dataset", "callbacks")
-    return {name: value for name, value in options.items() if name not in own}
+    private_options = ("_use_cached_eval_dataset", "callbacks")
+    return {name: value for name, value in options.items() if name not in private_options}
 
 
 def epoch_logs(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _value_during_step(model: keras.Model, variable: keras.Variable) -> float:
             "optimizer_variables": model.optimizer.variables,
         }
         for group, variables in groups.items():
-            for known, value in zip(variables, state[group], strict=True):
-                if known is variable:
+            for candidate, value in zip(variables, state[group], strict=True):
+                if candidate is variable:
                     return float(value)
     return float(keras.ops.convert_to_numpy(variable.value))

@@ -15,10 +15,10 @@ def unchanged_state(model: keras.Model) -> Iterator[None]:
     variables = block_states(model)
     for layer in flatten_layers(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful:  # Keras lists them nowhere.
-            variables += [each for each in keras.tree.flatten(layer.states) if each is not None]
-    before = read_values(variables)
+            variables += [state for state in keras.tree.flatten(layer.states) if state is not None]
+    old_values = read_values(variables)
     try:
         yield
     finally:
-        for variable, value in zip(variables, before, strict=True):
+        for variable, value in zip(variables, old_values, strict=True):
             variable.assign(value)

@@ -46,12 +46,14 @@ class DeviceShares:
             self._has_begun = True
             return
         rows = np.asarray(num_rows, "float64")
-        found = rows / np.maximum(np.asarray(seconds, "float64"), 1e-9)
-        known = np.where(np.isnan(self._speeds), found, self._speeds)
+        speeds = rows / np.maximum(np.asarray(seconds, "float64"), 1e-9)
+        old_speeds = np.where(np.isnan(self._speeds), speeds, self._speeds)
         # A device without rows has shown no speed.
-        self._speeds = np.where(rows > 0, _MEMORY * known + (1.0 - _MEMORY) * found, self._speeds)
+        self._speeds = np.where(
+            rows > 0, _MEMORY * old_speeds + (1.0 - _MEMORY) * speeds, self._speeds
+        )
         if np.any(np.isnan(self._speeds)):
             return
-        wanted = self._speeds / self._speeds.sum()
-        if np.any(np.abs(wanted - self.shares) > _LEAST_DRIFT * self.shares):
-            self.shares = wanted
+        new_shares = self._speeds / self._speeds.sum()
+        if np.any(np.abs(new_shares - self.shares) > _LEAST_DRIFT * self.shares):
+            self.shares = new_shares

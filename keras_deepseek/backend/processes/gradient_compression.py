@@ -60,7 +60,7 @@ class LowRank:
             shape: integers. The shape of the gradient.
         """
         size = math.prod(shape)
-        ways = [(math.prod(shape[:place]), math.prod(shape[place:])) for place in range(len(shape))]
+        ways = [(math.prod(shape[:axis]), math.prod(shape[axis:])) for axis in range(len(shape))]
         if not ways or not size:
             return None
         rows, columns = min(ways, key=sum)
@@ -112,4 +112,6 @@ def begin_residual(kind: Kind, shapes: Sequence[Sequence[int]]) -> Array:
     """
     factors = kind.begin_factors(shapes) if isinstance(kind, LowRank) else []
     num_weights = sum(math.prod(shape) for shape in shapes)
-    return np.concatenate([np.zeros(num_weights, "float32"), *(each.ravel() for each in factors)])
+    return np.concatenate(
+        [np.zeros(num_weights, "float32"), *(factor.ravel() for factor in factors)]
+    )

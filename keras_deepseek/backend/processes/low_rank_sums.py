@@ -41,23 +41,23 @@ def sum_low_rank(
         projected.append(matrices[-1] @ ops.transpose(factor))
     first = iter(sum_first([*projected, *whole]))
     bases = [_orthonormal(next(first)) for _ in matrices]
-    own = [ops.transpose(base) @ each for each, base in zip(matrices, bases, strict=True)]
-    second = sum_second(own)
+    answers = [ops.transpose(base) @ matrix for matrix, base in zip(matrices, bases, strict=True)]
+    second = sum_second(answers)
     totals: list[Any] = []
-    rests: list[Any] = []
-    pairs = zip(matrices, bases, own, second, strict=True)
+    residuals: list[Any] = []
+    pairs = zip(matrices, bases, answers, second, strict=True)
     for shape in layout:
         if shape is None:
             totals.append(next(first))
-            rests.append(ops.zeros_like(totals[-1]))
+            residuals.append(ops.zeros_like(totals[-1]))
         else:
             matrix, base, answer, summed = next(pairs)
             totals.append(ops.reshape(base @ summed, -1))
-            rests.append(ops.reshape(matrix - base @ answer, -1))
+            residuals.append(ops.reshape(matrix - base @ answer, -1))
     next_factors = [
-        ops.reshape(ops.transpose(_orthonormal(ops.transpose(each))), -1) for each in second
+        ops.reshape(ops.transpose(_orthonormal(ops.transpose(summed))), -1) for summed in second
     ]
-    return ops.concatenate(totals), ops.concatenate(rests), next_factors
+    return ops.concatenate(totals), ops.concatenate(residuals), next_factors
 
 
 def _orthonormal(columns: Any) -> Any:

@@ -20,9 +20,9 @@ def find_interface(host: str, port: int) -> str | None:
         return "lo0" if sys.platform == "darwin" else "lo"
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, port))  # A UDP `connect` sends nothing.
-        own = probe.getsockname()[0]
+        local_address = probe.getsockname()[0]
         for _, interface in socket.if_nameindex():
-            if _read_address(probe, interface) == own:
+            if _read_address(probe, interface) == local_address:
                 return interface
     return None
 

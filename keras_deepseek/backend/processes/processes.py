@@ -158,7 +158,7 @@ class OneProcess(Processes):
 class JoinedProcesses(Processes):
     """Processes that a framework has joined, which agree while a step runs."""
 
-    lost_peers: "type[LostPeersBase]"
+    translate_peer_errors: "type[PeerErrorTranslator]"
     """The context manager for errors of the framework."""
 
     _wait_for_answer: Callable[[], list[bool]] | None = None
@@ -168,21 +168,21 @@ class JoinedProcesses(Processes):
         """Asks all ranks for their wishes; returns a function that waits for the answer."""
 
     def all_reduce_flags(self, flags: Sequence[bool]) -> list[bool]:
-        before = self._answer(len(flags))
-        with self.lost_peers("agree on whether to stop"):
+        previous_answer = self._answer(len(flags))
+        with self.translate_peer_errors("agree on whether to stop"):
             self._wait_for_answer = self._ask(flags)
-        return before
+        return previous_answer
 
     def all_reduce_flags_now(self, flags: Sequence[bool]) -> list[bool]:
-        before = self.all_reduce_flags(flags)
-        return [a or b for a, b in zip(before, self._answer(len(flags)), strict=True)]
+        previous_answer = self.all_reduce_flags(flags)
+        return [a or b for a, b in zip(previous_answer, self._answer(len(flags)), strict=True)]
 
     def _answer(self, count: int) -> list[bool]:
         """Returns the answer to the last `all_reduce_flags`, which is asked once only."""
         wait, self._wait_for_answer = self._wait_for_answer, None
         if wait is None:
             return [False] * count
-        with self.lost_peers("agree on whether to stop"):
+        with self.translate_peer_errors("agree on whether to stop"):
             return wait()
 
 
@@ -217,24 +217,24 @@ class LocalReplicas:
         return num_rows
 
 
-def check_rank(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> None:
+def check_rank(engine: str, actual: tuple[int, int], expected: tuple[int, int]) -> None:
     """Raises `InvalidInputError` if the framework joined with another world size or rank."""
-    if found != asked:
+    if actual != expected:
         raise InvalidInputError(
-            f"{engine} already runs as rank {found[1]} of {found[0]}; received rank={asked[1]}, "
-            f"world_size={asked[0]}."
+            f"{engine} already runs as rank {actual[1]} of {actual[0]}; "
+            f"received rank={expected[1]}, world_size={expected[0]}."
         )
 
 
 def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
     """Raises `InvalidInputError` if ranks would sum different tensors, which would hang."""
-    own = everywhere[rank]
+    own_shapes = everywhere[rank]
     for other, shapes in enumerate(everywhere):
-        if shapes != own:
+        if shapes != own_shapes:
             raise InvalidInputError(
-                f"The models of the processes differ: rank {rank} has {len(own)} tensors, rank "
-                f"{other} has {len(shapes)}; or their shapes or their compression differ. Build "
-                "the same model on each, with the same arguments."
+                f"The models of the processes differ: rank {rank} has {len(own_shapes)} tensors, "
+                f"rank {other} has {len(shapes)}; or their shapes or their compression differ. "
+                "Build the same model on each, with the same arguments."
             )
 
 
@@ -249,7 +249,7 @@ def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLost
     )
 
 
-class LostPeersBase(AbstractContextManager["LostPeersBase"]):
+class PeerErrorTranslator(AbstractContextManager["PeerErrorTranslator"]):
     """A context manager that turns a framework's errors about other ranks into `PeerLostError`."""
 
     engine: str
@@ -274,13 +274,13 @@ def ask_rank_0(processes: Processes, function: "Callable[[], Result]") -> "Resul
 
     If the function raises a `KerasDeepSeekError`, each rank raises it.
     """
-    found: Any = None
+    result: Any = None
     if processes.rank == 0:
         try:
-            found = function()
+            result = function()
         except KerasDeepSeekError as error:
-            found = error
-    found = processes.broadcast(found)
-    if isinstance(found, KerasDeepSeekError):
-        raise found
-    return cast("Result", found)
+            result = error
+    result = processes.broadcast(result)
+    if isinstance(result, KerasDeepSeekError):
+        raise result
+    return cast("Result", result)

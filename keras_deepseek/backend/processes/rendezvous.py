@@ -54,7 +54,7 @@ _ANSWER_TIME = 5.0
 """Seconds that rank 0 has to send the addresses, after the last rank came or the time was over."""
 
 
-def meet(
+def rendezvous(
     coordinator: str,
     world_size: int,
     rank: int,
@@ -75,16 +75,20 @@ def meet(
     if rank == 0:
         with listen_at(host, coordinator_port, world_size) as listener:
             server = _Server(listener, host, port, world_size, secret)
-            found, note = server.run(deadline), server.note
+            addresses, note = server.run(deadline), server.note
     else:
         client = _Client((host, coordinator_port), rank, port, world_size, secret)
         # Rank 0 may have started later than this rank, and answers at its own deadline.
-        found, note = client.run(deadline, deadline + timeout + _ANSWER_TIME), client.note
+        addresses, note = client.run(deadline, deadline + timeout + _ANSWER_TIME), client.note
     # If rank 0 did not come, nobody knows who else did.
-    missing = [each for each in range(world_size) if each not in found] if found else [0]
+    missing = (
+        [peer_rank for peer_rank in range(world_size) if peer_rank not in addresses]
+        if addresses
+        else [0]
+    )
     if missing:
         raise missing_ranks_error(coordinator, world_size, timeout, missing, note)
-    return [found[each] for each in range(world_size)]
+    return [addresses[peer_rank] for peer_rank in range(world_size)]
 
 
 def read_join_secret(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -307,8 +311,8 @@ class _Server:
                 peer.recv(1)
 
     def _close_all(self) -> None:
-        for each in [*self._pending, *(peer for peer, *_ in self._greeted.values())]:
-            each.close()
+        for peer in [*self._pending, *(peer for peer, *_ in self._greeted.values())]:
+            peer.close()
 
 
 class _Client:
@@ -356,9 +360,9 @@ class _Client:
     ) -> dict[int, str]:
         (challenge,) = _read_line(peer, _MAX_GREETING, deadline)
         nonce = secrets.token_hex(16)
-        place = self._rank, self._port, self._world_size
-        signature = _sign(self._secret, "rank", challenge, nonce, *place)
-        peer.sendall(json.dumps([*place, nonce, signature]).encode() + b"\n")
+        identity = self._rank, self._port, self._world_size
+        signature = _sign(self._secret, "rank", challenge, nonce, *identity)
+        peer.sendall(json.dumps([*identity, nonce, signature]).encode() + b"\n")
         self._was_heard = True
         answer, signature = _read_line(peer, self._max_answer, answer_deadline)
         if answer == _OTHER_SECRET:
@@ -368,7 +372,7 @@ class _Client:
             raise ValueError
         if isinstance(answer, str):
             raise refused_error(answer)
-        return {int(rank): str(found) for rank, found in answer}
+        return {int(rank): str(address) for rank, address in answer}
 
 
 def _read_line(peer: socket.socket, max_bytes: int, deadline: float) -> list[Any]:

@@ -43,8 +43,8 @@ class LayerScopes:
         for name in scopes:
             bare = _WRAPPED.sub("", name).rstrip(")")
             short = _NUMBER.sub("", bare) if self._is_numbered else bare
-            if found := self._parts.get(short, self._parts.get(bare)):
-                part, layer = found, ""
+            if matched_part := self._parts.get(short, self._parts.get(bare)):
+                part, layer = matched_part, ""
             elif BACKWARD in (short, bare):
                 part, layer, is_backward = "forward", self.root, True
             elif inner := self._find_layer(layer, short) or self._find_layer(layer, bare):

@@ -55,13 +55,13 @@ def divide_time(lines: Sequence[Line]) -> dict[Owner, float]:
     spent: dict[Owner, float] = defaultdict(float)
     working: dict[int, Owner] = {}
     waiting: dict[int, Owner] = {}
-    is_in_window, before = False, 0.0
+    is_in_window, previous_time = False, 0.0
     for time, index, owner in changes:
-        if is_in_window and time > before:
+        if is_in_window and time > previous_time:
             owners = working or waiting or {0: Owner("idle")}
-            for each in owners.values():
-                spent[each] += (time - before) / len(owners)
-        before = time
+            for active_owner in owners.values():
+                spent[active_owner] += (time - previous_time) / len(owners)
+        previous_time = time
         if index < 0:
             is_in_window = owner is not None
             continue
@@ -105,7 +105,7 @@ def _flatten(line: Line) -> list[tuple[float, Owner | None]]:
     open_events: list[Event] = []
     owned = [event for event in line if event.owner is not None]
     last = Event(float("inf"), float("inf"), "", None)
-    for event in [*sorted(owned, key=lambda each: (each.start, -each.end)), last]:
+    for event in [*sorted(owned, key=lambda event: (event.start, -event.end)), last]:
         while open_events and open_events[-1].end <= event.start:  # The one around it goes on.
             ended = open_events.pop()
             changes.append((ended.end, open_events[-1].owner if open_events else None))

@@ -35,14 +35,14 @@ def read_lines(folder: str, scopes: LayerScopes) -> list[Line]:
     """Reads the trace in a folder as lines of events with their owners."""
     (file,) = Path(folder).rglob("*.xplane.pb")
     planes = [_read(plane) for plane in _read(memoryview(file.read_bytes()))[1]]
-    found = [
+    compiled_programs = [
         program
         for plane in planes
         if _text(plane[2]) == "/host:metadata"
         for program in _read_programs(plane)
     ]
     traced = [(_text(plane[2]), _read_operations(plane)) for plane in planes]
-    programs = _match_programs(found, [line for _, lines in traced for line in lines])
+    programs = _match_programs(compiled_programs, [line for _, lines in traced for line in lines])
     host: list[Line] = []
     device: list[Line] = []
     for name, operations in traced:
@@ -90,7 +90,7 @@ def _read_operations(plane: dict[int, list[Any]]) -> list[list[_Operation]]:
 
 
 def _match_programs(
-    found: list[tuple[str, dict[str, str]]], lines: list[list[_Operation]]
+    compiled_programs: list[tuple[str, dict[str, str]]], lines: list[list[_Operation]]
 ) -> dict[tuple[str, int], dict[str, str]]:
     """Returns the scopes of instructions, for each name and number of a program that ran.
 
@@ -99,17 +99,19 @@ def _match_programs(
     instructions that ran; of several the smallest, and of these the one with that number.
     """
     ran: dict[tuple[str, int], set[str]] = defaultdict(set)
-    for operation in (each for line in lines for each in line):
+    for operation in (operation for line in lines for operation in line):
         if operation.instruction:
             ran[operation.program].add(operation.instruction)
     matched: dict[tuple[str, int], dict[str, str]] = {}
     for (name, number), instructions in ran.items():
         fitting = [
             (len(instructions - scopes.keys()), len(scopes), key != f"{name}({number})", scopes)
-            for key, scopes in found
+            for key, scopes in compiled_programs
             if key.rpartition("(")[0] == name
         ]
-        matched[name, number] = min(fitting, key=lambda each: each[:3])[3] if fitting else {}
+        matched[name, number] = (
+            min(fitting, key=lambda candidate: candidate[:3])[3] if fitting else {}
+        )
     return matched
 
 
@@ -124,22 +126,23 @@ def _make_lines(
     ended: dict[Any, float] = {}
     for operations in traced:
         events = []
-        for each in operations:
+        for operation in operations:
             owner: Owner | None = None
-            if each.name in _WAITS:
+            if operation.name in _WAITS:
                 owner = Owner("data_wait")
-            elif each.instruction:
-                owner = scopes.owner(programs[each.program].get(each.instruction, ""))
-            elif "tf_op" in each.stats or (
-                _TENSORFLOW_OPERATION.fullmatch(each.name) and not each.thread.startswith("tf_data")
+            elif operation.instruction:
+                owner = scopes.owner(programs[operation.program].get(operation.instruction, ""))
+            elif "tf_op" in operation.stats or (
+                _TENSORFLOW_OPERATION.fullmatch(operation.name)
+                and not operation.thread.startswith("tf_data")
             ):
-                owner = scopes.owner(each.stats.get("tf_op", each.name))
-            event = Event(each.start, each.end, each.name, owner)
+                owner = scopes.owner(operation.stats.get("tf_op", operation.name))
+            event = Event(operation.start, operation.end, operation.name, owner)
             events.append(event)
-            if each.name.startswith("end: ") and "c" in each.stats:
-                ended[each.stats["c"]] = each.start
-            elif owner is not None and "p" in each.stats:
-                begun[each.stats["p"]] = event
+            if operation.name.startswith("end: ") and "c" in operation.stats:
+                ended[operation.stats["c"]] = operation.start
+            elif owner is not None and "p" in operation.stats:
+                begun[operation.stats["p"]] = event
         lines.append(events)
     late = [
         event._replace(start=event.end, end=ended[number])
@@ -193,30 +196,32 @@ def _find_scopes(computations: list[dict[int, list[Any]]]) -> dict[str, str]:
     scopes: dict[str, str] = {}
     in_computation: dict[int, str] = {}
     for computation in computations:  # Those that are called come first.
-        instructions = [_read(each) for each in computation[2]]
-        found: dict[int, str] = {}
+        instructions = [_read(instruction) for instruction in computation[2]]
+        scope_by_number: dict[int, str] = {}
         readers: dict[int, str] = {}
-        for each in reversed(instructions):
-            scope = next((_text(_read(meta)[2]) for meta in each[7]), "")
+        for instruction in reversed(instructions):
+            scope = next((_text(_read(meta)[2]) for meta in instruction[7]), "")
             if "/" not in scope:
-                called = (in_computation.get(number, "") for number in _integers(each[38]))
-                scope = next(filter(None, called), "") or readers.get(_integer(each[35]), "")
-            found[_integer(each[35])] = scope
-            for operand in _integers(each[36]):
+                called = (in_computation.get(number, "") for number in _integers(instruction[38]))
+                scope = next(filter(None, called), "") or readers.get(_integer(instruction[35]), "")
+            scope_by_number[_integer(instruction[35])] = scope
+            for operand in _integers(instruction[36]):
                 readers.setdefault(operand, scope)
-        for each in instructions:
-            number = _integer(each[35])
-            read = (found.get(operand, "") for operand in _integers(each[36]))
-            found[number] = found[number] or next(filter(None, read), "")
-            scopes[_text(each[1])] = found[number]
-        own = (found[_integer(each[35])] for each in reversed(instructions))
-        in_computation[_integer(computation[5])] = next(filter(None, own), "")
+        for instruction in instructions:
+            number = _integer(instruction[35])
+            read = (scope_by_number.get(operand, "") for operand in _integers(instruction[36]))
+            scope_by_number[number] = scope_by_number[number] or next(filter(None, read), "")
+            scopes[_text(instruction[1])] = scope_by_number[number]
+        result_scopes = (
+            scope_by_number[_integer(instruction[35])] for instruction in reversed(instructions)
+        )
+        in_computation[_integer(computation[5])] = next(filter(None, result_scopes), "")
     return scopes
 
 
 def _read_names(entries: list[Any]) -> dict[int, str]:
     metadata = [_read(_read(entry)[2][0]) for entry in entries]
-    return {_integer(each[1]): _text(each[2]) for each in metadata}
+    return {_integer(message[1]): _text(message[2]) for message in metadata}
 
 
 def _integer(values: list[Any]) -> int:
@@ -242,21 +247,21 @@ def _text(values: list[Any]) -> str:
 
 def _read(message: memoryview) -> dict[int, list[Any]]:
     """Returns the values of a message by the numbers of their fields: integers and bytes."""
-    found: dict[int, list[Any]] = defaultdict(list)
+    fields: dict[int, list[Any]] = defaultdict(list)
     position = 0
     while position < len(message):
         key, position = _read_integer(message, position)
         kind = key & 7
         if kind == 0:
             value, position = _read_integer(message, position)
-            found[key >> 3].append(value)
+            fields[key >> 3].append(value)
             continue
         length = {1: 8, 5: 4}.get(kind)
         if length is None:
             length, position = _read_integer(message, position)
-        found[key >> 3].append(message[position : position + length])
+        fields[key >> 3].append(message[position : position + length])
         position += length
-    return found
+    return fields
 
 
 def _read_integer(message: memoryview, position: int) -> tuple[int, int]:

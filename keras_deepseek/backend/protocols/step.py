@@ -34,8 +34,8 @@ class WeightChange:
 
     def end(self, variables: Sequence[keras.Variable]) -> Any:
         """Returns the L2 norm of the change of each variable."""
-        before, self._before = self._before, []
-        pairs = zip(variables, before, strict=True)
+        old_values, self._before = self._before, []
+        pairs = zip(variables, old_values, strict=True)
         return self._norms([ops.stop_gradient(variable) - old for variable, old in pairs])[0]
 
 
@@ -104,8 +104,8 @@ class Step(abc.ABC):
 
     def norms(self, tensors: Sequence[Any]) -> tuple[Any, Any]:
         """Returns the L2 norm of each tensor, as a float32 vector, and their `global_norm`."""
-        each = ops.stack([self.global_norm([tensor]) for tensor in tensors])
-        return each, self.global_norm(tensors)
+        tensor_norms = ops.stack([self.global_norm([tensor]) for tensor in tensors])
+        return tensor_norms, self.global_norm(tensors)
 
     def concatenate(self, vectors: Sequence[Any]) -> Any:
         """Returns vectors as one, also if they are on different devices."""
@@ -116,7 +116,7 @@ class Step(abc.ABC):
 
         All tensors are float32, and `factor` is a scalar.
         """
-        return [each + factor * tensor for each, tensor in zip(sums, tensors, strict=True)]
+        return [total + factor * tensor for total, tensor in zip(sums, tensors, strict=True)]
 
     # The update of the weights.
 
@@ -144,7 +144,10 @@ class Step(abc.ABC):
         """
 
         def update(gradients: Sequence[Any]) -> None:
-            tensors = [None if each is None else ops.convert_to_tensor(each) for each in gradients]
+            tensors = [
+                None if gradient is None else ops.convert_to_tensor(gradient)
+                for gradient in gradients
+            ]
             self.apply_update(optimizer, tensors, variables)
 
         return update

@@ -107,8 +107,8 @@ class TensorFlowCompute(Compute):
             if not carried:
                 return index + 1, *body(index, *values)
             with NestedScope(zip(carried, values[number:], strict=True)) as scope:
-                made = body(index, *values[:number])
-            return index + 1, *made, *map(scope.get_current_value, carried)
+                outputs = body(index, *values[:number])
+            return index + 1, *outputs, *map(scope.get_current_value, carried)
 
         _, *final = tf.while_loop(
             lambda index, *_: index < times,
@@ -125,8 +125,8 @@ class TensorFlowCompute(Compute):
         return is_gradient_free() and not tf.config.list_physical_devices("GPU")
 
     def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
-        made = tf.function(function, autograph=False).get_concrete_function(0).structured_outputs
-        array = tf.TensorArray(made.dtype, number, element_shape=made.shape)
+        spec = tf.function(function, autograph=False).get_concrete_function(0).structured_outputs
+        array = tf.TensorArray(spec.dtype, number, element_shape=spec.shape)
         _, array = tf.while_loop(
             lambda index, _: index < count,
             lambda index, array: (index + 1, array.write(index, function(index))),
@@ -184,14 +184,14 @@ def _count_einsum(operation: Any) -> int:
     equation = operation.get_attr("equation").decode()
     sizes: dict[str, int] = {}
     for labels, tensor in zip(equation.split("->")[0].split(","), operation.inputs, strict=True):
-        before, ellipsis, after = labels.partition("...")
+        leading, ellipsis, trailing = labels.partition("...")
         shape = _shape(tensor)
-        sizes.update(zip(before, shape, strict=False))
-        if after:
-            sizes.update(zip(after, shape[-len(after) :], strict=True))
+        sizes.update(zip(leading, shape, strict=False))
+        if trailing:
+            sizes.update(zip(trailing, shape[-len(trailing) :], strict=True))
         if ellipsis:
-            kept = shape[len(before) : len(shape) - len(after)]
-            sizes["..."] = max(math.prod(kept), sizes.get("...", 1))
+            ellipsis_shape = shape[len(leading) : len(shape) - len(trailing)]
+            sizes["..."] = max(math.prod(ellipsis_shape), sizes.get("...", 1))
     # With one input it only moves or sums numbers.
     return (2 if len(operation.inputs) > 1 else 0) * math.prod(sizes.values())
 

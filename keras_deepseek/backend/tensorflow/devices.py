@@ -35,8 +35,8 @@ class TensorFlowDevices(Devices):
         devices = tf.config.list_logical_devices("GPU")
         if not devices:
             return None
-        found = tf.config.experimental.get_memory_info(devices[0].name.removeprefix("/device:"))
-        return {"in_use": int(found["current"]), "peak": int(found["peak"])}
+        memory = tf.config.experimental.get_memory_info(devices[0].name.removeprefix("/device:"))
+        return {"in_use": int(memory["current"]), "peak": int(memory["peak"])}
 
     def read_device_name(self) -> str | None:
         devices = tf.config.list_physical_devices("GPU")
@@ -59,18 +59,20 @@ class TensorFlowDevices(Devices):
         optimizer: keras.optimizers.Optimizer | None,
     ) -> bool:
         moved = [
-            (each, device) for each, device in devices if not _lies_on(raw_value(each), device)
+            (variable, device)
+            for variable, device in devices
+            if not _lies_on(raw_value(variable), device)
         ]
         for variable, device in moved:
-            before = raw_value(variable)
+            old_value = raw_value(variable)
             with tf.init_scope(), tf.device(device):
                 moved_value = tf.Variable(
-                    _read_value(before),
-                    dtype=before.dtype,
-                    trainable=before.trainable,
+                    _read_value(old_value),
+                    dtype=old_value.dtype,
+                    trainable=old_value.trainable,
                     name=variable.name,
-                    aggregation=before.aggregation,
-                    synchronization=before.synchronization,
+                    aggregation=old_value.aggregation,
+                    synchronization=old_value.synchronization,
                 )
             set_raw_value(variable, moved_value)
         # It indexes them by TensorFlow variables.
@@ -101,8 +103,10 @@ class TensorFlowDevices(Devices):
                 floats = list(map(tf.identity, given_floats))  # The same tensor may be given twice.
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch([*floats, *weights])
-                    given, named = put(floats)
-                    results, put_result = split_floats(take_losses(layer, call)(*given, **named))
+                    positional, named = put(floats)
+                    results, put_result = split_floats(
+                        take_losses(layer, call)(*positional, **named)
+                    )
                     put_results.append(put_result)
 
                 def backward(*upstream: Any, variables: Sequence[Any] = ()) -> Any:
@@ -140,7 +144,7 @@ def _read_value(variable: Any) -> Any:
 def _lies_on(variable: tf.Variable, device: str) -> bool:
     """Returns True if a variable is on a device, or is an integer state that stays on a CPU."""
     kind, index = device.split(":")
-    place = tf.DeviceSpec.from_string(variable.device)
+    device_spec = tf.DeviceSpec.from_string(variable.device)
     if kind != "cpu" and variable.dtype in (tf.int32, tf.uint32):
         return True
-    return (place.device_type, place.device_index) == (kind.upper(), int(index))
+    return (device_spec.device_type, device_spec.device_index) == (kind.upper(), int(index))

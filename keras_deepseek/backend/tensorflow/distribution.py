@@ -32,12 +32,12 @@ class TensorFlowDistribution(Distribution):
         return int(model.distribute_strategy.num_replicas_in_sync)
 
     def count_processes(self) -> int:
-        place = read_place()
-        return 1 if place is None else place[0]
+        position = read_place()
+        return 1 if position is None else position[0]
 
     def process_rank(self) -> int:
-        place = read_place()
-        return 0 if place is None else place[1]
+        position = read_place()
+        return 0 if position is None else position[1]
 
     def read_whole(self, value: Any) -> Array:
         tensor = tf.convert_to_tensor(value)
@@ -80,9 +80,9 @@ def _find_devices(strategy: Any) -> list[str]:
     """Returns the names of the devices among which a strategy divides each batch."""
     if strategy == "allreduce":
         for kind in ("TPU", "GPU", "CPU"):  # Only TPUs that the script has set up.
-            found = [device.name for device in tf.config.list_logical_devices(kind)]
-            if found:
-                return found
+            devices = [device.name for device in tf.config.list_logical_devices(kind)]
+            if devices:
+                return devices
     # A strategy of one process: others have joined before.
     if isinstance(strategy, tf.distribute.Strategy):
         return list(strategy.extended.worker_devices)

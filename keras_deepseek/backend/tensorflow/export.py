@@ -89,14 +89,14 @@ def _whole_tracebacks() -> Iterator[None]:
 @contextlib.contextmanager
 def _optimizers_may_fail() -> Iterator[None]:
     """Context manager in which tf2onnx copies no graph and lets its optimizers' errors through."""
-    before = os.environ.get(_CATCHES)
+    old_setting = os.environ.get(_CATCHES)
     os.environ[_CATCHES] = "FALSE"
     try:
         yield
     finally:
         del os.environ[_CATCHES]
-        if before is not None:
-            os.environ[_CATCHES] = before
+        if old_setting is not None:
+            os.environ[_CATCHES] = old_setting
 
 
 @contextlib.contextmanager
@@ -104,14 +104,14 @@ def _einsum_is_kept() -> Iterator[None]:
     """Context manager in which tf2onnx keeps `Einsum` instead of a dozen nodes."""
     from tf2onnx import optimizer
 
-    known = getattr(optimizer, "_optimizers", {})
-    kept = dict(known)
-    known.pop("einsum_optimizer", None)
+    optimizers = getattr(optimizer, "_optimizers", {})
+    old_optimizers = dict(optimizers)
+    optimizers.pop("einsum_optimizer", None)
     try:
         yield
     finally:
-        known.clear()  # The order matters.
-        known.update(kept)
+        optimizers.clear()  # The order matters.
+        optimizers.update(old_optimizers)
 
 
 @contextlib.contextmanager

@@ -68,21 +68,23 @@ class Collectives:
         """
         residual = tf.convert_to_tensor(compression.residual.value)
         num_weights = sum(tensor.shape.num_elements() for tensor in gradients)
-        before, factors = residual[:num_weights], residual[num_weights:]
-        rests: list[Any] = []
+        old_residual, factors = residual[:num_weights], residual[num_weights:]
+        residuals: list[Any] = []
         next_factors: list[Any] = []
         start = 0
 
         def reduce(flat: Any, bucket: list[Any], index: int) -> Any:
             nonlocal start, factors
-            exact = before[start : start + flat.shape.num_elements()] + flat / compression.scale
+            exact = (
+                old_residual[start : start + flat.shape.num_elements()] + flat / compression.scale
+            )
             start += flat.shape.num_elements()
             kind = compression.kind
             if isinstance(kind, str):
-                total, rest = self._sum_rounded(exact, kind, key + index)
+                total, bucket_residual = self._sum_rounded(exact, kind, key + index)
             else:
                 shapes = [tensor.shape.as_list() for tensor in bucket]
-                total, rest, found = sum_low_rank(
+                total, bucket_residual, bucket_factors = sum_low_rank(
                     exact,
                     shapes,
                     kind,
@@ -90,13 +92,13 @@ class Collectives:
                     lambda tensors: self._reduce_all(tensors, _FIRST, key + index),
                     lambda tensors: self._reduce_all(tensors, _SECOND, key + index),
                 )
-                factors = factors[sum(each.shape.num_elements() for each in found) :]
-                next_factors.extend(found)
-            rests.append(rest)
+                factors = factors[sum(factor.shape.num_elements() for factor in bucket_factors) :]
+                next_factors.extend(bucket_factors)
+            residuals.append(bucket_residual)
             return total
 
         sums = _sum_buckets(list(_cut(gradients[::-1])), reduce)
-        return sums[::-1], tf.concat([*rests, *next_factors], 0)
+        return sums[::-1], tf.concat([*residuals, *next_factors], 0)
 
     def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
         """Sums a float32 vector over ranks in half precision; also returns the rounding errors.
@@ -118,16 +120,16 @@ class Collectives:
         gathered = tf.raw_ops.CollectiveGatherV2(
             input=shared, group_key=_SECOND, instance_key=key, **self._options
         )
-        own = tf.one_hot([self.rank], self.world_size, axis=0)
-        rest = rows - _widen(sent, dtype) + own * (total - _widen(shared, dtype))
+        rank_mask = tf.one_hot([self.rank], self.world_size, axis=0)
+        errors = rows - _widen(sent, dtype) + rank_mask * (total - _widen(shared, dtype))
         summed = tf.reshape(_widen(gathered, dtype), [-1])[:size]
-        return summed, tf.reshape(rest, [-1])[:size]
+        return summed, tf.reshape(errors, [-1])[:size]
 
     def _reduce_all(self, tensors: Sequence[Any], group: int, key: int) -> list[Any]:
         """Sums each tensor of a list over all ranks by one all-reduce."""
         if not tensors:
             return []
-        flat = tf.concat([tf.reshape(each, [-1]) for each in tensors], 0)
+        flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
         return _split(self.reduce(flat, group, key), tensors)
 
 

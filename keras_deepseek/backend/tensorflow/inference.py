@@ -65,9 +65,9 @@ class TensorFlowInference(Inference):
         def go_on(state: Any, inputs: tuple[Any, ...]) -> Any:
             with without_gradients():
                 outputs, new = function(state, *inputs)
-            for kept, tensor in zip(_flatten(state), _flatten(new), strict=True):
-                if tensor is not kept:
-                    kept.assign(tensor)
+            for variable, tensor in zip(_flatten(state), _flatten(new), strict=True):
+                if tensor is not variable:
+                    variable.assign(tensor)
             return outputs
 
         def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
@@ -95,7 +95,7 @@ def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
 
     TensorFlow returns arbitrary numbers there.
     """
-    symbols = {name: keras.KerasTensor(each.shape, each.dtype) for name, each in inputs.items()}
+    symbols = {name: keras.KerasTensor(array.shape, array.dtype) for name, array in inputs.items()}
     try:
         with without_new_nodes(model.model):
             model(symbols)

@@ -24,14 +24,14 @@ from keras_deepseek.backend.processes.gradient_compression import Compression
 from keras_deepseek.backend.processes.processes import (
     ComputePart,
     JoinedProcesses,
-    LostPeersBase,
+    PeerErrorTranslator,
     Processes,
     RemoteReplicas,
     SingleReplica,
     check_rank,
     check_same_shapes,
 )
-from keras_deepseek.backend.processes.rendezvous import meet
+from keras_deepseek.backend.processes.rendezvous import rendezvous
 from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 from keras_deepseek.errors import InvalidInputError
 
@@ -45,14 +45,14 @@ def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
     """Connects all processes of a training and returns them; see `Distribution.join_processes`."""
-    place = read_place()
-    if place is not None:
-        check_rank("TensorFlow", place[:2], (world_size, rank))
+    position = read_place()
+    if position is not None:
+        check_rank("TensorFlow", position[:2], (world_size, rank))
         if not _joined:  # The script's own strategy has joined.
             _joined.append(TensorFlowProcesses(rank, world_size, timeout))
     else:
         TensorFlowProcesses.refuse_begun()
-        addresses = meet(coordinator, world_size, rank, join_timeout, _own_port())
+        addresses = rendezvous(coordinator, world_size, rank, join_timeout, _own_port())
         _bear_with_stalls(world_size, timeout)
         # Creating the strategy joins the processes. There is no other public way. It is not used
         # further.
@@ -68,7 +68,7 @@ def join_processes(
     return _joined[0]
 
 
-class LostPeers(LostPeersBase):
+class translate_peer_errors(PeerErrorTranslator):  # noqa: N801
     """A context manager that turns errors of collective operations into `PeerLostError`."""
 
     engine = "TensorFlow"
@@ -83,7 +83,7 @@ class LostPeers(LostPeersBase):
 class TensorFlowProcesses(SingleReplica, JoinedProcesses):
     """The processes of a cluster that TensorFlow has joined, with a timeout in seconds."""
 
-    lost_peers = LostPeers
+    translate_peer_errors = translate_peer_errors
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         self.rank = rank
@@ -115,8 +115,8 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
         scalars, finish = compute(self.rank, batch)
-        found, _ = self._sum("forward", scalars, [])
-        return found, *self._sum("backward", *finish(found, None))
+        scalar_sums, _ = self._sum("forward", scalars, [])
+        return scalar_sums, *self._sum("backward", *finish(scalar_sums, None))
 
     def sum_compressed(
         self,
@@ -126,14 +126,14 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
         scalars, finish = compute(self.rank, batch)
-        found, _ = self._sum("forward", scalars, [])
-        more, gradients = finish(found, None)
+        scalar_sums, _ = self._sum("forward", scalars, [])
+        more, gradients = finish(scalar_sums, None)
         counts, _ = self._sum("backward", more, [])
         shapes = [tuple(tensor.shape) for tensor in gradients]
         # The kind changes what is sent.
         key = self._check_shapes([*shapes, (str(compression.kind),)])
-        sums, rest = self._collectives.sum_compressed(gradients, compression, key)
-        return found, counts, sums, lambda: compression.residual.assign(rest)
+        sums, residual = self._collectives.sum_compressed(gradients, compression, key)
+        return scalar_sums, counts, sums, lambda: compression.residual.assign(residual)
 
     def _sum(
         self, part: str, scalars: Sequence[Any], gradients: Sequence[Any]
@@ -143,19 +143,19 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         key = self._check_shapes([(part,), *shapes])
         exact = [tf.cast(tensor, tf.float64) for tensor in scalars]
         sums = self._collectives.sum(exact, gradients, key)
-        found = [tf.cast(tensor, tf.float32) for tensor in sums[: len(exact)]]
-        return found, sums[len(exact) :]
+        scalar_sums = [tf.cast(tensor, tf.float32) for tensor in sums[: len(exact)]]
+        return scalar_sums, sums[len(exact) :]
 
     def own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
         """Does nothing, because Keras's layers draw random numbers by their own seeds."""
         return contextlib.nullcontext()
 
     def broadcast(self, value: Any) -> Any:
-        with LostPeers("send what rank 0 knows"):
+        with translate_peer_errors("send what rank 0 knows"):
             return pickle.loads(self._broadcast_bytes(b"" if self.rank else pickle.dumps(value)))
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
-        with LostPeers("send the variables of rank 0"):
+        with translate_peer_errors("send the variables of rank 0"):
             self._check_shapes([tuple(variable.shape) for variable in variables])
             for variable in variables:
                 value = keras.ops.convert_to_numpy(variable)
@@ -165,10 +165,10 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
     def gather(self, array: Array) -> list[Array]:
         written = io.BytesIO()
         np.save(written, array, allow_pickle=False)
-        with LostPeers("gather the outputs"):
+        with translate_peer_errors("gather the outputs"):
             return [
-                np.load(io.BytesIO(each), allow_pickle=False)
-                for each in self._gather_bytes(written.getvalue())
+                np.load(io.BytesIO(data), allow_pickle=False)
+                for data in self._gather_bytes(written.getvalue())
             ]
 
     def _ask(self, wishes: Sequence[bool]) -> Callable[[], list[bool]]:
@@ -209,9 +209,9 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
 
         Raises an error if ranks are about to sum different tensors, which would hang.
         """
-        if (known := self._known.get(tuple(shapes))) is not None:
-            return known
-        everywhere = [pickle.loads(each) for each in self._gather_bytes(pickle.dumps(shapes))]
+        if (key := self._known.get(tuple(shapes))) is not None:
+            return key
+        everywhere = [pickle.loads(data) for data in self._gather_bytes(pickle.dumps(shapes))]
         check_same_shapes(self.rank, everywhere)
         first = sum(map(len, self._known))
         self._known[tuple(shapes)] = first
@@ -249,9 +249,9 @@ def _bear_with_stalls(world_size: int, timeout: float) -> None:
 def _own_port() -> int:
     """Returns the port at which TensorFlow will listen, from `TF_CONFIG` or a free one."""
     if "TF_CONFIG" in os.environ:
-        said = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-        if said.cluster_spec():
-            address = said.cluster_spec().task_address(said.task_type, said.task_id)
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        if resolver.cluster_spec():
+            address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
             return int(address.rpartition(":")[2])
     with socket.socket() as listener:
         listener.bind(("", 0))

@@ -37,12 +37,12 @@ class DeviceReplicas(LocalReplicas):
                 begun.append(compute(rank, rows))
                 ends.extend(begun[-1][0])
         scalars = self._add([scalars for scalars, _ in begun])
-        found = []
+        results = []
         for rank, (device, (_, finish)) in enumerate(zip(self.devices, begun, strict=True)):
             with self._timing(seconds, rank, scalars) as ends, tf.device(device):
-                found.append(finish(scalars, None))
-                ends.extend(found[-1][1])
-        counts, gradients = map(self._add, zip(*found, strict=True))
+                results.append(finish(scalars, None))
+                ends.extend(results[-1][1])
+        counts, gradients = map(self._add, zip(*results, strict=True))
         if self._shares is not None:
             with tf.device("CPU:0"):
                 tf.numpy_function(self._shares.learn, [num_rows, tf.stack(seconds)], [])
@@ -58,7 +58,7 @@ class DeviceReplicas(LocalReplicas):
             if self._shares is None:
                 parts = [slice(rank, None, number) for rank in range(number)]
             else:
-                first = next(each for each in keras.tree.flatten(batch) if each is not None)
+                first = next(array for array in keras.tree.flatten(batch) if array is not None)
                 cuts = tf.numpy_function(self._shares.cut, [tf.shape(first)[0]], tf.int64)
                 cuts.set_shape([number + 1])
                 parts = [slice(cuts[rank], cuts[rank + 1]) for rank in range(number)]
@@ -81,8 +81,8 @@ class DeviceReplicas(LocalReplicas):
         if self._shares is None:
             yield ends
             return
-        known = [each for each in keras.tree.flatten(starts) if isinstance(each, tf.Tensor)]
-        begin = _read_clock(known)
+        tensors = [tensor for tensor in keras.tree.flatten(starts) if isinstance(tensor, tf.Tensor)]
+        begin = _read_clock(tensors)
         with tf.control_dependencies([begin]):
             yield ends
         seconds[rank] += _read_clock(ends) - begin

@@ -18,7 +18,7 @@ from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
 from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.profiling.xplane import read_lines
 from keras_deepseek.backend.protocols.step import Step
-from keras_deepseek.backend.tensorflow.processes import LostPeers
+from keras_deepseek.backend.tensorflow.processes import translate_peer_errors
 
 
 class TensorFlowStep(Step):
@@ -33,7 +33,7 @@ class TensorFlowStep(Step):
         sources = [variable.value for variable in variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
-            scalar, others = compute()
+            scalar, aux = compute()
 
         def backward(
             factor: Any = None, receive: Callable[[int, Any], None] | None = None
@@ -42,7 +42,7 @@ class TensorFlowStep(Step):
             gradients: list[Any] = tape.gradient(scalar, sources, upstream)
             return gradients
 
-        return others, backward
+        return aux, backward
 
     def count_kept_bytes(
         self,
@@ -55,7 +55,9 @@ class TensorFlowStep(Step):
 
         def compute_and_look() -> tuple[Any, Any]:
             result = compute()
-            forward.update(each.name for each in tf.compat.v1.get_default_graph().get_operations())
+            forward.update(
+                operation.name for operation in tf.compat.v1.get_default_graph().get_operations()
+            )
             return result
 
         @tf.function(autograph=False)
@@ -64,14 +66,14 @@ class TensorFlowStep(Step):
             return backward()
 
         operations = run.get_concrete_function().graph.get_operations()
-        kept = {
+        saved = {
             tensor.ref(): tensor
             for operation in operations
             if operation.name not in forward
             for tensor in operation.inputs
             if tensor.op.name in forward and _is_computed(tensor.op)
         }
-        return sum(map(_count_bytes, kept.values()))
+        return sum(map(_count_bytes, saved.values()))
 
     def rematerialize(
         self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
@@ -92,8 +94,8 @@ class TensorFlowStep(Step):
 
     def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
         # All are started before the first is awaited.
-        found = [tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]
-        return [bool(is_finite) for is_finite in found]
+        flags = [tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]
+        return [bool(is_finite) for is_finite in flags]
 
     def apply_update(
         self,
@@ -117,7 +119,7 @@ class TensorFlowStep(Step):
         train_function = model.train_function
 
         def run(*arguments: Any) -> Any:
-            with LostPeers("make a step"):
+            with translate_peer_errors("make a step"):
                 return train_function(*arguments)
 
         return run

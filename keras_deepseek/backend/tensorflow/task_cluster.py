@@ -26,7 +26,9 @@ def serve_task(
 ) -> None:
     """Runs this process as one task of a cluster; see `Distribution.serve_task`."""
     os.environ.setdefault(*_FAIL_FAST)
-    cluster = tf.train.ClusterSpec({kind: list(found) for kind, found in addresses.items()})
+    cluster = tf.train.ClusterSpec(
+        {kind: list(task_addresses) for kind, task_addresses in addresses.items()}
+    )
     server = tf.distribute.Server(
         cluster,
         job_name=task_type,
@@ -52,7 +54,9 @@ def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> 
     if not _connected:
         TensorFlowProcesses.refuse_begun()
         os.environ.setdefault(*_FAIL_FAST)
-        addresses = {kind: list(found) for kind, found in find_addresses().items()}
+        addresses = {
+            kind: list(task_addresses) for kind, task_addresses in find_addresses().items()
+        }
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(addresses), task_type="chief", task_id=0, rpc_layer="grpc"
         )
@@ -117,10 +121,10 @@ class CoordinatedTasks:
             zeros = tf.zeros([1, *stored.shape[1:]], stored.dtype)
             empty = stored.scatter_update(tf.IndexedSlices(zeros, [slot]))
         rows = tf.cast(value.indices, tf.int32)
-        places = tf.stack([tf.fill(tf.shape(rows), slot), rows], axis=1)
+        indices = tf.stack([tf.fill(tf.shape(rows), slot), rows], axis=1)
         values = tf.cast(value.values, stored.dtype)
         with tf.device(stored.device), tf.control_dependencies([empty]):
-            stored.scatter_nd_add(places, values)
+            stored.scatter_nd_add(indices, values)
 
     def load(self, variable: keras.Variable, slot: Any) -> Any:
         """Reads the tensor in a variable's slot."""
@@ -160,9 +164,9 @@ def _fetch(remote: Any) -> Any:
 def _cause(error: Exception) -> str:
     """Returns the line of a TensorFlow error message that states the cause."""
     message = str(error)
-    found = re.search(r"\(0\) [A-Z_]+:\s+(.+)", message)
-    if found:
-        return found[1]
+    match = re.search(r"\(0\) [A-Z_]+:\s+(.+)", message)
+    if match:
+        return match[1]
     path = ("Graph execution error", "Detected at", "File ", "Additional GRPC", ":UNKNOWN")
     lines = [line.strip() for line in message.splitlines()]
     return next((line for line in lines if line and not line.startswith(path)), message)

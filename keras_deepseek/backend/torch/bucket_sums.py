@@ -86,15 +86,15 @@ class RoundedSum:
             group=self._sharing,
             async_op=True,
         )
-        own = self._lost[dist.get_rank() * self._length :][: self._length]
-        own.add_(total.sub_(_widen(sent))[0, : len(own)])
+        lost_part = self._lost[dist.get_rank() * self._length :][: self._length]
+        lost_part.add_(total.sub_(_widen(sent))[0, : len(lost_part)])
 
     def finish(self) -> None:
         """Waits for all parts, and writes the sums of the bucket."""
         self._work.wait()
         is_scaled = self._dtype == torch.float16
-        found = self._flatten(self._received) if is_scaled else self._received.view(-1)
-        self._total.copy_(found[: len(self._total)])  # `copy_` converts bfloat16.
+        flat = self._flatten(self._received) if is_scaled else self._received.view(-1)
+        self._total.copy_(flat[: len(self._total)])  # `copy_` converts bfloat16.
 
     def _flatten(self, rows: torch.Tensor) -> torch.Tensor:
         """Joins received rows into one float32 vector, without their padding."""
@@ -162,8 +162,8 @@ class LowRankSum:
     def share(self) -> None:
         """Starts summing the second thin matrices, which depend on the sums of the first."""
         answers = [
-            matrix.answer(found.float())
-            for matrix, found in zip(self._matrices, self._first.wait(), strict=True)
+            matrix.answer(summed.float())
+            for matrix, summed in zip(self._matrices, self._first.wait(), strict=True)
         ]
         vectors = [vector for vector, _ in self._whole]
         self._second = _Joined([*answers, *vectors], self._sharing)
@@ -174,10 +174,10 @@ class LowRankSum:
 
     def finish(self) -> None:
         """Writes the sums of the bucket, and the factors of the next step."""
-        found = iter(self._second.wait())
+        sums = iter(self._second.wait())
         for matrix in self._matrices:
-            matrix.finish(next(found))
-        for (_, total), summed in zip(self._whole, found, strict=True):
+            matrix.finish(next(sums))
+        for (_, total), summed in zip(self._whole, sums, strict=True):
             total.copy_(summed)
 
 

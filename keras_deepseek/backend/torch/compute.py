@@ -22,8 +22,8 @@ class TorchCompute(Compute):
 
     def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
         # PyTorch's counter lacks only the CPU kernel of attention.
-        known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}  # noqa: SLF001
-        with FlopCounterMode(display=False, custom_mapping=known) as counter, torch.no_grad():
+        counters = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}  # noqa: SLF001
+        with FlopCounterMode(display=False, custom_mapping=counters) as counter, torch.no_grad():
             function(*args)
         return int(counter.get_total_flops())
 
@@ -119,8 +119,8 @@ class TorchCompute(Compute):
         return tuple(state)
 
     def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
-        made = [function(index) for index in range(int(count))]
-        return torch.stack(made + [torch.zeros_like(made[0])] * (number - len(made)))
+        results = [function(index) for index in range(int(count))]
+        return torch.stack(results + [torch.zeros_like(results[0])] * (number - len(results)))
 
     def run_if(
         self, condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]
@@ -189,8 +189,8 @@ def _make_keys(values: torch.Tensor) -> torch.Tensor:
     """Returns int64 keys that sort as `values` do, and put the first of equal values first."""
     bits = (values + 0.0).view(torch.int32)  # The sum turns negative zero into zero.
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
-    places = torch.arange(values.shape[-1], device=values.device)
-    return (ascending << 32) + (values.shape[-1] - places)
+    positions = torch.arange(values.shape[-1], device=values.device)
+    return (ascending << 32) + (values.shape[-1] - positions)
 
 
 def _to_tensor(piece: Array) -> torch.Tensor:

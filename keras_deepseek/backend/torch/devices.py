@@ -59,7 +59,8 @@ class TorchDevices(Devices):
         # On a CPU it is a plain RuntimeError, whose words depend on the system.
         words = ("out of memory", "not enough memory", "can't allocate memory")
         return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-            isinstance(error, RuntimeError) and any(each in str(error).lower() for each in words)
+            isinstance(error, RuntimeError)
+            and any(phrase in str(error).lower() for phrase in words)
         )
 
     def release_memory(self) -> None:

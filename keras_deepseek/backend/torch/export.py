@@ -89,7 +89,7 @@ def _moments(
     if dtype == torch.float16:
         limits = torch.finfo(dtype)
         mean, variance = (
-            torch.clip(each, limits.min, limits.max).to(dtype) for each in (mean, variance)
+            torch.clip(moment, limits.min, limits.max).to(dtype) for moment in (mean, variance)
         )
     return mean, variance
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 from keras_deepseek.backend.processes.group_queue import GroupQueue
-from keras_deepseek.backend.processes.processes import LostPeersBase
+from keras_deepseek.backend.processes.processes import PeerErrorTranslator
 from keras_deepseek.backend.torch.bucket_sums import (
     BucketSum,
     ExactSum,
@@ -85,7 +85,7 @@ class GradientSums:
             return
         self._vectors[index] = gradient.detach().reshape(-1)
         # The backward pass itself is not checked for lost peers.
-        with LostPeers("sum the gradients"):
+        with translate_peer_errors("sum the gradients"):
             self._queue.add(index)
             # NCCL needs one order of all messages. gloo has an order for each group.
             while self._is_early and self._num_shared < len(self._begun):
@@ -95,11 +95,11 @@ class GradientSums:
 
     def finish(self) -> list[torch.Tensor]:
         """Returns the summed gradients, after all gradients were received."""
-        with torch.no_grad(), LostPeers("sum the gradients"):
+        with torch.no_grad(), translate_peer_errors("sum the gradients"):
             while self._num_shared < len(self._begun):
                 self._share_next()
-            for each in self._begun:
-                each.finish()
+            for bucket_sum in self._begun:
+                bucket_sum.finish()
         self._begun, self._vectors = [], {}
         vectors = self._total.split(self._sizes_from_last)[::-1]
         return [vector.view(shape) for vector, shape in zip(vectors, self.shapes, strict=True)]
@@ -114,18 +114,18 @@ class GradientSums:
         """Starts the sum of a gradient bucket."""
         bucket = self._buckets[number]
         vectors = [self._vectors[index][part] for index, part in bucket]
-        place = slice(self._place, self._place + sum(map(len, vectors)))
-        self._place = place.stop
+        span = slice(self._place, self._place + sum(map(len, vectors)))
+        self._place = span.stop
         with torch.no_grad():
-            self._begun.append(self._begin_sum(bucket, vectors, place))
+            self._begun.append(self._begin_sum(bucket, vectors, span))
 
-    def _begin_sum(self, bucket: Bucket, vectors: list[torch.Tensor], place: slice) -> BucketSum:
+    def _begin_sum(self, bucket: Bucket, vectors: list[torch.Tensor], span: slice) -> BucketSum:
         """Starts the sum of a bucket, exact or by the compression's method, and returns it."""
-        total, compression = self._total[place], self._compression
+        total, compression = self._total[span], self._compression
         if compression is None:
             return ExactSum(vectors, total)
-        lost = self._spare[place]
-        _add_residual(vectors, self._residual[place], compression.scale, lost)
+        lost = self._spare[span]
+        _add_residual(vectors, self._residual[span], compression.scale, lost)
         if isinstance(compression.kind, str):
             return RoundedSum(lost, total, compression.kind, self._sharing)
         shapes = [self.shapes[index] for index, _ in bucket]
@@ -164,26 +164,28 @@ def _add_residual(
 ) -> None:
     """Writes `vectors / scale + residual` into the vector `out`."""
     sizes = [len(vector) for vector in vectors]
-    for vector, before, exact in zip(vectors, residual.split(sizes), out.split(sizes), strict=True):
+    for vector, old_residual, exact in zip(
+        vectors, residual.split(sizes), out.split(sizes), strict=True
+    ):
         if isinstance(scale, torch.Tensor):
-            torch.addcdiv(before, vector, scale, out=exact)
+            torch.addcdiv(old_residual, vector, scale, out=exact)
         else:
-            torch.add(before, vector, alpha=1.0 / scale, out=exact)
+            torch.add(old_residual, vector, alpha=1.0 / scale, out=exact)
 
 
 def _cut(sizes: Sequence[int]) -> Iterator[Bucket]:
     """Yields buckets of parts of vectors, with a fixed number of bytes for each rank."""
     bucket: Bucket = []
-    left = most = min(dist.get_world_size(), _MOST_PARTS) * _PART_BYTES // 4
+    remaining = capacity = min(dist.get_world_size(), _MOST_PARTS) * _PART_BYTES // 4
     for index in reversed(range(len(sizes))):
         start = 0
         while start < sizes[index]:
-            stop = min(start + left, sizes[index])
+            stop = min(start + remaining, sizes[index])
             bucket.append((index, slice(start, stop)))
-            start, left = stop, left - (stop - start)
-            if not left:
+            start, remaining = stop, remaining - (stop - start)
+            if not remaining:
                 yield bucket
-                bucket, left = [], most
+                bucket, remaining = [], capacity
     if bucket:
         yield bucket
 
@@ -202,7 +204,7 @@ def _group(sizes: Sequence[int]) -> Iterator[Bucket]:
         yield bucket
 
 
-class LostPeers(LostPeersBase):
+class translate_peer_errors(PeerErrorTranslator):  # noqa: N801
     """A context manager that turns errors of gloo and NCCL into `PeerLostError`."""
 
     engine = "torch.distributed"

@@ -129,8 +129,8 @@ def _record(
 
     def replay(state: Any, inputs: Any) -> tuple[Any, Any]:
         values = [variable.value for variable in variables]
-        made = graph.forward(values, _flatten_to_tensors(state, inputs, device))
-        packed: tuple[Any, Any] = keras.tree.pack_sequence_as(result, made)
+        outputs = graph.forward(values, _flatten_to_tensors(state, inputs, device))
+        packed: tuple[Any, Any] = keras.tree.pack_sequence_as(result, outputs)
         return packed
 
     return replay

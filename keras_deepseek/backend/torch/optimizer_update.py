@@ -90,19 +90,19 @@ def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., N
             device = variable.value.device
             moved = None if gradient is None else gradient.to(device)
             rows.setdefault(device, []).append((moved, variable))
-        before = [raw_value(variable) for variable in shared]
-        after = before
+        old_values = [raw_value(variable) for variable in shared]
+        new_values = old_values
         for device, own_rows in rows.items():
             own_gradients, own_variables = zip(*own_rows, strict=True)
-            after = [value.detach().to(device, copy=True) for value in before]
-            _put(shared, after)
+            new_values = [value.detach().to(device, copy=True) for value in old_values]
+            _put(shared, new_values)
             try:
                 with keras.device(str(device)):
                     rate = keras.ops.convert_to_tensor(learning_rate)
                     step(list(own_gradients), list(own_variables), rate)
             finally:
-                _put(shared, before)
-        for value, changed in zip(before, after, strict=True):
+                _put(shared, old_values)
+        for value, changed in zip(old_values, new_values, strict=True):
             value.detach().copy_(changed)
 
     return run
@@ -185,24 +185,24 @@ class _FusedAdam:
         """Updates the variables with weight decay, then the variables without it."""
         decay = self._optimizer.weight_decay or 0.0
         rows = list(zip(variables, self._own_gradients(gradients), strict=True))
-        kept = [row for row in rows if decay and not uses_decay(self._optimizer, row[0])]
-        kept_variables = {id(variable) for variable, _ in kept}
-        decayed = [row for row in rows if id(row[0]) not in kept_variables]
-        for group, weight_decay in ((decayed, decay), (kept, 0.0)):
+        undecayed = [row for row in rows if decay and not uses_decay(self._optimizer, row[0])]
+        undecayed_ids = {id(variable) for variable, _ in undecayed}
+        decayed = [row for row in rows if id(row[0]) not in undecayed_ids]
+        for group, weight_decay in ((decayed, decay), (undecayed, 0.0)):
             if group:
                 self._update_group(group, float(learning_rate), weight_decay)
 
     def _own_gradients(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Returns gradients that the kernel may overwrite, which it does if there is a factor."""
-        own: list[torch.Tensor] = []
-        seen: set[int] = set()
+        writable: list[torch.Tensor] = []
+        pointers: set[int] = set()
         for gradient in gradients:
             whole = gradient.contiguous()
             # The terms of a sum share one gradient tensor.
-            is_shared = self._factor is not None and whole.data_ptr() in seen
-            own.append(whole.clone() if is_shared else whole)
-            seen.add(whole.data_ptr())
-        return own
+            is_shared = self._factor is not None and whole.data_ptr() in pointers
+            writable.append(whole.clone() if is_shared else whole)
+            pointers.add(whole.data_ptr())
+        return writable
 
     def _update_group(self, rows: Sequence[Row], learning_rate: float, weight_decay: float) -> None:
         """Updates the variables that share one weight decay value."""
@@ -210,7 +210,7 @@ class _FusedAdam:
         steps = int(optimizer.iterations)
         slots = adam_slots(optimizer, [variable for variable, _ in rows])
         momentums, velocities, maximal_velocities = (
-            [each.value for each in group] for group in slots
+            [slot.value for slot in group] for group in slots
         )
         values = [variable.value for variable, _ in rows]
         for value in values:

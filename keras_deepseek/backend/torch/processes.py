@@ -27,7 +27,7 @@ from keras_deepseek.backend.processes.processes import (
     check_same_shapes,
 )
 from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, read_join_secret
-from keras_deepseek.backend.torch.gradient_sums import GradientSums, LostPeers
+from keras_deepseek.backend.torch.gradient_sums import GradientSums, translate_peer_errors
 from keras_deepseek.backend.torch.store import open_store
 
 _logger = logging.getLogger(__name__)
@@ -42,14 +42,14 @@ def join_processes(
     if read_join_secret() is not None:
         _warn_of_unused_secret()
     if dist.is_initialized():
-        found = dist.get_world_size(), dist.get_rank()
-        check_rank("torch.distributed", found, (world_size, rank))
-        with _listening_towards(coordinator), LostPeers("join the others"):
+        actual = dist.get_world_size(), dist.get_rank()
+        check_rank("torch.distributed", actual, (world_size, rank))
+        with _listening_towards(coordinator), translate_peer_errors("join the others"):
             return TorchProcesses(timeout)
     # torchrun already listens at that address, with a store for the ranks that it has started.
     is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = None if is_torchrun else open_store(coordinator, world_size, rank, join_timeout)
-    with _listening_towards(coordinator), LostPeers("join the others"):
+    with _listening_towards(coordinator), translate_peer_errors("join the others"):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             store=store,
@@ -79,7 +79,7 @@ def _leave() -> None:
 class TorchProcesses(SingleReplica, JoinedProcesses):
     """The processes of the default `torch.distributed` group, with a timeout in seconds."""
 
-    lost_peers = LostPeers
+    translate_peer_errors = translate_peer_errors
 
     def __init__(self, timeout: float) -> None:
         # The second round has its own process group, since it is out of order with the first.
@@ -97,8 +97,8 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        found, counts, sums = self._sum(compute, batch, variables, None)
-        return found, counts, sums.finish()
+        scalar_sums, counts, sums = self._sum(compute, batch, variables, None)
+        return scalar_sums, counts, sums.finish()
 
     def sum_compressed(
         self,
@@ -107,8 +107,8 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        found, counts, sums = self._sum(compute, batch, variables, compression)
-        return found, counts, sums.finish(), sums.keep
+        scalar_sums, counts, sums = self._sum(compute, batch, variables, compression)
+        return scalar_sums, counts, sums.finish(), sums.keep
 
     def _sum(
         self,
@@ -119,25 +119,25 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
     ) -> tuple[list[Any], list[Any], GradientSums]:
         """Sums scalars over all ranks; returns them and the running sums of gradients."""
         scalars, finish = compute(self.rank, batch)
-        found = self._sum_scalars(scalars)
+        scalar_sums = self._sum_scalars(scalars)
         kind = compression.kind if compression else None
         low_rank = kind if isinstance(kind, LowRank) else None
         if self._sums is None or not self._sums.is_for(variables, low_rank):
             self._sums = GradientSums(variables, self._sharing, low_rank)
         sums = self._sums
         sums.start(compression)
-        with LostPeers("sum the gradients"):
+        with translate_peer_errors("sum the gradients"):
             self._check_shapes([*sums.shapes, (str(kind),)])  # The kind changes what is sent.
-        # Outside of `LostPeers`: an error of the backward pass is no lost peer.
-        more, gradients = finish(found, sums.receive)
+        # Outside of `translate_peer_errors`: an error of the backward pass is no lost peer.
+        more, gradients = finish(scalar_sums, sums.receive)
         for index in reversed(range(len(gradients))):
             sums.receive(index, gradients[index])
         counts = self._sum_scalars(more)
-        return found, counts, sums
+        return scalar_sums, counts, sums
 
     def _sum_scalars(self, scalars: Sequence[Any]) -> list[Any]:
         """Sums small tensors over all ranks, in float64."""
-        with torch.no_grad(), LostPeers("sum the gradients"):
+        with torch.no_grad(), translate_peer_errors("sum the gradients"):
             self._check_shapes([tensor.shape for tensor in scalars])
             exact = torch.cat([tensor.detach().reshape(-1).double() for tensor in scalars])
             dist.all_reduce(exact)
@@ -157,12 +157,12 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
 
     def broadcast(self, value: Any) -> Any:
         values = [value]
-        with LostPeers("send what rank 0 knows"):
+        with translate_peer_errors("send what rank 0 knows"):
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
-        with torch.no_grad(), LostPeers("send the variables of rank 0"):
+        with torch.no_grad(), translate_peer_errors("send the variables of rank 0"):
             self._check_shapes([tuple(variable.shape) for variable in variables])
             for variable in variables:
                 value = variable.value.detach().clone()
@@ -170,18 +170,18 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
                 variable.assign(value)
 
     def gather(self, array: Array) -> list[Array]:
-        found: list[Any] = [None] * self.world_size
-        with LostPeers("gather the outputs"):
-            dist.all_gather_object(found, array)
-        return found
+        arrays: list[Any] = [None] * self.world_size
+        with translate_peer_errors("gather the outputs"):
+            dist.all_gather_object(arrays, array)
+        return arrays
 
     def _ask(self, wishes: Sequence[bool]) -> Callable[[], list[bool]]:
-        found = torch.tensor(wishes, dtype=torch.uint8)
-        work = dist.all_reduce(found, dist.ReduceOp.MAX, async_op=True)
+        flags = torch.tensor(wishes, dtype=torch.uint8)
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True)
 
         def wait() -> list[bool]:
             work.wait()
-            return [bool(each) for each in found]
+            return [bool(flag) for flag in flags]
 
         return wait
 
@@ -190,9 +190,9 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         key = tuple(tuple(shape) for shape in shapes)
         if key in self._known:
             return
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, key)
-        check_same_shapes(self.rank, found)
+        shapes_by_rank: list[Any] = [None] * self.world_size
+        dist.all_gather_object(shapes_by_rank, key)
+        check_same_shapes(self.rank, shapes_by_rank)
         self._known.add(key)
 
 

@@ -84,7 +84,7 @@ def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
     of_sequence: dict[tuple[int, int], Owner] = {}
     of_launch: dict[int, Owner] = {}
     kernels = []
-    for event in sorted(events, key=lambda each: (each.start_ns(), -each.duration_ns())):
+    for event in sorted(events, key=lambda event: (event.start_ns(), -event.duration_ns())):
         if event.device_type() != torch.autograd.DeviceType.CPU:
             kernels.append(event)
             continue
@@ -99,18 +99,22 @@ def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
             owner, is_backward = _owner_of_mark(name, root, owner, is_backward)
         elif event.fwd_thread_id() > 0:
             is_backward = True
-            before = of_sequence.get((event.fwd_thread_id(), event.sequence_nr()))
-            if before is not None:
-                owner = before._replace(part="backward") if before.part == "forward" else before
+            forward_owner = of_sequence.get((event.fwd_thread_id(), event.sequence_nr()))
+            if forward_owner is not None:
+                owner = (
+                    forward_owner._replace(part="backward")
+                    if forward_owner.part == "forward"
+                    else forward_owner
+                )
         elif event.sequence_nr() >= 0 and owner is not None and not is_backward:
             of_sequence[thread, event.sequence_nr()] = owner
         stack.append((end, owner, is_backward))
-        found = owner or Owner("rest")
-        of_launch[event.correlation_id()] = found
+        event_owner = owner or Owner("rest")
+        of_launch[event.correlation_id()] = event_owner
         # Python between two operations is no work: a mark has none of its own.
-        is_work = not is_mark or found.part == "data_wait"
+        is_work = not is_mark or event_owner.part == "data_wait"
         lines["host", thread].append(
-            Event(start * 1e-9, end * 1e-9, name, found if is_work else None)
+            Event(start * 1e-9, end * 1e-9, name, event_owner if is_work else None)
         )
     if kernels:
         lines = defaultdict(list, {key: without_work(line) for key, line in lines.items()})

@@ -38,7 +38,7 @@ class DeviceReplicas(LocalReplicas):
         if self._last is not None:
             num_rows, watches = self._last
             self._shares.learn(num_rows, [watch.seconds() for watch in watches])
-        first = next(each for each in keras.tree.flatten(batch) if each is not None)
+        first = next(array for array in keras.tree.flatten(batch) if array is not None)
         cuts = self._shares.cut(len(first))
         watches = [_Watch(torch_device(device)) for device in self.devices]
         begun = []
@@ -48,12 +48,14 @@ class DeviceReplicas(LocalReplicas):
                 begun.append(compute(rank, rows))
         scalars = self._add([scalars for scalars, _ in begun])
         # All devices wait for the sums before they get more work.
-        known = [[each.to(torch_device(device)) for each in scalars] for device in self.devices]
-        found = []
+        device_scalars = [
+            [scalar.to(torch_device(device)) for scalar in scalars] for device in self.devices
+        ]
+        results = []
         for rank, (device, watch) in enumerate(zip(self.devices, watches, strict=True)):
             with current().devices.on_device(device), watch.timing():
-                found.append(begun[rank][1](known[rank], None))
-        counts, gradients = map(self._add, zip(*found, strict=True))
+                results.append(begun[rank][1](device_scalars[rank], None))
+        counts, gradients = map(self._add, zip(*results, strict=True))
         self._last = cuts[1:] - cuts[:-1], watches
         return scalars, counts, gradients
 

@@ -41,7 +41,7 @@ class TorchStep(Step):
         states: Sequence[keras.Variable],
     ) -> tuple[Any, Callable[..., list[Any]]]:
         with torch.enable_grad():  # The caller may be in `torch.no_grad()`.
-            scalar, others = compute()
+            scalar, aux = compute()
         sources = [variable.value for variable in variables]
 
         def backward(
@@ -57,7 +57,7 @@ class TorchStep(Step):
                         stack.callback(hook.remove)
                 return list(torch.autograd.grad(scalar, sources, upstream, allow_unused=True))
 
-        return others, backward
+        return aux, backward
 
     def count_kept_bytes(
         self,
@@ -66,17 +66,17 @@ class TorchStep(Step):
         states: Sequence[keras.Variable],
         batch: Any,
     ) -> int:
-        kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
+        saved: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
         def keep(tensor: torch.Tensor) -> _Kept:
-            kept.add(one := _Kept(tensor))
-            return one
+            saved.add(holder := _Kept(tensor))
+            return holder
 
         there = [variable.value for variable in (*variables, *states)]
         there += [array for array in keras.tree.flatten(batch) if isinstance(array, torch.Tensor)]
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one.tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda holder: holder.tensor):
             result = compute()  # The result keeps the saved tensors alive.
-        storages = {one.tensor.untyped_storage() for one in kept}
+        storages = {holder.tensor.untyped_storage() for holder in saved}
         sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
         for tensor in there:
             sizes.pop(tensor.untyped_storage().data_ptr(), None)
@@ -88,7 +88,9 @@ class TorchStep(Step):
     ) -> Callable[..., Any]:
         # PyTorch stops the second call as soon as it has what it needs. A recurrent layer resets
         # its dropout masks at the end of a call, so it would go on with those of the first call.
-        is_whole = any(hasattr(each, "reset_dropout_mask") for each in flatten_layers(layer))
+        is_whole = any(
+            hasattr(sublayer, "reset_dropout_mask") for sublayer in flatten_layers(layer)
+        )
 
         def run(compute: Callable[..., Any], floats: Sequence[Any]) -> Any:
             with set_checkpoint_early_stop(not is_whole):
@@ -98,8 +100,8 @@ class TorchStep(Step):
 
     def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
         # All are started before the first is awaited.
-        found = [torch.isfinite(tensor).all() for tensor in tensors]
-        return [bool(is_finite) for is_finite in found]
+        flags = [torch.isfinite(tensor).all() for tensor in tensors]
+        return [bool(is_finite) for is_finite in flags]
 
     def global_norm(self, gradients: Sequence[Any]) -> Any:
         return self.norms(gradients)[1]
@@ -111,17 +113,17 @@ class TorchStep(Step):
         return _join([_part_norms(tensor.detach()) for tensor in tensors])
 
     def concatenate(self, vectors: Sequence[Any]) -> Any:
-        return torch.cat([each.to(vectors[0].device) for each in vectors])
+        return torch.cat([vector.to(vectors[0].device) for vector in vectors])
 
     def add_multiples(self, sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
         factor = torch.as_tensor(factor)
         is_known = factor.device.type == "cpu" and not torch.compiler.is_compiling()
         with torch.no_grad():
-            for each, tensor in zip(sums, tensors, strict=True):
+            for total, tensor in zip(sums, tensors, strict=True):
                 if is_known:
-                    each.add_(tensor, alpha=float(factor))
+                    total.add_(tensor, alpha=float(factor))
                 else:
-                    each.addcmul_(tensor, factor.to(each.device))
+                    total.addcmul_(tensor, factor.to(total.device))
         return list(sums)
 
     def apply_update(
@@ -240,10 +242,12 @@ def _part_norms(tensor: torch.Tensor) -> list[torch.Tensor]:
 def _join(norms: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the norm of each tensor, from those of its parts, and the norm of all together."""
     device = norms[0][0].device
-    parts = torch.stack([part.to(device) for each in norms for part in each]).double()
+    parts = torch.stack(
+        [part.to(device) for tensor_parts in norms for part in tensor_parts]
+    ).double()
     total = torch.linalg.vector_norm(parts)
     if len(parts) > len(norms):
-        groups = parts.split([len(each) for each in norms])
+        groups = parts.split([len(tensor_parts) for tensor_parts in norms])
         parts = torch.stack([torch.linalg.vector_norm(group) for group in groups])
     return parts.to(torch.float32), total.to(torch.float32)
 

@@ -97,18 +97,18 @@ def _report(store: dist.Store, rank: int, world_size: int, deadline: float) -> l
     size_of_rank_0 = int(store.get("world_size"))
     if world_size != size_of_rank_0:
         raise refused_error(other_size_reason(rank, world_size, size_of_rank_0))
-    own = secrets.token_hex(8)
-    store.set(f"came/{rank}", own)
+    own_token = secrets.token_hex(8)
+    store.set(f"came/{rank}", own_token)
     while not store.check(["tokens"]):
         # Of two processes of one rank the newer one stays: the older one may have ended.
-        if store.get(f"came/{rank}").decode() != own:
+        if store.get(f"came/{rank}").decode() != own_token:
             raise refused_error(same_rank_reason(rank))
         if time.monotonic() > deadline:
             return [0]
         time.sleep(_PAUSE)
     tokens = json.loads(store.get("tokens"))
     store.set(f"read/{rank}", "")
-    if tokens[rank] not in (own, None):
+    if tokens[rank] not in (own_token, None):
         raise refused_error(same_rank_reason(rank))
     return _find_missing(tokens)
 

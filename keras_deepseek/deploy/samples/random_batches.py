@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.export.free_axes import count_free_lengths
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
-from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
+from keras_deepseek.backend.keras_private.sample_values import longest_sequence
 
 _BATCH_SIZES = (1, 3, 4)
 _LEAST_TO_HOLD_OUT, _EACH_HELD_OUT = 20, 5

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.loss_means import declare_mean_over
+from keras_deepseek.backend.loss_means import set_loss_normalizer
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
@@ -165,7 +165,7 @@ class ChunkedCrossEntropy(VocabularyHead):
         losses = mark_unknown_classes(losses, targets, weights, self.vocabulary_size)
         if self.loss_weight:
             self.add_loss(self.loss_weight * average_losses(losses, weights))
-            declare_mean_over(ops.sum(weights))
+            set_loss_normalizer(ops.sum(weights))
         if mask is not None:
             losses = ops.where(mask, losses, 0.0)
         return ops.cast(losses, self.compute_dtype)

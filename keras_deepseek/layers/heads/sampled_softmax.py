@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deepseek.backend.loss_means import declare_mean_over
+from keras_deepseek.backend.loss_means import set_loss_normalizer
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
@@ -165,7 +165,7 @@ class SampledSoftmax(VocabularyHead):
         weights = weigh_tokens(inputs, targets, dtype, self.ignore_class, sample_weight, mask)
         losses = mark_unknown_classes(losses, targets, weights, self.vocabulary_size)
         self.add_loss(average_losses(ops.where(ops.equal(weights, 0), 0.0, losses), weights))
-        declare_mean_over(ops.sum(weights))
+        set_loss_normalizer(ops.sum(weights))
         losses = ops.where(ops.equal(weights, 0), 0.0, losses)
         return ops.cast(losses, self.compute_dtype)
 

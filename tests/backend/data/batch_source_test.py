@@ -155,12 +155,12 @@ def test_tensorflow_s_data_are_shuffled_as_in_the_pass_that_they_go_to():
     assert again.specs.shape == (None, 1)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_pytorch_s_loader_is_shuffled_as_in_the_pass_that_it_goes_to(own):
+@pytest.mark.parametrize("has_generator", [False, True])
+def test_pytorch_s_loader_is_shuffled_as_in_the_pass_that_it_goes_to(has_generator):
     torch = pytest.importorskip("torch")
 
     def fresh():
-        generator = torch.Generator().manual_seed(3) if own else None
+        generator = torch.Generator().manual_seed(3) if has_generator else None
         data = torch.utils.data.TensorDataset(torch.from_numpy(X))
         return open_source(torch.utils.data.DataLoader(data, 4, shuffle=True, generator=generator))
 

@@ -13,9 +13,9 @@ class Numbers(BatchSource):
 
     kind = "numbers"
 
-    def __init__(self, length, exact=False, known=True):
+    def __init__(self, length, exact=False, is_counted=True):
         self.length = length
-        self.num_batches = length if known or exact else None
+        self.num_batches = length if is_counted or exact else None
         self.is_length_exact = exact
         self.ended = 0
 
@@ -34,36 +34,36 @@ class Numbers(BatchSource):
 KINDS = {
     "exact": {"length": 5, "exact": True},
     "counted": {"length": 5},
-    "unknown": {"length": 5, "known": False},
+    "unknown": {"length": 5, "is_counted": False},
     "endless": {"length": None},
 }
 
 
 def go_through(stream, epochs, position=None, stop=None):
     """Returns the batches of the epochs, and the position after `stop` of them."""
-    seen, found = [], None
+    batches, position_after = [], None
     done = 0
     for _ in range(epochs):
         stream.begin_epoch(done)
         for batch in stream.batches():
             done += 1
-            seen.append(batch)
-            if len(seen) == stop:
+            batches.append(batch)
+            if len(batches) == stop:
                 if done == stream.epoch_length:
                     stream.end_epoch()
                     done = 0
-                return seen, (done, stream.read_position(done), np.random.get_state())  # noqa: NPY002
+                return batches, (done, stream.read_position(done), np.random.get_state())  # noqa: NPY002
         assert done == stream.epoch_length
         stream.end_epoch()
         done = 0
-    return seen, found
+    return batches, position_after
 
 
 @pytest.mark.parametrize("kind", ["exact", "counted", "unknown"])
 def test_an_epoch_is_a_pass(kind):
     stream = BatchStream(Numbers(**KINDS[kind]), None)
-    seen, _ = go_through(stream, 3)
-    assert [batch[:2] for batch in seen] == [(i, j) for i in range(3) for j in range(5)]
+    batches, _ = go_through(stream, 3)
+    assert [batch[:2] for batch in batches] == [(i, j) for i in range(3) for j in range(5)]
     assert stream.source.ended == 3
 
 
@@ -90,18 +90,18 @@ def test_it_goes_on_from_any_position(kind, steps):
     for stop in range(1, len(expected)):
         np.random.seed(1)  # noqa: NPY002
         stream = BatchStream(Numbers(**KINDS[kind]), steps)
-        before, (done, position, state) = go_through(stream, 3, stop=stop)
+        used, (done, position, state) = go_through(stream, 3, stop=stop)
         np.random.seed(99)  # noqa: NPY002
         resumed = BatchStream(Numbers(**KINDS[kind]), steps)
         resumed.go_to(position)
         np.random.set_state(state)  # noqa: NPY002
         resumed.begin_epoch(done)
-        after = list(resumed.batches())
-        assert before + after == expected[: len(before) + len(after)]
+        unused = list(resumed.batches())
+        assert used + unused == expected[: len(used) + len(unused)]
         resumed.end_epoch()
-        if len(before) + len(after) < len(expected):
+        if len(used) + len(unused) < len(expected):
             resumed.begin_epoch()
-            assert next(resumed.batches()) == expected[len(before) + len(after)]
+            assert next(resumed.batches()) == expected[len(used) + len(unused)]
 
 
 @pytest.mark.parametrize("kind", ["unknown", "endless"])
@@ -114,7 +114,7 @@ def test_no_batch_is_drawn_that_no_epoch_needs(kind):
 
 @pytest.mark.parametrize(("steps", "epochs"), [(None, 1), (3, 2), (5, 1), (9, 1)])
 def test_data_that_can_t_be_repeated_have_an_end(steps, epochs):
-    source = Numbers(5, known=False)
+    source = Numbers(5, is_counted=False)
     source.can_repeat = False
     stream = BatchStream(source, steps)
     for epoch in range(1, epochs + 1):
@@ -127,20 +127,20 @@ def test_what_keras_took_ahead_is_not_yet_used():
     stream = BatchStream(Numbers(5), None)
     stream.begin_epoch()
     iterator = stream.batches()
-    taken = [next(iterator) for _ in range(3)]
+    drawn = [next(iterator) for _ in range(3)]
     position = stream.read_position(done=2)
     resumed = BatchStream(Numbers(5), None)
     resumed.go_to(position)
     resumed.begin_epoch(2)
-    assert next(resumed.batches()) == taken[2]
+    assert next(resumed.batches()) == drawn[2]
 
 
 def test_before_an_epoch_the_next_batch_can_be_looked_at():
     stream = BatchStream(Numbers(2), None)
     assert [batch[:2] for batch in stream.peek(3)] == [(0, 0), (0, 1)]
     assert [batch[:2] for batch in stream.batches()] == [(0, 0)]
-    seen, _ = go_through(stream, 1)
-    assert [batch[:2] for batch in seen] == [(0, 0), (0, 1)]
+    batches, _ = go_through(stream, 1)
+    assert [batch[:2] for batch in batches] == [(0, 0), (0, 1)]
 
 
 def test_no_data_at_all_are_refused():
@@ -164,11 +164,11 @@ def test_other_data_are_refused(other, steps, match):
 
 
 def test_data_that_end_before_the_position_are_refused():
-    stream = BatchStream(Numbers(5, known=False), None)
+    stream = BatchStream(Numbers(5, is_counted=False), None)
     stream.begin_epoch()
     assert len(list(itertools.islice(stream.batches(), 4))) == 4
     with pytest.raises(InvalidInputError, match="end before batch 5"):
-        BatchStream(Numbers(2, known=False), None).go_to(stream.read_position(4))
+        BatchStream(Numbers(2, is_counted=False), None).go_to(stream.read_position(4))
 
 
 def test_data_that_end_before_they_said_are_refused():
@@ -230,17 +230,17 @@ def test_a_pass_that_is_left_is_closed():
 def test_the_batches_that_are_looked_at_are_the_next_of_the_epoch(kind, steps):
     stream = BatchStream(Numbers(**KINDS[kind]), steps)
     assert stream.look_ahead(2) == []
-    taken = []
-    stream.on_take = taken.append
+    drawn = []
+    stream.on_take = drawn.append
     stream.begin_epoch()
     batches = stream.batches()
     assert [number for _, number, _ in stream.look_ahead(2)] == [0, 1]
     assert [number for _, number, _ in stream.look_ahead(9)] == list(range(steps or 5))
     assert next(batches)[1] == 0
     assert [number for _, number, _ in stream.look_ahead(9)] == list(range(1, steps or 5))
-    assert [each[1] for each in batches] == list(range(1, steps or 5))
+    assert [batch[1] for batch in batches] == list(range(1, steps or 5))
     assert stream.look_ahead(2) == []
-    assert [number for _, number, _ in taken] == list(range(steps or 5))
+    assert [number for _, number, _ in drawn] == list(range(steps or 5))
 
 
 def test_a_batch_that_fails_fails_when_it_is_taken():

@@ -53,9 +53,9 @@ def test_a_symbolic_batch_is_like_the_first_wherever_the_data_stand():
     assert (targets.shape, targets.dtype) == ((4, 1), "int32")
 
     data.stream.begin_epoch()
-    rest = list(data.get_numpy_iterator())
+    batches = list(data.get_numpy_iterator())
     data.stream.end_epoch()
-    assert len(rest) == 3
+    assert len(batches) == 3
     resumed = open_data({"x": X}, X.astype("int32"))
     resumed.go_to(data.read_position())
     assert resumed.symbolic_batch()[0]["x"].shape == (4, 1)

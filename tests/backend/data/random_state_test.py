@@ -56,10 +56,10 @@ def test_reading_changes_nothing():
 
 def test_a_state_is_a_copy():
     state = read_random_state()
-    before, _ = pack_state(state)
+    values, _ = pack_state(state)
     arrays = [array.copy() for array in pack_state(state)[1]]
     draw()
-    assert pack_state(state)[0] == before
+    assert pack_state(state)[0] == values
     for array, other in zip(pack_state(state)[1], arrays, strict=True):
         np.testing.assert_array_equal(array, other)
 

@@ -14,10 +14,10 @@ def signature_of(*inputs):
 
 def test_an_axis_is_its_inputs_own_or_shared():
     signature = signature_of(TOKENS, MASK, IMAGE)
-    own = name_axes(signature, are_shared=False)
-    assert own["tokens"] == ("batch", "tokens_axis_1")
-    assert own["mask"] == ("batch", "mask_axis_1")
-    assert own["image"] == ("batch", 8, 8, 1)
+    separate = name_axes(signature, are_shared=False)
+    assert separate["tokens"] == ("batch", "tokens_axis_1")
+    assert separate["mask"] == ("batch", "mask_axis_1")
+    assert separate["image"] == ("batch", 8, 8, 1)
     shared = name_axes(signature, are_shared=True)
     assert shared["tokens"] == shared["mask"] == ("batch", "axis_1")
 
@@ -30,15 +30,15 @@ def test_lengths_are_counted():
 
 
 def test_lengths_are_shared_where_own_ones_do_not_trace():
-    seen = []
+    mask_shapes = []
 
     def trace(shapes):
-        seen.append(shapes["mask"])
+        mask_shapes.append(shapes["mask"])
         if shapes["mask"] != shapes["tokens"]:
             raise TypeError("not equal")
 
     with_named_axes(signature_of(TOKENS, MASK), trace)
-    assert seen == [("batch", "mask_axis_1"), ("batch", "axis_1")]
+    assert mask_shapes == [("batch", "mask_axis_1"), ("batch", "axis_1")]
 
 
 @pytest.mark.parametrize("inputs", [(TOKENS,), (IMAGE,)])

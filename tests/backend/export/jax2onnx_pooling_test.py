@@ -38,8 +38,8 @@ def test_the_batch_and_the_channels_are_not_pooled(channels, tmp_path):
     write(path, kernel_shape=windows, pads=pads, strides=strides)
     pool_over_fewer_axes(path)
     x = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype("float32")
-    given = x if channels == 3 else np.transpose(x, (0, 3, 1, 2))
-    (received,) = runtime.InferenceSession(path).run(None, {"x": given})
+    images = x if channels == 3 else np.transpose(x, (0, 3, 1, 2))
+    (received,) = runtime.InferenceSession(path).run(None, {"x": images})
     received = received if channels == 3 else np.transpose(received, (0, 2, 3, 1))
     padded = np.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2, 3), axis=(1, 2))[:, ::2]

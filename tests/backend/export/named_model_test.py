@@ -28,13 +28,13 @@ def test_names_that_keras_counted_up_become_positions():
     assert names(signature.outputs) == ["output_0"]
 
 
-@pytest.mark.parametrize("given", [(None, None), ("features", "score")])
+@pytest.mark.parametrize("layer_names", [(None, None), ("features", "score")])
 @pytest.mark.parametrize("kind", ["functional", "sequential"])
-def test_a_reloaded_model_has_the_same_signature(tmp_path, given, kind):
-    model = dense_model(*given)
+def test_a_reloaded_model_has_the_same_signature(tmp_path, layer_names, kind):
+    model = dense_model(*layer_names)
     if kind == "sequential":
         model = keras.Sequential(
-            [keras.Input((4,), name=given[0]), keras.layers.Dense(2, name=given[1])]
+            [keras.Input((4,), name=layer_names[0]), keras.layers.Dense(2, name=layer_names[1])]
         )
     model.save(tmp_path / "model.keras")
     reloaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -42,9 +42,10 @@ def test_a_reloaded_model_has_the_same_signature(tmp_path, given, kind):
 
 
 def test_keys_of_dicts_are_the_names():
-    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    left_input, right_input = keras.Input((4,), name="left"), keras.Input((4,), name="right")
     model = keras.Model(
-        {"right": right, "left": left}, {"b": left + right, "a": keras.layers.Dense(3)(left)}
+        {"right": right_input, "left": left_input},
+        {"b": left_input + right_input, "a": keras.layers.Dense(3)(left_input)},
     )
     named = NamedModel(model)
     assert sorted(names(named.signature.inputs)) == ["left", "right"]

@@ -72,9 +72,12 @@ IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 def test_examples_are_classified_and_regressed(tmp_path, serialize):
     import tensorflow as tf
 
-    left, right = keras.Input((2, 2), name="left"), keras.Input((3,), dtype="int32", name="right")
+    left_input, right_input = (
+        keras.Input((2, 2), name="left"),
+        keras.Input((3,), dtype="int32", name="right"),
+    )
     both = keras.layers.Concatenate()(
-        [keras.layers.Flatten()(left), keras.ops.cast(right, "float32")]
+        [keras.layers.Flatten()(left_input), keras.ops.cast(right_input, "float32")]
     )
     generator = np.random.default_rng(0)
     rows = {
@@ -85,19 +88,21 @@ def test_examples_are_classified_and_regressed(tmp_path, serialize):
         (3, ServingSignatures(classes=("a", "b", "c"))),
         (1, ServingSignatures(regresses=True)),
     ):
-        model = keras.Model([left, right], keras.layers.Dense(width, activation="sigmoid")(both))
+        model = keras.Model(
+            [left_input, right_input], keras.layers.Dense(width, activation="sigmoid")(both)
+        )
         folder = tmp_path / str(width)
         current().export.write_saved_model(NamedModel(model), str(folder), signatures)
         expected = model.predict(rows, verbose=0)
         loaded = tf.saved_model.load(str(folder))
         assert "serving_default" in loaded.signatures
         if width == 1:
-            found = loaded.signatures["serving_regress"](inputs=serialize(rows))["outputs"]
-            np.testing.assert_allclose(found, expected[:, 0], atol=1e-6)
+            outputs = loaded.signatures["serving_regress"](inputs=serialize(rows))["outputs"]
+            np.testing.assert_allclose(outputs, expected[:, 0], atol=1e-6)
         else:
-            found = loaded.signatures["serving_classify"](inputs=serialize(rows))
-            np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
-            assert found["classes"].numpy().tolist() == [[b"a", b"b", b"c"]] * 5
+            outputs = loaded.signatures["serving_classify"](inputs=serialize(rows))
+            np.testing.assert_allclose(outputs["scores"], expected, atol=1e-6)
+            assert outputs["classes"].numpy().tolist() == [[b"a", b"b", b"c"]] * 5
         text = (folder / "saved_model.pb").read_bytes()
         assert (b"tensorflow/serving/regress" in text) == (width == 1)
         assert (b"tensorflow/serving/classify" in text) == (width == 3)
@@ -150,8 +155,10 @@ def test_a_table_is_written_with_the_model(tmp_path):
 def test_what_is_loaded_has_the_endpoint_by_its_name(tmp_path):
     import tensorflow as tf
 
-    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
-    named = NamedModel(keras.Model([left, right], keras.layers.Add()([left, right])))
+    left_input, right_input = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    named = NamedModel(
+        keras.Model([left_input, right_input], keras.layers.Add()([left_input, right_input]))
+    )
     current().export.write_saved_model(named, str(tmp_path), ServingSignatures())
     loaded = tf.saved_model.load(str(tmp_path))
     batch = {"left": tf.ones((3, 2)), "right": 2 * tf.ones((3, 2))}

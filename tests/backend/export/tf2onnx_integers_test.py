@@ -85,12 +85,12 @@ def test_bits_are_moved(dtype, run_both):
     """To the right, the sign stays."""
     x = np.array([[100, 77, 3, 1], [5, 0, 7, 127]]).astype(dtype)
     x[1] = (0 - x[1]).astype(dtype)
-    places = np.array([[1, 0, 7, 2], [1, 3, 2, 6]], dtype)
+    counts = np.array([[1, 0, 7, 2], [1, 3, 2, 6]], dtype)
     for function in (ops.left_shift, ops.right_shift):
-        expected, received, _ = run_both(function, x, places)
+        expected, received, _ = run_both(function, x, counts)
         assert received.dtype == dtype
         np.testing.assert_array_equal(received, expected)
-        np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, places))
+        np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, counts))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "float32", "float64"])

@@ -63,8 +63,8 @@ def test_a_sum_by_segments(dtype, width, run_both):
     segments = np.array([[2], [0], [2], [5], [1], [0], [-1], [5]], "int32")
 
     def sums(data, segments):
-        given = ops.reshape(data, (-1,)) if width == 1 else data
-        return ops.segment_sum(given, ops.reshape(segments, (-1,)), num_segments=6)
+        numbers = ops.reshape(data, (-1,)) if width == 1 else data
+        return ops.segment_sum(numbers, ops.reshape(segments, (-1,)), num_segments=6)
 
     expected, received, operators = run_both(sums, data, segments)
     assert received.dtype == expected.dtype
@@ -85,8 +85,8 @@ def test_what_is_small_is_kept(function, dtype, run_both):
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_a_class_below_zero_is_none(dtype, run_both):
-    given = np.array([[0, -1, 7], [8, -8, 3]], dtype)
-    expected, received, _ = run_both(lambda x: ops.one_hot(x, 8), given)
+    classes = np.array([[0, -1, 7], [8, -8, 3]], dtype)
+    expected, received, _ = run_both(lambda x: ops.one_hot(x, 8), classes)
     np.testing.assert_array_equal(received, expected)
 
 

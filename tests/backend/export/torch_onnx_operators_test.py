@@ -46,7 +46,7 @@ def test_of_one(formula, x, oracle):
     ("formula", "oracle"), [(logaddexp, np.logaddexp), (logaddexp2, np.logaddexp2)]
 )
 def test_of_two(formula, oracle):
-    x, y = (each.ravel() for each in np.meshgrid(SIGNED, SIGNED * np.float32(3)))
+    x, y = (grid.ravel() for grid in np.meshgrid(SIGNED, SIGNED * np.float32(3)))
     received = formula(given(x), given(y)).value
     expected = oracle(x.astype("float64"), y.astype("float64"))
     np.testing.assert_allclose(received, expected, rtol=1e-6, atol=1e-7)

@@ -49,7 +49,7 @@ def test_a_graph_whose_layers_share_weights_is_refused():
 def test_layers_that_a_clone_keeps_may_share_weights():
     model = make_model(is_shared=True)
     clone = keras.models.clone_model(model, clone_function=lambda layer: layer)
-    assert [id(each) for each in clone.weights] == [id(each) for each in model.weights]
+    assert [id(weight) for weight in clone.weights] == [id(weight) for weight in model.weights]
     np.testing.assert_array_equal(predict(clone), predict(model))
 
 

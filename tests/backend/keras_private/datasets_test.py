@@ -76,18 +76,20 @@ def test_batches_are_copied_before_the_next_is_made():
             yield buffer, keras.ops.ones(1), None
 
     batches = list(copied_batches(fill()))
-    found = [keras.ops.convert_to_numpy(each).tolist() for each, _, _ in batches]
-    assert found == [[index] * 3 for index in range(3)]
+    copies = [keras.ops.convert_to_numpy(array).tolist() for array, _, _ in batches]
+    assert copies == [[index] * 3 for index in range(3)]
     assert keras.ops.convert_to_numpy(batches[0][1]).tolist() == [1.0]
     assert batches[0][2] is None
 
 
 def test_tensorflow_s_specs_are_open_in_the_number_of_rows():
     tf = pytest.importorskip("tensorflow")
-    given = tf.TensorSpec((5, 1))
-    made, kept, nothing = tensorflow_specs((keras.KerasTensor((2, 3), "int32"), given, None))
-    assert made == tf.TensorSpec((None, 3), "int32")
-    assert kept is given
+    spec = tf.TensorSpec((5, 1))
+    from_keras, from_tensorflow, nothing = tensorflow_specs(
+        (keras.KerasTensor((2, 3), "int32"), spec, None)
+    )
+    assert from_keras == tf.TensorSpec((None, 3), "int32")
+    assert from_tensorflow is spec
     assert isinstance(nothing, tf.OptionalSpec)
 
 

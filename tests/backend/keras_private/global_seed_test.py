@@ -12,9 +12,9 @@ from keras_deepseek.backend.keras_private.global_seed import (
 
 def test_the_seed_that_keras_shares_is_a_variable():
     state = global_seed_state()
-    before = keras.ops.convert_to_numpy(state.value).copy()
+    seed = keras.ops.convert_to_numpy(state.value).copy()
     keras.random.uniform((1,))
-    assert not np.array_equal(keras.ops.convert_to_numpy(global_seed_state().value), before)
+    assert not np.array_equal(keras.ops.convert_to_numpy(global_seed_state().value), seed)
     assert global_seed_state() is state
     assert has_global_seed()
     forget_global_seed()

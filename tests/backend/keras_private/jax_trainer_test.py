@@ -29,11 +29,11 @@ def build():
 
 def test_a_state_is_read_held_and_written_back():
     model = build()
-    trainable, *others = read_state(model)
-    hold_state(model, ([value + 1 for value in trainable], *others))
-    before = np.asarray(trainable[0])
+    trainable, *other_state = read_state(model)
+    hold_state(model, ([value + 1 for value in trainable], *other_state))
+    kernel = np.asarray(trainable[0])
     model.jax_state_sync()
-    np.testing.assert_array_equal(model.get_weights()[0], before + 1)
+    np.testing.assert_array_equal(model.get_weights()[0], kernel + 1)
 
 
 def test_further_shardings_follow_those_of_the_metrics():
@@ -49,35 +49,35 @@ def test_further_shardings_follow_those_of_the_metrics():
 def test_a_step_is_traced_and_creates_its_variables():
     class Own(keras.Sequential):
         def train_step(self, state, data):
-            seen.append(keras.tree.map_structure(lambda each: each.shape, data))
+            shapes.append(keras.tree.map_structure(lambda array: array.shape, data))
             return super().train_step(state, data)
 
-    seen = []
+    shapes = []
     model = Own([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.optimizer.build(model.trainable_variables)
     trace_train_step(model, (keras.KerasTensor((4, 2)), keras.KerasTensor((4, 1))))
-    assert seen == [((4, 2), (4, 1))]
+    assert shapes == [((4, 2), (4, 1))]
 
 
 def test_what_steps_return_is_changed():
-    model, seen = build(), []
+    model, results = build(), []
 
     def note(result):
-        seen.append(result)
+        results.append(result)
         return result
 
     with changed_steps(note):
         model.fit(X, Y, verbose=0)
-    assert len(seen) == 1
+    assert len(results) == 1
     build().fit(X, Y, verbose=0)
-    assert len(seen) == 1
+    assert len(results) == 1
 
 
 def test_keras_places_a_batch_by_a_function_that_can_be_replaced():
     library = keras.src.backend.distribution_lib
-    before = library.distribute_data_input
-    assert list(inspect.signature(before).parameters) == [
+    distribute = library.distribute_data_input
+    assert list(inspect.signature(distribute).parameters) == [
         "per_process_batch",
         "layout",
         "batch_dim_name",
@@ -88,4 +88,4 @@ def test_keras_places_a_batch_by_a_function_that_can_be_replaced():
         array, _, name = distribute_array(X, distribution)
     assert array is X
     assert name == "batch"
-    assert library.distribute_data_input is before
+    assert library.distribute_data_input is distribute

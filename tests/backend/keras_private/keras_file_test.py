@@ -108,10 +108,10 @@ def test_a_small_file_that_would_take_much_memory_is_refused(tmp_path, member, b
     assert path.stat().st_size < 100_000
     tracemalloc.start()
     try:
-        before, _ = tracemalloc.get_traced_memory()
+        old_size, _ = tracemalloc.get_traced_memory()
         with pytest.raises(InvalidInputError, match=message):
             load_keras_file(path)
-        peak = tracemalloc.get_traced_memory()[1] - before
+        peak = tracemalloc.get_traced_memory()[1] - old_size
     finally:
         tracemalloc.stop()
     assert peak < 2**20
@@ -121,12 +121,12 @@ def test_a_small_file_that_would_take_much_memory_is_refused(tmp_path, member, b
 def test_600_megabytes_of_blanks_are_refused_too(tmp_path):
     path = tmp_path / "model.keras"
     write_keras_file(path, blanks=600)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    old_size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InvalidInputError, match="has 629145600 bytes"):
         load_keras_file(path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{path.stat().st_size} bytes, peak {before // 1024} to {peak // 1024} MB")
-    assert peak < before + 20 * 1024
+    print(f"{path.stat().st_size} bytes, peak {old_size // 1024} to {peak // 1024} MB")
+    assert peak < old_size + 20 * 1024
 
 
 @pytest.mark.parametrize("source", ["no_such_module", "no_such_file.py"])
@@ -162,10 +162,10 @@ def test_what_nobody_registered_is_found_by_the_name_of_its_module(tmp_path, mon
     model.save(tmp_path / "custom.keras")
     with pytest.raises(InvalidInputError, match="'Doubling' is not one of Keras's own"):
         load_keras_file(tmp_path / "custom.keras")
-    before = dict(keras.saving.get_custom_objects())
+    custom_objects = dict(keras.saving.get_custom_objects())
     try:
         loaded = load_keras_file(tmp_path / "custom.keras", ["module_of_layers"])
     finally:
         keras.saving.get_custom_objects().clear()
-        keras.saving.get_custom_objects().update(before)
+        keras.saving.get_custom_objects().update(custom_objects)
     np.testing.assert_array_equal(loaded.predict(np.ones((1, 2)), verbose=0), [[3, 3]])

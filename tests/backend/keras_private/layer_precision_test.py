@@ -62,11 +62,11 @@ def test_a_layer_that_a_map_quantizes_goes_on_with_its_quantized_weights():
     inner.set_weights(plain.get_weights())
     expected = ops.convert_to_numpy(inner(np.ones((1, 3), "float32")))
     with temporary_policy([inner], HALF):
-        found = inner(np.ones((1, 3), "float32"))
+        output = inner(np.ones((1, 3), "float32"))
         assert inner.quantization_mode == "int8"
-    assert name_dtype(found) == "bfloat16"
-    found = ops.convert_to_numpy(ops.cast(found, "float32"))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+    assert name_dtype(output) == "bfloat16"
+    output = ops.convert_to_numpy(ops.cast(output, "float32"))
+    np.testing.assert_allclose(output, expected, rtol=0, atol=0.02 * np.abs(expected).max())
     assert inner.dtype_policy is policies
 
 
@@ -112,13 +112,13 @@ def test_an_embedding_that_is_placed_on_a_device_is_one_still():
 
     @functools.wraps(own_call)
     def placed(inputs):
-        seen.append(name_dtype(keras.ops.convert_to_tensor(layer.embeddings)))
+        table_dtypes.append(name_dtype(keras.ops.convert_to_tensor(layer.embeddings)))
         return own_call(inputs)
 
-    seen, layer.call = [], placed
+    table_dtypes, layer.call = [], placed
     with temporary_policy([layer], HALF):
         assert name_dtype(layer(TOKENS)) == "bfloat16"
-    assert seen == ["float32"]
+    assert table_dtypes == ["float32"]
     assert vars(layer)["call"] is placed
 
 

@@ -24,10 +24,10 @@ def test_layers_inside_layers_are_found():
     attention = keras.layers.MultiHeadAttention(2, 3, name="attention")
     recurrent = keras.layers.LSTM(3)
     model = keras.Model(inputs, recurrent(attention(inputs, inputs)))
-    found = flatten_layers(model)
-    assert model in found
-    assert recurrent.cell in found
-    assert "query" in [layer.name for layer in found]
+    layers = flatten_layers(model)
+    assert model in layers
+    assert recurrent.cell in layers
+    assert "query" in [layer.name for layer in layers]
 
 
 def test_a_variable_that_was_deleted_is_none_of_the_layer_s():
@@ -36,21 +36,21 @@ def test_a_variable_that_was_deleted_is_none_of_the_layer_s():
     layer.enable_lora(1)
     delete_variables(layer, ["lora_kernel_a", "lora_kernel_b"])
     assert not hasattr(layer, "lora_kernel_a")
-    assert [each.name for each in layer.variables] == ["kernel", "bias"]
+    assert [variable.name for variable in layer.variables] == ["kernel", "bias"]
 
 
 def test_it_is_known_when_keras_infers_shapes():
-    known = []
+    answers = []
 
     class Asking(keras.Layer):
         def call(self, inputs):
-            known.append(infers_shapes())
+            answers.append(infers_shapes())
             return inputs
 
     Asking()(keras.Input((2,)))
-    assert set(known) == {True}
+    assert set(answers) == {True}
     Asking()(np.ones((1, 2), "float32"))
-    assert known[-1] is False
+    assert answers[-1] is False
 
 
 def test_the_shapes_of_the_first_call_are_kept():
@@ -72,9 +72,12 @@ def test_one_sample_is_made_of_the_shapes_that_a_model_says():
     sequential = keras.Sequential([keras.Input((2, 3)), keras.layers.Dense(1)])
     assert example_inputs(sequential).shape == (1, 2, 3)
     inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((), dtype="int32", name="b")}
-    made = example_inputs(keras.Model(inputs, [inputs["a"] + 1.0, inputs["b"] + 1]))
-    assert {name: tuple(value.shape) for name, value in made.items()} == {"a": (1, 3), "b": (1,)}
-    assert keras.backend.standardize_dtype(made["b"].dtype) == "int32"
+    inputs_by_name = example_inputs(keras.Model(inputs, [inputs["a"] + 1.0, inputs["b"] + 1]))
+    assert {name: tuple(value.shape) for name, value in inputs_by_name.items()} == {
+        "a": (1, 3),
+        "b": (1,),
+    }
+    assert keras.backend.standardize_dtype(inputs_by_name["b"].dtype) == "int32"
     unknown = keras.Input((None, 3))
     assert example_inputs(keras.Model(unknown, unknown + 1.0)) is None
     assert example_inputs(keras.Sequential([keras.layers.Dense(1)])) is None
@@ -93,7 +96,7 @@ def test_a_graph_is_found_in_a_model_that_has_one():
     for model in (functional, keras.Sequential([inputs, keras.layers.Dense(2)])):
         graph = functional_graph(model)
         assert len(graph.inputs) == 1
-        assert any(isinstance(each, keras.layers.Dense) for each in graph.operations)
+        assert any(isinstance(operation, keras.layers.Dense) for operation in graph.operations)
     assert functional_graph(layer) is None
     assert layer._inbound_nodes[0].input_tensors[0] is inputs
     assert functional.outputs[0]._keras_history.operation is layer
@@ -139,7 +142,7 @@ def test_a_layer_holds_its_own_layers_and_variables():
     assert holder in inner_layers(model)
     assert holder.dense not in inner_layers(model)
     assert inner_layers(holder) == [holder.dense, holder.dropout]
-    assert [id(each) for each in own_variables(holder)] == [id(holder.scale)]
+    assert [id(variable) for variable in own_variables(holder)] == [id(holder.scale)]
     assert len(own_variables(holder.dense)) == 2
     assert own_variables(holder.dropout) == holder.dropout.variables  # Its seed.
     assert own_variables(model) == []

@@ -47,7 +47,7 @@ def test_the_metrics_of_a_model_and_the_mean_of_its_loss_are_told_of_a_batch():
 
 
 def test_losses_have_outputs_and_what_layers_add_in_float32():
-    seen = []
+    dtypes = []
 
     class Watched(keras.Model):
         def call(self, inputs):
@@ -55,7 +55,7 @@ def test_losses_have_outputs_and_what_layers_add_in_float32():
             return ops.cast(inputs, "float16")
 
         def compute_metrics(self, x, y, y_pred, sample_weight=None):
-            seen.append(keras.backend.standardize_dtype(y_pred.dtype))
+            dtypes.append(keras.backend.standardize_dtype(y_pred.dtype))
             return {}
 
     model = Watched()
@@ -68,4 +68,4 @@ def test_losses_have_outputs_and_what_layers_add_in_float32():
     assert keras.backend.standardize_dtype(loss.dtype) == "float32"
     assert float(loss) == 1.0
     model.compute_metrics(x, x, outputs)
-    assert seen == ["float32", "float16"]
+    assert dtypes == ["float32", "float16"]

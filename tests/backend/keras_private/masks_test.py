@@ -70,10 +70,10 @@ def test_floats_are_split_from_other_arguments_and_keep_their_masks():
 def test_what_is_made_of_tensors_has_masks_that_are_made_likewise():
     tokens = np.array([[1, 2, 0]])
     masked = keras.layers.Embedding(3, 2, mask_zero=True)(tokens)
-    made = map_with_masks(
+    copies = map_with_masks(
         lambda leaf: ops.copy(leaf) if keras.ops.is_tensor(leaf) else leaf, {"x": masked, "y": None}
     )
-    assert made["y"] is None
-    assert made["x"] is not masked
-    (mask,) = output_masks(made["x"])
+    assert copies["y"] is None
+    assert copies["x"] is not masked
+    (mask,) = output_masks(copies["x"])
     np.testing.assert_array_equal(ops.convert_to_numpy(mask), tokens != 0)

@@ -34,15 +34,15 @@ def build(layer_class=keras.Sequential, metrics=("mae",)):
 
 def test_metrics_of_a_models_own_are_heeded():
     class OwnMetrics(keras.Sequential):
-        seen = 0
+        num_updates = 0
 
         def compute_metrics(self, x, y, y_pred, sample_weight=None):
-            self.seen += 1
+            self.num_updates += 1
             return super().compute_metrics(x, y, y_pred, sample_weight)
 
     model = build(OwnMetrics)
     update_metrics(model, X, X[:, :1], model(X), None)
-    assert model.seen == 1
+    assert model.num_updates == 1
 
 
 def test_a_metric_is_a_models_for_as_long_as_it_is_lent():
@@ -74,9 +74,11 @@ def test_the_metrics_that_a_model_was_compiled_with_are_heard():
 
 def test_the_variables_of_metric_objects_are_known_before_the_first_batch():
     """Keras's private `_user_metrics` and `_user_weighted_metrics` hold them."""
-    one, other = keras.metrics.MeanSquaredError(), keras.metrics.MeanAbsoluteError()
+    metric, weighted_metric = keras.metrics.MeanSquaredError(), keras.metrics.MeanAbsoluteError()
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     assert given_metric_variables(model) == []
-    model.compile("sgd", "mse", metrics=["mae", one], weighted_metrics=[other])
-    found = {id(variable) for variable in given_metric_variables(model)}
-    assert found == {id(variable) for metric in (one, other) for variable in metric.variables}
+    model.compile("sgd", "mse", metrics=["mae", metric], weighted_metrics=[weighted_metric])
+    variable_ids = {id(variable) for variable in given_metric_variables(model)}
+    assert variable_ids == {
+        id(variable) for compiled in (metric, weighted_metric) for variable in compiled.variables
+    }

@@ -45,10 +45,10 @@ def test_an_optimizer_is_made_again_with_its_schedule_as_the_object_that_it_is()
             return {}
 
     schedule = Own()
-    made, config = optimizer_recipe(keras.optimizers.Adam(schedule, beta_1=0.5))
-    assert issubclass(made, keras.optimizers.Adam)  # On PyTorch it is one of its own.
+    optimizer_class, config = optimizer_recipe(keras.optimizers.Adam(schedule, beta_1=0.5))
+    assert issubclass(optimizer_class, keras.optimizers.Adam)  # On PyTorch it is one of its own.
     assert (config["beta_1"], config["learning_rate"]) == (0.5, schedule)
-    again = made.from_config(config)
+    again = optimizer_class.from_config(config)
     assert float(again.learning_rate) == 0.25
     assert optimizer_recipe(keras.optimizers.SGD(0.5))[1]["learning_rate"] == 0.5
 
@@ -59,7 +59,7 @@ def test_a_variable_that_weight_decay_leaves_out_is_known():
     by_name.exclude_from_weight_decay(var_names=["bias"])
     exclude_from_decay(by_itself, variables[1:])
     for optimizer in (by_name, by_itself):
-        assert [uses_decay(optimizer, each) for each in variables] == [True, False]
+        assert [uses_decay(optimizer, variable) for variable in variables] == [True, False]
 
 
 def test_an_update_without_gradients_is_counted():
@@ -85,25 +85,29 @@ def make_weights():
 def test_each_slot_is_found_with_its_weight(name, options, number):
     optimizer, weights = getattr(keras.optimizers, name)(**options), make_weights()
     optimizer.build(weights)
-    found = weight_slots(optimizer)
-    assert len(found) >= number * len(weights)
-    assert all(tuple(slot.shape) == tuple(weight.shape) for slot, weight in found)
-    shared = [each for each in optimizer.variables if id(each) not in {id(s) for s, _ in found}]
+    slots = weight_slots(optimizer)
+    assert len(slots) >= number * len(weights)
+    assert all(tuple(slot.shape) == tuple(weight.shape) for slot, weight in slots)
+    shared = [
+        variable
+        for variable in optimizer.variables
+        if id(variable) not in {id(s) for s, _ in slots}
+    ]
     assert {variable.name for variable in shared} <= {"iteration", "learning_rate"}
 
 
 def test_a_function_makes_them_until_the_block_ends():
-    optimizer, weights, made = keras.optimizers.Adam(), make_weights(), []
+    optimizer, weights, slots = keras.optimizers.Adam(), make_weights(), []
 
     def make(weight, make_slot):
-        made.append((weight.name, make_slot()))
-        return made[-1][1]
+        slots.append((weight.name, make_slot()))
+        return slots[-1][1]
 
     with making_slots(optimizer, make):
         optimizer.build(weights)
     assert "add_variable_from_reference" not in vars(optimizer)
-    assert {name for name, _ in made} == {"kernel", "bias"}
-    assert {id(slot) for slot, _ in weight_slots(optimizer)} == {id(slot) for _, slot in made}
+    assert {name for name, _ in slots} == {"kernel", "bias"}
+    assert {id(slot) for slot, _ in weight_slots(optimizer)} == {id(slot) for _, slot in slots}
 
 
 def test_the_rate_of_the_next_update_is_read():
@@ -137,22 +141,22 @@ def test_the_slots_of_adam_are_found(amsgrad):
     optimizer.build(weights)
     groups = adam_slots(optimizer, weights[1:])
     assert [len(group) for group in groups] == [1, 1, int(amsgrad)]
-    assert all("bias" in each.path for group in groups for each in group)
+    assert all("bias" in slot.path for group in groups for slot in group)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's folder calls it alone.")
 def test_an_update_is_replaced_until_the_block_ends():
-    weights, seen = make_weights(), []
+    weights, updates = make_weights(), []
     optimizer = keras.optimizers.AdamW(weight_decay=0.1)
     optimizer.build(weights)
-    gradients = [keras.ops.ones(each.shape) for each in weights]
-    before = [keras.ops.convert_to_numpy(each).copy() for each in weights]
+    gradients = [keras.ops.ones(weight.shape) for weight in weights]
+    old_values = [keras.ops.convert_to_numpy(weight).copy() for weight in weights]
     attributes = {*vars(optimizer)}
-    with temporary_update(optimizer, lambda *arguments: seen.append(arguments)):
+    with temporary_update(optimizer, lambda *arguments: updates.append(arguments)):
         optimizer.apply(gradients, weights)
-    for weight, value in zip(weights, before, strict=True):
+    for weight, value in zip(weights, old_values, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), value)
-    ((_, variables, _),) = seen
+    ((_, variables, _),) = updates
     assert list(variables) == weights
     assert {*vars(optimizer)} == attributes
 
@@ -162,12 +166,12 @@ def test_an_update_is_replaced_until_the_block_ends():
 def test_the_parts_of_an_update_are_changed_until_the_block_ends(name):
     def change(function):
         def run(*arguments):
-            seen.append(function)
+            functions.append(function)
             return function(*arguments)
 
         return run
 
-    weights, seen = make_weights(), []
+    weights, functions = make_weights(), []
     optimizer = getattr(keras.optimizers, name)(weight_decay=0.1, clipnorm=1.0)
     optimizer.build(weights)
     clips = []
@@ -177,8 +181,8 @@ def test_the_parts_of_an_update_are_changed_until_the_block_ends(name):
         return by_keras(gradients)
 
     with temporary_update_parts(optimizer, change, change, clip=clip):
-        optimizer.apply([keras.ops.ones(each.shape) for each in weights], weights)
-    assert len(seen) >= 2  # The decay, and the update.
+        optimizer.apply([keras.ops.ones(weight.shape) for weight in weights], weights)
+    assert len(functions) >= 2  # The decay, and the update.
     assert clips == [2]
     names = {"_apply_weight_decay", "_clip_gradients", "_parallel_update_step", "update_step"}
     assert not names & {*vars(optimizer)}

@@ -6,26 +6,28 @@ from keras_deepseek.backend.keras_private.output_layers import layers_by_output
 
 
 def names_by_output(model):
-    found = layers_by_output(NamedModel(model))
-    return {output: {layer.name for layer in layers} for output, layers in found.items()}
+    layers_of = layers_by_output(NamedModel(model))
+    return {output: {layer.name for layer in layers} for output, layers in layers_of.items()}
 
 
 def build(model_class=keras.Model):
-    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    left_input, right_input = keras.Input((4,), name="left"), keras.Input((4,), name="right")
     shared = keras.layers.Dense(3, name="shared")
     inner = keras.Sequential([keras.layers.Dense(2, name="within")], name="inner")
     outputs = {
-        "plain": keras.layers.Dense(2, name="head")(shared(left)) * 2.0,
-        "mixed": inner(shared(right) + keras.layers.Dense(3, name="half", dtype="float16")(right)),
+        "plain": keras.layers.Dense(2, name="head")(shared(left_input)) * 2.0,
+        "mixed": inner(
+            shared(right_input) + keras.layers.Dense(3, name="half", dtype="float16")(right_input)
+        ),
     }
-    return model_class({"left": left, "right": right}, outputs)
+    return model_class({"left": left_input, "right": right_input}, outputs)
 
 
 def test_the_layers_on_the_way_to_an_output():
-    found = names_by_output(build())
-    assert found["plain"] == {"left", "shared", "head"}
-    assert found["mixed"] >= {"right", "shared", "half", "inner", "within"}
-    assert not found["mixed"] & {"left", "head"}
+    layer_names = names_by_output(build())
+    assert layer_names["plain"] == {"left", "shared", "head"}
+    assert layer_names["mixed"] >= {"right", "shared", "half", "inner", "within"}
+    assert not layer_names["mixed"] & {"left", "head"}
 
 
 def test_a_sequential_model_depends_on_all_of_its_layers():
@@ -40,8 +42,8 @@ def test_what_has_a_call_of_its_own_depends_on_everything():
             return keras.tree.map_structure(lambda x: x * 2, super().call(inputs))
 
     assert type(build(Doubled)).__name__ == "Doubled"
-    found = names_by_output(build(Doubled))
-    assert found["plain"] == found["mixed"] >= {"head", "half", "within"}
+    layer_names = names_by_output(build(Doubled))
+    assert layer_names["plain"] == layer_names["mixed"] >= {"head", "half", "within"}
 
 
 def test_a_subclass_depends_on_everything():
@@ -56,8 +58,8 @@ def test_a_subclass_depends_on_everything():
 
     model = Two()
     model(keras.ops.ones((2, 3)))
-    for found in names_by_output(model).values():
-        assert found >= {"first", "second"}
+    for layer_names in names_by_output(model).values():
+        assert layer_names >= {"first", "second"}
 
 
 @pytest.mark.parametrize("num_calls", [1, 2])
@@ -67,6 +69,6 @@ def test_a_layer_counts_where_it_is_called(num_calls):
     y = twice(x)
     z = keras.layers.ReLU(name="between")(y)
     z = twice(z) if num_calls > 1 else z
-    found = names_by_output(keras.Model(x, {"y": y, "z": z}))
-    assert "between" not in found["y"]
-    assert found["z"] == {"x", "twice", "between"}
+    layer_names = names_by_output(keras.Model(x, {"y": y, "z": z}))
+    assert "between" not in layer_names["y"]
+    assert layer_names["z"] == {"x", "twice", "between"}

@@ -9,11 +9,11 @@ from keras_deepseek.backend.keras_private.profiled_calls import profiled_calls
 
 
 def test_calls_are_marked_until_the_block_ends():
-    seen = []
+    marks = []
 
     @contextlib.contextmanager
     def mark(name):
-        seen.append(name)
+        marks.append(name)
         yield
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")], name="all")
@@ -26,7 +26,9 @@ def test_calls_are_marked_until_the_block_ends():
         model.compute_metrics(x, y, outputs)
         keras.losses.MeanSquaredError()(y, outputs)
         variables = model.trainable_variables
-        model.optimizer.apply([keras.ops.zeros(each.shape) for each in variables], variables)
+        model.optimizer.apply(
+            [keras.ops.zeros(variable.shape) for variable in variables], variables
+        )
     assert vars(keras.Layer)["__call__"] is layer_call
-    assert {"all", "head", "loss", "step"} <= set(seen)
-    assert seen.count("loss") >= 3
+    assert {"all", "head", "loss", "step"} <= set(marks)
+    assert marks.count("loss") >= 3

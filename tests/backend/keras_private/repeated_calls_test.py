@@ -18,11 +18,11 @@ def build(layer_class=keras.Sequential, metrics=("mae",)):
 
 
 def test_a_call_that_is_remembered_is_in_training_mode_and_half_precision_again():
-    seen = []
+    modes = []
 
     class Inner(keras.layers.Layer):
         def call(self, inputs, training=False):
-            seen.append(training)
+            modes.append(training)
             return inputs
 
     class Outer(keras.layers.Layer):
@@ -44,7 +44,7 @@ def test_a_call_that_is_remembered_is_in_training_mode_and_half_precision_again(
     layer = Outer()
     layer(ops.ones((2,)), training=True)
     assert keras.backend.standardize_dtype(layer.again().dtype) == "bfloat16"
-    assert seen == [True, True]
+    assert modes == [True, True]
 
 
 def test_what_is_repeated_assigns_nothing_the_second_time():

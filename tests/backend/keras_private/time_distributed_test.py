@@ -18,8 +18,8 @@ class Masked(keras.layers.Layer):
         return input_shape
 
     def call(self, inputs, training=None, mask=None):
-        kept = 1.0 if mask is None else keras.ops.expand_dims(keras.ops.cast(mask, "float32"), -1)
-        return inputs * kept * (2.0 if training else 1.0)
+        factor = 1.0 if mask is None else keras.ops.expand_dims(keras.ops.cast(mask, "float32"), -1)
+        return inputs * factor * (2.0 if training else 1.0)
 
 
 @pytest.fixture(params=["images", "masked", "recurrent"])
@@ -29,31 +29,31 @@ def distributed(request):
     if request.param == "images":
         inputs = keras.Input((None, 6, 6, 2), name="x")
         outputs = keras.layers.TimeDistributed(keras.layers.Conv2D(3, 3, padding="same"))(inputs)
-        given = generator.normal(size=(2, 5, 6, 6, 2))
+        batch = generator.normal(size=(2, 5, 6, 6, 2))
     elif request.param == "recurrent":
         inputs = keras.Input((None, 4, 3), name="x")
         outputs = keras.layers.TimeDistributed(keras.layers.LSTM(2))(inputs)
-        given = generator.normal(size=(3, 2, 4, 3))
+        batch = generator.normal(size=(3, 2, 4, 3))
     else:
         inputs = keras.Input((None, 3), name="x")
         outputs = keras.layers.TimeDistributed(Masked())(keras.layers.Masking()(inputs))
-        given = generator.normal(size=(4, 3, 3))
-        given[:2, 1:] = 0.0
-    return keras.Model(inputs, outputs), given.astype("float32")
+        batch = generator.normal(size=(4, 3, 3))
+        batch[:2, 1:] = 0.0
+    return keras.Model(inputs, outputs), batch.astype("float32")
 
 
 def test_all_steps_at_once_give_what_step_by_step_does(distributed):
-    model, given = distributed
-    expected = keras.ops.convert_to_numpy(model(given))
+    model, batch = distributed
+    expected = keras.ops.convert_to_numpy(model(batch))
     with fixed_time_distributed():
-        received = keras.ops.convert_to_numpy(model(given))
+        received = keras.ops.convert_to_numpy(model(batch))
     np.testing.assert_allclose(received, expected, atol=1e-6, rtol=1e-5)
     assert keras.layers.TimeDistributed.call.__module__.startswith("keras.")
 
 
 def test_a_graph_computes_what_the_layer_is_meant_to(distributed):
-    model, given = distributed
+    model, batch = distributed
     named = NamedModel(model)
-    expected = backend.current().inference.plain_inference(named)({"x": given})["output_0"]
-    received = backend.current().inference.compile_inference(named)({"x": given})["output_0"]
+    expected = backend.current().inference.plain_inference(named)({"x": batch})["output_0"]
+    received = backend.current().inference.compile_inference(named)({"x": batch})["output_0"]
     np.testing.assert_allclose(received, expected, atol=1e-6, rtol=1e-5)

@@ -45,14 +45,14 @@ def test_a_compiled_model_is_built_with_its_optimizer_and_metrics():
 def test_steps_samples_and_the_rate_are_read_while_a_training_goes_on():
     class Reading(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            found.append((batch, count_samples(self._model), read_learning_rate(self._model)))
+            readings.append((batch, count_samples(self._model), read_learning_rate(self._model)))
 
-    found = []
+    readings = []
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.25, gradient_accumulation_steps=2), "mse")
     data = (np.ones((7, 2), "float32"), np.ones((7, 1), "float32"))
     model.fit(*data, batch_size=3, epochs=2, verbose=0, callbacks=[Reading()])
-    assert found == [(0, None, 0.25), (1, 3.0, 0.25), (2, 6.0, 0.25)] * 2
+    assert readings == [(0, None, 0.25), (1, 3.0, 0.25), (2, 6.0, 0.25)] * 2
     assert count_train_steps(model) == 6
 
 
@@ -64,11 +64,11 @@ def build(layer_class=keras.Sequential, metrics=("mae",)):
 
 
 def test_fit_says_that_it_evaluates_for_its_validation():
-    model, seen = build(), []
-    model.evaluate = lambda *arguments, **options: seen.append(options) or {"loss": 0.0}
+    model, calls = build(), []
+    model.evaluate = lambda *arguments, **options: calls.append(options) or {"loss": 0.0}
     x, y = np.ones((6, 4)), np.ones((6, 1))
     model.fit(x, y, validation_data=(x, y), batch_size=2, verbose=0)
-    (options,) = seen
+    (options,) = calls
     assert is_validation_of_fit(options)
     public = public_evaluate_options(options)
     assert {"x", "y", "batch_size"} <= {*public}
@@ -107,8 +107,8 @@ def test_a_model_is_called_in_training_mode_where_it_knows_one():
             return inputs + (2 if training else 1)
 
     for model, expected in ((Plain(), 1.0), (Knowing(), 2.0)):
-        found = call_for_training(model, ops.zeros((1,)))
-        np.testing.assert_array_equal(ops.convert_to_numpy(found), [expected])
+        output = call_for_training(model, ops.zeros((1,)))
+        np.testing.assert_array_equal(ops.convert_to_numpy(output), [expected])
 
 
 def test_an_epoch_logs_its_means_or_what_else_its_last_step_has_logged():

@@ -17,8 +17,8 @@ def test_what_calls_count_is_put_back():
     layer = Counter()
     model = keras.Sequential([keras.Input((2,)), layer])
     model(np.ones((1, 2)))
-    before = float(layer.calls)
+    num_calls = float(layer.calls)
     with unchanged_state(model):
         model(np.ones((1, 2)))
-        assert float(layer.calls) == before + 1
-    assert float(layer.calls) == before
+        assert float(layer.calls) == num_calls + 1
+    assert float(layer.calls) == num_calls

@@ -34,9 +34,9 @@ def test_speeds_that_drift_change_the_shares_after_some_steps():
 def test_speeds_that_change_a_little_leave_the_shares_alone():
     shares = DeviceShares(2)
     run(shares, [30.0, 10.0], 3)
-    before = shares.shares
+    old_shares = shares.shares
     run(shares, [31.0, 10.0], 20)
-    assert shares.shares is before
+    assert shares.shares is old_shares
 
 
 @pytest.mark.parametrize("num_rows", [32, 300])
@@ -50,12 +50,12 @@ def test_a_slow_device_keeps_a_row_to_show_that_it_has_become_fast(num_rows):
 
 def test_all_rows_are_given_and_each_device_has_one_where_there_are_enough():
     shares = DeviceShares(3)
-    for known in ([1 / 3] * 3, [0.98, 0.02, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]):
-        shares.shares = np.array(known)
+    for fractions in ([1 / 3] * 3, [0.98, 0.02, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]):
+        shares.shares = np.array(fractions)
         for num_rows in (0, 1, 2, 3, 7, 100):
             cuts = shares.cut(num_rows)
             assert (cuts[0], cuts[-1]) == (0, num_rows)
-            assert np.all(np.diff(cuts) >= (num_rows >= 3)), (known, cuts)
+            assert np.all(np.diff(cuts) >= (num_rows >= 3)), (fractions, cuts)
 
 
 def test_who_has_had_no_row_is_not_judged():

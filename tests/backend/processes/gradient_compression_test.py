@@ -25,15 +25,15 @@ def test_a_gradient_is_a_matrix_that_is_about_square_or_sent_as_it_is(rank, shap
 
 def test_the_first_factors_are_orthonormal_the_same_everywhere_and_the_last_stands_first():
     shapes = [(40, 64), (7,), (8, 5, 50)]
-    found = LowRank(2).begin_factors(shapes)
-    assert [factor.shape for factor in found] == [(2, 50), (2, 64)]
-    for factor in found:
+    factors = LowRank(2).begin_factors(shapes)
+    assert [factor.shape for factor in factors] == [(2, 50), (2, 64)]
+    for factor in factors:
         np.testing.assert_allclose(factor @ factor.T, np.eye(2), atol=1e-6)
     residual = begin_residual(LowRank(2), shapes)
     num_weights = 2_560 + 7 + 2_000
     np.testing.assert_array_equal(residual[:num_weights], 0.0)
     np.testing.assert_array_equal(
-        residual[num_weights:], np.concatenate([factor.ravel() for factor in found])
+        residual[num_weights:], np.concatenate([factor.ravel() for factor in factors])
     )
 
 

@@ -11,15 +11,15 @@ def test_what_is_not_sent_is_returned_and_small_gradients_are_sent_whole():
     factors = low_rank.begin_factors(shapes)[0]
 
     def sum_twice(tensors):  # Two replicas with the same gradients.
-        return [2.0 * each for each in tensors]
+        return [2.0 * tensor for tensor in tensors]
 
-    given = map(keras.ops.convert_to_tensor, (exact, factors.reshape(-1)))
-    total, rest, (next_factor,) = sum_low_rank(
-        next(given), shapes, low_rank, next(given), sum_twice, sum_twice
+    tensors = map(keras.ops.convert_to_tensor, (exact, factors.reshape(-1)))
+    total, residual, (next_factor,) = sum_low_rank(
+        next(tensors), shapes, low_rank, next(tensors), sum_twice, sum_twice
     )
-    total, rest, next_factor = map(keras.ops.convert_to_numpy, (total, rest, next_factor))
-    np.testing.assert_allclose(total / 2 + rest, exact, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(rest[-7:], 0.0)
+    total, residual, next_factor = map(keras.ops.convert_to_numpy, (total, residual, next_factor))
+    np.testing.assert_allclose(total / 2 + residual, exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(residual[-7:], 0.0)
     assert np.linalg.matrix_rank(total[:-7].reshape(40, 64), tol=1e-3) == 2
     rows = next_factor.reshape(2, 64)
     np.testing.assert_allclose(rows @ rows.T, np.eye(2), atol=1e-5)

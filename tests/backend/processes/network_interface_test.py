@@ -18,10 +18,10 @@ def test_others_are_reached_by_an_interface_of_this_machine():
             probe.connect(("192.0.2.1", 1))  # An address of documentation: by the default route.
         except OSError:
             pytest.skip("No other machine is reached from here.")
-        own = probe.getsockname()[0]
+        local_address = probe.getsockname()[0]
     names = [name for _, name in socket.if_nameindex()]
     assert find_interface("192.0.2.1", 1) in names
-    assert find_interface(own, 1) == find_interface("192.0.2.1", 1)
+    assert find_interface(local_address, 1) == find_interface("192.0.2.1", 1)
 
 
 def test_of_a_host_that_there_is_not_nobody_knows():

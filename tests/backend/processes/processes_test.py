@@ -56,10 +56,10 @@ in_each_way = pytest.mark.parametrize(
 def test_a_process_that_is_alone_is_the_first_and_has_all_of_each_variable(dtype):
     assert current().distribution.process_rank() == 0
     variable = keras.Variable(np.arange(6).reshape(2, 3), dtype=dtype, trainable=False)
-    found = current().distribution.read_whole(variable.value)
-    assert isinstance(found, np.ndarray)
-    assert found.dtype.name == dtype
-    assert found.astype("float32").tolist() == [[0, 1, 2], [3, 4, 5]]
+    whole = current().distribution.read_whole(variable.value)
+    assert isinstance(whole, np.ndarray)
+    assert whole.dtype.name == dtype
+    assert whole.astype("float32").tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 @in_each_way
@@ -149,18 +149,24 @@ def test_processes_leave_their_group_before_the_interpreter_ends(tmp_path):
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="The others have errors of their own.")
 def test_jax_s_errors_about_a_peer_are_told_from_others(monkeypatch):
     from keras_deepseek.backend.jax import processes
-    from keras_deepseek.backend.jax.processes import LostPeers
+    from keras_deepseek.backend.jax.processes import translate_peer_errors
 
-    with pytest.raises(ValueError, match="Gloo"), LostPeers("make a step"):
+    with pytest.raises(ValueError, match="Gloo"), translate_peer_errors("make a step"):
         raise ValueError("Gloo is what a process that trains alone has nothing to do with.")
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     for text in (
         "UNKNOWN: Gloo AllGather failed: Connection reset",
         "DEADLINE_EXCEEDED: timed out",
     ):
-        with pytest.raises(PeerLostError, match="another one has ended"), LostPeers("make a step"):
+        with (
+            pytest.raises(PeerLostError, match="another one has ended"),
+            translate_peer_errors("make a step"),
+        ):
             raise ValueError(text)
-    with pytest.raises(ValueError, match="RESOURCE_EXHAUSTED"), LostPeers("make a step"):
+    with (
+        pytest.raises(ValueError, match="RESOURCE_EXHAUSTED"),
+        translate_peer_errors("make a step"),
+    ):
         raise ValueError("RESOURCE_EXHAUSTED: Out of memory")
 
 

@@ -49,9 +49,9 @@ def test_a_strategy_of_the_script_may_have_connected():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["losses"][-1] < 0.1 * found["losses"][0]
-    assert "received num_workers=3, num_servers=1" in found["refused"]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["losses"][-1] < 0.1 * report["losses"][0]
+    assert "received num_workers=3, num_servers=1" in report["refused"]
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="The others have none.")

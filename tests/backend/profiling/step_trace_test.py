@@ -38,9 +38,9 @@ def window(start, end):
     ],
 )
 def test_the_wall_time_is_divided_among_owners(lines, expected):
-    found = divide_time([[window(0, 10)], *lines])
-    assert found == pytest.approx(expected)
-    assert sum(found.values()) == pytest.approx(10)
+    seconds = divide_time([[window(0, 10)], *lines])
+    assert seconds == pytest.approx(expected)
+    assert sum(seconds.values()) == pytest.approx(10)
 
 
 def test_windows_leave_out_the_time_between_them():

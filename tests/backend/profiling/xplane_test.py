@@ -11,23 +11,23 @@ NAMES = ["hlo_op", "hlo_module", "program_id", "_p", "_c", "tf_op", "jit_run"]
 
 
 def integer(value):
-    found = b""
+    encoded = b""
     while value > 127:
-        found += bytes([value & 127 | 128])
+        encoded += bytes([value & 127 | 128])
         value >>= 7
-    return found + bytes([value])
+    return encoded + bytes([value])
 
 
 def message(*fields):
     """Returns a message of `(number, value)` pairs: integers, texts or messages."""
-    found = b""
+    encoded = b""
     for number, value in fields:
         if isinstance(value, int):
-            found += integer(number << 3) + integer(value)
+            encoded += integer(number << 3) + integer(value)
             continue
         data = value.encode() if isinstance(value, str) else value
-        found += integer(number << 3 | 2) + integer(len(data)) + data
-    return found
+        encoded += integer(number << 3 | 2) + integer(len(data)) + data
+    return encoded
 
 
 def table(number, names):
@@ -39,11 +39,11 @@ def table(number, names):
 
 def plane(name, *lines):
     names = list(dict.fromkeys(event for _, events in lines for event, *_ in events))
-    made = []
+    lines_message = []
     for line, events in lines:
         fields = []
         for event, start, length, stats in events:
-            known = [
+            statistics = [
                 (4, message((1, NAMES.index(stat)), (7, NAMES.index(value))))
                 if value in NAMES
                 else (
@@ -53,14 +53,14 @@ def plane(name, *lines):
                 for stat, value in stats.items()
             ]
             at = [(2, start * 10**12), (3, length * 10**12)]
-            fields.append((4, message((1, names.index(event)), *at, *known)))
-        made.append((3, message((2, line), (3, 10**9), *fields)))
-    return message((2, name), *made, *table(4, names), *table(5, NAMES))
+            fields.append((4, message((1, names.index(event)), *at, *statistics)))
+        lines_message.append((3, message((2, line), (3, 10**9), *fields)))
+    return message((2, name), *lines_message, *table(4, names), *table(5, NAMES))
 
 
 def computation(number, *instructions):
     """Returns a computation of `(id, name, scope, operands, called)` tuples."""
-    made = [
+    instruction_messages = [
         message(
             *((1, name), (7, message((2, scope))), (35, number)),
             (36, b"".join(map(integer, operands))),
@@ -68,7 +68,7 @@ def computation(number, *instructions):
         )
         for number, name, scope, operands, called in instructions
     ]
-    return (3, message(*((2, each) for each in made), (5, number)))
+    return (3, message(*((2, instruction) for instruction in instruction_messages), (5, number)))
 
 
 def program(module, *computations):
@@ -77,8 +77,8 @@ def program(module, *computations):
     return (4, entry)
 
 
-def programs(*found):
-    return message((2, "/host:metadata"), *found)
+def programs(*encoded_programs):
+    return message((2, "/host:metadata"), *encoded_programs)
 
 
 def hlo(name, **more):
@@ -90,7 +90,9 @@ def read(tmp_path):
     def read(*planes):
         folder = tmp_path / "plugins/profile/now"
         folder.mkdir(parents=True)
-        (folder / "host.xplane.pb").write_bytes(message(*((1, each) for each in planes)))
+        (folder / "host.xplane.pb").write_bytes(
+            message(*((1, encoded_plane) for encoded_plane in planes))
+        )
         layers = [keras.Input((2,)), keras.layers.Dense(1, name="head")]
         model = keras.Sequential(layers, name="all")
         model.compile("sgd", "mse")
@@ -144,14 +146,14 @@ def test_an_instruction_without_a_scope_has_that_of_its_neighbours(read):
 def test_a_program_of_the_compilation_cache_has_another_number(read, number):
     """It ran as 7, which may be that of a smaller or of a larger program of its name."""
     smaller = program("jit_run(8)", computation(2, (0, "dot.1", "jit(run)/dot", [], [])))
-    rest = [(index, f"copy.{index}", "jit(run)/copy", [], []) for index in range(1, 9)]
+    copies = [(index, f"copy.{index}", "jit(run)/copy", [], []) for index in range(1, 9)]
     larger = program(
         f"jit_run({16 - number})",
-        computation(3, (0, "dot.1", "jit(run)/dot", [], []), (20, "max", "", [], []), *rest),
+        computation(3, (0, "dot.1", "jit(run)/dot", [], []), (20, "max", "", [], []), *copies),
     )
     events = [(name, start, 1, hlo(name)) for start, name in enumerate(["dot.1", "copy.1"])]
-    known = programs(larger, program(f"jit_run({number})", *STEP), smaller)
-    (line,) = read(known, plane("/host:CPU", ("worker", events)))
+    metadata = programs(larger, program(f"jit_run({number})", *STEP), smaller)
+    (line,) = read(metadata, plane("/host:CPU", ("worker", events)))
     assert [event.owner for event in line] == [BACKWARD] * 2
 
 

@@ -29,10 +29,10 @@ def mark_flavor(flavor: str) -> str:
 
 def read_flavor(route: str) -> str:
     """Reads from a manifest's route which library built the engine; see `mark_flavor`."""
-    found = re.search(r"\(flavor (\w+)\)", route)
-    if found is None or found[1] not in MODULES:
+    match = re.search(r"\(flavor (\w+)\)", route)
+    if match is None or match[1] not in MODULES:
         raise InvalidInputError(
             f"The route {route!r} does not say which of {', '.join(TITLES.values())} built the "
             "engine. Export it again."
         )
-    return found[1]
+    return match[1]

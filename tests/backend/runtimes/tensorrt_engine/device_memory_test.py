@@ -10,15 +10,15 @@ from keras_deepseek.errors import ExportError, NotSupportedError
 
 
 def test_an_array_goes_there_and_back(cuda):
-    given, got = np.arange(6.0, dtype="float32"), np.zeros(6, "float32")
-    expected = given.copy()
+    source, result = np.arange(6.0, dtype="float32"), np.zeros(6, "float32")
+    expected = source.copy()
     with DeviceMemory() as memory:
-        memory.put("x", given)
-        given[:] = 0  # Its owner may change it before the stream has begun.
-        memory.fetch("x", got)
-        assert not got.any()
+        memory.put("x", source)
+        source[:] = 0  # Its owner may change it before the stream has begun.
+        memory.fetch("x", result)
+        assert not result.any()
         memory.synchronize()
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_a_buffer_is_kept_and_grows_where_more_is_asked_for(cuda):
@@ -83,11 +83,11 @@ def test_the_real_cuda_python_takes_these_calls():
     """Without a driver it refuses each, and takes its arguments."""
     if visible_gpus.count_gpus():
         with DeviceMemory() as memory:
-            given, got = np.arange(6.0), np.empty(6)
-            memory.put("x", given)
-            memory.fetch("x", got)
+            source, result = np.arange(6.0), np.empty(6)
+            memory.put("x", source)
+            memory.fetch("x", result)
             memory.synchronize()
-        np.testing.assert_array_equal(got, given)
+        np.testing.assert_array_equal(result, source)
         return
     with pytest.raises(ExportError, match="cudaStreamCreateWithFlags failed: cudaError"):
         DeviceMemory()

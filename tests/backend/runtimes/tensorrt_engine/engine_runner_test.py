@@ -91,10 +91,10 @@ def test_an_output_whose_size_only_the_data_tell_is_named(plain_tensorrt, engine
 def test_room_for_the_largest_batch_is_reserved_once(plain_tensorrt, engine, cuda):
     runner = EngineRunner(plain_tensorrt, engine)
     assert sorted(map(len, cuda.memory.values())) == [8 * 3 * 4, 8 * 4 * 4]
-    before = cuda.num_reserved
+    num_reserved = cuda.num_reserved
     for size in (1, 8, 4, 1, 8):
         runner.run(batch(size))
-    assert cuda.num_reserved == before
+    assert cuda.num_reserved == num_reserved
 
 
 def test_what_does_not_fit_the_gpu_is_reserved_when_it_is_asked_for(plain_tensorrt, engine, cuda):
@@ -110,11 +110,11 @@ def test_what_does_not_fit_the_gpu_is_reserved_when_it_is_asked_for(plain_tensor
 
 def test_a_profile_is_chosen_when_it_changes(plain_tensorrt, engine, monkeypatch):
     chosen = []
-    given = Context.set_optimization_profile_async
+    set_profile = Context.set_optimization_profile_async
     monkeypatch.setattr(
         Context,
         "set_optimization_profile_async",
-        lambda self, index, stream: chosen.append(index) or given(self, index, stream),
+        lambda self, index, stream: chosen.append(index) or set_profile(self, index, stream),
     )
     run_engine(plain_tensorrt, engine, [batch(size) for size in (8, 4, 1, 1, 5)])
     assert chosen == [0, 1, 0, 1]

@@ -1,4 +1,4 @@
-"""The numbers that preprocessing layers know, such as vocabularies, to draw samples from."""
+"""The numbers from which samples for a preprocessing layer are drawn, such as a vocabulary."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,29 +30,29 @@ _FEWEST_POSITIONS = 8
 
 
 @dataclass(frozen=True)
-class KnownNumbers:
-    """The numbers that a preprocessing layer knows, such as a vocabulary.
+class SampleValues:
+    """The numbers from which samples for a preprocessing layer are drawn, such as a vocabulary.
 
-    If it `takes_others`, `values` hold some numbers that are not in the vocabulary.
+    If the layer `takes_others`, some of the `numbers` are not in the vocabulary.
     """
 
-    values: Array
+    numbers: Array
     takes_others: bool
 
-    def joined(self, other: "KnownNumbers | None") -> "KnownNumbers":
+    def joined(self, other: "SampleValues | None") -> "SampleValues":
         """Returns the numbers that both of two layers accept, if there are any."""
         if other is None or (self.takes_others and not other.takes_others):
             return other or self
         if other.takes_others and not self.takes_others:
             return self
         if self.takes_others:
-            return KnownNumbers(np.union1d(self.values, other.values), takes_others=True)
-        both = np.intersect1d(self.values, other.values)
-        return KnownNumbers(both, takes_others=False) if len(both) else self
+            return SampleValues(np.union1d(self.numbers, other.numbers), takes_others=True)
+        both = np.intersect1d(self.numbers, other.numbers)
+        return SampleValues(both, takes_others=False) if len(both) else self
 
     def of_dtype(self, dtype: Any, below: int | None) -> Array:
-        """Returns the known numbers that fit a dtype and index a table of `below` rows."""
-        values = self.values
+        """Returns the numbers that fit a dtype and index a table of `below` rows."""
+        values = self.numbers
         if np.dtype(dtype).kind in "iu":
             limits = np.iinfo(dtype)
             values = values[(values >= limits.min) & (values <= limits.max)]
@@ -62,12 +62,12 @@ class KnownNumbers:
         return cast[cast == values] if values.dtype.kind in "iu" else np.unique(cast)
 
 
-def known_numbers(layer: keras.Layer) -> KnownNumbers | None:
-    """Returns the numbers that a preprocessing layer knows itself, or `None`."""
+def find_sample_values(layer: keras.Layer) -> SampleValues | None:
+    """Returns the sample values of a preprocessing layer, or `None`."""
     if isinstance(layer, keras.layers.IntegerLookup):
         return _of_lookup(layer)
     if isinstance(layer, keras.layers.CategoryEncoding):
-        return KnownNumbers(np.arange(layer.num_tokens), takes_others=False)
+        return SampleValues(np.arange(layer.num_tokens), takes_others=False)
     if isinstance(layer, keras.layers.Discretization) and layer.bin_boundaries is not None:
         return _of_bins(np.sort(np.asarray(layer.bin_boundaries, "float64").reshape(-1)))
     return None
@@ -89,8 +89,12 @@ def longest_sequence(model: keras.Layer) -> int | None:
     ]
     for layer in flatten_layers(model):
         if functional_graph(layer) is None and not isinstance(layer, keras.layers.Embedding):
-            inner = (each for each in flatten_layers(layer) if each is not layer)
-            tables += [each.input_dim for each in inner if isinstance(each, keras.layers.Embedding)]
+            inner = (sublayer for sublayer in flatten_layers(layer) if sublayer is not layer)
+            tables += [
+                sublayer.input_dim
+                for sublayer in inner
+                if isinstance(sublayer, keras.layers.Embedding)
+            ]
     return min((rows for rows in tables if rows >= _FEWEST_POSITIONS), default=None)
 
 
@@ -113,26 +117,26 @@ def padding_of(layer: keras.Layer) -> float | None:
     return None
 
 
-def _of_lookup(layer: Any) -> KnownNumbers | None:
-    """Returns the known numbers of an `IntegerLookup`."""
+def _of_lookup(layer: Any) -> SampleValues | None:
+    """Returns the sample values of an `IntegerLookup`."""
     if layer.invert:  # An inverted lookup takes indices.
-        return KnownNumbers(np.arange(layer.vocabulary_size()), takes_others=False)
-    known = sorted({int(token) for token in layer.get_vocabulary(include_special_tokens=False)})
-    if not known:
+        return SampleValues(np.arange(layer.vocabulary_size()), takes_others=False)
+    tokens = sorted({int(token) for token in layer.get_vocabulary(include_special_tokens=False)})
+    if not tokens:
         return None
     if not layer.num_oov_indices:
-        return KnownNumbers(np.array(known, "int64"), takes_others=False)
-    num_unknown = min(max(1, len(known) // _SHARE_UNKNOWN), _MOST_UNKNOWN)
-    fits = known[-1] <= _LARGEST - num_unknown - 1
-    first = known[-1] + 1 if fits else known[0] - num_unknown - 1
+        return SampleValues(np.array(tokens, "int64"), takes_others=False)
+    num_unknown = min(max(1, len(tokens) // _SHARE_UNKNOWN), _MOST_UNKNOWN)
+    fits = tokens[-1] <= _LARGEST - num_unknown - 1
+    first = tokens[-1] + 1 if fits else tokens[0] - num_unknown - 1
     unknown = set(range(first, first + num_unknown + 1)) - {layer.mask_token}
-    return KnownNumbers(np.array([*known, *sorted(unknown)], "int64"), takes_others=True)
+    return SampleValues(np.array([*tokens, *sorted(unknown)], "int64"), takes_others=True)
 
 
-def _of_bins(boundaries: Array) -> KnownNumbers | None:
+def _of_bins(boundaries: Array) -> SampleValues | None:
     """Returns a number in the middle of each bin of a layer, where rounding decides nothing."""
     if not len(boundaries):
         return None
     widest = np.diff(boundaries).max(initial=0.0) or max(1.0, abs(float(boundaries[0])))
     ends = np.concatenate([[boundaries[0] - widest], boundaries, [boundaries[-1] + widest]])
-    return KnownNumbers((ends[1:] + ends[:-1]) / 2, takes_others=True)
+    return SampleValues((ends[1:] + ends[:-1]) / 2, takes_others=True)

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_deepseek.backend.keras_private.known_numbers import (
-    KnownNumbers,
-    known_numbers,
+from keras_deepseek.backend.keras_private.sample_values import (
+    SampleValues,
+    find_sample_values,
     padding_of,
 )
 
@@ -17,42 +17,42 @@ def lookup():
 
 
 def numbers(*values, takes_others=True):
-    return KnownNumbers(np.array(values), takes_others=takes_others)
+    return SampleValues(np.array(values), takes_others=takes_others)
 
 
 def test_a_lookup_knows_its_vocabulary_and_is_given_others_where_it_takes_them(lookup):
-    found = known_numbers(lookup(vocabulary=[700, 500, 900]))
-    assert found.takes_others
-    assert found.values.tolist() == [500, 700, 900, 901, 902]
-    found = known_numbers(lookup(vocabulary=[700, 500, 900], num_oov_indices=0))
-    assert (found.takes_others, found.values.tolist()) == (False, [500, 700, 900])
+    values = find_sample_values(lookup(vocabulary=[700, 500, 900]))
+    assert values.takes_others
+    assert values.numbers.tolist() == [500, 700, 900, 901, 902]
+    values = find_sample_values(lookup(vocabulary=[700, 500, 900], num_oov_indices=0))
+    assert (values.takes_others, values.numbers.tolist()) == (False, [500, 700, 900])
 
 
 def test_the_mask_of_a_lookup_is_padding_and_no_unknown_number(lookup):
     layer = lookup(vocabulary=[1, 2, 3], mask_token=4)
     assert padding_of(layer) == 4
-    assert 4 not in known_numbers(layer).values
+    assert 4 not in find_sample_values(layer).numbers
     assert padding_of(lookup(vocabulary=[1, 2])) is None
 
 
 def test_what_a_lookup_does_not_know_is_below_where_there_is_nothing_above(lookup):
     largest = np.iinfo("int64").max
-    assert known_numbers(lookup(vocabulary=[largest - 1])).values.min() < largest - 1
+    assert find_sample_values(lookup(vocabulary=[largest - 1])).numbers.min() < largest - 1
 
 
 def test_of_many_a_part_is_unknown(lookup):
-    found = known_numbers(lookup(vocabulary=np.arange(40)))
-    assert (found.values >= 40).sum() == 11
+    values = find_sample_values(lookup(vocabulary=np.arange(40)))
+    assert (values.numbers >= 40).sum() == 11
 
 
 def test_a_lookup_backwards_takes_places(lookup):
-    found = known_numbers(lookup(vocabulary=[700, 500], invert=True))
-    assert (found.takes_others, found.values.tolist()) == (False, [0, 1, 2])
+    values = find_sample_values(lookup(vocabulary=[700, 500], invert=True))
+    assert (values.takes_others, values.numbers.tolist()) == (False, [0, 1, 2])
 
 
 def test_categories_are_counted_from_zero():
-    found = known_numbers(layers.CategoryEncoding(num_tokens=3))
-    assert (found.takes_others, found.values.tolist()) == (False, [0, 1, 2])
+    values = find_sample_values(layers.CategoryEncoding(num_tokens=3))
+    assert (values.takes_others, values.numbers.tolist()) == (False, [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -64,15 +64,15 @@ def test_categories_are_counted_from_zero():
     ],
 )
 def test_each_bin_has_a_number(boundaries, values):
-    found = known_numbers(layers.Discretization(boundaries))
-    assert (found.takes_others, found.values.tolist()) == (True, values)
-    bins = np.digitize(found.values, sorted(boundaries))
+    sample = find_sample_values(layers.Discretization(boundaries))
+    assert (sample.takes_others, sample.numbers.tolist()) == (True, values)
+    bins = np.digitize(sample.numbers, sorted(boundaries))
     assert bins.tolist() == list(range(len(boundaries) + 1))
 
 
 def test_others_know_none():
-    assert known_numbers(layers.Dense(2)) is None
-    assert known_numbers(layers.Discretization(num_bins=3)) is None
+    assert find_sample_values(layers.Dense(2)) is None
+    assert find_sample_values(layers.Discretization(num_bins=3)) is None
     assert padding_of(layers.Dense(2)) is None
     assert padding_of(layers.Masking(-1.0)) == -1.0
 
@@ -81,7 +81,7 @@ def test_a_hash_has_a_number_for_padding():
     pytest.importorskip("tensorflow")
     assert padding_of(layers.Hashing(3, mask_value=7)) == 7
     assert padding_of(layers.Hashing(3, mask_value="")) is None
-    assert known_numbers(layers.Hashing(3)) is None
+    assert find_sample_values(layers.Hashing(3)) is None
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_a_hash_has_a_number_for_padding():
     ],
 )
 def test_two_layers_are_given_what_fails_in_neither(first, second, joined):
-    found = first.joined(second)
-    assert found.values.tolist() == joined.values.tolist()
-    assert found.takes_others == joined.takes_others
+    both = first.joined(second)
+    assert both.numbers.tolist() == joined.numbers.tolist()
+    assert both.takes_others == joined.takes_others
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_two_layers_are_given_what_fails_in_neither(first, second, joined):
     ],
 )
 def test_a_dtype_may_have_fewer(dtype, below, expected):
-    found = numbers(-3, 5, 200, 2**40 + 1).of_dtype(dtype, below)
-    assert found.tolist() == expected
-    assert found.dtype == dtype
+    cast = numbers(-3, 5, 200, 2**40 + 1).of_dtype(dtype, below)
+    assert cast.tolist() == expected
+    assert cast.dtype == dtype
 
 
 def test_numbers_between_bins_are_rounded_for_integers():

@@ -3,25 +3,26 @@ import numpy as np
 import pytest
 from keras import Input, Model, layers
 
-from keras_deepseek.backend.keras_private.input_kinds import input_kinds, vocabulary_sizes
+from keras_deepseek.backend.keras_private.sample_ranges import find_sample_ranges, vocabulary_sizes
 
 
 def input_vocabularies(model, num_inputs):
-    return [kind.vocabulary for kind in input_kinds(model, num_inputs)]
+    return [input_range.vocabulary_size for input_range in find_sample_ranges(model, num_inputs)]
 
 
 def input_scales(model, num_inputs):
-    return [kind.scale for kind in input_kinds(model, num_inputs)]
+    return [input_range.scale for input_range in find_sample_ranges(model, num_inputs)]
 
 
 def bert(name="bert"):
     """Returns a graph that looks its tokens and segments up in tables of their own."""
     tokens, segments, mask = (
-        Input((None,), dtype="int32", name=each) for each in ("tokens", "segments", "mask")
+        Input((None,), dtype="int32", name=input_name)
+        for input_name in ("tokens", "segments", "mask")
     )
     embedded = layers.Embedding(50, 4)(tokens) + layers.Embedding(2, 4)(segments)
-    kept = embedded * keras.ops.expand_dims(keras.ops.cast(mask, "float32"), -1)
-    return Model({"tokens": tokens, "segments": segments, "mask": mask}, kept, name=name)
+    embedded_tokens = embedded * keras.ops.expand_dims(keras.ops.cast(mask, "float32"), -1)
+    return Model({"tokens": tokens, "segments": segments, "mask": mask}, embedded_tokens, name=name)
 
 
 def test_each_input_has_the_rows_of_its_own_table():
@@ -112,8 +113,9 @@ def test_others_expect_nothing():
     assert input_scales(Subclassed(), 2) == [None, None]
 
 
-def known_of(model, num_inputs=1):
-    return [kind.known and kind.known.values.tolist() for kind in input_kinds(model, num_inputs)]
+def input_values(model, num_inputs=1):
+    values = [input_range.values for input_range in find_sample_ranges(model, num_inputs)]
+    return [lookup_values and lookup_values.numbers.tolist() for lookup_values in values]
 
 
 @pytest.fixture
@@ -128,17 +130,17 @@ VOCABULARY = [500, 700, 900, 901, 902]
 def test_what_a_lookup_knows_is_found_and_the_table_behind_it_says_nothing(lookup):
     tokens = Input((3,), dtype="int64")
     model = Model(tokens, layers.Embedding(4, 2)(lookup(tokens)))
-    assert known_of(model) == [VOCABULARY]
+    assert input_values(model) == [VOCABULARY]
     assert input_vocabularies(model, 1) == [None]
 
 
 def test_what_a_lookup_knows_is_found_through_what_changes_no_number(lookup):
-    left, right = Input((3,), dtype="int32"), Input((2,), dtype="int32")
-    both = layers.Concatenate()([left, keras.ops.expand_dims(right, -1)[..., 0]])
-    found = lookup(keras.ops.cast(layers.Reshape((5,))(both), "int64"))
-    assert known_of(Model([left, right], found), 2) == [VOCABULARY, VOCABULARY]
+    left_input, right_input = Input((3,), dtype="int32"), Input((2,), dtype="int32")
+    both = layers.Concatenate()([left_input, keras.ops.expand_dims(right_input, -1)[..., 0]])
+    numbers = lookup(keras.ops.cast(layers.Reshape((5,))(both), "int64"))
+    assert input_values(Model([left_input, right_input], numbers), 2) == [VOCABULARY, VOCABULARY]
     other = Input((3,), dtype="int64")
-    assert known_of(Model(other, lookup(other * 2 + 1))) == [None]
+    assert input_values(Model(other, lookup(other * 2 + 1))) == [None]
 
 
 def test_a_lookup_in_a_model_inside_and_a_table_outside(lookup):
@@ -146,17 +148,17 @@ def test_a_lookup_in_a_model_inside_and_a_table_outside(lookup):
     inner = Model(tokens, lookup(tokens))
     again = Input((3,), dtype="int64")
     model = Model(again, layers.Embedding(4, 2)(inner(again)))
-    assert known_of(model) == [VOCABULARY]
+    assert input_values(model) == [VOCABULARY]
     assert input_vocabularies(model, 1) == [None]
     stack = keras.Sequential([Input((3,), dtype="int64"), inner, layers.Embedding(4, 2)])
-    assert known_of(stack) == [VOCABULARY]
+    assert input_values(stack) == [VOCABULARY]
 
 
 def test_a_lookup_and_a_table_of_one_input_bound_each_other(lookup):
     tokens = Input((3,), dtype="int64")
     outputs = [layers.Embedding(600, 2)(tokens), layers.Embedding(4, 2)(lookup(tokens))]
-    (kind,) = input_kinds(Model(tokens, outputs), 1)
-    assert (kind.vocabulary, kind.known.values.tolist()) == (600, VOCABULARY)
+    (input_range,) = find_sample_ranges(Model(tokens, outputs), 1)
+    assert (input_range.vocabulary_size, input_range.values.numbers.tolist()) == (600, VOCABULARY)
 
 
 @pytest.mark.skipif(
@@ -174,32 +176,37 @@ def test_a_lookup_inside_of_a_layer_is_found(lookup):
 
     tokens = Input((3,), dtype="int64")
     model = Model(tokens, Finding()(tokens))
-    assert known_of(model) == [VOCABULARY]
+    assert input_values(model) == [VOCABULARY]
     assert input_vocabularies(model, 1) == [None]
 
 
 def test_floats_that_are_looked_up_are_whole_numbers():
     stack = keras.Sequential([Input((5,)), layers.Embedding(4, 3)])
-    (kind,) = input_kinds(stack, 1)
-    assert (kind.known.values.tolist(), kind.known.takes_others) == ([0, 1, 2, 3], False)
+    (input_range,) = find_sample_ranges(stack, 1)
+    assert (input_range.values.numbers.tolist(), input_range.values.takes_others) == (
+        [0, 1, 2, 3],
+        False,
+    )
 
 
 def test_the_padding_of_a_lookup_is_found():
     pytest.importorskip("tensorflow")
     tokens = Input((3,), dtype="int64")
     masked = layers.IntegerLookup(vocabulary=[5, 6], mask_token=9)
-    (kind,) = input_kinds(Model(tokens, masked(tokens)), 1)
-    assert kind.mask_value == 9
+    (input_range,) = find_sample_ranges(Model(tokens, masked(tokens)), 1)
+    assert input_range.mask_value == 9
 
 
 def test_the_table_that_looks_up_a_whole_input_gives_its_size():
     model = bert()
     expected = {"tokens": 50, "segments": 2, "mask": None}
     assert vocabulary_sizes(model, 3) == [expected[tensor.name] for tensor in model.inputs]
-    tokens, others = Input((None,)), Input((None,), dtype="int32")
-    outputs = bert()({"tokens": tokens, "segments": keras.ops.minimum(others, 1), "mask": others})
+    tokens, segments = Input((None,)), Input((None,), dtype="int32")
+    outputs = bert()(
+        {"tokens": tokens, "segments": keras.ops.minimum(segments, 1), "mask": segments}
+    )
     both = layers.Embedding(40, 2)(keras.ops.cast(tokens, "int32"))
-    assert vocabulary_sizes(Model([tokens, others], [outputs, both]), 2) == [40, None]
+    assert vocabulary_sizes(Model([tokens, segments], [outputs, both]), 2) == [40, None]
     assert vocabulary_sizes(keras.Sequential([Input((3,)), layers.Embedding(5, 2)]), 1) == [5]
 
 
