@@ -39,13 +39,13 @@ def test_causal_layouts_show_no_later_block():
         sliding_window=9,
         global_blocks=(1,),
         num_random_blocks=2,
-        given=np.ones((6, 6)) > 0,
+        visible_blocks=np.ones((6, 6)) > 0,
     )
     assert not np.triu(layout.whole(6) | layout.window(6), 1).any()
 
 
 def test_patterns_are_joined():
-    layout = BlockLayout(4, global_blocks=(0,), block_stride=3, given=np.eye(4)[::-1] > 0)
+    layout = BlockLayout(4, global_blocks=(0,), block_stride=3, visible_blocks=np.eye(4)[::-1] > 0)
     assert picture(layout.whole(4)) == ["xxxx", "xxx.", "xxx.", "x..x"]
 
 
@@ -69,11 +69,11 @@ def test_the_seed_alone_says_which_random_blocks():
 
 def test_a_given_layout_serves_shorter_sequences_by_its_corner():
     given = np.random.default_rng(0).random((5, 5)) > 0.5
-    np.testing.assert_array_equal(BlockLayout(4, given=given).whole(3), given[:3, :3])
+    np.testing.assert_array_equal(BlockLayout(4, visible_blocks=given).whole(3), given[:3, :3])
 
 
 def test_a_sequence_beyond_the_given_layout_is_refused():
-    layout = BlockLayout(4, given=np.eye(3) > 0)
+    layout = BlockLayout(4, visible_blocks=np.eye(3) > 0)
     with pytest.raises(InvalidInputError, match=r"covers 3 blocks of 4 .*sequence of 4 blocks"):
         layout.whole(4)
 

@@ -52,7 +52,7 @@ def layouts(draw):
         block_stride=draw(st.none() | st.integers(1, 4)),
         num_random_blocks=draw(st.integers(0, 2)),
         layout_seed=draw(st.integers(0, 5)),
-        given=given,
+        visible_blocks=given,
     )
 
 
@@ -105,7 +105,7 @@ def test_gradients_are_those_of_masked_dense_attention(is_causal):
 
 
 def test_a_query_that_sees_nothing_gives_zeros_and_a_gradient_of_zero():
-    layout = BlockLayout(4, given=np.array([[True, False], [False, False]]))
+    layout = BlockLayout(4, visible_blocks=np.array([[True, False], [False, False]]))
     arrays = draw(8)
     outputs = attend(layout, arrays)
     assert (outputs[:, 4:] == 0).all()
