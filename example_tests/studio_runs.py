@@ -20,9 +20,9 @@ from keras_deepseek.models import (
     BertConfig,
     DeepSeekV3CausalLM,
     DeepSeekV3Config,
-    PlantedInteractions,
     SequentialRecommender,
     SequentialRecommenderConfig,
+    SyntheticInteractions,
 )
 from keras_deepseek.training import Trainer, WarmupDecay
 
@@ -280,7 +280,7 @@ def classifier_of_text(path):
 
 
 def recommender(path):
-    data = PlantedInteractions(num_users=400, num_categories=6, num_styles=2, seed=1).draw()
+    data = SyntheticInteractions(num_users=400, num_categories=6, num_styles=2, seed=1).draw()
     split = data.leave_last_out()
     config = SequentialRecommenderConfig(
         num_items=data.num_items,

@@ -10,9 +10,9 @@ from keras_deepseek.inference import ServingEngine
 from keras_deepseek.models import (
     HitRate,
     NormalizedDiscountedCumulativeGain,
-    PlantedInteractions,
     SequentialRecommender,
     SequentialRecommenderConfig,
+    SyntheticInteractions,
     enable_lora,
     merge_lora,
     save_peft_adapter,
@@ -38,8 +38,8 @@ def score(recommender, histories):
 
 
 def test_a_short_training_beats_popularity_by_far():
-    planted = PlantedInteractions(num_users=600, num_categories=6, num_styles=2, seed=1)
-    data = planted.draw()
+    interactions = SyntheticInteractions(num_users=600, num_categories=6, num_styles=2, seed=1)
+    data = interactions.draw()
     split = data.leave_last_out()
     recommender = make_recommender(num_items=data.num_items, max_length=20, hidden_dim=32)
     training_model = recommender.make_training_model(
@@ -57,7 +57,7 @@ def test_a_short_training_beats_popularity_by_far():
     popular = HitRate(10)
     counts = np.concatenate([[-1.0], split.item_counts()])
     popular.update_state(targets, np.tile(counts, (len(targets), 1)))
-    best = planted.best_hit_rate([history[:-1] for history in split.held_out])
+    best = interactions.best_hit_rate([history[:-1] for history in split.held_out])
     assert found["hit_rate_at_10"] > float(popular.result()) + 0.3
     assert found["hit_rate_at_10"] < best + 0.05
     assert 0 < found["ndcg_at_10"] < found["hit_rate_at_10"]

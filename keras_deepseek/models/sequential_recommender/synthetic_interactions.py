@@ -11,7 +11,7 @@ from keras_deepseek.models.sequential_recommender.interactions import Interactio
 
 
 @dataclass(frozen=True)
-class PlantedInteractions:
+class SyntheticInteractions:
     """Synthetic histories in which the next item depends on the last two, and partly on chance.
 
     Choose it to test a recommender without data. Each item has a category and a style; items with
@@ -36,9 +36,9 @@ class PlantedInteractions:
 
     Example:
 
-    >>> from keras_deepseek.models import PlantedInteractions
-    >>> planted = PlantedInteractions(num_users=50)
-    >>> planted.num_items, len(planted.draw().histories)
+    >>> from keras_deepseek.models import SyntheticInteractions
+    >>> interactions = SyntheticInteractions(num_users=50)
+    >>> interactions.num_items, len(interactions.draw().histories)
     (384, 50)
     """
 
@@ -122,7 +122,7 @@ class PlantedInteractions:
         return self._structure()[0].reshape(-1, self.items_per_group)
 
     def _next_group(self, last: Array, second_last: Array) -> Array:
-        """Returns the group of the next item, if the user follows the planted pattern."""
+        """Returns the group of the next item, if the user follows the pattern."""
         shuffled, following = self._structure()
         groups = np.argsort(shuffled) // self.items_per_group
         category, style = groups // self.num_styles, groups % self.num_styles
