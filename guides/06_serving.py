@@ -146,9 +146,7 @@ model.fit(train_images, train_labels, epochs=20, verbose=0)
 Exporter(model, "onnx").export(f"{folder}/digits/2")
 post("/v2/repository/models/digits/load", {}, token="a-token")
 second_outputs, second_version = infer(test_images)
-accuracies = [
-    np.mean(outputs.argmax(1) == test_labels) for outputs in (first_outputs, second_outputs)
-]
+accuracies = [np.mean(x.argmax(1) == test_labels) for x in (first_outputs, second_outputs)]
 print(
     f"version {first_version}: {accuracies[0]:.3f}, version {second_version}: {accuracies[1]:.3f}"
 )
@@ -202,10 +200,8 @@ for count in num_clients:
     num_old_batches = engine.statistics("neighbors").batches
     with ThreadPoolExecutor(count) as clients:
         answers = list(clients.map(ask, np.array_split(test_images, count)))
-    statistics = engine.statistics("neighbors")
-    batch_sizes.append(
-        [batch.rows for batch in statistics.decisions[num_old_batches - statistics.batches :]]
-    )
+    stats = engine.statistics("neighbors")
+    batch_sizes.append([batch.rows for batch in stats.decisions[num_old_batches - stats.batches :]])
     print(f"{count} clients: {np.mean(batch_sizes[-1]):.1f} rows a batch")
 engine.close()
 
