@@ -91,27 +91,27 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leaves out of the gate what needs a framework, where none is installed."""
     if HAS_FRAMEWORK or not config.getoption("--gate"):
         return None
-    place = collection_path.relative_to(config.rootpath).as_posix()
-    inside = [tier for folder, tier in PLACES.items() if folder.startswith(f"{place}/")]
-    return True if "no_framework" not in [_tier_of_file(place), *inside] else None
+    folder_path = collection_path.relative_to(config.rootpath).as_posix()
+    inside = [tier for folder, tier in PLACES.items() if folder.startswith(f"{folder_path}/")]
+    return True if "no_framework" not in [_tier_of_file(folder_path), *inside] else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keeps what the gate runs here, where `--gate` asks for it."""
     if not config.getoption("--gate"):
         return
-    kept, left_out, seen = [], [], set()
+    selected, left_out, seen_tests = [], [], set()
     for item in items:
         test = item.nodeid.partition("[")[0]
-        chosen = kept if _runs_here(item, is_first_case=test not in seen) else left_out
+        chosen = selected if _runs_here(item, is_first_case=test not in seen_tests) else left_out
         chosen.append(item)
         if _tier(item) == "each_backend":
-            seen.add(test)
+            seen_tests.add(test)
         is_of_backend = _place(item).startswith("tests/backend/")
         if _tier(item) == "each_backend" and _backend() != "torch" and not is_of_backend:
             item.add_marker("no_cover")  # PyTorch has it, and tracing takes half as long again.
     config.hook.pytest_deselected(items=left_out)
-    items[:] = kept
+    items[:] = selected
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -149,6 +149,6 @@ def _place(item: pytest.Item) -> str:
     return item.path.relative_to(item.config.rootpath).as_posix()
 
 
-def _tier_of_file(place: str) -> str:
-    above = [folder for folder in PLACES if not folder or f"{place}/".startswith(f"{folder}/")]
+def _tier_of_file(path: str) -> str:
+    above = [folder for folder in PLACES if not folder or f"{path}/".startswith(f"{folder}/")]
     return PLACES[max(above, key=len)]

@@ -1,9 +1,10 @@
 """What a sequential recommender reaches on histories whose law is known: hit rate and NDCG at 10.
 
-The histories are drawn by `PlantedInteractions`: the next item depends on the last two. So the best
-that any recommender can reach is known, and stands beside what the model reaches and what ranking
-by popularity does, over all items, on each user's last item. Each seed draws other histories, other
-weights and other negatives. A process on one thread, for each backend that is installed:
+The histories are drawn by `SyntheticInteractions`: the next item depends on the last two. So the
+best that any recommender can reach is known, and stands beside what the model reaches and what
+ranking by popularity does, over all items, on each user's last item. Each seed draws other
+histories, other weights and other negatives. A process on one thread, for each backend that is
+installed:
 
     python benchmarks/recommender_quality.py [--backends torch jax] [--seeds 3] [--json RESULT.json]
 
@@ -40,7 +41,7 @@ def main() -> int:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        print(json.dumps(train_planted(arguments.one, arguments.epochs)))
+        print(json.dumps(train_synthetic(arguments.one, arguments.epochs)))
         return 0
     if arguments.movielens is not None:
         results = {"MovieLens": [train_movielens(arguments.movielens, arguments.epochs)]}
@@ -73,17 +74,17 @@ def run(backend: str, seed: int, epochs: int) -> dict[str, Any] | None:
     return result
 
 
-def train_planted(seed: int, epochs: int) -> dict[str, Any]:
-    """Returns hit rates and NDCGs on planted histories."""
-    from keras_deepseek.models import PlantedInteractions
+def train_synthetic(seed: int, epochs: int) -> dict[str, Any]:
+    """Returns hit rates and NDCGs on synthetic histories."""
+    from keras_deepseek.models import SyntheticInteractions
 
-    planted = PlantedInteractions(seed=seed)
-    split = planted.draw().leave_last_out()
+    interactions = SyntheticInteractions(seed=seed)
+    split = interactions.draw().leave_last_out()
     histories = [history[:-1] for history in split.held_out]
     scores = train(split, seed, epochs, max_length=30)
-    ranked = -np.sort(-planted.next_probabilities(histories), axis=1)[:, :K]
+    ranked = -np.sort(-interactions.next_probabilities(histories), axis=1)[:, :K]
     discounts = 1 / np.log2(np.arange(K) + 2)
-    best = planted.best_hit_rate(histories, K), float((ranked @ discounts).mean())
+    best = interactions.best_hit_rate(histories, K), float((ranked @ discounts).mean())
     return {**scores, "best possible": best}
 
 

@@ -79,13 +79,13 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
             faults.append(f"{source.relative_to(root)}:{line}: {link[3]} does not exist.")
             return link[0]
         file = path.relative_to(root)
-        place = docs / (file.relative_to("docs") if file.parts[0] == "docs" else file)
-        place = place.with_suffix(".md") if file.parts[0] == "guides" else place
-        if place.is_file():
-            new_target = "#".join([os.path.relpath(place, page.parent), *anchor])
+        site_path = docs / (file.relative_to("docs") if file.parts[0] == "docs" else file)
+        site_path = site_path.with_suffix(".md") if file.parts[0] == "guides" else site_path
+        if site_path.is_file():
+            new_target = "#".join([os.path.relpath(site_path, page.parent), *anchor])
             return f"{link[1]}[{link[2]}]({new_target})"
-        shown = f"`{file.as_posix()}`"
-        return shown if shown[:-1].endswith(link[2].strip("`")) else f"{link[2]} ({shown})"
+        quoted = f"`{file.as_posix()}`"
+        return quoted if quoted[:-1].endswith(link[2].strip("`")) else f"{link[2]} ({quoted})"
 
     page.write_text(LINK.sub(rewrite, text), encoding="utf-8")
     return faults
@@ -94,13 +94,16 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
 def make_navigation(docs: Path) -> list[object]:
     """Returns the navigation: a section for each folder. A page is named by its own title."""
     alone = {page.name for page in docs.glob("*.md")} - {"index.md"}
-    others = {"explanation": alone & set(OF_EXPLANATION), "measured": alone - set(OF_EXPLANATION)}
+    top_pages = {
+        "explanation": alone & set(OF_EXPLANATION),
+        "measured": alone - set(OF_EXPLANATION),
+    }
     navigation: list[object] = [{"Home": "index.md"}]
     for folder, title in SECTIONS.items():
         if folder == "guides":
             pages = list_guides(docs)
         else:
-            pages = list_pages(docs, folder, others.get(folder, ()))
+            pages = list_pages(docs, folder, top_pages.get(folder, ()))
         if folder == "reference":
             rooms = sorted((docs / "reference/api").iterdir())
             api = [
@@ -118,12 +121,12 @@ def list_guides(docs: Path) -> list[object]:
     """Returns the guides by level, as the table of the start page names them."""
     table = re.compile(r"^\| *(\w*) *\| *\[(.+?)\]\((guides/\w+\.md)\)", re.MULTILINE)
     levels: dict[str, list[object]] = {}
-    rest, last = set(map(str, list_pages(docs, "guides"))), ""
+    unlisted, last = set(map(str, list_pages(docs, "guides"))), ""
     for level, name, page in table.findall((docs / "index.md").read_text(encoding="utf-8")):
         last = level or last
         levels.setdefault(last, []).append({name: page})
-        rest.discard(page)
-    return [*({level.capitalize(): pages} for level, pages in levels.items()), *sorted(rest)]
+        unlisted.discard(page)
+    return [*({level.capitalize(): pages} for level, pages in levels.items()), *sorted(unlisted)]
 
 
 def list_pages(docs: Path, folder: str, above: Collection[str] = ()) -> list[object]:
@@ -136,20 +139,20 @@ def list_pages(docs: Path, folder: str, above: Collection[str] = ()) -> list[obj
     """
     index = docs / folder / "index.md"
     text = index.read_text(encoding="utf-8") if index.exists() else ""
-    left = {page.name: f"{folder}/{page.name}" for page in sorted((docs / folder).glob("*.md"))}
-    left |= {f"../{name}": name for name in sorted(above)}
-    left.pop("index.md", None)
+    unlisted = {page.name: f"{folder}/{page.name}" for page in sorted((docs / folder).glob("*.md"))}
+    unlisted |= {f"../{name}": name for name in sorted(above)}
+    unlisted.pop("index.md", None)
     pages: list[object] = [f"{folder}/index.md"] if text else []
     opening, *sections = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
     for heading, part in [("", opening), *zip(sections[::2], sections[1::2], strict=True)]:
         links = re.findall(r"\]\(((?:\.\./)?\w+\.md)\)", part)
-        found = [left.pop(link) for link in links if link in left]
-        pages += [{heading: found}] if heading and found else found
-    return pages + list(left.values())
+        listed = [unlisted.pop(link) for link in links if link in unlisted]
+        pages += [{heading: listed}] if heading and listed else listed
+    return pages + list(unlisted.values())
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("out", type=Path, help="an empty folder, or a new one")
-    asked, others = parser.parse_known_args()
-    build_site(asked.out.resolve(), *others)  # The others are for guides/build.py.
+    arguments, guide_arguments = parser.parse_known_args()
+    build_site(arguments.out.resolve(), *guide_arguments)  # The others are for guides/build.py.

@@ -141,13 +141,13 @@ def draw_rooms() -> str:
     rows = read_rows()
     imports = find_imports([room for row in rows for room in row])
     width = max(len(row) for row in rows) * (BOX + GAP) + 9 * GAP
-    places: dict[str, tuple[float, float]] = {}
+    positions: dict[str, tuple[float, float]] = {}
     for index, row in enumerate(rows):
-        left = (width - len(row) * (BOX + GAP) + GAP) / 2
+        margin = (width - len(row) * (BOX + GAP) + GAP) / 2
         for column, room in enumerate(row):
-            places[room] = left + column * (BOX + GAP), 16 + index * ROW
-    shapes = [_line(places, room, other) for room, other in without_detours(imports)]
-    shapes += [_box(x, y, room) for room, (x, y) in places.items()]
+            positions[room] = margin + column * (BOX + GAP), 16 + index * ROW
+    shapes = [_line(positions, room, other) for room, other in without_detours(imports)]
+    shapes += [_box(x, y, room) for room, (x, y) in positions.items()]
     return _svg(width, 16 + len(rows) * ROW, shapes)
 
 
@@ -155,7 +155,7 @@ def read_rows() -> list[list[str]]:
     """Returns the rooms of the import contract by row, those that exist, from top to bottom."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
-    layers = next(each["layers"] for each in contracts if each["id"] == "rows")
+    layers = next(contract["layers"] for contract in contracts if contract["id"] == "rows")
     rows = []
     for layer in layers:
         if layer == "__main__":  # It only starts `cli`.
@@ -175,14 +175,14 @@ def find_imports(rooms: list[str]) -> set[tuple[str, str]]:
     import grimp
 
     graph = grimp.build_graph(PACKAGE)
-    found = set()
+    imports = set()
     for module in graph.modules:
         room = module.split(".")[1] if "." in module else None
         for imported in graph.find_modules_directly_imported_by(module):
             other = imported.split(".")[1] if "." in imported else None
             if room in rooms and other in rooms and room != other:
-                found.add((room, other))
-    return found
+                imports.add((room, other))
+    return imports
 
 
 def without_detours(imports: set[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -190,7 +190,7 @@ def without_detours(imports: set[tuple[str, str]]) -> list[tuple[str, str]]:
 
     def reaches(start: str, end: str) -> bool:
         nexts = [other for room, other in imports if room == start]
-        return end in nexts or any(reaches(each, end) for each in nexts)
+        return end in nexts or any(reaches(next_room, end) for next_room in nexts)
 
     return sorted(
         (room, other)
@@ -258,7 +258,7 @@ def run_one_batch() -> None:
 def trace(run: Callable[[], None]) -> dict[str, list[int]]:
     """Returns, for each station, which of all calls of functions were its own."""
     codes = {_find(name).__code__: name for _, name in STATIONS}
-    made: dict[str, list[int]] = {name: [] for _, name in STATIONS}
+    calls: dict[str, list[int]] = {name: [] for _, name in STATIONS}
     count = 0
 
     def note(frame, event, _argument):
@@ -267,7 +267,7 @@ def trace(run: Callable[[], None]) -> dict[str, list[int]]:
             count += 1
             name = codes.get(frame.f_code)
             if name is not None:
-                made[name].append(count)
+                calls[name].append(count)
 
     threading.setprofile(note)
     sys.setprofile(note)
@@ -276,18 +276,18 @@ def trace(run: Callable[[], None]) -> dict[str, list[int]]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-    return made
+    return calls
 
 
 def _find(name: str):
     """Returns the function of a dotted name below the package."""
     parts = name.split(".")
     end = next((index for index, part in enumerate(parts) if part[0].isupper()), -1)
-    found = importlib.import_module(".".join([PACKAGE, *parts[:end]]))
+    member = importlib.import_module(".".join([PACKAGE, *parts[:end]]))
     for part in parts[end:]:
-        found = inspect.getattr_static(found, part)
-        found = getattr(found, "__func__", found)
-    return inspect.unwrap(found)
+        member = inspect.getattr_static(member, part)
+        member = getattr(member, "__func__", member)
+    return inspect.unwrap(member)
 
 
 def _first_sentence(name: str) -> str:
@@ -328,12 +328,12 @@ def _box(x: float, y: float, text: str) -> str:
     )
 
 
-def _line(places: dict[str, tuple[float, float]], start: str, end: str) -> str:
+def _line(positions: dict[str, tuple[float, float]], start: str, end: str) -> str:
     """Returns an arrow between two boxes, round the boxes of the rows between them."""
-    (x, y), (end_x, end_y) = places[start], places[end]
+    (x, y), (end_x, end_y) = positions[start], positions[end]
     if y == end_y:
-        left, right = (x, end_x + BOX) if x > end_x else (x + BOX, end_x)
-        return _arrow(left, y + 17, right, end_y + 17)
+        start_x, stop_x = (x, end_x + BOX) if x > end_x else (x + BOX, end_x)
+        return _arrow(start_x, y + 17, stop_x, end_y + 17)
     x, y, end_x = x + BOX / 2, y + 34, end_x + BOX / 2
     rows = round((end_y - y) / ROW + 0.5)
     if rows <= 1:

@@ -25,7 +25,9 @@ def write_page() -> str:
 
 def write_command(parser: argparse.ArgumentParser, name: str, summary: str) -> Iterator[str]:
     """Yields the section of a command, and those of the commands below it."""
-    children = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    children = [
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    ]
     if summary and not children:
         yield f"\n## {name}\n\n{summary[0].upper()}{summary[1:]}.\n"
         groups = [(group.title, list(write_rows(parser, group))) for group in parser._action_groups]
@@ -34,7 +36,7 @@ def write_command(parser: argparse.ArgumentParser, name: str, summary: str) -> I
             heading = f"\n**{(title or '').capitalize()}**\n" if len(groups) > 1 else ""
             yield f"{heading}\n| argument | meaning |\n|---|---|\n{''.join(rows)}"
     for child in children:
-        summaries = {each.dest: each.help or "" for each in child._choices_actions}
+        summaries = {choice.dest: choice.help or "" for choice in child._choices_actions}
         for below, of_below in child.choices.items():
             yield from write_command(of_below, f"{name} {below}", summaries[below])
 
@@ -48,7 +50,7 @@ def write_rows(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) 
         values = formatter._format_args(action, (action.dest or "").upper())
         if action.choices is not None:
             values = " or ".join(map(str, action.choices))
-        flags = ", ".join(f"`{each}`" for each in action.option_strings)
+        flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
         if action.nargs == 0:
             values = ""
         argument = f"{flags} `{values}`" if flags and values else flags or f"`{values}`"

@@ -79,10 +79,13 @@ def write_reference(out: Path, root: Path = ROOT) -> None:
             faults.update(find_faults(target, root, needs_example=room in ROOMS_WITH_EXAMPLES))
             source = target.filepath.relative_to(root).as_posix()
             page = PAGE.format(name=name, path=path, source=source, line=target.lineno)
-            seen = "".join(
+            guide_links = "".join(
                 f"- [{title}](../../../guides/{stem}.md)\n" for stem, title in guides[path]
             )
-            _write(out / room / f"{name}.md", page + (SEEN_IN.format(guides=seen) if seen else ""))
+            _write(
+                out / room / f"{name}.md",
+                page + (SEEN_IN.format(guides=guide_links) if guide_links else ""),
+            )
         if room == "layers":
             index += "\n" + describe_keras_layers(root, set(names[room]))
         _write(out / room / "index.md", index)
@@ -93,18 +96,20 @@ def write_reference(out: Path, root: Path = ROOT) -> None:
 
 def find_faults(target: griffe.Object, root: Path, needs_example: bool) -> Iterator[str]:
     """Yields what the docstring of a public name lacks, with file and line."""
-    place = f"{target.filepath.relative_to(root)}:{target.lineno}"
+    location = f"{target.filepath.relative_to(root)}:{target.lineno}"
     if target.docstring is None:
-        yield f"{place}: {target.name} has no docstring."
-    shown = [each for name, each in target.members.items() if name[0] != "_" and not each.is_alias]
-    for each in (target, *shown):
-        for link in RELATIVE_LINK.findall(each.docstring.value if each.docstring else ""):
-            yield f"{_find_line(each, link, root)}: {link} is no address."
+        yield f"{location}: {target.name} has no docstring."
+    members = [
+        member for name, member in target.members.items() if name[0] != "_" and not member.is_alias
+    ]
+    for member in (target, *members):
+        for link in RELATIVE_LINK.findall(member.docstring.value if member.docstring else ""):
+            yield f"{_find_line(member, link, root)}: {link} is no address."
     parents = (target, *target.mro()) if target.is_class else ()
-    bases = [str(base) for each in parents for base in each.bases]
+    bases = [str(base) for parent in parents for base in parent.bases]
     is_used = not target.is_attribute and not any(map(NOT_MADE_BY_USERS.search, bases))
     if needs_example and is_used and target.docstring and "```pycon" not in target.docstring.value:
-        yield f"{place}: {target.name} has no `Example:` that runs."
+        yield f"{location}: {target.name} has no `Example:` that runs."
     if target.is_class:
         for name, method in target.functions.items():
             if not name.startswith("_"):
@@ -128,8 +133,8 @@ def _find_line(target: griffe.Object, text: str, root: Path) -> str:
     """Returns the file, and the line from the docstring's first on that has a text."""
     lines = target.filepath.read_text(encoding="utf-8").split("\n")
     first = target.docstring.lineno
-    found = (number for number in range(first, len(lines) + 1) if text in lines[number - 1])
-    return f"{target.filepath.relative_to(root)}:{next(found, first)}"
+    line_numbers = (number for number in range(first, len(lines) + 1) if text in lines[number - 1])
+    return f"{target.filepath.relative_to(root)}:{next(line_numbers, first)}"
 
 
 def find_guides(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -143,13 +148,15 @@ def find_guides(folder: Path) -> dict[str, list[tuple[str, str]]]:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom):
                 imported |= {
-                    each.asname or each.name: f"{node.module}.{each.name}" for each in node.names
+                    imported_name.asname
+                    or imported_name.name: f"{node.module}.{imported_name.name}"
+                    for imported_name in node.names
                 }
             elif isinstance(node, ast.Name | ast.Attribute):
                 used.add(ast.unparse(node))
         for name in used:
-            head, dot, rest = name.partition(".")
-            guides[imported.get(head, head) + dot + rest].append(guide)
+            head, dot, attributes = name.partition(".")
+            guides[imported.get(head, head) + dot + attributes].append(guide)
     return guides
 
 
@@ -165,14 +172,17 @@ def describe_keras_layers(root: Path, ours: set[str]) -> str:
     for line in (root / "docs/keras_layers.txt").read_text(encoding="utf-8").splitlines():
         folder, colon, listed = line.partition(": ")
         if colon and not line.startswith("#"):
-            pages = dict((*each.split("="), _snake_case(each))[:2] for each in listed.split())
-            shown = [
-                f"[`{each}`]({KERAS_IO}{folder}/{pages[each]}/)" for each in pages if each in names
+            pages = dict((*entry.split("="), _snake_case(entry))[:2] for entry in listed.split())
+            layer_links = [
+                f"[`{layer_name}`]({KERAS_IO}{folder}/{pages[layer_name]}/)"
+                for layer_name in pages
+                if layer_name in names
             ]
             kind = folder.rpartition("/")[2].removesuffix("_layers").replace("_", " ")
-            rows += f"| [{kind}]({KERAS_IO}{folder}/) | {', '.join(shown)} |\n"
+            rows += f"| [{kind}]({KERAS_IO}{folder}/) | {', '.join(layer_links)} |\n"
             names -= set(pages)
-    return rows + f"| [others]({KERAS_IO}) | {', '.join(f'`{each}`' for each in sorted(names))} |\n"
+    unlisted = ", ".join(f"`{layer_name}`" for layer_name in sorted(names))
+    return rows + f"| [others]({KERAS_IO}) | {unlisted} |\n"
 
 
 def _snake_case(name: str) -> str:

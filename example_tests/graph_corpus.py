@@ -164,7 +164,7 @@ def draw_inputs(model: keras.Model, rows: int, length: int) -> Any:
     """Returns random inputs. The rows of integers end in zeros, as padding does."""
     random = np.random.default_rng(rows)
     vocabulary = min(
-        (each.input_dim for each in flatten_layers(model) if hasattr(each, "input_dim")),
+        (layer.input_dim for layer in flatten_layers(model) if hasattr(layer, "input_dim")),
         default=VOCABULARY,
     )
 

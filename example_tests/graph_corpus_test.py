@@ -61,7 +61,9 @@ class Case:
     @property
     def has_free_batch(self):
         functional = functional_graph(self.model)
-        return functional is None or all(each.shape[0] is None for each in functional.inputs)
+        return functional is None or all(
+            input_tensor.shape[0] is None for input_tensor in functional.inputs
+        )
 
     def draw(self, rows, length=LENGTH):
         return draw_inputs(self.model, rows, length)
@@ -92,11 +94,14 @@ class Case:
 def measure_difference(expected, received):
     """Returns the largest difference of losses and changes, as a share of the largest of each."""
     (loss, *changes), (other_loss, *other_changes) = expected, received
-    largest = max(np.abs(each).max(initial=0) for each in changes)
+    largest = max(np.abs(change).max(initial=0) for change in changes)
     assert largest > 0
     pairs = zip(changes, other_changes, strict=True)
-    found = [np.abs(one - two).max(initial=0) / largest for one, two in pairs]
-    return max(*found, abs(other_loss[0] / loss[0] - 1))
+    differences = [
+        np.abs(expected_change - received_change).max(initial=0) / largest
+        for expected_change, received_change in pairs
+    ]
+    return max(*differences, abs(other_loss[0] / loss[0] - 1))
 
 
 @pytest.fixture(
@@ -105,9 +110,9 @@ def measure_difference(expected, received):
     ids="-".join,
 )
 def case(request):
-    made = Case(*request.param)
-    yield made
-    print(f"\n{made}")
+    new_case = Case(*request.param)
+    yield new_case
+    print(f"\n{new_case}")
 
 
 def test_batch_sizes_that_were_not_traced(case):
@@ -125,12 +130,12 @@ def test_fit_with_a_ragged_last_batch(case):
     inputs = case.draw(rows if case.has_free_batch else ROWS)
     random = np.random.default_rng(0)
     outputs = case.model.predict(inputs, batch_size=ROWS, verbose=0)
-    is_float = [keras.backend.is_float_dtype(str(each.dtype)) for each in tree.flatten(outputs)]
-    losses = tree.pack_sequence_as(outputs, ["mse" if each else None for each in is_float])
+    is_float = [keras.backend.is_float_dtype(str(output.dtype)) for output in tree.flatten(outputs)]
+    losses = tree.pack_sequence_as(outputs, ["mse" if has_loss else None for has_loss in is_float])
     if not case.model.trainable_variables or not any(is_float):
         pytest.skip("It has nothing to train.")
     targets = tree.map_structure(
-        lambda each: random.normal(size=each.shape).astype("float32"), outputs
+        lambda output: random.normal(size=output.shape).astype("float32"), outputs
     )
     for layer in flatten_layers(case.model):
         if type(layer) is keras.layers.Dropout:
@@ -140,13 +145,13 @@ def test_fit_with_a_ragged_last_batch(case):
     def train(model):
         """Returns the loss and the changes of the weights, which are put back."""
         keras.utils.set_random_seed(0)
-        before = case.model.get_weights()
+        old_weights = case.model.get_weights()
         with unchanged_state(case.model):
             model.compile(
                 keras.optimizers.SGD(1e-3), losses, metrics=[], jit_compile=BACKEND == "jax"
             )
             history = model.fit(inputs, targets, batch_size=batch_size, shuffle=False, verbose=0)
-            changes = [a - b for a, b in zip(case.model.get_weights(), before, strict=True)]
+            changes = [a - b for a, b in zip(case.model.get_weights(), old_weights, strict=True)]
         case.model.set_weights(weights)
         return [history.history["loss"], *changes]
 
@@ -169,7 +174,7 @@ def test_fit_with_a_ragged_last_batch(case):
     difference = measure_difference(expected, received)
     if difference > allowed:  # Batches of two rows normalize rounding errors to large numbers.
         case.model.set_weights(
-            [each * (1 + rounding * random.normal(size=each.shape)) for each in weights]
+            [weight * (1 + rounding * random.normal(size=weight.shape)) for weight in weights]
         )
         difference /= measure_difference(expected, train(case.model))
         allowed = 5

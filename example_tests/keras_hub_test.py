@@ -55,7 +55,7 @@ def gpt2(*, has_preprocessor):
     if has_preprocessor:
         letters = sorted({*"".join(WORDS), "Ġ", "Ġa", "<|endoftext|>"})
         tokenizer = keras_hub.models.GPT2Tokenizer(
-            vocabulary={letter: place for place, letter in enumerate(letters)}, merges=["Ġ a"]
+            vocabulary={letter: index for index, letter in enumerate(letters)}, merges=["Ġ a"]
         )
         preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, LENGTH)
     return keras_hub.models.GPT2CausalLM(backbone=backbone, preprocessor=preprocessor)
@@ -162,11 +162,11 @@ def test_a_lora_is_trained_and_merged(name):
     make, has_preprocessor, x, y = TASKS[name]
     model = make(has_preprocessor=has_preprocessor)
     enable_lora(model.backbone, rank=2)
-    before = model.predict(x, verbose=0)
+    untuned = model.predict(x, verbose=0)
     trainer = Trainer(model, **train_arguments())
     trainer.fit(x, y, epochs=2, batch_size=4, verbose=0)
     tuned = trainer.predict(x, verbose=0)
-    assert np.abs(tuned - before).max() > 0
+    assert np.abs(tuned - untuned).max() > 0
     merge_lora(model.backbone)
     np.testing.assert_allclose(model.predict(x, verbose=0), tuned, 1e-3, 1e-4)
 

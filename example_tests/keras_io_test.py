@@ -111,8 +111,8 @@ def validation_of(example):
 
 def assert_near(outputs, expected, tolerance=1e-4):
     expected = keras.tree.flatten(expected)
-    for each, wanted in zip(keras.tree.flatten(outputs), expected, strict=True):
-        np.testing.assert_allclose(each, wanted, rtol=tolerance, atol=tolerance)
+    for received_output, expected_output in zip(keras.tree.flatten(outputs), expected, strict=True):
+        np.testing.assert_allclose(received_output, expected_output, rtol=tolerance, atol=tolerance)
 
 
 def test_float32(example, outcome_of):
@@ -169,14 +169,22 @@ def test_resume(example, outcome_of, tmp_path):
         again = make("cut")
         again.fit(**data, resume=True)
         assert_same(again.model, whole.model)
-        for one, other in zip(*map(optimizers_of, (again.model, whole.model)), strict=True):
-            for each, expected in zip(one.variables, other.variables, strict=True):
-                np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (each, expected)))
+        for optimizer, expected_optimizer in zip(
+            *map(optimizers_of, (again.model, whole.model)), strict=True
+        ):
+            for variable, expected in zip(
+                optimizer.variables, expected_optimizer.variables, strict=True
+            ):
+                np.testing.assert_array_equal(
+                    *map(keras.ops.convert_to_numpy, (variable, expected))
+                )
 
 
 def optimizers_of(model):
     attributes = vars(model).values()
-    return [each for each in attributes if isinstance(each, keras.optimizers.Optimizer)]
+    return [
+        attribute for attribute in attributes if isinstance(attribute, keras.optimizers.Optimizer)
+    ]
 
 
 @pytest.mark.parametrize("backend", ["onnx", "savedmodel"])
@@ -208,5 +216,5 @@ def test_served(example, trained, outcome_of, caplog):
                 answers = [engine.submit(row) for row in rows]
                 outputs = [[*answer.result().values()] for answer in answers]
             # Not while the engine runs: on JAX `predict` takes the weights away meanwhile.
-            for row, each in zip(rows, outputs, strict=True):
-                assert_near(each, trained.predict(row, verbose=0))
+            for row, row_outputs in zip(rows, outputs, strict=True):
+                assert_near(row_outputs, trained.predict(row, verbose=0))

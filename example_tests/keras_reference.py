@@ -4,10 +4,10 @@ import keras
 import numpy as np
 
 
-def assert_same(one, other, tolerance=0.0):
+def assert_same(model, expected_model, tolerance=0.0):
     """Compares the weights of two models: to the bit, unless a tolerance is given."""
-    for each, expected in zip(one.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(each, expected, rtol=tolerance, atol=tolerance)
+    for weight, expected in zip(model.get_weights(), expected_model.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=tolerance, atol=tolerance)
 
 
 def add_sparse_gradients_up(optimizer):

@@ -54,9 +54,9 @@ def find(tmp_path):
         train(tmp_path / "run.sqlite")
         store = Store(tmp_path)
         store.refresh()
-        found = [each for each in store.findings("run") if each["level"] != "info"]
-        sentence = f"; {found[0]['sentence']}" if found else ""
-        names = [each["name"] for each in found]
+        findings = [finding for finding in store.findings("run") if finding["level"] != "info"]
+        sentence = f"; {findings[0]['sentence']}" if findings else ""
+        names = [finding["name"] for finding in findings]
         print(f"\n| {keras.backend.backend()} | {train.__name__} | {' '.join(names)}{sentence} |")
         return names
 
@@ -70,7 +70,7 @@ def test_nothing_is_found_in_a_healthy_training(find, train):
 
 @pytest.mark.parametrize("train", FAULTS, ids=lambda train: train.__name__)
 def test_the_fault_of_a_training_is_its_worst_finding(find, train):
-    worst, *others = FAULTS[train]
-    first, *rest = find(train)
+    worst, *allowed = FAULTS[train]
+    first, *later_findings = find(train)
     assert first == worst
-    assert set(rest) <= set(others)
+    assert set(later_findings) <= set(allowed)

@@ -20,9 +20,9 @@ from keras_deepseek.models import (
     BertConfig,
     DeepSeekV3CausalLM,
     DeepSeekV3Config,
-    PlantedInteractions,
     SequentialRecommender,
     SequentialRecommenderConfig,
+    SyntheticInteractions,
 )
 from keras_deepseek.training import Trainer, WarmupDecay
 
@@ -213,8 +213,8 @@ def recurrent(path):
 def text(length, rows, seed=0):
     values = np.frombuffer("\n".join(topics.topics.values()).encode(), "u1").astype("int32")
     starts = np.random.default_rng(seed).integers(0, len(values) - length - 1, rows)
-    places = starts[:, None] + np.arange(length)
-    return values[places], values[places + 1]
+    indices = starts[:, None] + np.arange(length)
+    return values[indices], values[indices + 1]
 
 
 def language_model(path):
@@ -263,16 +263,16 @@ def classifier_of_text(path):
 
     backbone = BertBackbone(config)
     model = keras.Model(backbone.input, layers.Dense(2)(backbone.output[:, 0]))
-    given = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
-    given |= {name: np.zeros_like(tokens) for name in model.input if name not in given}
+    batch = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    batch |= {name: np.zeros_like(tokens) for name in model.input if name not in batch}
     train(
         *(path, model, keras.optimizers.Adam(1e-3)),
-        x={name: each[:1400] for name, each in given.items()},
+        x={name: array[:1400] for name, array in batch.items()},
         y=is_shifted[:1400].astype("int32"),
         fit={
             "epochs": 6,
             "validation_data": (
-                {name: each[1400:] for name, each in given.items()},
+                {name: array[1400:] for name, array in batch.items()},
                 is_shifted[1400:].astype("int32"),
             ),
         },
@@ -280,7 +280,7 @@ def classifier_of_text(path):
 
 
 def recommender(path):
-    data = PlantedInteractions(num_users=400, num_categories=6, num_styles=2, seed=1).draw()
+    data = SyntheticInteractions(num_users=400, num_categories=6, num_styles=2, seed=1).draw()
     split = data.leave_last_out()
     config = SequentialRecommenderConfig(
         num_items=data.num_items,

@@ -39,18 +39,20 @@ To write this page again, run the tests with `--junitxml` on each backend, then
 
 def main(paths: list[str]) -> None:
     """Prints the table of the files that pytest wrote."""
-    found = {key: outcome for path in paths for key, outcome in read(path)}
-    examples = sorted({example for example, _, _ in found})
-    backends = list(dict.fromkeys(backend for _, backend, _ in found))
+    outcomes = {key: outcome for path in paths for key, outcome in read(path)}
+    examples = sorted({example for example, _, _ in outcomes})
+    backends = list(dict.fromkeys(backend for _, backend, _ in outcomes))
     print(INTRODUCTION)
     print(f"| example | backend | {' | '.join(TITLES)} |")
     print("|---" * (2 + len(STEPS)) + "|")
     notes: dict[str, int] = {}
     for example in examples:
         for backend in backends:
-            cells = [cell(found.get((example, backend, step), "not run"), notes) for step in STEPS]
-            shown = example if backend == backends[0] else ""
-            print(f"| {shown} | {backend} | {' | '.join(cells)} |")
+            cells = [
+                cell(outcomes.get((example, backend, step), "not run"), notes) for step in STEPS
+            ]
+            title = example if backend == backends[0] else ""
+            print(f"| {title} | {backend} | {' | '.join(cells)} |")
     print()
     for note, number in notes.items():
         print(f"{number}. {note}")
@@ -69,10 +71,17 @@ def read(path: str) -> Iterator[tuple[tuple[str, str, str], str]]:
     """Yields the outcome of each test of a file, by example, backend and step."""
     cases = list(ET.parse(path).getroot().iter("testcase"))
     properties = [
-        {each.get("name", ""): each.get("value", "") for each in case.iter("property")}
+        {element.get("name", ""): element.get("value", "") for element in case.iter("property")}
         for case in cases
     ]
-    backend = next((each["backend"] for each in properties if "backend" in each), path)
+    backend = next(
+        (
+            case_properties["backend"]
+            for case_properties in properties
+            if "backend" in case_properties
+        ),
+        path,
+    )
     for case, recorded in zip(cases, properties, strict=True):
         match = NAME.fullmatch(case.get("name", ""))
         if match is None:

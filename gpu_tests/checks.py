@@ -23,10 +23,10 @@ class Check:
 
     def load(self) -> Callable[[Any], str]:
         """Returns the function, from a process of the backend."""
-        found: Callable[[Any], str] = getattr(
+        function: Callable[[Any], str] = getattr(
             importlib.import_module(f"gpu_tests.{self.module}"), self.function
         )
-        return found
+        return function
 
 
 CHECKS = {

@@ -18,24 +18,24 @@ def say(event: str, **facts: Any) -> None:
 
 def main() -> None:
     """Runs the checks that the arguments name, as JSON."""
-    asked = json.loads(sys.argv[1])
+    request = json.loads(sys.argv[1])
     from gpu_tests.place import Place, Skipped, describe, prepare_cpu, visible_devices
 
-    if asked["device"] == "cpu":
+    if request["device"] == "cpu":
         prepare_cpu()
-    count, seen = visible_devices(asked["device"])
+    count, devices = visible_devices(request["device"])
     if not count:
-        say("no device", why=seen)
+        say("no device", why=devices)
         return
     from gpu_tests.checks import CHECKS
     from keras_deepseek.errors import MissingExtraError
 
-    place = Place(asked["device"], count, asked["fault"])
-    say("device", facts=describe(place))
-    for name in asked["checks"]:
+    target = Place(request["device"], count, request["fault"])
+    say("device", facts=describe(target))
+    for name in request["checks"]:
         say("begin", check=name)
         try:
-            result, text = "passed", CHECKS[name].load()(place)
+            result, text = "passed", CHECKS[name].load()(target)
         except (Skipped, MissingExtraError) as reason:
             result, text = "skipped", str(reason)
         except Exception as error:  # noqa: BLE001 - the next check is run all the same

@@ -44,20 +44,20 @@ def _images() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype("float32")
 
 
-def _compare(place: Place, received: dict[str, Any], model: keras.Model, precision: str) -> str:
+def _compare(target: Place, received: dict[str, Any], model: keras.Model, precision: str) -> str:
     expected, output = model.predict(_images(), verbose=0), received["logits"]
-    assert_close(place.measured(output), expected, TOLERANCE[precision], "Outputs")
+    assert_close(target.measured(output), expected, TOLERANCE[precision], "Outputs")
     return f"outputs differ by {np.abs(output - expected).max():.1g}"
 
 
-def check_onnx(place: Place) -> str:
+def check_onnx(target: Place) -> str:
     """Exports to ONNX, and runs it as serving does: on the GPU, and nowhere else."""
     model = _model()
     with tempfile.TemporaryDirectory() as folder:
         report = Exporter(model, "onnx", verbose=False).export(Path(folder) / "bundle")
         assert report.verified, str(report)
         executor = open_executor(report.path)
-        text = _compare(place, executor.run({"image": _images()}), model, "float32")
+        text = _compare(target, executor.run({"image": _images()}), model, "float32")
         used = executor._session.get_providers()
         import onnxruntime
 
@@ -81,43 +81,47 @@ def _count_nodes(file: Path, folder: Path) -> tuple[int, int]:
     session = onnxruntime.InferenceSession(file, options, [CUDA, "CPUExecutionProvider"])
     session.run(None, {"image": _images()})
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    found = [each["args"]["provider"] for each in events if "provider" in each.get("args", {})]
-    return found.count(CUDA), len(found)
+    providers = [
+        event["args"]["provider"] for event in events if "provider" in event.get("args", {})
+    ]
+    return providers.count(CUDA), len(providers)
 
 
-def check_tensorrt(place: Place) -> str:
+def check_tensorrt(target: Place) -> str:
     """Builds an engine by plain TensorRT, verifies it, and runs it as serving does."""
-    return _check_engine(place, "tensorrt", {})
+    return _check_engine(target, "tensorrt", {})
 
 
-def check_tensorrt_rtx(place: Place) -> str:
+def check_tensorrt_rtx(target: Place) -> str:
     """The same by TensorRT-RTX, for this GPU alone."""
     library, capability = import_library("rtx", "to build an engine"), _capability()
     options: dict[str, Any] = {}
     if capability is not None:
-        known = known_capabilities(library)
-        if capability not in known:
-            raise Skipped(f"TensorRT-RTX builds for {', '.join(known)}; this GPU is {capability}")
+        capabilities = known_capabilities(library)
+        if capability not in capabilities:
+            raise Skipped(
+                f"TensorRT-RTX builds for {', '.join(capabilities)}; this GPU is {capability}"
+            )
         options["compute_capabilities"] = (capability,)
         if capability == TURING:
             options["precision"] = "float16"
-    return _check_engine(place, "rtx", options)
+    return _check_engine(target, "rtx", options)
 
 
-def _check_engine(place: Place, flavor: str, options: dict[str, Any]) -> str:
+def _check_engine(target: Place, flavor: str, options: dict[str, Any]) -> str:
     library = import_library(flavor, "to build an engine")
-    if place.is_gpu and importlib.util.find_spec("cuda") is None:
+    if target.is_gpu and importlib.util.find_spec("cuda") is None:
         raise Skipped("cuda-python, which runs engines, is not installed")
     model = _model()
     try:
         exporter = Exporter(model, "tensorrt", flavor=flavor, verbose=False, **options)
     except NotSupportedError as error:
-        if place.is_gpu:
+        if target.is_gpu:
             raise
         raise Skipped(str(error)) from error
     with tempfile.TemporaryDirectory() as folder:
         report = exporter.export(Path(folder) / "bundle")
-        if not place.is_gpu:
+        if not target.is_gpu:
             raise Skipped(f"built, and not run: {report.verification.reason}")
         assert report.verified, str(report)
         executor = open_executor(report.path)
@@ -125,7 +129,7 @@ def _check_engine(place: Place, flavor: str, options: dict[str, Any]) -> str:
             received = executor.run({"image": _images()})
         finally:
             executor.close()
-        text = _compare(place, received, model, options.get("precision", "float32"))
+        text = _compare(target, received, model, options.get("precision", "float32"))
     return f"{TITLES[flavor]} {library.__version__}, verified; {text}"
 
 
@@ -135,7 +139,7 @@ def _capability() -> str | None:
     index = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
     command += [f"--id={index}"] if index else []
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.split()[0].replace(".", "") if found.stdout.split() else None
+    return result.stdout.split()[0].replace(".", "") if result.stdout.split() else None

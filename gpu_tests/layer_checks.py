@@ -107,7 +107,7 @@ def _cases() -> list[Case]:
     ]
 
 
-def check_layers(place: Place) -> str:
+def check_layers(target: Place) -> str:
     """Holds outputs and gradients of layers against the CPU's, with the same weights."""
     largest, failures = {"outputs": 0.0, "gradients": 0.0}, []
     with full_float32():
@@ -117,10 +117,10 @@ def check_layers(place: Place) -> str:
             try:
                 subject = LayerTestCase().make_subject(layer_class, arguments, shape, dtype)
                 expected, weights = _compute(subject, "cpu:0", None)
-                received, _ = _compute(subject, place.device, weights)
+                received, _ = _compute(subject, target.device, weights)
                 for what, arrays in received.items():
                     for array, other in zip(arrays, expected[what], strict=True):
-                        assert_close(place.measured(array), other, TOLERANCE, what)
+                        assert_close(target.measured(array), other, TOLERANCE, what)
                         scale = np.abs(other).max(initial=0.0) or 1.0
                         error = np.abs(array - other).max(initial=0.0) / scale
                         largest[what] = max(largest[what], float(error))
@@ -132,9 +132,9 @@ def check_layers(place: Place) -> str:
     )
 
 
-def check_half_precision(place: Place) -> str:
+def check_half_precision(target: Place) -> str:
     """Holds layers in half precision on the device against those in float32 on the CPU."""
-    found = []
+    errors = []
     # Those whose outputs do not jump: a router that rounds may choose another expert.
     smooth = ("MultiHeadLatent", "SlidingWindow", "Linear", "Cached", "SwiGLU", "RMSNorm")
     cases = [case for case in _cases() if case[0].__name__.startswith(smooth)]
@@ -145,15 +145,15 @@ def check_half_precision(place: Place) -> str:
             with backend.current().devices.on_device("cpu:0"):
                 layer = subject.make_layer()
                 (expected,), weights = subject.compile(layer)(subject.inputs), layer.get_weights()
-            with backend.current().devices.on_device(place.device):
+            with backend.current().devices.on_device(target.device):
                 layer = subject.make_layer(dtype=f"mixed_{dtype}")
                 layer.set_weights(weights)
                 (output,) = subject.compile(layer)(subject.inputs)
-            array = place.measured(output).astype("float32")
+            array = target.measured(output).astype("float32")
             assert_close(array, expected, dtype, f"{layer_class.__name__} in {dtype}")
             largest = max(largest, float(np.abs(array - expected).max() / np.abs(expected).max()))
-        found.append(f"{dtype} {largest:.1g} of {TOLERANCES[dtype]:.1g} allowed")
-    return f"{len(cases)} layers; largest relative difference: {', '.join(found)}"
+        errors.append(f"{dtype} {largest:.1g} of {TOLERANCES[dtype]:.1g} allowed")
+    return f"{len(cases)} layers; largest relative difference: {', '.join(errors)}"
 
 
 def _compute(
@@ -164,8 +164,8 @@ def _compute(
 
     def total(*floats: Any) -> Any:
         """Returns the sum of all outputs, each number weighted by another one."""
-        given, weigh = iter(floats), np.random.default_rng(0).standard_normal
-        inputs = [next(given) if is_float(array) else array for array in arrays]
+        float_iterator, weigh = iter(floats), np.random.default_rng(0).standard_normal
+        inputs = [next(float_iterator) if is_float(array) else array for array in arrays]
         packed = keras.tree.pack_sequence_as(subject.inputs, inputs)
         outputs = keras.tree.flatten(subject.call(layer, to_tensors(packed)))
         weighted = [
@@ -183,17 +183,17 @@ def _compute(
         by_input, by_variable = backend.current().compute.compute_gradients(
             total, [array for array in arrays if is_float(array)], list(layer.trainable_variables)
         )
-        found = {"outputs": outputs, "gradients": [*by_input, *by_variable]}
-        return found, layer.get_weights()
+        results = {"outputs": outputs, "gradients": [*by_input, *by_variable]}
+        return results, layer.get_weights()
 
 
-def check_decoding(place: Place) -> str:
+def check_decoding(target: Place) -> str:
     """Generates the CPU's tokens with a small DeepSeek-V3, and times more of them."""
     config = DeepSeekV3Config.from_preset("tiny", initializer_range=0.2)
     prompts = np.random.default_rng(0).integers(1, 256, (4, 12)).tolist()
     generated, weights = {}, None
     with full_float32():
-        for device in ("cpu:0", place.device):
+        for device in ("cpu:0", target.device):
             with backend.current().devices.on_device(device):
                 keras.utils.set_random_seed(0)
                 model = DeepSeekV3CausalLM(config)
@@ -201,11 +201,11 @@ def check_decoding(place: Place) -> str:
                     model.set_weights(weights)
                 generated[device, weights is None] = model.generate(prompts, max_new_tokens=24)
                 weights = model.get_weights()
-        expected, received = generated["cpu:0", True], generated[place.device, False]
-        differ = np.count_nonzero(place.measured(received) != np.array(expected))
+        expected, received = generated["cpu:0", True], generated[target.device, False]
+        differ = np.count_nonzero(target.measured(received) != np.array(expected))
         assert not differ, f"{differ} of {np.size(expected)} tokens, prompts included, differ"
-        num_tokens = 128 if place.is_gpu else 24
-        with backend.current().devices.on_device(place.device):
+        num_tokens = 128 if target.is_gpu else 24
+        with backend.current().devices.on_device(target.device):
             model.generate(prompts, max_new_tokens=num_tokens)  # Compiles.
             start = time.perf_counter()
             model.generate(prompts, max_new_tokens=num_tokens)

@@ -51,10 +51,14 @@ def visible_devices(kind: str) -> tuple[int, str]:
     from keras_deepseek import backend
     from keras_deepseek.backend.runtimes.tensorrt_engine.visible_gpus import count_gpus
 
-    counts = {each: backend.current().devices.count_devices(each) for each in ("cpu", "gpu", "tpu")}
-    seen = ", ".join(each for each, count in counts.items() if count)
+    counts = {
+        device_kind: backend.current().devices.count_devices(device_kind)
+        for device_kind in ("cpu", "gpu", "tpu")
+    }
+    present = ", ".join(device_kind for device_kind, count in counts.items() if count)
     return counts[kind], (
-        f"it sees {seen} only, is built {_built_with()}, and CUDA's driver has {count_gpus()} GPUs"
+        f"it sees {present} only, is built {_built_with()}, "
+        f"and CUDA's driver has {count_gpus()} GPUs"
     )
 
 
@@ -71,8 +75,10 @@ def _built_with() -> str:
 
             cuda = tf.sysconfig.get_build_info().get("cuda_version")
         case _:  # JAX's CUDA is a package beside it.
-            found = [each for each in ("cuda12", "cuda13") if _release(f"jax-{each}-plugin")]
-            cuda = ", ".join(each.removeprefix("cuda") for each in found)
+            releases = [
+                release for release in ("cuda12", "cuda13") if _release(f"jax-{release}-plugin")
+            ]
+            cuda = ", ".join(release.removeprefix("cuda") for release in releases)
     return f"for CUDA {cuda}" if cuda else "without CUDA"
 
 
@@ -82,7 +88,7 @@ def _release(package: str) -> str | None:
     return None
 
 
-def describe(place: Place) -> dict[str, str]:
+def describe(target: Place) -> dict[str, str]:
     """Returns what the report says about this process: releases, and the device's name."""
     import keras
 
@@ -91,7 +97,7 @@ def describe(place: Place) -> dict[str, str]:
     name = keras.backend.backend()
     return {
         "framework": f"{name} {_release(name)}, {_built_with()}",
-        "device": f"{place.count} x {backend.current().devices.read_device_name() or 'CPU'}",
+        "device": f"{target.count} x {backend.current().devices.read_device_name() or 'CPU'}",
         "keras": keras.__version__,
     }
 

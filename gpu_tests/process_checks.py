@@ -17,12 +17,12 @@ from keras_deepseek.testing import assert_close
 SECONDS = 75
 
 
-def check_two_processes(place: Place) -> str:
+def check_two_processes(target: Place) -> str:
     """Trains by `keras-deepseek launch --nproc 2` to the numbers of one process."""
-    if place.is_gpu and place.count < 2:
+    if target.is_gpu and target.count < 2:
         raise Skipped("one GPU alone: NCCL joins two")
     with full_float32():
-        _, expected = train(device_map={place.kind: 0})
+        _, expected = train(device_map={target.kind: 0})
     with tempfile.TemporaryDirectory() as folder:
         launch = [sys.executable, "-m", "keras_deepseek.cli", "launch", "--nproc", "2"]
         # The two CPUs of a dry run are for one process.
@@ -40,13 +40,13 @@ def check_two_processes(place: Place) -> str:
         files = sorted(Path(folder).glob("*.json"))
         losses = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     assert len(losses) == 2, f"{len(losses)} processes have written their losses"
-    for rank, found in enumerate(losses):
-        assert_close(place.measured(found), expected, 1e-3, f"Losses of rank {rank}")
+    for rank, rank_losses in enumerate(losses):
+        assert_close(target.measured(rank_losses), expected, 1e-3, f"Losses of rank {rank}")
     difference = np.abs(np.subtract(losses, expected)).max()
     nccl = re.search(r"NCCL version (\S+)", done.stdout + done.stderr)
     by = f"NCCL {nccl[1]}" if nccl else "NCCL has not said a word"
     text = f"losses of both differ from one process's by {difference:.1g}"
-    return f"{text}; {by}" if place.is_gpu else text
+    return f"{text}; {by}" if target.is_gpu else text
 
 
 def main() -> None:

@@ -47,16 +47,16 @@ class Backend:
 
     def count(self, result: str) -> int:
         """Returns how many checks ended so."""
-        return sum(each.result == result for each in self.results)
+        return sum(entry.result == result for entry in self.results)
 
 
 def write_report(backends: list[Backend], device: str, seconds: float) -> str:
     """Returns the report on all backends."""
-    ran = [each for each in backends if each.facts]
+    ran = [backend for backend in backends if backend.facts]
     lines = [f"### {', '.join(list_gpus()) or 'GPU unknown'}, {datetime.now(UTC):%Y-%m-%d}"]
     if device == "cpu":
         lines = ["### Dry run on a CPU: nothing here was run on a GPU"]
-    keras = next((each.facts["keras"] for each in ran), "not loaded")
+    keras = next((backend.facts["keras"] for backend in ran), "not loaded")
     python = f"Python {platform.python_version()}, {platform.system()}"
     lines += [
         "",
@@ -65,20 +65,22 @@ def write_report(backends: list[Backend], device: str, seconds: float) -> str:
         "| backend | framework | device | passed | failed | skipped |",
         "|---|---|---|---|---|---|",
     ]
-    for each in backends:
-        why = f"no {device.upper()}: {each.no_device}" if each.no_device else "it did not start"
-        facts = each.facts or {"framework": "", "device": why}
-        counts = [str(each.count(result)) for result in ("passed", "FAILED", "skipped")]
-        lines.append(_row(each.name, facts["framework"], facts["device"], *counts))
+    for backend in backends:
+        why = (
+            f"no {device.upper()}: {backend.no_device}" if backend.no_device else "it did not start"
+        )
+        facts = backend.facts or {"framework": "", "device": why}
+        counts = [str(backend.count(result)) for result in ("passed", "FAILED", "skipped")]
+        lines.append(_row(backend.name, facts["framework"], facts["device"], *counts))
     lines += [
         "",
         "| backend | check | result | seconds | figure or reason |",
         "|---|---|---|---|---|",
     ]
-    for each in backends:
+    for backend in backends:
         lines += [
-            _row(each.name, found.check, found.result, f"{found.seconds:.1f}", found.text)
-            for found in each.results
+            _row(backend.name, result.check, result.result, f"{result.seconds:.1f}", result.text)
+            for result in backend.results
         ]
     return "\n".join(lines)
 
@@ -86,19 +88,19 @@ def write_report(backends: list[Backend], device: str, seconds: float) -> str:
 def list_gpus() -> list[str]:
     """Returns the machine's GPUs, each with its memory and its driver, as `nvidia-smi` has them."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version"]
-    found = _output([*query, "--format=csv,noheader"])
-    return [line.replace(", ", " (", 1).replace(", ", ", driver ") + ")" for line in found]
+    gpus = _output([*query, "--format=csv,noheader"])
+    return [line.replace(", ", " (", 1).replace(", ", ", driver ") + ")" for line in gpus]
 
 
 def _package_version() -> str:
     text = (ROOT / "keras_deepseek" / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'__version__ = "(.+)"', text)
-    return found[1] if found else "of an unknown release"
+    match = re.search(r'__version__ = "(.+)"', text)
+    return match[1] if match else "of an unknown release"
 
 
 def _commit() -> str:
-    found = _output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])
-    return f" at {found[0]}" if found else ""
+    revision = _output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])
+    return f" at {revision[0]}" if revision else ""
 
 
 def _output(command: list[str]) -> list[str]:
@@ -110,6 +112,6 @@ def _output(command: list[str]) -> list[str]:
 
 
 def _row(*cells: str) -> str:
-    shown = (" ".join(cell.split()).replace("|", "/") for cell in cells)
-    cut = (cell if len(cell) <= LONGEST_CELL else f"{cell[:LONGEST_CELL]} ..." for cell in shown)
+    escaped = (" ".join(cell.split()).replace("|", "/") for cell in cells)
+    cut = (cell if len(cell) <= LONGEST_CELL else f"{cell[:LONGEST_CELL]} ..." for cell in escaped)
     return f"| {' | '.join(cut)} |"

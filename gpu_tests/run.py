@@ -44,19 +44,19 @@ def main() -> int:
     names = arguments.backend or [name for name in BACKENDS if importlib.util.find_spec(name)]
     backends = []
     for position, name in enumerate(names):
-        left = 60 * arguments.minutes - (time.monotonic() - start)
-        deadline = time.monotonic() + left / (len(names) - position)
+        seconds_left = 60 * arguments.minutes - (time.monotonic() - start)
+        deadline = time.monotonic() + seconds_left / (len(names) - position)
         backends.append(_run_backend(Backend(name), arguments, deadline))
     if not names:
         print("None of TensorFlow, JAX and PyTorch is installed.")
-    without = [each for each in backends if each.no_device]
-    for each in without:
-        print(f"{each.name}: no {arguments.device.upper()}: {each.no_device}")
+    without = [backend for backend in backends if backend.no_device]
+    for backend in without:
+        print(f"{backend.name}: no {arguments.device.upper()}: {backend.no_device}")
     if len(without) == len(backends):
         print(f"no {arguments.device.upper()}: nothing was checked.")
         return 0
     print(f"\n{write_report(backends, arguments.device, time.monotonic() - start)}")
-    return int(any(each.count("FAILED") for each in backends))
+    return int(any(backend.count("FAILED") for backend in backends))
 
 
 def _parse() -> argparse.Namespace:
@@ -103,13 +103,13 @@ def _follow(
     check, begun = "", time.monotonic()
     while True:
         limit = CHECKS[check].seconds if check else START_SECONDS
-        left = max(0.0, min(begun + limit, deadline) - time.monotonic())
+        seconds_left = max(0.0, min(begun + limit, deadline) - time.monotonic())
         try:
-            message = messages.get(timeout=left)
+            message = messages.get(timeout=seconds_left)
         except queue.Empty:
             why = "ended: it takes too long or hangs, or --minutes are too few"
             message = {"event": "exit", "why": why}
-        taken = time.monotonic() - begun
+        seconds = time.monotonic() - begun
         match message["event"]:
             case "no device":
                 backend.no_device = message["why"]
@@ -121,12 +121,12 @@ def _follow(
                 pending.remove(check)
                 tail.clear()
             case "end":
-                _add(backend, Result(check, message["result"], taken, message["text"]), tail)
+                _add(backend, Result(check, message["result"], seconds, message["text"]), tail)
                 check, begun = "", time.monotonic()
             case "exit":
                 if check or pending:
                     name = check or "start"
-                    _add(backend, Result(name, "FAILED", taken, message["why"]), tail)
+                    _add(backend, Result(name, "FAILED", seconds, message["why"]), tail)
                 if not check:  # It has not even begun one: nor would the next process.
                     pending.clear()
                 return
@@ -145,9 +145,9 @@ def _started(
     name: str, checks: list[str], arguments: argparse.Namespace
 ) -> Iterator[tuple["queue.Queue[dict[str, Any]]", deque[str]]]:
     """Starts a process of a backend; gives its messages, and its last other lines."""
-    asked = {"checks": checks, "device": arguments.device, "fault": arguments.fault}
+    request = {"checks": checks, "device": arguments.device, "fault": arguments.fault}
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpu_tests.child", json.dumps(asked)],
+        [sys.executable, "-m", "gpu_tests.child", json.dumps(request)],
         env=_environment(name, arguments.device),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

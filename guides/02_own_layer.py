@@ -152,7 +152,7 @@ for step in steady.steps(x_train, y_train, batch_size=32, epochs=60):
         continue
     slopes.append(ops.convert_to_numpy(steady.model.get_layer("swish").slope))
     if step.epoch % 10 == 0:
-        print(f"epoch {step.epoch}:", {name: round(each, 3) for name, each in step.logs.items()})
+        print(f"epoch {step.epoch}:", {name: round(value, 3) for name, value in step.logs.items()})
     if step.logs["loss"] < 0.05:
         break
 
@@ -169,13 +169,13 @@ shares = {
     for name, trainer in {"one loss": plain, "two losses": steady}.items()
 }
 print(keras.backend.backend(), shares)
-_, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-left.bar([0, 2], shares["one loss"], label="one loss")
-left.bar([1, 3], shares["two losses"], label="two losses")
-left.set(title="Share of new digits read right", xticks=[0.5, 2.5], xticklabels=list(kinds))
-left.legend(loc="lower left")
-right.plot(slopes, color="tab:blue", alpha=0.3)
-right.set(title="The slopes of the learned activation", xlabel="epoch")
+_, (left_axis, right_axis) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+left_axis.bar([0, 2], shares["one loss"], label="one loss")
+left_axis.bar([1, 3], shares["two losses"], label="two losses")
+left_axis.set(title="Share of new digits read right", xticks=[0.5, 2.5], xticklabels=list(kinds))
+left_axis.legend(loc="lower left")
+right_axis.plot(slopes, color="tab:blue", alpha=0.3)
+right_axis.set(title="The slopes of the learned activation", xlabel="epoch")
 plt.savefig("own_layer.png")
 assert min(shares["two losses"]) > 0.9
 assert shares["two losses"][1] > shares["one loss"][1] + 0.2

@@ -47,7 +47,9 @@ has to name it, so it is the target; all other positions are ignored.
 """
 
 text = " \n\n".join(topics.topics[name].lower() for name in sorted(topics.topics))
-documents = [re.findall(r"\w+|[^\w\s]", each)[:LENGTH] for each in re.split(r"\n\s*\n", text)]
+documents = [
+    re.findall(r"\w+|[^\w\s]", paragraph)[:LENGTH] for paragraph in re.split(r"\n\s*\n", text)
+]
 documents = [document for document in documents[::2] if len(document) > 7]
 counts = Counter(word for document in documents for word in document)
 words = [word for word, _ in counts.most_common(VOCABULARY_SIZE - 3)]
@@ -186,7 +188,7 @@ def read_losses(name):
 try:
     fit(make_trainer("killed", Crash()))
 except KeyboardInterrupt:
-    before = read_losses("killed")
+    losses_of_killed = read_losses("killed")
     resumed = fit(make_trainer("killed"))
 
 """
@@ -197,7 +199,7 @@ has the very same numbers, to the last bit.
 """
 
 plt.plot(read_losses("left_alone"), color="lightgray", linewidth=6, label="left alone")
-plt.plot(before, label="killed")
+plt.plot(losses_of_killed, label="killed")
 plt.plot(range(50, NUM_STEPS), read_losses("killed")[50:], "--", label="resumed from step 50")
 plt.xlabel("step")
 plt.ylabel("loss")

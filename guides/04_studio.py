@@ -136,21 +136,23 @@ A run record is a file that you can read yourself. On the left is the loss of ea
 right the gradient of each hidden layer in the last step.
 """
 
-_, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+_, (left_axis, right_axis) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for run in ("plain", "mended"):
     record = RunRecord(f"runs/{run}.sqlite", read_only=True)
-    left.plot(*zip(*record.scalars("step_loss"), strict=True), label=run)
+    left_axis.plot(*zip(*record.scalars("step_loss"), strict=True), label=run)
     names = record.document("vector:layer_gradient_norms")["labels"]
     norms = dict(zip(names, record.vectors("layer_gradient_norms")[-1][1], strict=True))
-    right.plot([norms[f"hidden_{number}"] for number in range(DEPTH)], "o-", label=run)
+    right_axis.plot([norms[f"hidden_{number}"] for number in range(DEPTH)], "o-", label=run)
     record.close()
-left.set(title="Loss", xlabel="step")
-right.set(title="Norm of the gradient", xlabel="hidden layer", yscale="log")
-right.legend()
+left_axis.set(title="Loss", xlabel="step")
+right_axis.set(title="Norm of the gradient", xlabel="hidden layer", yscale="log")
+right_axis.legend()
 plt.savefig("studio.png")
-found = {run: {each["name"] for each in all_of_it} for run, all_of_it in studio.findings().items()}
+finding_names = {
+    run: {finding["name"] for finding in all_of_it} for run, all_of_it in studio.findings().items()
+}
 studio.stop()
-assert "vanishing" in found["plain"]
-assert "vanishing" not in found["mended"]
+assert "vanishing" in finding_names["plain"]
+assert "vanishing" not in finding_names["mended"]
 assert accuracy_plain < 0.3
 assert accuracy_mended > 0.9

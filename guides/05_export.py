@@ -105,7 +105,7 @@ class NumPyFormat(ExportFormat):
         self.name, self.dtype = name, dtype
 
     def write(self, model, folder):
-        arrays = [np.asarray(each, self.dtype) for each in model.model.get_weights()]
+        arrays = [np.asarray(weight, self.dtype) for weight in model.model.get_weights()]
         np.savez(folder / self.entry, *arrays)
         return f"weights in {self.dtype}"
 

@@ -73,7 +73,7 @@ except ImportError:
 engine = ServingEngine(f"{folder}/digits", name="digits")
 control = {"model_control": "explicit", "management_tokens": ["a-token"]}
 server = engine.serve(http_port=0, grpc_port=0 if grpc else None, **control)
-print([each.url for each in engine.servers])
+print([server.url for server in engine.servers])
 
 """
 ## A client of TF Serving
@@ -146,7 +146,7 @@ model.fit(train_images, train_labels, epochs=20, verbose=0)
 Exporter(model, "onnx").export(f"{folder}/digits/2")
 post("/v2/repository/models/digits/load", {}, token="a-token")
 second_outputs, second_version = infer(test_images)
-accuracies = [np.mean(each.argmax(1) == test_labels) for each in (first_outputs, second_outputs)]
+accuracies = [np.mean(x.argmax(1) == test_labels) for x in (first_outputs, second_outputs)]
 print(
     f"version {first_version}: {accuracies[0]:.3f}, version {second_version}: {accuracies[1]:.3f}"
 )
@@ -197,11 +197,11 @@ def ask(images):
 
 num_clients, batch_sizes = (1, 2, 4, 8, 16, 32), []
 for count in num_clients:
-    before = engine.statistics("neighbors").batches
+    num_old_batches = engine.statistics("neighbors").batches
     with ThreadPoolExecutor(count) as clients:
         answers = list(clients.map(ask, np.array_split(test_images, count)))
-    after = engine.statistics("neighbors")
-    batch_sizes.append([batch.rows for batch in after.decisions[before - after.batches :]])
+    stats = engine.statistics("neighbors")
+    batch_sizes.append([batch.rows for batch in stats.decisions[num_old_batches - stats.batches :]])
     print(f"{count} clients: {np.mean(batch_sizes[-1]):.1f} rows a batch")
 engine.close()
 

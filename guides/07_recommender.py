@@ -21,9 +21,9 @@ import numpy as np
 from keras_deepseek import layers
 from keras_deepseek.models import (
     HitRate,
-    PlantedInteractions,
     SequentialRecommender,
     SequentialRecommenderConfig,
+    SyntheticInteractions,
 )
 from keras_deepseek.training import WarmupDecay
 
@@ -32,7 +32,7 @@ EPOCHS, BATCH_SIZE = 20, 32
 keras.utils.set_random_seed(0)
 
 """
-## Histories with a planted structure
+## Histories with a known structure
 
 With real data nobody knows how good a recommender could be. So these histories are drawn from a
 known rule: four times out of five, the kind of the next item follows from the last item, and its
@@ -43,10 +43,10 @@ Each user's last item is the test. The inputs are the items before it, filled up
 left.
 """
 
-planted = PlantedInteractions(
+interactions = SyntheticInteractions(
     num_users=1000, num_categories=6, num_styles=3, shortest=10, longest=LENGTH
 )
-split = planted.draw().leave_last_out()
+split = interactions.draw().leave_last_out()
 train_inputs = split.train_inputs(LENGTH)
 test_inputs, test_items = split.test_data(LENGTH)
 print(f"{split.num_items} items; the first user: {split.histories[0].tolist()}")
@@ -67,7 +67,7 @@ def score_popularity():
 
 
 hit_rates = {"most popular": score_popularity()}
-best = planted.best_hit_rate([history[:-1] for history in split.held_out])
+best = interactions.best_hit_rate([history[:-1] for history in split.held_out])
 print(f"popularity {hit_rates['most popular']:.3f}, best possible {best:.3f}")
 
 """

@@ -39,10 +39,12 @@ is right once in eight times.
 
 def draw(num_sequences, length):
     token_ids = rng.integers(FIRST_NOISE, VOCABULARY_SIZE, (num_sequences, length))
-    places = rng.permuted(np.tile(np.arange(length - 1), (num_sequences, 1)), axis=1)[:, :NUM_KEYS]
+    positions = rng.permuted(np.tile(np.arange(length - 1), (num_sequences, 1)), axis=1)[
+        :, :NUM_KEYS
+    ]
     values = rng.integers(0, NUM_VALUES, (num_sequences, NUM_KEYS))
     pairs = FIRST_PAIR + NUM_VALUES * np.arange(NUM_KEYS) + values
-    np.put_along_axis(token_ids, places, pairs, axis=1)
+    np.put_along_axis(token_ids, positions, pairs, axis=1)
     questions = rng.integers(0, NUM_KEYS, num_sequences)
     token_ids[:, -1] = questions
     return token_ids, values[np.arange(num_sequences), questions]
@@ -114,7 +116,7 @@ for length in lengths:
             seconds[name].append(time.perf_counter() - start)
     for name, measured in seconds.items():
         times[name].append(1000 * np.median(measured[2:]))
-    print(length, {name: f"{each[-1]:.1f} ms" for name, each in times.items()})
+    print(length, {name: f"{milliseconds[-1]:.1f} ms" for name, milliseconds in times.items()})
 
 """
 ## Look
@@ -124,19 +126,19 @@ each pair of tokens, outgrow all other work. Below about a thousand tokens the d
 and dense attention is the simpler choice.
 """
 
-_, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+_, (left_axis, right_axis) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
 colors = [f"C{number}" for number in range(len(attentions))]
-bars = left.barh(list(accuracies), list(accuracies.values()), color=colors)
-left.bar_label(bars, fmt="%.2f", label_type="center")
-left.axvline(1 / NUM_VALUES, color="black", linestyle="--", label="a guess")
-left.set(xlim=(0, 1), title=f"Right answers, {LENGTH} tokens")
-left.invert_yaxis()
-left.legend()
-for color, (name, each) in zip(colors, times.items(), strict=True):
-    right.loglog(lengths, each, "o-", color=color, label=name)
-right.set_xticks(lengths, lengths)
-right.minorticks_off()
-right.set(xlabel="tokens", ylabel="milliseconds", title="Time of one sequence")
+bars = left_axis.barh(list(accuracies), list(accuracies.values()), color=colors)
+left_axis.bar_label(bars, fmt="%.2f", label_type="center")
+left_axis.axvline(1 / NUM_VALUES, color="black", linestyle="--", label="a guess")
+left_axis.set(xlim=(0, 1), title=f"Right answers, {LENGTH} tokens")
+left_axis.invert_yaxis()
+left_axis.legend()
+for color, (name, milliseconds) in zip(colors, times.items(), strict=True):
+    right_axis.loglog(lengths, milliseconds, "o-", color=color, label=name)
+right_axis.set_xticks(lengths, lengths)
+right_axis.minorticks_off()
+right_axis.set(xlabel="tokens", ylabel="milliseconds", title="Time of one sequence")
 plt.savefig("long_sequences.png")
 
 print(

@@ -40,8 +40,8 @@ x += Dense(128)(Dense(512, activation="gelu", name="hidden")(x))
 model = keras.Model(inputs, Dense(1)(x[:, 0]))
 fast = graph.optimize(model, tokens[:8])
 print(fast.report)
-before, after = (each.predict(tokens, verbose=0) for each in (model, fast))
-np.testing.assert_allclose(before, after, atol=1e-4)
+expected, received = (network.predict(tokens, verbose=0) for network in (model, fast))
+np.testing.assert_allclose(expected, received, atol=1e-4)
 
 """
 ## A LoRA training

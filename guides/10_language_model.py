@@ -51,9 +51,9 @@ count = (len(values) - 1) // LENGTH
 token_ids = values[: count * LENGTH].reshape(count, LENGTH)
 targets = values[1 : count * LENGTH + 1].reshape(count, LENGTH)
 inputs = {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)}
-held = count // 10
-learned = {name: array[:-held] for name, array in inputs.items()}
-unseen = {name: array[-held:] for name, array in inputs.items()}
+num_unseen = count // 10
+learned = {name: array[:-num_unseen] for name, array in inputs.items()}
+unseen = {name: array[-num_unseen:] for name, array in inputs.items()}
 
 """
 ## The model
@@ -102,12 +102,12 @@ trainer = Trainer(
     seed=0,
     callbacks=[ExpertBalancing(0.001)],
 )
-rows = np.random.default_rng(0).integers(0, count - held, steps * BATCH_SIZE)
+rows = np.random.default_rng(0).integers(0, count - num_unseen, steps * BATCH_SIZE)
 record = trainer.record_run(f"{folder}/run.sqlite")
 drawn = {name: array[rows] for name, array in learned.items()}
 trainer.fit(drawn, targets[rows], batch_size=BATCH_SIZE, epochs=1, verbose=2)
 
-bits = model.evaluate(unseen, targets[-held:], batch_size=64, verbose=0) / math.log(2)
+bits = model.evaluate(unseen, targets[-num_unseen:], batch_size=64, verbose=0) / math.log(2)
 shares = np.bincount(values) / len(values)
 shares = shares[shares > 0]
 bits_of_counts = -np.sum(shares * np.log2(shares))

@@ -108,8 +108,8 @@ def launch(name, *arguments):
         text=True,
         check=False,
     )
-    said = [line for line in done.stderr.splitlines() if not line.startswith("[")]
-    print(*done.stdout.splitlines()[-3:], *said, sep="\n")  # The launcher's own lines.
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    print(*done.stdout.splitlines()[-3:], *errors, sep="\n")  # The launcher's own lines.
     assert done.returncode == 0, done.stderr
     return folder / name
 
@@ -133,13 +133,15 @@ The run record forgets the steps that were lost, so that no step counts twice. D
 of the rows continue where they stopped, hence equal weights.
 """
 
-models = [keras.saving.load_model(each / "digits.keras") for each in (calm, disturbed)]
+models = [keras.saving.load_model(run_folder / "digits.keras") for run_folder in (calm, disturbed)]
 pairs = zip(*(model.get_weights() for model in models), strict=True)
-is_equal = all(np.array_equal(one, other) for one, other in pairs)
+is_equal = all(
+    np.array_equal(calm_weight, disturbed_weight) for calm_weight, disturbed_weight in pairs
+)
 curves = {}
-for each in (calm, disturbed):
-    with RunRecord(each / "run.sqlite", read_only=True) as run:
-        curves[each.name] = np.array(run.scalars("step_loss"))
+for run_folder in (calm, disturbed):
+    with RunRecord(run_folder / "run.sqlite", read_only=True) as run:
+        curves[run_folder.name] = np.array(run.scalars("step_loss"))
 
 figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
 axis.plot(*curves["calm"].T, linewidth=5, alpha=0.3, label="not disturbed")

@@ -86,21 +86,21 @@ print(json.dumps({"loss": loss, "accuracy": accuracy}))
 
 def train(bound):
     """Runs the script, and returns the loss of each update and the accuracy on new digits."""
-    place = folder / f"bound_{bound}"
-    place.mkdir()
+    run_folder = folder / f"bound_{bound}"
+    run_folder.mkdir()
     done = subprocess.run(
-        [sys.executable, str(script), str(place), json.dumps(bound)],
+        [sys.executable, str(script), str(run_folder), json.dumps(bound)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    with RunRecord(place / "run.sqlite", read_only=True) as run:
+    result = json.loads(done.stdout.splitlines()[-1])
+    with RunRecord(run_folder / "run.sqlite", read_only=True) as run:
         losses = np.array([loss for _, loss in run.scalars("loss")])
-    print(f"staleness_bound={bound}: {len(losses)} updates, {found}")
-    return losses, found["accuracy"]
+    print(f"staleness_bound={bound}: {len(losses)} updates, {result}")
+    return losses, result["accuracy"]
 
 
 """

@@ -45,10 +45,10 @@ requests. Here a pod answers 1000 a second. For a server of your own, `--url` me
 
 targets = {}
 for seconds in (20, 60, 120, 240):
-    told = operator("size", "--capacity", "1000", "--cold-start", str(seconds))
-    for traffic, target in re.findall(r"^([\w-]+): target (\d+) requests/s", told, re.MULTILINE):
+    sizes = operator("size", "--capacity", "1000", "--cold-start", str(seconds))
+    for traffic, target in re.findall(r"^([\w-]+): target (\d+) requests/s", sizes, re.MULTILINE):
         targets.setdefault(traffic, {})[seconds] = int(target)
-print(told)
+print(sizes)
 print(targets)
 
 """
@@ -74,7 +74,7 @@ In a cluster, `kubectl apply -f digits.yaml` is all: the operator does the rest.
 """
 
 rendered = operator("render", "-f", str(folder / "digits.yaml"))
-objects = {found["kind"]: found for found in yaml.safe_load_all(rendered)}
+objects = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(rendered)}
 print(*objects)
 (metric,) = objects["HorizontalPodAutoscaler"]["spec"]["metrics"]
 print(metric["pods"])
@@ -87,8 +87,8 @@ model that loads fast save pods.
 """
 
 figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
-for traffic, found in targets.items():
-    axis.plot(found.keys(), found.values(), "o-", label=traffic)
+for traffic, target_by_seconds in targets.items():
+    axis.plot(target_by_seconds.keys(), target_by_seconds.values(), "o-", label=traffic)
 axis.set(xlabel="seconds until a pod answers", ylabel="target, requests per second", ylim=(0, 1050))
 axis.legend(title="traffic")
 figure.savefig("operator.png")

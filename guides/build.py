@@ -113,13 +113,13 @@ def read_guide(path: Path) -> Guide:
 
 def read_header(path: Path, text: str) -> dict[str, str]:
     """Returns the fields of a header."""
-    header, known = {}, HEADER | OPTIONAL
+    header, fields = {}, HEADER | OPTIONAL
     for number, line in enumerate(text.splitlines(), 2):
         name, _, value = line.partition(": ")
-        if name not in known:
-            raise GuideError(path, number, f"got {line!r}, expected one of {', '.join(known)}")
-        if not re.fullmatch(known[name], value):
-            raise GuideError(path, number, f"got {line!r}, expected a match for {known[name]!r}")
+        if name not in fields:
+            raise GuideError(path, number, f"got {line!r}, expected one of {', '.join(fields)}")
+        if not re.fullmatch(fields[name], value):
+            raise GuideError(path, number, f"got {line!r}, expected a match for {fields[name]!r}")
         header[name] = value
     if missing := [name for name in HEADER if name not in header]:
         raise GuideError(path, 1, f"the header has no {', '.join(missing)}")
@@ -149,12 +149,12 @@ def check_code(guide: Guide) -> None:
 def write_opening(guide: Guide, links: str, install: str) -> str:
     """Returns what a reader sees in place of the header."""
     header = guide.header
-    place = "" if "git+" in install else ", in a checkout of keras_deepseek"
+    location = "" if "git+" in install else ", in a checkout of keras_deepseek"
     parts = [
         f"# {header['Title']}",
         links,
         f"{header['Description']} Time: {header['Time']}.",
-        f"Install what it needs{place}, beside TensorFlow, JAX or PyTorch:",
+        f"Install what it needs{location}, beside TensorFlow, JAX or PyTorch:",
         f"```bash\n{install}\n```",
         "Set `KERAS_BACKEND` to `tensorflow`, `jax` or `torch` before Keras is imported.",
         f"*{header['Author']}, {header['Last modified']}*",
@@ -168,10 +168,10 @@ def write_notebook(guide: Guide, badges: str, install: str, install_cell: str = 
     if install_cell:
         cells.append(new_code_cell(install_cell))
     cells += [
-        (new_code_cell if each.is_code else new_markdown_cell)(each.source) for each in guide.cells
+        (new_code_cell if cell.is_code else new_markdown_cell)(cell.source) for cell in guide.cells
     ]
-    for place, cell in enumerate(cells):
-        cell["id"] = hashlib.sha1(f"{guide.path.stem} {place}".encode()).hexdigest()[:8]
+    for index, cell in enumerate(cells):
+        cell["id"] = hashlib.sha1(f"{guide.path.stem} {index}".encode()).hexdigest()[:8]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
@@ -180,7 +180,7 @@ def write_page(guide: Guide, links: str, install: str, num_pictures: int) -> str
     """Returns the page in Markdown."""
     parts = [write_opening(guide, links, install)]
     parts += [
-        f"````python\n{each.source}\n````" if each.is_code else each.source for each in guide.cells
+        f"````python\n{cell.source}\n````" if cell.is_code else cell.source for cell in guide.cells
     ]
     names = (f"{guide.path.stem}_{number}.png" for number in range(num_pictures))
     parts += [f"![The picture that this guide draws]({name})" for name in names]
@@ -229,8 +229,8 @@ def run(guide: Guide, install_cell: str = "") -> Ran:
             code = [Cell(1, install_cell), *code] if install_cell else code
             failed = code[sum("execution" in cell.metadata for cell in notebook.cells) - 1]
             traceback = re.sub(r"\x1b\[[\d;]*m", "", error.traceback)
-            found = re.search(r"In\[\d+\], line (\d+)", traceback)
-            line = failed.line + (int(found[1]) - 1 if found else 0)
+            match = re.search(r"In\[\d+\], line (\d+)", traceback)
+            line = failed.line + (int(match[1]) - 1 if match else 0)
             raise GuideError(guide.path, line, f"{error.ename}: {error.evalue}") from error
         except DeadKernelError as error:
             raise GuideError(guide.path, 1, f"A cell ended the process. {error}") from error
@@ -239,9 +239,9 @@ def run(guide: Guide, install_cell: str = "") -> Ran:
 
 def read_outputs(notebook: Any) -> Ran:
     """Returns what a notebook that ran has shown."""
-    outputs = [each for cell in notebook.cells for each in cell.get("outputs", ())]
-    printed = "".join(each["text"] for each in outputs if each.get("name") == "stdout")
-    pictures = [each.get("data", {}).get("image/png") for each in outputs]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    pictures = [output.get("data", {}).get("image/png") for output in outputs]
     return Ran(printed, [base64.b64decode(picture) for picture in pictures if picture])
 
 
@@ -273,11 +273,11 @@ def build(guide: Guide, pictures: list[bytes], out: Path, github: str, kaggle_us
                 f"{KAGGLE}/static/images/open-in-kaggle.svg",
             ),
         }
-        links += [f"[Open in {place}]({link})" for place, (link, _) in opened.items()]
-        badges = [f"[![Open in {at}]({badge})]({link})" for at, (link, badge) in opened.items()]
+        links += [f"[Open in {site}]({link})" for site, (link, _) in opened.items()]
+        badges = [f"[![Open in {site}]({badge})]({link})" for site, (link, badge) in opened.items()]
         address = "git+https://github.com/" + "/".join(github.split("/")[:2])
-        package, *others = needed.replace('"', "").split()
-        install = " ".join(["pip install", f'"{package} @ {address}"', *others])
+        package, *other_requirements = needed.replace('"', "").split()
+        install = " ".join(["pip install", f'"{package} @ {address}"', *other_requirements])
         install_cell = f"%{install}"
     for folder in ("site/guides", "notebooks", f"kaggle/{name}"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -309,19 +309,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--kaggle-user", default="INSERT_USERNAME_HERE", help="the owner of Kaggle's notebooks"
     )
-    asked = parser.parse_intermixed_args(arguments)
-    if asked.github and not re.fullmatch(r"[\w.-]+/[\w.-]+/blob/[\w./-]+", asked.github):
-        parser.error(f"--github {asked.github!r}: expected OWNER/NAME/blob/BRANCH.")
-    paths = asked.guides or sorted(Path(__file__).parent.glob("[0-9][0-9]_*.py"))
+    options = parser.parse_intermixed_args(arguments)
+    if options.github and not re.fullmatch(r"[\w.-]+/[\w.-]+/blob/[\w./-]+", options.github):
+        parser.error(f"--github {options.github!r}: expected OWNER/NAME/blob/BRANCH.")
+    paths = options.guides or sorted(Path(__file__).parent.glob("[0-9][0-9]_*.py"))
     try:
         guides = [read_guide(path) for path in paths]
-        write_wheels_metadata(asked.out, asked.kaggle_user)
-        pictures = [run_and_print(guide) if asked.run else [] for guide in guides]
+        write_wheels_metadata(options.out, options.kaggle_user)
+        pictures = [run_and_print(guide) if options.run else [] for guide in guides]
         for guide, drawn in zip(guides, pictures, strict=True):
-            build(guide, drawn, asked.out, asked.github, asked.kaggle_user)
+            build(guide, drawn, options.out, options.github, options.kaggle_user)
     except (GuideError, OSError) as error:
         sys.exit(str(error))
-    print(f"{len(guides)} guides in {asked.out}")
+    print(f"{len(guides)} guides in {options.out}")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,11 @@ def write_wheels(needed: str, folder: Path, installed: str) -> None:
     options = ("--quiet", "--dry-run", "--report", "-", "--constraint", str(constraints))
     report = json.loads(pip("install", *options, *words))
     missing = [
-        each["metadata"] for each in report["install"] if "dir_info" not in each["download_info"]
+        package["metadata"]
+        for package in report["install"]
+        if "dir_info" not in package["download_info"]
     ]
-    pins = [f"{each['name']}=={each['version']}" for each in missing]
+    pins = [f"{metadata['name']}=={metadata['version']}" for metadata in missing]
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".", *pins)
 
 
@@ -41,20 +43,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the folder to write to")
     parser.add_argument("guides", type=Path, nargs="+", help="the guides to run")
-    asked = parser.parse_args()
-    before = pip("freeze")
-    folder = asked.out.absolute() / "kaggle/wheels"
+    arguments = parser.parse_args()
+    old_packages = pip("freeze")
+    folder = arguments.out.absolute() / "kaggle/wheels"
     try:
-        guides = [read_guide(path) for path in asked.guides]
-        write_wheels(" ".join(guide.header["Install"] for guide in guides), folder, before)
+        guides = [read_guide(path) for path in arguments.guides]
+        write_wheels(" ".join(guide.header["Install"] for guide in guides), folder, old_packages)
         for guide in guides:
             run_and_print(guide, KAGGLE_INSTALL.replace(KAGGLE_INPUT, str(folder.parent)))
     except GuideError as error:
         sys.exit(str(error))
     after = pip("freeze")
-    if changed := set(before.splitlines()) - set(after.splitlines()):
+    if changed := set(old_packages.splitlines()) - set(after.splitlines()):
         sys.exit(f"These packages were there, and are not as they were: {', '.join(changed)}")
-    added = sorted(set(after.splitlines()) - set(before.splitlines()))
+    added = sorted(set(after.splitlines()) - set(old_packages.splitlines()))
     print(f"Added: {', '.join(added)}")
 
 

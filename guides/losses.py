@@ -52,7 +52,7 @@ def print_losses(guide: str) -> None:
 
 def run_all() -> dict[str, list[str]]:
     """Returns the losses by guide and backend, each run in a process of its own."""
-    found = {}
+    losses_by_run = {}
     for guide in GUIDES:
         for backend in BACKENDS:
             ended = subprocess.run(
@@ -64,10 +64,10 @@ def run_all() -> dict[str, list[str]]:
                 check=True,
             )
             losses = json.loads(ended.stdout.splitlines()[-1])
-            found[f"{guide.stem} {backend}"] = losses
+            losses_by_run[f"{guide.stem} {backend}"] = losses
             last = float.fromhex(losses[-1]) if losses else "no Trainer"
             print(f"{guide.stem:20} {backend:10} {last}", flush=True)
-    return found
+    return losses_by_run
 
 
 def main() -> int:
@@ -80,14 +80,15 @@ def main() -> int:
     if arguments.guide:
         print_losses(arguments.guide)
         return 0
-    found = run_all()
+    losses_by_run = run_all()
     if arguments.write:
-        arguments.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        arguments.write.write_text(json.dumps(losses_by_run, indent=1) + "\n", encoding="utf-8")
     if not arguments.compare:
         return 0
-    before = json.loads(arguments.compare.read_text(encoding="utf-8"))
-    changed = [name for name in found if found[name] != before.get(name)]
-    print(f"{len(found) - len(changed)} of {len(found)} equal to the last bit. {changed or ''}")
+    old_losses = json.loads(arguments.compare.read_text(encoding="utf-8"))
+    changed = [name for name in losses_by_run if losses_by_run[name] != old_losses.get(name)]
+    total = len(losses_by_run)
+    print(f"{total - len(changed)} of {total} equal to the last bit. {changed or ''}")
     return 1 if changed else 0
 
 

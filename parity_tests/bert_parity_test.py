@@ -29,8 +29,8 @@ def check_logits(ours, theirs):
     real = inputs["padding_mask"].numpy()[..., None]
     with torch.no_grad():
         expected = compute_logits(theirs, inputs).numpy() * real
-    found = keras.ops.convert_to_numpy(ours(to_arrays(inputs))) * real
-    error = relative_error(found, expected)
+    logits = keras.ops.convert_to_numpy(ours(to_arrays(inputs))) * real
+    error = relative_error(logits, expected)
     assert error < 1e-4
     return error
 
@@ -57,9 +57,11 @@ def test_checkpoints_go_both_ways(name, tmp_path):
         noise = np.random.default_rng(0).normal(0, 0.1, weight.shape)
         weight.assign(keras.ops.convert_to_numpy(weight) + noise.astype("float32"))
     ours.save_to_preset(tmp_path / "ours", verbose=False)
-    again, found = BertForMaskedLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not found["unexpected_keys"]
-    assert not found["missing_keys"]
+    again, loading_info = BertForMaskedLM.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not loading_info["unexpected_keys"]
+    assert not loading_info["missing_keys"]
     check_logits(ours, again.eval())
 
 
@@ -72,7 +74,7 @@ def test_a_tied_head_of_other_numbers_is_read_untied_as_transformers_reads_it(na
         "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"],
         "cls.predictions.decoder.bias": tensors["cls.predictions.bias"],
     }
-    copies = {name: each.clone() for name, each in copies.items()}
+    copies = {name: tensor.clone() for name, tensor in copies.items()}
     save_file({**tensors, **copies}, path, metadata={"format": "pt"})
     check_logits(
         BertMaskedLM.from_preset(tmp_path, verbose=False),
@@ -102,8 +104,8 @@ def test_twenty_steps_have_the_same_losses(name, tmp_path, record_property):
     for _ in range(STEPS):
         inputs = draw_inputs(theirs)
         targets = torch.randint(0, theirs.config.vocab_size, inputs["token_ids"].shape)
-        shown = (torch.rand(targets.shape) < 0.5) & (inputs["padding_mask"] == 1)
-        batches.append((inputs, torch.where(shown, targets, -100)))
+        is_target = (torch.rand(targets.shape) < 0.5) & (inputs["padding_mask"] == 1)
+        batches.append((inputs, torch.where(is_target, targets, -100)))
 
     def compute_loss(batch):
         inputs, targets = batch

@@ -56,9 +56,9 @@ MODELS = {
 def make(name):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    for each in model.state_dict().values():
-        if each.is_floating_point():
-            each.copy_(torch.randn_like(each) * 0.3)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn_like(tensor) * 0.3)
     return model
 
 
@@ -173,11 +173,11 @@ def test_files_of_safetensors_are_read_in_every_dtype(tmp_path):
         for kind in kinds
     }
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = WeightsFolder(tmp_path)
-    assert not found.damages
+    weights = WeightsFolder(tmp_path)
+    assert not weights.damages
     with MappedFiles() as files:
         for kind, tensor in tensors.items():
-            array = files.read(found.tensors[kind])
+            array = files.read(weights.tensors[kind])
             assert array.dtype.name == kind
             assert np.array_equal(array.astype("float32"), tensor.float().numpy())
 
@@ -187,15 +187,15 @@ def test_what_is_written_is_read_by_safetensors(tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     copied = copied_class(tmp_path / "theirs", model).from_preset(tmp_path / "theirs")
     copied.save_to_preset(tmp_path / "ours", dtype="bfloat16")
-    found = load_file(tmp_path / "ours" / "model.safetensors")
+    written = load_file(tmp_path / "ours" / "model.safetensors")
     for name, array in load_file(tmp_path / "theirs" / "model.safetensors").items():
-        assert np.array_equal(found[name], array.astype(ml_dtypes.bfloat16)), name
+        assert np.array_equal(written[name], array.astype(ml_dtypes.bfloat16)), name
 
 
 def test_every_key_that_all_configs_of_transformers_have_is_known(tmp_path):
     transformers.PretrainedConfig().save_pretrained(tmp_path)
     assert set(json.loads((tmp_path / "config.json").read_text())) <= GENERIC_KEYS
-    assert {each for each in transformers.PretrainedConfig().to_dict() if each[0] != "_"} <= (
+    assert {key for key in transformers.PretrainedConfig().to_dict() if key[0] != "_"} <= (
         GENERIC_KEYS
     )
 
@@ -217,9 +217,9 @@ def test_a_tokenizer_makes_the_tokens_and_conversations_of_transformers(tmp_path
         assert ours.detokenize(ids) == theirs.decode(ids, skip_special_tokens=True)
     for side in ("left", "right"):
         padded = theirs(texts, padding=True, padding_side=side)
-        found = ours(texts, padding_side=side)
-        assert found["token_ids"].tolist() == padded["input_ids"]
-        assert found["padding_mask"].tolist() == padded["attention_mask"]
+        batch = ours(texts, padding_side=side)
+        assert batch["token_ids"].tolist() == padded["input_ids"]
+        assert batch["padding_mask"].tolist() == padded["attention_mask"]
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
     for adds in (True, False):
         expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=adds)

@@ -65,8 +65,8 @@ def test_greedy_generation_gives_the_tokens_of_transformers(case, tmp_path, reco
             eos_token_id=None,
             pad_token_id=0,
         )
-    found = ours.generate(prompt, max_new_tokens=NEW_TOKENS, stop_token_ids=None)
-    np.testing.assert_array_equal(found, expected.numpy())
+    generated = ours.generate(prompt, max_new_tokens=NEW_TOKENS, stop_token_ids=None)
+    np.testing.assert_array_equal(generated, expected.numpy())
     record_property("errors", f"{NEW_TOKENS} tokens the same  {case}")
 
 
@@ -83,11 +83,11 @@ def test_padding_on_the_left_changes_what_transformers_computes_and_not_what_we_
             attention_mask=torch.from_numpy(mask).long(),
             position_ids=positions,
         ).logits.numpy()
-    found = ops.convert_to_numpy(ours(batch))
+    logits = ops.convert_to_numpy(ours(batch))
     for row, real in enumerate(mask > 0):
         alone = {name: array[row : row + 1, real] for name, array in batch.items()}
         expected = logits_of(theirs, alone)[0]
-        assert relative_error(found[row, real], expected) < LOGITS
+        assert relative_error(logits[row, real], expected) < LOGITS
         difference = relative_error(padded[row, real], expected)
         record_property("errors", f"transformers, {int((~real).sum())} padded: {difference:.1e}")
         # Its windows begin at the first slot, be it padding or not.

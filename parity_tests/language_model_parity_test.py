@@ -27,7 +27,11 @@ NEW_TOKENS = 64
 PADDED = [
     (family, case, side) for family, case in CASES for side in (None, *FAMILIES[family].sides)
 ]
-PADDED_ONCE = [each for each in PADDED if each[2] in (None, FAMILIES[each[0]].sides[0])]
+PADDED_ONCE = [
+    padded_case
+    for padded_case in PADDED
+    if padded_case[2] in (None, FAMILIES[padded_case[0]].sides[0])
+]
 
 
 def relative_error(actual, expected, mask=None):

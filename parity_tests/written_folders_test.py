@@ -30,8 +30,8 @@ def their_logits(theirs):
 
 def check_logits(ours, theirs):
     expected, tokens = their_logits(theirs), draw_tokens(theirs)
-    found = ours({"token_ids": tokens, "padding_mask": np.ones_like(tokens)})
-    error = np.abs(ops.convert_to_numpy(found) - expected).max() / np.abs(expected).max()
+    logits = ours({"token_ids": tokens, "padding_mask": np.ones_like(tokens)})
+    error = np.abs(ops.convert_to_numpy(logits) - expected).max() / np.abs(expected).max()
     assert error < TOLERANCE
 
 
@@ -61,8 +61,10 @@ HEADS = [(family, "lm_head.weight") for family in TIED] + [("deepseek_v4", "head
 
 def add_tensors(folder, tensors, dropped=()):
     path = folder / "model.safetensors"
-    kept = {name: each for name, each in load_file(path).items() if name not in dropped}
-    save_file({**kept, **tensors}, path, metadata={"format": "pt"})
+    other_tensors = {
+        name: tensor for name, tensor in load_file(path).items() if name not in dropped
+    }
+    save_file({**other_tensors, **tensors}, path, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(("family", "head"), HEADS)

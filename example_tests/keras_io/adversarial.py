@@ -173,8 +173,8 @@ class JaxGAN(GAN):
             return self.loss_fn(labels, predicted), updated
 
         def g_loss_of(trainable):
-            made, updated = call(generator, trainable, latent_of_generator)
-            predicted, _ = call(discriminator, of(discriminator.trainable_variables), made)
+            generated, updated = call(generator, trainable, latent_of_generator)
+            predicted, _ = call(discriminator, of(discriminator.trainable_variables), generated)
             return self.loss_fn(ops.zeros((real.shape[0], 1)), predicted), updated
 
         losses = []
@@ -194,16 +194,16 @@ class JaxGAN(GAN):
         logs, metrics_state, start = {}, [], 0
         for metric, loss in zip(self.metrics, losses, strict=True):
             end = start + len(metric.variables)
-            own = metric.stateless_update_state(metrics_variables[start:end], loss)
-            logs[metric.name] = metric.stateless_result(own)
-            metrics_state, start = [*metrics_state, *own], end
+            metric_state = metric.stateless_update_state(metrics_variables[start:end], loss)
+            logs[metric.name] = metric.stateless_result(metric_state)
+            metrics_state, start = [*metrics_state, *metric_state], end
         trainable, non_trainable = of(self.trainable_variables), of(self.non_trainable_variables)
         return logs, (trainable, non_trainable, optimizer_variables, metrics_state)
 
 
 def gan():
-    made = {"jax": JaxGAN, "tensorflow": TensorFlowGAN, "torch": TorchGAN}
-    return made[keras.backend.backend()](make_discriminator(), make_generator(), LATENT)
+    gans = {"jax": JaxGAN, "tensorflow": TensorFlowGAN, "torch": TorchGAN}
+    return gans[keras.backend.backend()](make_discriminator(), make_generator(), LATENT)
 
 
 DCGAN = Example(

@@ -106,10 +106,13 @@ class TorchVAE(VAE):
 
 class JaxVAE(VAE):
     def compute_loss_and_updates(self, trainable, non_trainable, data):
-        kept = len(self.encoder.trainable_variables)
-        encoder_state = trainable[:kept], non_trainable[: len(self.encoder.non_trainable_variables)]
+        num_encoder_variables = len(self.encoder.trainable_variables)
+        encoder_state = (
+            trainable[:num_encoder_variables],
+            non_trainable[: len(self.encoder.non_trainable_variables)],
+        )
         (z_mean, z_log_var, z), updated = self.encoder.stateless_call(*encoder_state, data)
-        decoder_state = trainable[kept:], non_trainable[len(updated) :]
+        decoder_state = trainable[num_encoder_variables:], non_trainable[len(updated) :]
         reconstruction, decoder_updated = self.decoder.stateless_call(*decoder_state, z)
         losses = self.losses_of(data, z_mean, z_log_var, reconstruction)
         return losses[0], (losses, [*updated, *decoder_updated])
@@ -127,16 +130,18 @@ class JaxVAE(VAE):
         logs, updated, start = {}, [], 0
         for metric, loss in zip(self.metrics, losses, strict=True):
             end = start + len(metric.variables)
-            own = metric.stateless_update_state(metrics_variables[start:end], loss)
+            metric_state = metric.stateless_update_state(metrics_variables[start:end], loss)
             name = "loss" if metric is self.total_loss_tracker else metric.name
-            logs[name] = metric.stateless_result(own)
-            updated, start = [*updated, *own], end
+            logs[name] = metric.stateless_result(metric_state)
+            updated, start = [*updated, *metric_state], end
         return logs, (trainable, non_trainable, optimizer_variables, updated)
 
 
 def vae():
-    made = {"jax": JaxVAE, "tensorflow": TensorFlowVAE, "torch": TorchVAE}[keras.backend.backend()]
-    return made(make_encoder(), make_decoder())
+    vae_class = {"jax": JaxVAE, "tensorflow": TensorFlowVAE, "torch": TorchVAE}[
+        keras.backend.backend()
+    ]
+    return vae_class(make_encoder(), make_decoder())
 
 
 def digits(num_rows):

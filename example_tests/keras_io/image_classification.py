@@ -18,8 +18,8 @@ def make_images(num_rows, channels=3, seed=0):
 
 def fresh_images(channels=3, dtype="float32", scale=1.0):
     """Returns batches of sizes that no training here has."""
-    made = [make_images(num_rows, channels, num_rows)[0] for num_rows in (1, 3, 7)]
-    return [(images * scale).astype(dtype) for images in made]
+    batches = [make_images(num_rows, channels, num_rows)[0] for num_rows in (1, 3, 7)]
+    return [(images * scale).astype(dtype) for images in batches]
 
 
 # ------------------------------------------------------------------------------ mnist_convnet
@@ -145,9 +145,9 @@ def augmentation():
         layers.RandomRotation(factor=0.02),
         layers.RandomZoom(height_factor=0.2, width_factor=0.2),
     ]
-    made = keras.Sequential(steps, name="data_augmentation")
-    made.layers[0].adapt(make_images(8)[0])
-    return made
+    augmentation = keras.Sequential(steps, name="data_augmentation")
+    augmentation.layers[0].adapt(make_images(8)[0])
+    return augmentation
 
 
 def mlp(x, hidden_units, dropout_rate):

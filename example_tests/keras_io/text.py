@@ -192,8 +192,8 @@ def adding_rnn():
 def one_hot(texts, length):
     encoded = np.zeros((len(texts), length, len(CHARACTERS)), dtype=bool)
     for row, text in enumerate(texts):
-        for place, character in enumerate(text.ljust(length)):
-            encoded[row, place, CHARACTERS.index(character)] = True
+        for position, character in enumerate(text.ljust(length)):
+            encoded[row, position, CHARACTERS.index(character)] = True
     return encoded
 
 

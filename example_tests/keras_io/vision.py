@@ -190,8 +190,8 @@ def captcha_reader():
 def captchas(num_rows):
     generator = random()
     labels = generator.integers(0, NUM_CHARACTERS, (num_rows, NUM_SHOWN))
-    shown = np.repeat(labels / NUM_CHARACTERS, WIDTH // NUM_SHOWN, axis=1)
-    images = shown[:, :, None, None] + 0.1 * generator.random((num_rows, WIDTH, HEIGHT, 1))
+    columns = np.repeat(labels / NUM_CHARACTERS, WIDTH // NUM_SHOWN, axis=1)
+    images = columns[:, :, None, None] + 0.1 * generator.random((num_rows, WIDTH, HEIGHT, 1))
     return {"image": images.astype("float32"), "label": labels}, None
 
 

@@ -29,18 +29,18 @@ class TokenChunks:
 
     def split(self, tensor: Any) -> Any:
         """Reshapes `(..., num_tokens, ...)` to `(number, ..., size, ...)`."""
-        before, after = self._sizes_around(tensor, 1)
+        leading, trailing = self._sizes_around(tensor, 1)
         if not isinstance(self._padding, int) or self._padding:
-            filling = ops.zeros((*before, self._padding, *after), dtype=tensor.dtype)
+            filling = ops.zeros((*leading, self._padding, *trailing), dtype=tensor.dtype)
             tensor = ops.concatenate([tensor, filling], axis=self._axis)
-        tensor = ops.reshape(tensor, (*before, self.size, self.number, *after))
+        tensor = ops.reshape(tensor, (*leading, self.size, self.number, *trailing))
         return ops.moveaxis(tensor, self._axis + 1, 0)
 
     def join(self, tensor: Any) -> Any:
         """Joins chunks `(number, ..., size, ...)` to one tensor `(..., num_tokens, ...)`."""
         tensor = ops.moveaxis(tensor, 0, self._axis + 1)
-        before, after = self._sizes_around(tensor, 2)
-        tensor = ops.reshape(tensor, (*before, self.size * self.number, *after))
+        leading, trailing = self._sizes_around(tensor, 2)
+        tensor = ops.reshape(tensor, (*leading, self.size * self.number, *trailing))
         return tensor[(slice(None),) * self._axis + (slice(0, self.num_tokens),)]
 
     def _sizes_around(self, tensor: Any, num_axes: int) -> tuple[Any, Any]:
@@ -82,18 +82,18 @@ def map_chunks(
     def compute(chunk: Mapping[str, Any]) -> Any:
         floats = {name: chunk[name] for name in (*rows, *shared)}
         # These are closed over, because TensorFlow warns about gradients by integers.
-        others = {name: chunk[name] for name in (*fixed, *constants)}
+        integers = {name: chunk[name] for name in (*fixed, *constants)}
 
         def run(*values: Any) -> Any:
-            return function(others | dict(zip(floats, values, strict=True)))
+            return function(integers | dict(zip(floats, values, strict=True)))
 
         return (keras.remat(run) if recomputes else run)(*floats.values())
 
     def compute_all(*values: Any) -> Any:
-        given = dict(zip(tensors, values, strict=True))
-        kept = {name: given[name] for name in (*shared, *constants)}
-        split = {name: chunks.split(given[name]) for name in (*rows, *fixed)}
-        results = ops.map(lambda chunk: compute(chunk | kept), split)
+        arguments = dict(zip(tensors, values, strict=True))
+        unsplit = {name: arguments[name] for name in (*shared, *constants)}
+        split = {name: chunks.split(arguments[name]) for name in (*rows, *fixed)}
+        results = ops.map(lambda chunk: compute(chunk | unsplit), split)
         return keras.tree.map_structure(chunks.join, results)
 
     if isinstance(chunks.number, int) and chunks.number == 1:

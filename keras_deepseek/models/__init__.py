@@ -55,10 +55,10 @@ from keras_deepseek.models.sequential_recommender import (
     Interactions,
     LeaveLastOut,
     NormalizedDiscountedCumulativeGain,
-    PlantedInteractions,
     SequentialRecommender,
     SequentialRecommenderBackbone,
     SequentialRecommenderConfig,
+    SyntheticInteractions,
     read_movielens,
 )
 from keras_deepseek.models.tokenizers import Tokenizer
@@ -89,7 +89,6 @@ __all__ = [
     "LeaveLastOut",
     "MultiTokenLoss",
     "NormalizedDiscountedCumulativeGain",
-    "PlantedInteractions",
     "ResidualBackbone",
     "ResidualImageClassifier",
     "ResidualImageClassifierConfig",
@@ -97,6 +96,7 @@ __all__ = [
     "SequentialRecommender",
     "SequentialRecommenderBackbone",
     "SequentialRecommenderConfig",
+    "SyntheticInteractions",
     "TokenLogits",
     "Tokenizer",
     "enable_lora",

@@ -26,8 +26,8 @@ class ConfigModel(CloneCheckedModel):
     config: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        for given in args[:1] or [kwargs[name] for name in ("config",) if name in kwargs]:
-            _check_config(cls, given)
+        for config in args[:1] or [kwargs[name] for name in ("config",) if name in kwargs]:
+            _check_config(cls, config)
         model: Self = super().__new__(cls, *args, **kwargs)
         return model
 
@@ -39,8 +39,11 @@ class ConfigModel(CloneCheckedModel):
     @layers_policy.setter
     def layers_policy(self, policy: keras.DTypePolicy) -> None:
         self._layers_policy = policy
-        own: keras.DTypePolicy = self.dtype_policy  # type: ignore[has-type]
-        maps = [isinstance(each, keras.dtype_policies.DTypePolicyMap) for each in (own, policy)]
+        own_policy: keras.DTypePolicy = self.dtype_policy  # type: ignore[has-type]
+        maps = [
+            isinstance(dtype_policy, keras.dtype_policies.DTypePolicyMap)
+            for dtype_policy in (own_policy, policy)
+        ]
         # Keras quantizes a model by some policies, and adds the model to a shared policy map.
         if policy.quantization_mode is None and not any(maps):
             self.dtype_policy = policy
@@ -61,9 +64,9 @@ class ConfigModel(CloneCheckedModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        given = {**config, "config": cls.config_class(**config["config"])}
-        quantized = given.pop("quantized_layers", {})
-        model = cls(**given)
+        arguments = {**config, "config": cls.config_class(**config["config"])}
+        quantized = arguments.pop("quantized_layers", {})
+        model = cls(**arguments)
         quantize_again(model, quantized)
         return model
 
@@ -88,11 +91,11 @@ def check_ids(declared: Iterable[keras.KerasTensor], inputs: Any) -> None:
     """Raises an error if token or item ids are floats, which Keras would silently truncate."""
     if not isinstance(inputs, dict):
         return
-    for each in declared:
-        received = str(getattr(inputs.get(each.name), "dtype", each.dtype))
-        is_mask = each.name.endswith("mask")  # Zeros and ones are exact in any dtype.
-        if "int" in each.dtype and "float" in received and not is_mask:
+    for tensor in declared:
+        received = str(getattr(inputs.get(tensor.name), "dtype", tensor.dtype))
+        is_mask = tensor.name.endswith("mask")  # Zeros and ones are exact in any dtype.
+        if "int" in tensor.dtype and "float" in received and not is_mask:
             raise InvalidInputError(
-                f"`{each.name}` must be integers, received an array of {received}. If its numbers "
-                f"are whole, cast it with ops.cast({each.name}, 'int32')."
+                f"`{tensor.name}` must be integers, received an array of {received}. If its "
+                f"numbers are whole, cast it with ops.cast({tensor.name}, 'int32')."
             )

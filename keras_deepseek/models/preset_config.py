@@ -36,14 +36,14 @@ class PresetConfig:
         """
         if name not in cls.presets:
             raise InvalidInputError(unknown_name_message("preset", name, cls.presets))
-        given = {**cls.presets[name], **overrides}
-        missing = _missing_names(cls, given)
+        arguments = {**cls.presets[name], **overrides}
+        missing = _missing_names(cls, arguments)
         if missing:
             raise InvalidInputError(
                 f"The preset {name!r} of {cls.__name__} has no value for {', '.join(missing)}: "
                 f"give it too, as in from_preset({name!r}, {missing[0]}=...)."
             )
-        return cls(**given)
+        return cls(**arguments)
 
     @classmethod
     def from_checkpoint_config(cls, config: Mapping[str, Any], /) -> Self:
@@ -66,13 +66,13 @@ class PresetConfig:
                 f"The config of the checkpoint lacks {', '.join(map(repr, missing))}, for which "
                 f"{cls.__name__} has no default. Add the values that the model was made with."
             )
-        given = {name: config[name] for name in names if name in config}
+        arguments = {name: config[name] for name in names if name in config}
         try:
-            return cls(**given)
+            return cls(**arguments)
         except TypeError as error:  # A string for a number, or a number for a list.
             raise InvalidInputError(
                 f"The config of the checkpoint has a value of a type that {cls.__name__} does not "
-                f"take: {error}. Received {given}."
+                f"take: {error}. Received {arguments}."
             ) from error
 
     def to_checkpoint_config(self) -> dict[str, Any]:
@@ -91,11 +91,13 @@ class PresetConfig:
         return config
 
 
-def _missing_names(config_class: type[PresetConfig], given: Mapping[str, Any]) -> list[str]:
+def _missing_names(config_class: type[PresetConfig], arguments: Mapping[str, Any]) -> list[str]:
     return [
         field.name
         for field in fields(_as_dataclass(config_class))
-        if field.name not in given and field.default is MISSING and field.default_factory is MISSING
+        if field.name not in arguments
+        and field.default is MISSING
+        and field.default_factory is MISSING
     ]
 
 

@@ -43,7 +43,7 @@ def quantize_again(model: keras.Model, described: dict[str, Any]) -> None:
 def _layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
     """Returns the layers that own variables, by their paths in the model."""
     return {
-        own[0].path.rpartition("/")[0]: layer
+        variables[0].path.rpartition("/")[0]: layer
         for layer in flatten_layers(model)
-        if (own := own_variables(layer))
+        if (variables := own_variables(layer))
     }

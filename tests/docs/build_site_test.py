@@ -187,7 +187,7 @@ def test_a_good_site(build, tmp_path):
     assert "(../how_to/one.md#use-it)" in (out / "docs/guides/01_first.md").read_text("utf-8")
 
     navigation = json.loads((out / "mkdocs.yml").read_text("utf-8").rpartition("nav: ")[2])
-    sections = {title: pages for each in navigation for title, pages in each.items()}
+    sections = {title: pages for entry in navigation for title, pages in entry.items()}
     assert list(sections) == ["Home", "Guides", "How to", "Reference", "Measured"]
     assert sections["Guides"] == [{"Beginner": [{"01 First": "guides/01_first.md"}]}]
     grouped = {"The last first": ["how_to/two.md"]}
@@ -241,8 +241,8 @@ def test_a_dead_anchor_and_an_unknown_name_end_the_build(build):
     page = "# One\n\n## Use it\n\n[two](two.md#nothing)\n[`No`][keras_deepseek.layers.No]\n"
     code, log = build(**{"docs/how_to/one.md": page})
     assert code == 1
-    places = r"Warning: (.+)\n +╭─\[ (.+) \]"
-    assert re.findall(places, log) == [
+    warnings = r"Warning: (.+)\n +╭─\[ (.+) \]"
+    assert re.findall(warnings, log) == [
         ("anchor does not exist", "how_to/one.md:5:14"),
         ("unresolved autoref", "how_to/one.md:6:8"),
     ]

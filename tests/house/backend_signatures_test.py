@@ -15,7 +15,7 @@ PROTOCOLS = ("devices", "compute", "inference", "step", "distribution", "export"
 def read_methods(path: Path, class_name: str) -> dict[str, tuple[str, bool]]:
     """Returns the signature of each public method of a class, and whether it has a docstring."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    (found,) = (
+    (class_node,) = (
         node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name
     )
     return {
@@ -23,7 +23,7 @@ def read_methods(path: Path, class_name: str) -> dict[str, tuple[str, bool]]:
             f"({ast.unparse(node.args)}) -> {node.returns and ast.unparse(node.returns)}",
             ast.get_docstring(node) is not None,
         )
-        for node in found.body
+        for node in class_node.body
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
     }
 

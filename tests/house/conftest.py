@@ -36,15 +36,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _module_names() -> list[str]:
     """Returns the modules that this backend can import."""
-    others = {f"keras_deepseek/backend/{name}/" for name in BACKENDS}
-    others.discard(f"keras_deepseek/backend/{os.environ['KERAS_BACKEND']}/")
+    other_backends = {f"keras_deepseek/backend/{name}/" for name in BACKENDS}
+    other_backends.discard(f"keras_deepseek/backend/{os.environ['KERAS_BACKEND']}/")
     files = sorted(
         path.relative_to(ROOT).as_posix() for path in (ROOT / "keras_deepseek").rglob("*.py")
     )
     return [
         file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for file in files
-        if not file.startswith(tuple(others))
+        if not file.startswith(tuple(other_backends))
     ]
 
 

@@ -31,13 +31,13 @@ def disagreements(function: Callable[..., Any], documented: dict[str, str]) -> l
         for name, parameter in parameters.items()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
-    found = [f"`{name}` is not documented" for name in required - set(documented)]
-    found += [f"`{name}` does not exist" for name in set(documented) - set(parameters)]
+    problems = [f"`{name}` is not documented" for name in required - set(documented)]
+    problems += [f"`{name}` does not exist" for name in set(documented) - set(parameters)]
     for name, text in documented.items():
         stated = DEFAULT.search(text)
         if stated and name in parameters and not _is(parameters[name].default, stated[1]):
-            found.append(f"`{name}` defaults to {parameters[name].default!r}, not {stated[1]}")
-    return sorted(found)
+            problems.append(f"`{name}` defaults to {parameters[name].default!r}, not {stated[1]}")
+    return sorted(problems)
 
 
 def _is(default: object, stated: str) -> bool:
@@ -68,11 +68,11 @@ def functions_of(public_object: Any) -> list[tuple[Callable[..., Any], dict[str,
 
 
 def test_documented_arguments_and_defaults_are_those_of_the_signature(public_name, public_object):
-    found = {
+    problems = {
         function.__qualname__: disagreements(function, arguments)
         for function, arguments in functions_of(public_object)
     }
-    assert {name: lines for name, lines in found.items() if lines} == {}
+    assert {name: lines for name, lines in problems.items() if lines} == {}
 
 
 def test_what_takes_arguments_documents_them(public_name, public_object):

@@ -99,11 +99,11 @@ def test_every_contract_has_a_planted_violation():
 
 
 @pytest.mark.parametrize(
-    ("contract", "place"),
+    ("contract", "folder"),
     [("rows", "."), ("deploy", "deploy"), ("serving", "inference"), ("training", "training")],
 )
-def test_a_folder_that_no_row_names_is_refused(copy, contract, place):
-    cellar = copy / "keras_deepseek" / place / "cellar"
+def test_a_folder_that_no_row_names_is_refused(copy, contract, folder):
+    cellar = copy / "keras_deepseek" / folder / "cellar"
     cellar.mkdir()
     (cellar / "__init__.py").write_text("", encoding="utf-8")
     assert lint_imports(copy, contract).returncode == 1
@@ -121,8 +121,8 @@ def test_a_folder_that_no_row_names_is_refused(copy, contract, place):
 )
 def test_a_private_name_of_keras_outside_of_keras_private_is_refused(copy, file, text):
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251,SLF001"]
-    before = run(copy, *command)
-    assert before.returncode == 0, before.stdout
+    clean = run(copy, *command)
+    assert clean.returncode == 0, clean.stdout
     plant(copy, file, text)
-    after = run(copy, *command)
-    assert after.returncode == 1, after.stdout + after.stderr
+    planted = run(copy, *command)
+    assert planted.returncode == 1, planted.stdout + planted.stderr

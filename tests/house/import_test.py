@@ -35,9 +35,9 @@ def test_only_the_framework_that_keras_runs_on_is_loaded():
     import keras
 
     rooms = ", ".join(f"keras_deepseek.{name}" for name in keras_deepseek.__all__[1:])
-    others = FRAMEWORKS - {"keras", keras.backend.backend()}
+    other_frameworks = FRAMEWORKS - {"keras", keras.backend.backend()}
     # Where Keras itself loads another framework, that is not ours to answer for.
-    assert loaded_by(f"import {rooms}") & others <= loaded_by("import keras")
+    assert loaded_by(f"import {rooms}") & other_frameworks <= loaded_by("import keras")
 
 
 @pytest.mark.torch_alone

@@ -9,13 +9,13 @@ WITHOUT_A_MODULE = ("docs", "house", "oracles")
 
 def modules(root: Path) -> list[tuple[str, ...]]:
     """Returns the modules as paths in the package; those of one name under `SHARING` are one."""
-    found = []
+    paths = []
     for path in (root / "keras_deepseek").rglob("*.py"):
         parts = path.relative_to(root / "keras_deepseek").with_suffix("").parts
         if parts[-1] not in ("__init__", "__main__"):
             is_of_backend = parts[0] == "backend" and parts[1] in SHARING
-            found.append((parts[0], *parts[2:]) if is_of_backend else parts)
-    return found
+            paths.append((parts[0], *parts[2:]) if is_of_backend else parts)
+    return paths
 
 
 def find_tests(root: Path) -> set[tuple[str, ...]]:
@@ -28,25 +28,29 @@ def find_tests(root: Path) -> set[tuple[str, ...]]:
     }
 
 
-def has_test(module: tuple[str, ...], found: set[tuple[str, ...]]) -> bool:
+def has_test(module: tuple[str, ...], tests: set[tuple[str, ...]]) -> bool:
     """Returns True if a module, or a room inside a room that holds it, has a test file.
 
     The three backends share theirs with the room of the same name: `processes/processes_test.py`.
     """
     lengths = range(min(2, len(module)), len(module) + 1)
-    own = any(module[:length] in found for length in lengths)
-    return own or (module[0] == "backend" and any(name[-1] == module[-1] for name in found))
+    has_own_test = any(module[:length] in tests for length in lengths)
+    return has_own_test or (
+        module[0] == "backend" and any(name[-1] == module[-1] for name in tests)
+    )
 
 
 def test_every_module_has_a_test_file(root):
-    found = find_tests(root)
-    assert [each for each in modules(root) if not has_test(each, found)] == []
+    tests = find_tests(root)
+    assert [module for module in modules(root) if not has_test(module, tests)] == []
 
 
 def test_every_test_file_has_a_module_or_a_room(root):
-    known = {each[:length] for each in modules(root) for length in range(1, len(each) + 1)}
-    shared = {each[-1] for each in modules(root) if each[0] == "backend"}
-    unknown = [each for each in find_tests(root) - known if each[-1] not in shared]
+    tested_paths = {
+        module[:length] for module in modules(root) for length in range(1, len(module) + 1)
+    }
+    shared = {module[-1] for module in modules(root) if module[0] == "backend"}
+    unknown = [test for test in find_tests(root) - tested_paths if test[-1] not in shared]
     assert sorted(unknown) == []
 
 

@@ -19,7 +19,7 @@ def test_no_file_names_a_path_of_a_machine(root):
         text=True,
         check=True,
     ).stdout.splitlines()
-    found = [
+    traces = [
         f"{name}:{number}: {line.strip()}"
         for name in listed
         if (root / name).is_file()
@@ -28,4 +28,4 @@ def test_no_file_names_a_path_of_a_machine(root):
         )
         if PATH_OF_A_MACHINE.search(line)
     ]
-    assert found == []
+    assert traces == []

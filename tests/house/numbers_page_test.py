@@ -40,9 +40,11 @@ def write(folder, **changes):
 
 def test_the_page_is_that_of_the_results(writer, root):
     for path, text in writer.draw_all(writer.read_results()).items():
-        place = path.relative_to(root)
-        assert path.read_text(encoding="utf-8") == text, f"{place}: benchmarks/write_page.py"
-        assert not OF_A_MACHINE.search(text), place
+        relative_path = path.relative_to(root)
+        assert path.read_text(encoding="utf-8") == text, (
+            f"{relative_path}: benchmarks/write_page.py"
+        )
+        assert not OF_A_MACHINE.search(text), relative_path
     for path in (root / "benchmarks" / "results").glob("*.json"):
         assert not OF_A_MACHINE.search(path.read_text(encoding="utf-8")), path.name
 
@@ -91,7 +93,7 @@ def test_a_peer_may_be_infinitely_behind(writer, tmp_path):
 
 def test_a_quoted_figure_is_that_of_the_page(writer, root):
     """A page quotes a figure as a link to it: `[1.32 times](numbers.md#training-...)`."""
-    shown = {
+    page_numbers = {
         writer.anchor(result, figure): {
             writer.format_number(figure.ours),
             writer.format_number(figure.theirs or 0.0),
@@ -109,8 +111,10 @@ def test_a_quoted_figure_is_that_of_the_page(writer, root):
             if match[2] in sections:
                 continue
             line = text.count("\n", 0, match.start()) + 1
-            place = f"{page.relative_to(root)}:{line}"
-            assert match[2] in shown, f"{place}: no figure has the anchor {match[2]}"
+            location = f"{page.relative_to(root)}:{line}"
+            assert match[2] in page_numbers, f"{location}: no figure has the anchor {match[2]}"
             numbers = set(re.findall(r"[\d,]*\.?\d+", match[1]))
-            assert numbers, f"{place}: the link quotes no number"
-            assert numbers <= shown[match[2]], f"{place}: {match[1]} is not {shown[match[2]]}"
+            assert numbers, f"{location}: the link quotes no number"
+            assert numbers <= page_numbers[match[2]], (
+                f"{location}: {match[1]} is not {page_numbers[match[2]]}"
+            )

@@ -37,7 +37,7 @@ def find_faults(name: str) -> Iterator[str]:
         if words[0] == PROGRAM:
             printed = io.StringIO()
             if "--config" in words:  # It is the YAML of the page, in the folder of the test.
-                yaml = next(each.text for each in read_blocks(ROOT / name) if each[0] == "yaml")
+                yaml = next(block.text for block in read_blocks(ROOT / name) if block[0] == "yaml")
                 Path(words[words.index("--config") + 1]).write_text(yaml, encoding="utf-8")
             try:
                 with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
@@ -74,9 +74,9 @@ def test_flags_of_commands_in_a_sentence_exist(name):
         if isinstance(action, argparse._SubParsersAction)
     )
     text = (ROOT / name).read_text(encoding="utf-8")
-    for command, rest in re.findall(rf"`{PROGRAM} ([\w-]+)([^`\n]*)`", text):
+    for command, arguments in re.findall(rf"`{PROGRAM} ([\w-]+)([^`\n]*)`", text):
         assert command in commands
-        flags = re.findall(r"(?<!\S)--[a-z-]+", rest)
+        flags = re.findall(r"(?<!\S)--[a-z-]+", arguments)
         assert set(flags) <= list_flags(commands[command]), command
 
 
@@ -88,9 +88,11 @@ def test_flags_and_scripts_exist(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [*NAMES, "CONTRIBUTING.md"])
 def test_the_environments_of_tox_exist(name):
-    known = set(re.findall(r"^\[testenv:([\w-]+)\]", (ROOT / "tox.ini").read_text(), re.MULTILINE))
+    environments = set(
+        re.findall(r"^\[testenv:([\w-]+)\]", (ROOT / "tox.ini").read_text(), re.MULTILINE)
+    )
     named = re.findall(r"\btox -e ([\w-]+)", (ROOT / name).read_text(encoding="utf-8"))
-    assert set(named) <= known
+    assert set(named) <= environments
 
 
 def test_an_unknown_flag_is_found_with_its_line(tmp_path):

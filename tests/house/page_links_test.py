@@ -21,8 +21,8 @@ def read(page: Path) -> str:
 def list_anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", read(page), re.MULTILINE)
     words = (re.sub(r"[^\w\s-]", "", heading).lower() for heading in headings)
-    own = re.findall(r'<a id="([^"]+)"></a>', read(page))
-    return {re.sub(r"\s", "-", each) for each in words}.union(own)
+    explicit_anchors = re.findall(r'<a id="([^"]+)"></a>', read(page))
+    return {re.sub(r"\s", "-", heading_words) for heading_words in words}.union(explicit_anchors)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +43,7 @@ def test_names_of_the_reference_are_public(name):
     public = (ROOT / "tests/house/public_api.txt").read_text(encoding="utf-8")
     names = set(re.findall(r"^[\w.]+", public, re.MULTILINE))
     linked = re.findall(r"\]\[(keras_deepseek[\w.]*)\]", read(ROOT / name))
-    assert [each for each in linked if each not in names] == []
+    assert [linked_name for linked_name in linked if linked_name not in names] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

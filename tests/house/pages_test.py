@@ -33,8 +33,8 @@ OPTIONAL = {"fastapi", "httpx", "onnx", "onnxruntime", "sklearn", "tensorflow"}
 def list_pages():
     pages = []
     for name in NAMES:
-        blocks = [each for each in read_blocks(ROOT / name) if each.language == "python"]
-        if any(each.runs for each in blocks):
+        blocks = [block for block in read_blocks(ROOT / name) if block.language == "python"]
+        if any(block.runs for block in blocks):
             marks = [pytest.mark.tensorflow_alone] if name in ON_TENSORFLOW else []
             pages.append(pytest.param(name, id=name, marks=marks))
     return pages

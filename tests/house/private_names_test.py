@@ -38,15 +38,15 @@ def is_self(node: ast.AST) -> bool:
 
 def defined_names(tree: ast.AST) -> set[str]:
     """Returns the names that a module gives to attributes, functions and variables itself."""
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            found.add(node.attr)
+            names.add(node.attr)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
+            names.add(node.id)
         elif isinstance(node, ast.FunctionDef):
-            found.add(node.name)
-    return found
+            names.add(node.name)
+    return names
 
 
 def used_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -60,8 +60,8 @@ def used_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
             strings = [node.slice]
         elif isinstance(node, ast.Attribute) and is_self(node.value):
             strings = [ast.Constant(node.attr)]
-        for each in strings:
-            value = each.value if isinstance(each, ast.Constant) else None
+        for string in strings:
+            value = string.value if isinstance(string, ast.Constant) else None
             if isinstance(value, str) and PRIVATE.fullmatch(value):
                 yield node.lineno, value
 
@@ -70,10 +70,10 @@ def find_violations(package: Path, names: set[str]) -> list[str]:
     """Returns the places where a module uses a private name that only Keras defines."""
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")}
     defined = {path: defined_names(tree) for path, tree in trees.items()}
-    found = []
+    violations = []
     for path, tree in trees.items():
-        place = path.relative_to(package).as_posix()
-        if place.startswith(MAY):
+        module_path = path.relative_to(package).as_posix()
+        if module_path.startswith(MAY):
             continue
         # A class has the names of its bases, which its module imports.
         imported = {
@@ -81,13 +81,15 @@ def find_violations(package: Path, names: set[str]) -> list[str]:
             for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom) and node.module
         }
-        own = set().union(defined[path], *(defined.get(other, set()) for other in imported))
-        found += [
-            f"{place}:{line}: {name}"
+        defined_or_inherited = set().union(
+            defined[path], *(defined.get(other, set()) for other in imported)
+        )
+        violations += [
+            f"{module_path}:{line}: {name}"
             for line, name in used_names(tree)
-            if name in names and name not in own and OURS.get(place) != name
+            if name in names and name not in defined_or_inherited and OURS.get(module_path) != name
         ]
-    return found
+    return violations
 
 
 def test_the_package_uses_no_private_name_of_keras_elsewhere(root: Path):

@@ -43,7 +43,7 @@ def run_there(root, tmp_path):
 
 def test_each_place_that_has_a_tier_exists(root, pytestconfig):
     conftest = pytestconfig.pluginmanager.get_plugin(str(root / "conftest.py"))
-    assert [place for place in conftest.PLACES if not (root / place).exists()] == []
+    assert [path for path in conftest.PLACES if not (root / path).exists()] == []
     assert set(conftest.PLACES.values()) <= set(conftest.TIERS)
 
 

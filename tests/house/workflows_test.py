@@ -16,7 +16,11 @@ def find_environments(job):
     runs = "\n".join(step.get("run", "") for step in job["steps"])
     named = re.findall(r"tox run -e (.+?)(?: -- .+)?$", runs, re.MULTILINE)
     matrix = job.get("strategy", {}).get("matrix", {}).get("environment", [])
-    return [each for name in named for each in (matrix if "matrix.environment" in name else [name])]
+    return [
+        environment
+        for name in named
+        for environment in (matrix if "matrix.environment" in name else [name])
+    ]
 
 
 def read_tox(root):
@@ -29,9 +33,15 @@ def test_each_workflow_runs_environments_that_tox_has(root):
     tox = read_tox(root)
     for name, workflow in read_workflows(root).items():
         environments = [
-            each for job in workflow["jobs"].values() for each in find_environments(job)
+            environment
+            for job in workflow["jobs"].values()
+            for environment in find_environments(job)
         ]
-        unknown = [each for each in environments if not tox.has_section(f"testenv:{each}")]
+        unknown = [
+            environment
+            for environment in environments
+            if not tox.has_section(f"testenv:{environment}")
+        ]
         assert environments, name
         assert unknown == [], name
 
@@ -42,6 +52,6 @@ def test_the_nightly_workflow_runs_what_tox_runs_nightly(root):
 
 
 def test_each_action_is_github_s_own(root):
-    jobs = [job for each in read_workflows(root).values() for job in each["jobs"].values()]
+    jobs = [job for workflow in read_workflows(root).values() for job in workflow["jobs"].values()]
     actions = [step["uses"] for job in jobs for step in job["steps"] if "uses" in step]
     assert [action for action in actions if not action.startswith("actions/")] == []

@@ -37,11 +37,14 @@ def test_sums_are_of_the_dtype_of_what_is_added_up(dtype):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_product_is_of_the_dtype_of_its_factors(dtype):
     rng = np.random.default_rng(0)
-    left, right = rng.normal(size=(2, 3, 4)).astype(dtype), rng.normal(size=(4, 5)).astype(dtype)
-    expected = left @ right
-    variable = keras.Variable(right, dtype=dtype)
-    for factor in (keras.ops.convert_to_tensor(right), variable):
-        product = multiply_matrices(keras.ops.convert_to_tensor(left), factor)
+    first_factor, second_factor = (
+        rng.normal(size=(2, 3, 4)).astype(dtype),
+        rng.normal(size=(4, 5)).astype(dtype),
+    )
+    expected = first_factor @ second_factor
+    variable = keras.Variable(second_factor, dtype=dtype)
+    for factor in (keras.ops.convert_to_tensor(second_factor), variable):
+        product = multiply_matrices(keras.ops.convert_to_tensor(first_factor), factor)
         assert keras.backend.standardize_dtype(product.dtype) == dtype
         np.testing.assert_allclose(
             keras.ops.convert_to_numpy(product),
@@ -53,12 +56,14 @@ def test_a_product_is_of_the_dtype_of_its_factors(dtype):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_products_of_rows_with_rows_are_of_the_dtype_of_these(dtype):
     rng = np.random.default_rng(0)
-    left, right = (rng.normal(size=shape).astype(dtype) for shape in [(2, 3, 4, 5), (2, 3, 6, 5)])
-    product = multiply_transposed(*map(keras.ops.convert_to_tensor, (left, right)))
+    first_factor, second_factor = (
+        rng.normal(size=shape).astype(dtype) for shape in [(2, 3, 4, 5), (2, 3, 6, 5)]
+    )
+    product = multiply_transposed(*map(keras.ops.convert_to_tensor, (first_factor, second_factor)))
     assert keras.backend.standardize_dtype(product.dtype) == dtype
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(product),
-        left @ np.swapaxes(right, -1, -2),
+        first_factor @ np.swapaxes(second_factor, -1, -2),
         rtol=1e-12 if dtype == "float64" else 1e-4,
     )
 

@@ -79,9 +79,9 @@ def test_further_tensors_that_are_missing_are_named():
     prediction = MultiTokenPrediction(
         SwiGLU(4), keras.layers.Embedding(5, 6), keras.layers.Dense(5)
     )
-    for given in (inputs, keras.Input((3, 6))):
+    for hidden in (inputs, keras.Input((3, 6))):
         with pytest.raises(InvalidInputError, match=r"`token_ids` must be a tensor .* None"):
-            prediction(given, None)
+            prediction(hidden, None)
 
 
 def test_a_hash_router_refuses_token_ids_that_are_floats():

@@ -36,13 +36,13 @@ def test_what_is_no_layer_is_refused(value):
 @pytest.mark.parametrize("is_config", [False, True])
 def test_clones_share_nothing(is_config):
     layer = DeepSeekMoE(ExpertRouter(4, 2), intermediate_dim=5)
-    one, two = clone_layers("block", serialize_layer(layer) if is_config else layer, 2)
-    assert (one.name, two.name) == ("block_1", "block_2")
-    assert len({id(one.router), id(two.router), id(layer.router)}) == 3
-    one.build((None, 3))
-    two.build((None, 3))
+    first, second = clone_layers("block", serialize_layer(layer) if is_config else layer, 2)
+    assert (first.name, second.name) == ("block_1", "block_2")
+    assert len({id(first.router), id(second.router), id(layer.router)}) == 3
+    first.build((None, 3))
+    second.build((None, 3))
     assert not np.allclose(
-        keras.ops.convert_to_numpy(one.up_kernel), keras.ops.convert_to_numpy(two.up_kernel)
+        keras.ops.convert_to_numpy(first.up_kernel), keras.ops.convert_to_numpy(second.up_kernel)
     )
 
 

@@ -48,13 +48,13 @@ def test_tokens_may_stand_along_the_second_axis_and_results_be_several(
     rows = keras.ops.ones((batch_size, num_tokens, 2)) * keras.ops.reshape(
         keras.ops.arange(num_tokens, dtype="float32"), (1, -1, 1)
     )
-    places = keras.ops.expand_dims(keras.ops.arange(num_tokens), 0)
+    indices = keras.ops.expand_dims(keras.ops.arange(num_tokens), 0)
 
     def compute(chunk):
-        rows, places = chunk["rows"], keras.ops.cast(chunk["places"], "float32")
-        return rows * chunk["factor"], keras.ops.sum(rows, -1) + places
+        rows, indices = chunk["rows"], keras.ops.cast(chunk["indices"], "float32")
+        return rows * chunk["factor"], keras.ops.sum(rows, -1) + indices
 
-    tensors = {"rows": rows}, {"places": places}, {"factor": 2.0}
+    tensors = {"rows": rows}, {"indices": indices}, {"factor": 2.0}
     doubled, tripled = map_chunks(compute, *tensors, 3, axis=1, recomputes=recomputes)
     expected = np.broadcast_to(np.arange(num_tokens), (batch_size, num_tokens))
     assert_close(keras.ops.convert_to_numpy(doubled), np.stack([2 * expected] * 2, axis=-1))
@@ -78,8 +78,8 @@ def test_the_gradients_are_those_of_all_tokens_at_once():
         )[0]
         for compute in (in_chunks, weigh)
     )
-    for one, other in zip(gradients, expected, strict=True):
-        assert_close(one, other)
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        assert_close(gradient, expected_gradient)
 
 
 def test_no_call_sees_more_tokens_than_a_chunk_has():
@@ -92,8 +92,8 @@ def test_no_call_sees_more_tokens_than_a_chunk_has():
 
     def total(tokens, kernel):
         labels_ = keras.ops.convert_to_tensor(labels)
-        given = {"rows": tokens}, {"labels": labels_}, {"kernel": kernel}
-        return keras.ops.sum(map_chunks(record, *given, 3))
+        tensors = {"rows": tokens}, {"labels": labels_}, {"kernel": kernel}
+        return keras.ops.sum(map_chunks(record, *tensors, 3))
 
     backend.current().compute.compute_gradients(total, [tokens, kernel], [])
     assert set(sizes) == {3}

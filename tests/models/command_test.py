@@ -45,9 +45,9 @@ def test_text_goes_to_the_output_and_the_pace_beside_it(generate, model, capsys)
     code, loaded = generate("--prompt", "hi", "--max-new-tokens", "6", "--dtype", "float32")
     assert code == 0
     assert loaded == [("folder", {"dtype": "float32"})]
-    shown = capsys.readouterr()
-    assert shown.out == model.generate("hi", max_new_tokens=6, strip_prompt=True) + "\n"
-    assert shown.err.startswith("6 tokens, the first after ")
+    output = capsys.readouterr()
+    assert output.out == model.generate("hi", max_new_tokens=6, strip_prompt=True) + "\n"
+    assert output.err.startswith("6 tokens, the first after ")
 
 
 def test_a_reader_that_has_left_ends_it_in_silence(generate, capsys, monkeypatch):
@@ -84,7 +84,7 @@ def test_a_chat_is_written_by_the_template(generate, model, capsys, tmp_path, mo
 
     class Chat(WordTokenizer):
         def apply_chat_template(self, messages):
-            return "".join(f"<{each['role']}>{each['content']}" for each in messages)
+            return "".join(f"<{message['role']}>{message['content']}" for message in messages)
 
         def tokenize(self, text, *, add_special_tokens=True):
             return super().tokenize(text) + [1] * add_special_tokens
@@ -92,16 +92,16 @@ def test_a_chat_is_written_by_the_template(generate, model, capsys, tmp_path, mo
     model.tokenizer = Chat(end_token_id=60)
     assert generate("--prompt", "hi", "--chat", "--max-new-tokens", "4")[0] == 0
     tokens = WordTokenizer().tokenize("<user>hi")
-    found = model.generate(tokens, max_new_tokens=4, strip_prompt=True)
-    assert capsys.readouterr().out == WordTokenizer().detokenize(found) + "\n"
+    generated = model.generate(tokens, max_new_tokens=4, strip_prompt=True)
+    assert capsys.readouterr().out == WordTokenizer().detokenize(generated) + "\n"
 
 
 def test_what_is_wrong_is_one_line(generate, model, capsys):
     assert generate("--prompt", "")[0] == 2
     assert "The prompt '' must have at least one token" in capsys.readouterr().err
     assert generate("--prompt", "hi", "--top-p", "3")[0] == 2
-    shown = capsys.readouterr().err
-    assert shown == "keras-deepseek generate: error: `top_p` must be at most 1, received 3.0.\n"
+    errors = capsys.readouterr().err
+    assert errors == "keras-deepseek generate: error: `top_p` must be at most 1, received 3.0.\n"
     model.tokenizer = None
     assert generate("--prompt", "hi")[0] == 2
     assert "has no `tokenizer.json`" in capsys.readouterr().err

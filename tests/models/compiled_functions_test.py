@@ -8,10 +8,10 @@ from keras_deepseek.models.compiled_functions import CompiledFunctions
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_a_function_is_made_once_and_anew_for_other_variables():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
-    functions, made = CompiledFunctions(model), []
+    functions, compiled_keys = CompiledFunctions(model), []
 
     def find(key):
-        return functions.find(key, lambda: made.append(key) or len(made))
+        return functions.find(key, lambda: compiled_keys.append(key) or len(compiled_keys))
 
     assert [find("a"), find("b"), find("a"), find("b")] == [1, 2, 1, 2]
     enable_lora(model, rank=2)
@@ -19,4 +19,4 @@ def test_a_function_is_made_once_and_anew_for_other_variables():
     merge_lora(model)
     model.quantize("int8")
     assert [find("a"), find("a")] == [5, 5]
-    assert made == ["a", "b", "b", "a", "a"]
+    assert compiled_keys == ["a", "b", "b", "a", "a"]

@@ -77,8 +77,8 @@ def test_ids_that_are_floats_are_refused_and_masks_are_not():
     model = IdsModel(WidthConfig())
     ids = np.array([[3, 4]])
     for mask in (np.array([[1.0, 0.0]], "float32"), np.array([[True, False]]), np.array([[1, 0]])):
-        found = model({"ids": ids, "a_mask": mask})
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), ids * mask)
+        outputs = model({"ids": ids, "a_mask": mask})
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(outputs), ids * mask)
     floats = {"ids": ids + 0.5, "a_mask": ids}
     for call in (model, model.call, model.predict):
         with pytest.raises(InvalidInputError, match=r"`ids` must be integers, received .*float"):

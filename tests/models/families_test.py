@@ -8,8 +8,8 @@ from keras_deepseek.models.families import FAMILIES
 
 def find_tasks(family):
     exported = [getattr(models, name) for name in models.__all__]
-    tasks = [each for each in exported if isinstance(each, type) and issubclass(each, PresetModel)]
-    return [each for each in tasks if each.architectures == family.architectures]
+    tasks = [task for task in exported if isinstance(task, type) and issubclass(task, PresetModel)]
+    return [task for task in tasks if task.architectures == family.architectures]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architectures[0])
@@ -39,7 +39,7 @@ def open_values(config_class):
 
 
 def test_every_exported_task_belongs_to_a_family():
-    names = {each.__name__ for family in FAMILIES for each in find_tasks(family)}
+    names = {task.__name__ for family in FAMILIES for task in find_tasks(family)}
     exported = [getattr(models, name) for name in models.__all__]
-    tasks = [each for each in exported if isinstance(each, type) and issubclass(each, PresetModel)]
-    assert {each.__name__ for each in tasks if each.architectures} == names
+    tasks = [task for task in exported if isinstance(task, type) and issubclass(task, PresetModel)]
+    assert {task.__name__ for task in tasks if task.architectures} == names

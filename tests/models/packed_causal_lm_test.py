@@ -22,8 +22,8 @@ DOCUMENTS = [np.array([3, 1, 4, 1]), np.array([5, 9]), np.array([2, 6, 5])]
 
 def pack():
     documents = {
-        "token_ids": [each[:-1] for each in DOCUMENTS],
-        "targets": [each[1:] for each in DOCUMENTS],
+        "token_ids": [document[:-1] for document in DOCUMENTS],
+        "targets": [document[1:] for document in DOCUMENTS],
     }
     return pack_sequences(documents, length=4)
 
@@ -33,18 +33,18 @@ def test_a_packed_document_has_the_logits_that_it_has_alone():
     packed = pack()
     targets = packed.pop("targets")
     logits = to_numpy(make_packed_model(model)(packed))
-    found = 0
+    num_matches = 0
     for document in DOCUMENTS:
         tokens = document[None, :-1]
         alone = to_numpy(model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)}))[0]
         for row, segments in enumerate(packed["segment_ids"]):
             for segment in set(segments) - {0}:
-                place = segments == segment
-                if np.array_equal(packed["token_ids"][row, place], tokens[0]):
-                    assert_close(logits[row, place], alone, 2e-5)
-                    np.testing.assert_array_equal(targets[row, place], document[1:])
-                    found += 1
-    assert found == len(DOCUMENTS)
+                in_segment = segments == segment
+                if np.array_equal(packed["token_ids"][row, in_segment], tokens[0]):
+                    assert_close(logits[row, in_segment], alone, 2e-5)
+                    np.testing.assert_array_equal(targets[row, in_segment], document[1:])
+                    num_matches += 1
+    assert num_matches == len(DOCUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_training_it_trains_the_model(is_trainer):
         training_model.compile(**arguments)
         fitted = training_model
     kernel = model.backbone.transformer_layers[0].attention.query_up.kernel
-    before = to_numpy(kernel)
+    old_kernel = to_numpy(kernel)
     history = fitted.fit(
         packed, targets, epochs=3, verbose=0, callbacks=[ExpertBalancing(0.01)]
     ).history
     assert history["loss"][-1] < history["loss"][0]
     assert history["largest_expert_load"][0] >= 1
-    assert np.abs(to_numpy(kernel) - before).max() > 0
+    assert np.abs(to_numpy(kernel) - old_kernel).max() > 0
 
 
 def test_its_loss_is_scaled_as_that_of_the_model():

@@ -67,7 +67,9 @@ def test_a_quantized_model_is_the_same_after_loading(make, inputs, mode, tmp_pat
     model.save(tmp_path / "model.keras")
     revived = keras.saving.load_model(tmp_path / "model.keras")
     assert find_modes(revived) == find_modes(model) != {}
-    assert [each.dtype for each in revived.weights] == [each.dtype for each in model.weights]
+    assert [weight.dtype for weight in revived.weights] == [
+        weight.dtype for weight in model.weights
+    ]
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(revived(inputs)), keras.ops.convert_to_numpy(model(inputs))
     )
@@ -75,10 +77,10 @@ def test_a_quantized_model_is_the_same_after_loading(make, inputs, mode, tmp_pat
 
 def test_quantized_heads_compute_nearly_what_they_did():
     bert = make_bert()
-    before = keras.ops.convert_to_numpy(bert(TOKEN_INPUTS))
+    old_outputs = keras.ops.convert_to_numpy(bert(TOKEN_INPUTS))
     bert.quantize("int8")
-    after = keras.ops.convert_to_numpy(bert(TOKEN_INPUTS))
-    assert np.abs(after - before).max() < 0.05 * np.abs(before).max()
+    quantized_outputs = keras.ops.convert_to_numpy(bert(TOKEN_INPUTS))
+    assert np.abs(quantized_outputs - old_outputs).max() < 0.05 * np.abs(old_outputs).max()
 
 
 def test_a_quantized_recommender_has_nearly_the_loss_that_it_had():

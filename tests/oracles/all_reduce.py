@@ -87,20 +87,20 @@ def build_for_tokens() -> keras.Model:
 
 
 def make(way: str) -> Trainer:
-    given = dict(WAYS[way])
-    if "checkpoint_dir" in given:
-        given["checkpoint_dir"] = given["checkpoint_dir"]()  # Rank 0 alone uses its own.
-    reduction = given.pop("reduction", "sum_over_batch_size")
-    given.pop("x", None)
+    arguments = dict(WAYS[way])
+    if "checkpoint_dir" in arguments:
+        arguments["checkpoint_dir"] = arguments["checkpoint_dir"]()  # Rank 0 alone uses its own.
+    reduction = arguments.pop("reduction", "sum_over_batch_size")
+    arguments.pop("x", None)
     if "WORLD_SIZE" not in os.environ:  # To whom it could send gradients.
-        given.pop("gradient_compression", None)
+        arguments.pop("gradient_compression", None)
     return Trainer(
-        build_for_tokens if given.pop("y", None) is not None else build,
+        build_for_tokens if arguments.pop("y", None) is not None else build,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
         metrics=["accuracy"],
         seed=3,
         distributed_strategy="allreduce" if "WORLD_SIZE" in os.environ else None,
-        **{**given, "optimizer": given["optimizer"]()},
+        **{**arguments, "optimizer": arguments["optimizer"]()},
     )
 
 
@@ -117,13 +117,13 @@ def train(way: str) -> dict[str, Any]:
         )
         logs = [history.history]
     weights = trainer.model.get_weights()
-    found = {f"{way}/{index}": weight for index, weight in enumerate(weights)}
+    results = {f"{way}/{index}": weight for index, weight in enumerate(weights)}
     for name in logs[0]:
-        found[f"{way}/{name}"] = np.array([log[name] for log in logs])
-    found[f"{way}/outputs"] = trainer.predict(valid, batch_size=16, verbose=0)
+        results[f"{way}/{name}"] = np.array([log[name] for log in logs])
+    results[f"{way}/outputs"] = trainer.predict(valid, batch_size=16, verbose=0)
     evaluation = trainer.evaluate(valid, y, verbose=0, return_dict=True)
-    found[f"{way}/evaluation"] = np.array([evaluation[name] for name in sorted(evaluation)])
-    return found
+    results[f"{way}/evaluation"] = np.array([evaluation[name] for name in sorted(evaluation)])
+    return results
 
 
 def talk(processes: Processes) -> dict[str, Any]:
@@ -136,7 +136,9 @@ def talk(processes: Processes) -> dict[str, Any]:
     processes.broadcast_variables(variables)
     return {
         "heard": np.array([processes.broadcast(f"from rank {rank}")]),
-        "variables": np.concatenate([keras.ops.convert_to_numpy(each) for each in variables]),
+        "variables": np.concatenate(
+            [keras.ops.convert_to_numpy(variable) for variable in variables]
+        ),
         "gathered": np.concatenate(processes.gather(np.full((rank + 1, 2), rank, "float16"))),
         "wishes": np.array(
             [
@@ -175,30 +177,30 @@ def be_left_alone(processes: Processes) -> dict[str, Any]:
     next(steps)
     if processes.rank:
         return {}
-    found = {}
+    results = {}
     for name, go_on in {"in step": lambda: next(steps), "between": lambda: talk(processes)}.items():
         try:
             go_on()
         except PeerLostError as error:
-            found[f"lost {name}"] = np.array([str(error)])
-    return found
+            results[f"lost {name}"] = np.array([str(error)])
+    return results
 
 
 def main() -> None:
     cluster = join_cluster() if "WORLD_SIZE" in os.environ else None
     is_first = sys.argv[2] == "first"
     ways = [way for way in WAYS if (way in FIRST) == is_first]
-    found = {name: value for way in ways for name, value in train(way).items()}
+    results = {name: value for way in ways for name, value in train(way).items()}
     if cluster is not None:
         processes = start_processes(cluster)
         if is_first:
-            found |= talk(processes)
+            results |= talk(processes)
         if processes.replicas is not None:
-            found |= resume("reduced in bfloat16" if is_first else "in low rank")
+            results |= resume("reduced in bfloat16" if is_first else "in low rank")
         if is_first and keras.backend.backend() != "jax":  # It ends a process that is left alone.
-            found |= be_left_alone(processes)
-    np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **found)
-    if "lost between" in found:
+            results |= be_left_alone(processes)
+    np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **results)
+    if "lost between" in results:
         # Whose peers are gone has gloo's threads left, and they may abort it as Python ends.
         sys.stdout.flush()
         os._exit(0)

@@ -35,10 +35,15 @@ class ApiServer:
         self.application = web.Application()
         self.application.router.add_route("*", "/{path:.*}", self._answer)
 
-    def add(self, kind, found, *, uid="uid"):
+    def add(self, kind, manifest, *, uid="uid"):
         """Adds an object as a user would."""
-        metadata = {"namespace": "default", "uid": uid, "generation": 1, **found["metadata"]}
-        whole = {"apiVersion": kind.api_version, "kind": kind.name, **found, "metadata": metadata}
+        metadata = {"namespace": "default", "uid": uid, "generation": 1, **manifest["metadata"]}
+        whole = {
+            "apiVersion": kind.api_version,
+            "kind": kind.name,
+            **manifest,
+            "metadata": metadata,
+        }
         self.objects[kind.path(metadata["namespace"], metadata["name"])] = whole
 
     def get(self, kind, name, namespace="default"):
@@ -77,12 +82,14 @@ class ApiServer:
     def _read(self, path, query):
         if path == "/apis":
             groups = {kind.api_version.split("/")[0] for kind in self.kinds}
-            found = [{"name": group} for group in groups if not self.hides_groups]
-            return web.json_response({"groups": found})
+            group_list = [{"name": group} for group in groups if not self.hides_groups]
+            return web.json_response({"groups": group_list})
         for kind in self.kinds:
             if path == kind.path().removesuffix(f"/{kind.plural}"):
-                same = [one for one in self.kinds if one.api_version == kind.api_version]
-                return web.json_response({"resources": [{"name": one.plural} for one in same]})
+                same = [other for other in self.kinds if other.api_version == kind.api_version]
+                return web.json_response(
+                    {"resources": [{"name": resource.plural} for resource in same]}
+                )
             if path.endswith(f"/{kind.plural}"):
                 return web.json_response({"items": self._list(kind, query.get("labelSelector"))})
         if path in self.objects:
@@ -90,15 +97,22 @@ class ApiServer:
         return _error(404, "NotFound", "not found")
 
     def _list(self, kind, selector):
-        wanted = dict(pair.split("=") for pair in selector.split(",")) if selector else {}
-        found = [one for path, one in self.objects.items() if f"/{kind.plural}/" in path]
-        found = [
-            one for one in found if wanted.items() <= one["metadata"].get("labels", {}).items()
+        labels = dict(pair.split("=") for pair in selector.split(",")) if selector else {}
+        objects = [
+            manifest for path, manifest in self.objects.items() if f"/{kind.plural}/" in path
+        ]
+        objects = [
+            manifest
+            for manifest in objects
+            if labels.items() <= manifest["metadata"].get("labels", {}).items()
         ]
         if kind in OPTIONAL or kind is MODEL_DEPLOYMENT:
-            return found
+            return objects
         dropped = ("apiVersion", "kind")
-        return [{key: value for key, value in one.items() if key not in dropped} for one in found]
+        return [
+            {key: value for key, value in manifest.items() if key not in dropped}
+            for manifest in objects
+        ]
 
     def _patch(self, path, body, manager):
         if path.endswith("/status"):
@@ -123,8 +137,8 @@ class ApiServer:
         self.objects[path] = new
         return web.json_response(new)
 
-    def _owners(self, found):
-        return {one["manager"] for one in found["metadata"].get("managedFields", [])}
+    def _owners(self, manifest):
+        return {entry["manager"] for entry in manifest["metadata"].get("managedFields", [])}
 
 
 def _merge(old, new):

@@ -13,9 +13,9 @@ def decode(layer, inputs, pieces, max_length, mask=None, positions=None):
     """Returns the outputs of the pieces that begin and end at given places, one after another."""
     cache, outputs = layer.make_cache(len(inputs), max_length), []
     for start, stop in itertools.pairwise(pieces):
-        given = {"mask": mask, "positions": positions}
-        given = {name: x[:, start:stop] for name, x in given.items() if x is not None}
-        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **given)
+        arguments = {"mask": mask, "positions": positions}
+        arguments = {name: x[:, start:stop] for name, x in arguments.items() if x is not None}
+        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **arguments)
         outputs.append(keras.ops.convert_to_numpy(piece))
     return np.concatenate(outputs, axis=1)
 
@@ -29,8 +29,8 @@ def draw_mask(batch_size, length, side, seed=0):
     mask = np.ones((batch_size, length), bool)
     for row in range(1, batch_size):
         hidden = row * length // (batch_size + 1) + 1
-        places = {"left": slice(hidden), "right": slice(length - hidden, None)}
-        mask[row, places.get(side, rng.permutation(length)[:hidden])] = False
+        padding = {"left": slice(hidden), "right": slice(length - hidden, None)}
+        mask[row, padding.get(side, rng.permutation(length)[:hidden])] = False
     return mask
 
 
@@ -48,14 +48,14 @@ class DecodingStep(keras.Layer):
 
 def decode_compiled(layer, inputs, cache, cache_index):
     """Returns the outputs of tokens that go on from a cache, by a compiled model of one step."""
-    given = {f"cache_{name}": keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
-    given.update(token=inputs, index=np.full(len(inputs), cache_index, "int32"))
+    batch = {f"cache_{name}": keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
+    batch.update(token=inputs, index=np.full(len(inputs), cache_index, "int32"))
     symbolic = {
         name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
-        for name, array in given.items()
+        for name, array in batch.items()
     }
     model = NamedModel(keras.Model(symbolic, DecodingStep(layer)(**symbolic)))
-    (outputs,) = backend.current().inference.compile_inference(model)(given).values()
+    (outputs,) = backend.current().inference.compile_inference(model)(batch).values()
     return outputs
 
 

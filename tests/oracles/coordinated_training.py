@@ -80,9 +80,9 @@ def compare(name: str, model: Any = build, data: Any = None, **arguments: Any) -
     trainers = [make_trainer(name, bound, model, **arguments) for bound in (None, 0)]
     alone, served = (trainer.fit(**data).history for trainer in trainers)
     assert set(alone) == set(served)
-    logs = [np.abs(np.subtract(alone[each], served[each])).max() for each in alone]
-    one, other = (weights_of(trainer.model) for trainer in trainers)
-    weights = [np.abs(a - b).max() for a, b in zip(one, other, strict=True)]
+    logs = [np.abs(np.subtract(alone[name], served[name])).max() for name in alone]
+    alone_weights, served_weights = (weights_of(trainer.model) for trainer in trainers)
+    weights = [np.abs(a - b).max() for a, b in zip(alone_weights, served_weights, strict=True)]
     steps = [int(trainer.model.optimizer.iterations) for trainer in trainers]
     return {"logs": float(max(logs)), "weights": float(max(weights)), "steps": steps}
 
@@ -120,7 +120,7 @@ class Distillation(Trainer):
 
 def distil() -> dict[str, Any]:
     """Returns how far a distillation is from that of one process."""
-    found = []
+    soft_losses = []
     for bound in (None, 0):
         strategy = None if bound is None else ParameterServer(**SERVERS, staleness_bound=0)
         trainer = Distillation(
@@ -134,13 +134,13 @@ def distil() -> dict[str, Any]:
         keras.utils.set_random_seed(1)
         trainer.teacher = build()  # type: ignore[attr-defined]
         history = trainer.fit(IMAGES[:160], LABELS[:160], batch_size=32, epochs=2, verbose=0)
-        found.append(history.history["soft"])
-    return {"logs": float(np.abs(np.subtract(*found)).max())}
+        soft_losses.append(history.history["soft"])
+    return {"logs": float(np.abs(np.subtract(*soft_losses)).max())}
 
 
 def compare_sparse() -> dict[str, Any]:
     """Returns how far a training is whose batches touch few rows of an embedding."""
-    x, y, weights = (each[:80] for each in masked_words())
+    x, y, weights = (array[:80] for array in masked_words())
     data = {"x": x, "y": y, "sample_weight": weights, "batch_size": 8}
     return compare("sparse", build_encoder, data)
 
@@ -148,23 +148,23 @@ def compare_sparse() -> dict[str, Any]:
 def lose_a_worker() -> dict[str, Any]:
     """Returns the losses of one process and of a training whose worker dies, and its steps."""
     data = {"x": IMAGES, "y": LABELS, "batch_size": 32, "epochs": 4, "verbose": 0}
-    losses, steps, seen = [], 0, []
+    losses, steps, batches = [], 0, []
     for bound in (None, 8):
         trainer = make_trainer("worker", bound, optimizer=make_optimizer(4 * 57))
         record = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda batch, logs: seen.append(batch)
+            on_train_batch_end=lambda batch, logs: batches.append(batch)
         )
         callbacks = [] if bound is None else [Kill(trainer, "worker", at=5), record]
         trainer.fit(**data, callbacks=callbacks)
         losses.append(float(trainer.evaluate(IMAGES, LABELS, verbose=0)))
         steps = int(trainer.model.optimizer.iterations)
-    return {"losses": losses, "steps": steps, "in_order": seen == list(range(57)) * 4}
+    return {"losses": losses, "steps": steps, "in_order": batches == list(range(57)) * 4}
 
 
 def pretrain() -> dict[str, Any]:
     """Returns losses of a model of BERT's shape, by one process and by two workers."""
     x, y, weights = masked_words()
-    seen, held_out = (
+    training_data, held_out = (
         {"x": x[part], "y": y[part], "sample_weight": weights[part]}
         for part in (slice(640), slice(640, None))
     )
@@ -177,8 +177,10 @@ def pretrain() -> dict[str, Any]:
             optimizer=make_optimizer(120),
             gradient_clip=("global_norm", 1.0),
         )
-        trainer.fit(**seen, batch_size=32, epochs=6, verbose=0)
-        losses.append([float(trainer.evaluate(**data, verbose=0)) for data in (seen, held_out)])
+        trainer.fit(**training_data, batch_size=32, epochs=6, verbose=0)
+        losses.append(
+            [float(trainer.evaluate(**data, verbose=0)) for data in (training_data, held_out)]
+        )
     return {"losses": losses}
 
 

@@ -101,7 +101,7 @@ def lay_out(model: keras.Model) -> Any:
 
 def train(way: str, strategy: Any, model: Any = build, optimizer: Any = None) -> list[Any]:
     """Returns the weights, predictions, losses and metrics of twenty steps."""
-    given = {name: value() if callable(value) else value for name, value in WAYS[way].items()}
+    arguments = {name: value() if callable(value) else value for name, value in WAYS[way].items()}
     trainer = Trainer(
         model,
         optimizer=optimizer or keras.optimizers.AdamW(0.01, use_ema=True),
@@ -109,9 +109,9 @@ def train(way: str, strategy: Any, model: Any = build, optimizer: Any = None) ->
         metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(k=2)],
         seed=3,
         distributed_strategy=strategy,
-        **given,
+        **arguments,
     )
-    x = BAD if "guard" in given else X
+    x = BAD if "guard" in arguments else X
     history = trainer.fit(x, Y, batch_size=16, epochs=5, verbose=0, validation_data=(X, Y))
     logs = {**history.history, **trainer.evaluate(X, Y, verbose=0, return_dict=True)}
     if way == "half precision":  # What rounds otherwise may win or lose a row.
@@ -122,20 +122,20 @@ def train(way: str, strategy: Any, model: Any = build, optimizer: Any = None) ->
     return [*weights, trainer.predict(X, verbose=0), *(logs[name] for name in sorted(logs))]
 
 
-def differ(one: list[Any], other: list[Any]) -> float:
+def differ(expected: list[Any], received: list[Any]) -> float:
     """Returns the largest difference of numbers, NaN where only one of them is."""
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(one, other, strict=True)]
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(expected, received, strict=True)]
     return float(max(np.max(np.abs(a - b), where=a != b, initial=0.0) for a, b in pairs))
 
 
 def main() -> None:
     ways = list(WAYS) if "all ways" in sys.argv else ["half precision", "all at once"]
     alone = {way: train(way, None) for way in ways}
-    found = {way: differ(alone[way], train(way, "allreduce")) for way in ways}
+    differences = {way: differ(alone[way], train(way, "allreduce")) for way in ways}
     if "plain" in ways:
         distribution = keras.distribution.DataParallel()
-        found["a distribution"] = differ(alone["plain"], train("plain", distribution))
-        found["a model that is there"] = differ(
+        differences["a distribution"] = differ(alone["plain"], train("plain", distribution))
+        differences["a model that is there"] = differ(
             train("plain", None, build()), train("plain", "allreduce", build())
         )
     mesh = keras.distribution.DeviceMesh((1, NUM_DEVICES), ["batch", "model"])
@@ -143,11 +143,13 @@ def main() -> None:
     layouts[".*kernel"] = (None, "model")
     parallel = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
     model = build_wide()
-    found["layouts"] = differ(train("plain", None, build_wide()), train("plain", parallel, model))
+    differences["layouts"] = differ(
+        train("plain", None, build_wide()), train("plain", parallel, model)
+    )
     kernel = model.layers[0].kernel.value
     assert kernel.sharding.shard_shape(kernel.shape) == (6, 16 // NUM_DEVICES)
     transformer = build_transformer()
-    found["transformer"] = differ(
+    differences["transformer"] = differ(
         train("plain", None, build_transformer(), descent()),
         train("plain", lay_out(transformer), transformer, descent()),
     )
@@ -158,8 +160,8 @@ def main() -> None:
         [step.logs["loss"] for step in make(strategy).steps(X, Y, batch_size=16, shuffle=False)]
         for strategy in (None, "allreduce")
     ]
-    found["steps"] = differ([steps[0]], [steps[1]])
-    print(json.dumps(found))
+    differences["steps"] = differ([steps[0]], [steps[1]])
+    print(json.dumps(differences))
 
 
 def make(strategy: Any) -> Trainer:

@@ -57,12 +57,12 @@ def _compress(x, w, prefix, config, positions):
     overlaps = value.shape[1] == 2 * dim
     entries = []
     for start in range(0, len(x) - rate + 1, rate):
-        own = slice(start, start + rate)
-        values, gates = value[own, -dim:], gate[own, -dim:] + bias[:, -dim:]
+        window = slice(start, start + rate)
+        values, gates = value[window, -dim:], gate[window, -dim:] + bias[:, -dim:]
         if overlaps and start:
-            before = slice(start - rate, start)
-            values = np.concatenate([value[before, :dim], values])
-            gates = np.concatenate([gate[before, :dim] + bias[:, :dim], gates])
+            previous_window = slice(start - rate, start)
+            values = np.concatenate([value[previous_window, :dim], values])
+            gates = np.concatenate([gate[previous_window, :dim] + bias[:, :dim], gates])
         exponents = np.exp(gates - gates.max(axis=0))
         entry = (exponents / exponents.sum(axis=0) * values).sum(axis=0)
         entry = _norm(entry, config) * w[f"{prefix}norm/scale"]

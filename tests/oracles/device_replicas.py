@@ -79,19 +79,19 @@ def placed(strategy: Any) -> dict[str, Any]:
 @functools.cache
 def train(way: str, strategy: Any, model: Any = build) -> list[Any]:
     """Returns the weights, predictions, losses and metrics of twenty steps."""
-    given = {name: value() if callable(value) else value for name, value in WAYS[way].items()}
-    x = given.pop("x", X)
-    is_eager = given.pop("run_eagerly", False)
+    arguments = {name: value() if callable(value) else value for name, value in WAYS[way].items()}
+    x = arguments.pop("x", X)
+    is_eager = arguments.pop("run_eagerly", False)
     trainer = Trainer(
         model,
         optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
         loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, reduction=given.pop("reduction", "sum_over_batch_size")
+            from_logits=True, reduction=arguments.pop("reduction", "sum_over_batch_size")
         ),
         metrics=["accuracy"],
         seed=3,
         **placed(strategy),
-        **given,
+        **arguments,
     )
     trainer.model.run_eagerly = is_eager
     if model is build_embedded:
@@ -109,9 +109,9 @@ def train(way: str, strategy: Any, model: Any = build) -> list[Any]:
     return [*trainer.model.get_weights(), *(logs[name] for name in sorted(logs))]
 
 
-def differ(one: list[Any], other: list[Any]) -> float:
+def differ(expected: list[Any], received: list[Any]) -> float:
     """Returns the largest difference of numbers, NaN where only one of them is."""
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(one, other, strict=True)]
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(expected, received, strict=True)]
     return float(max(np.max(np.abs(a - b), where=a != b, initial=0.0) for a, b in pairs))
 
 
@@ -120,24 +120,24 @@ def main() -> None:
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, devices)
     alone = {way: train(way, None) for way in WAYS}
-    found = {way: differ(alone[way], train(way, "allreduce")) for way in WAYS}
+    differences = {way: differ(alone[way], train(way, "allreduce")) for way in WAYS}
     # Without a clip Keras itself takes a sparse gradient for others where a token comes twice.
     for name, make in {"plain": build_normalized, "clip": build_embedded}.items():
-        found[make.__name__] = differ(train(name, None, make), train(name, "allreduce", make))
+        differences[make.__name__] = differ(train(name, None, make), train(name, "allreduce", make))
     by_speed = "cpu " + " ".join(map(str, range(NUM_DEVICES)))
     for way in ("plain", "micro-batches", "guard", "eager"):
-        found[f"{way}, by speed"] = differ(alone[way], train(way, by_speed))
+        differences[f"{way}, by speed"] = differ(alone[way], train(way, by_speed))
     strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(NUM_DEVICES)])
-    found["a strategy"] = differ(alone["plain"], train("plain", strategy))
-    found["a model that is there"] = differ(
+    differences["a strategy"] = differ(alone["plain"], train("plain", strategy))
+    differences["a model that is there"] = differ(
         train("plain", None, build()), train("plain", "allreduce", build())
     )
     steps = [
         [step.logs["loss"] for step in make_trainer(strategy).steps(X, Y, batch_size=16)]
         for strategy in (None, "allreduce")
     ]
-    found["steps"] = differ([steps[0]], [steps[1]])
-    print(json.dumps(found))
+    differences["steps"] = differ([steps[0]], [steps[1]])
+    print(json.dumps(differences))
 
 
 def make_trainer(strategy: Any) -> Trainer:

@@ -211,7 +211,9 @@ def check_devices(model: keras.Model, device_map: Any) -> None:
     if device_map is None:
         return
     away = ("decoder", "attention", "inner_away", "inner_back")
-    for path, device in sorted((each.path, device_of(each)) for each in model.trainable_variables):
+    for path, device in sorted(
+        (variable.path, device_of(variable)) for variable in model.trainable_variables
+    ):
         is_away = any(name in path for name in away) and "inner_home" not in path
         assert device == (SECOND if is_away else FIRST), (path, device)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
@@ -222,7 +224,7 @@ def check_devices(model: keras.Model, device_map: Any) -> None:
             assert device_of(slot) == device_of(weight), (slot.path, device_of(slot))
 
 
-def difference(one: Any, other: Any) -> float:
+def difference(expected: Any, received: Any) -> float:
     """Returns the largest difference of two structures of numbers.
 
     Of arrays with values beyond 1, as sums of squares, it is a share of the largest.
@@ -233,7 +235,7 @@ def difference(one: Any, other: Any) -> float:
         scale = np.max(np.abs(b), initial=1.0)
         return float(np.max(np.abs(a - b), initial=0.0) / scale)
 
-    return max(map(compare, keras.tree.flatten(one), keras.tree.flatten(other)))
+    return max(map(compare, keras.tree.flatten(expected), keras.tree.flatten(received)))
 
 
 def places() -> dict[str, list[str]]:
@@ -250,14 +252,14 @@ def places() -> dict[str, list[str]]:
         build_for_training(model, (X, Y))
         step = tf.function(model.train_step)
         graph = step.get_concrete_function((tf.constant(X), tf.constant(Y))).graph
-    found: dict[str, list[str]] = {}
+    devices: dict[str, list[str]] = {}
     for operation in graph.get_operations():
-        shapes = [tuple(each.shape) for each in (*operation.inputs, *operation.outputs)]
+        shapes = [tuple(tensor.shape) for tensor in (*operation.inputs, *operation.outputs)]
         if operation.type in ("MatMul", "BatchMatMulV2"):  # By Keras's release.
             sizes = {size for shape in shapes for size in shape}
             name = ",".join(str(size) for size in sorted(sizes & {3, 6, 7, 11}))
-            found.setdefault(name, []).append(operation.device.split("device:")[-1].lower())
-    return found
+            devices.setdefault(name, []).append(operation.device.split("device:")[-1].lower())
+    return devices
 
 
 def resumed() -> float:
@@ -303,18 +305,18 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Prints the differences."""
-    found: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
     for name in sys.argv[1:]:
         if name in ("resumed", "places"):
-            found[name] = resumed() if name == "resumed" else places()
+            differences[name] = resumed() if name == "resumed" else places()
             continue
         way = WAYS.get(name)
         if way is None:
             way = {"optimizer": lambda name=name: getattr(keras.optimizers, name)(1e-3)}
         alone = train(None, way)
         with using_devices():
-            found[name] = difference(train(DEVICE_MAP, way), alone)
-    print(json.dumps(found))
+            differences[name] = difference(train(DEVICE_MAP, way), alone)
+    print(json.dumps(differences))
 
 
 if __name__ == "__main__":

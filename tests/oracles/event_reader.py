@@ -11,7 +11,7 @@ def read_scalars(folder):
     Raises:
         ValueError: A file holds what no event file may hold.
     """
-    found = defaultdict(list)
+    events = defaultdict(list)
     for path in sorted(Path(folder).glob("*")):
         if not path.stat().st_size:
             continue  # Another file has taken over what it held.
@@ -23,8 +23,8 @@ def read_scalars(folder):
             for summary in message.get(5, []):
                 (value,) = _fields(summary)[1]
                 value = _fields(value)
-                found[value[1][0].decode()].append((step, struct.unpack("<f", value[2][0])[0]))
-    return dict(found)
+                events[value[1][0].decode()].append((step, struct.unpack("<f", value[2][0])[0]))
+    return dict(events)
 
 
 def _messages(data):
@@ -52,7 +52,7 @@ def _masked(data):
 
 
 def _fields(message):
-    found, start = defaultdict(list), 0
+    fields, start = defaultdict(list), 0
 
     def varint():
         nonlocal start
@@ -68,11 +68,11 @@ def _fields(message):
         key = varint()
         layout = key & 7
         if layout == 0:
-            found[key >> 3].append(varint())
+            fields[key >> 3].append(varint())
             continue
         length = {1: 8, 5: 4}[layout] if layout != 2 else varint()
         if start + length > len(message):
             raise ValueError("A field is longer than its message.")
-        found[key >> 3].append(message[start : start + length])
+        fields[key >> 3].append(message[start : start + length])
         start += length
-    return found
+    return fields

@@ -85,13 +85,13 @@ def as_array(array):
 
 def assign(entries, tensors):
     """Gives a model its weights; no tensor may be left over."""
-    left = set(tensors)
+    unassigned = set(tensors)
     for entry in entries:
         arrays = entry.to_variables([tensors[name] for name in entry.tensors])
         for variable, array in zip(entry.variables, arrays, strict=True):
             variable.assign(as_array(array))
-        left -= set(entry.tensors)
-    assert left == set()
+        unassigned -= set(entry.tensors)
+    assert unassigned == set()
 
 
 def check_outputs(model, case, entries=None):

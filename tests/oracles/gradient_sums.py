@@ -34,14 +34,14 @@ def compress_gradients(
     residual = replicas.own_variable(begin_residual(kind, shapes), "residual")
     variables = [keras.Variable(np.zeros(shape, "float32")) for shape in shapes]
     compression = Compression(kind, residual, 4.0)
-    summed, given = np.zeros(size), np.zeros(size)
+    summed, expected = np.zeros(size), np.zeros(size)
 
     def flatten(arrays: list[Any]) -> Any:
         return np.concatenate([array.ravel() for array in arrays[::-1]])
 
     def add(gradients: list[Any], *, is_kept: bool = True) -> Any:
         def finish(scalars: Any, receive: Any) -> Any:
-            tensors = [4.0 * keras.ops.divide(each, scalars[0]) for each in gradients]
+            tensors = [4.0 * keras.ops.divide(gradient, scalars[0]) for gradient in gradients]
             if receive is not None:  # Of some, and in another order than on the other rank.
                 receive(2 * rank, tensors[2 * rank])
             return scalars, tensors
@@ -52,24 +52,24 @@ def compress_gradients(
         assert [float(count), float(counts)] == [world_size, world_size**2]
         if is_kept:
             keep()
-        assert [tuple(each.shape) for each in sums] == shapes
-        return flatten([keras.ops.convert_to_numpy(each) for each in sums])
+        assert [tuple(gradient_sum.shape) for gradient_sum in sums] == shapes
+        return flatten([keras.ops.convert_to_numpy(gradient_sum) for gradient_sum in sums])
 
     for _ in range(16):
         gradients = [rng.normal(1.0, 1e-4, shape).astype("float32") for shape in shapes]
         gradients[1] *= 1e-12  # Beside others float16 has nothing so small.
-        given += flatten(gradients)
+        expected += flatten(gradients)
         summed += add(gradients)
-    before = replicas.read_own(residual)
+    old_residual = replicas.read_own(residual)
     large = [np.full(shape, 3e38 / 4, "float32") for shape in shapes]
     largest = add(large, is_kept=False)
     bad = [gradient.copy() for gradient in gradients]
     bad[3][1, 2, 3] = np.inf if rank else np.nan
     return {
         f"{name}/summed": summed,
-        f"{name}/given": given,
-        f"{name}/residual": before[:size],
-        f"{name}/is left alone": np.array_equal(before, replicas.read_own(residual)),
+        f"{name}/given": expected,
+        f"{name}/residual": old_residual[:size],
+        f"{name}/is left alone": np.array_equal(old_residual, replicas.read_own(residual)),
         f"{name}/largest": largest[-7_919:],
         f"{name}/bad": np.isfinite(add(bad, is_kept=False)[:4_500]),
     }
@@ -78,12 +78,12 @@ def compress_gradients(
 def main() -> None:
     processes = start_processes(join_cluster())
     assert processes.replicas is not None
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, kind in KINDS.items():
-        found |= compress_gradients(
+        results |= compress_gradients(
             processes.replicas, processes.rank, processes.world_size, name, kind
         )
-    np.savez(Path(sys.argv[1]) / f"{processes.rank}.npz", **found)
+    np.savez(Path(sys.argv[1]) / f"{processes.rank}.npz", **results)
 
 
 if __name__ == "__main__":

@@ -100,12 +100,12 @@ WITH_TOKENS = (
 
 def layer_names() -> list[str]:
     """Returns the names of Keras's layer classes that take numbers, and of ours."""
-    found: dict[Any, str] = {}
+    class_names: dict[Any, str] = {}
     for name in sorted(dir(layers), key=len, reverse=True):  # The long one of several names.
         value = getattr(layers, name)
         if isinstance(value, type) and issubclass(value, keras.Layer):
-            found.setdefault(value, name)
-    return sorted(set(found.values()) - {*ABSTRACT, *TEXT}) + sorted([*OWN, *ATTENTIONS])
+            class_names.setdefault(value, name)
+    return sorted(set(class_names.values()) - {*ABSTRACT, *TEXT}) + sorted([*OWN, *ATTENTIONS])
 
 
 def make_layer(name: str) -> keras.Layer:
@@ -113,9 +113,11 @@ def make_layer(name: str) -> keras.Layer:
     if name in ATTENTIONS:
         return make_attention(name)
     if name in OWN:
-        made = {key: value() if callable(value) else value for key, value in OWN[name].items()}
-        own: keras.Layer = getattr(keras_deepseek.layers, name)(**made)
-        return own
+        layer_arguments = {
+            key: value() if callable(value) else value for key, value in OWN[name].items()
+        }
+        own_layer: keras.Layer = getattr(keras_deepseek.layers, name)(**layer_arguments)
+        return own_layer
     arguments = dict(ARGUMENTS.get(name, {}))
     takes_filters = ("Conv", "SeparableConv")
     if (name.startswith(takes_filters) and "LSTM" not in name) or name.startswith("ConvLSTM"):
@@ -132,8 +134,10 @@ def make_layer(name: str) -> keras.Layer:
         arguments |= {"factor": 0.2}
     elif name in ("RandomPosterization", "RandomColorDegeneration", "RandomSharpness"):
         arguments |= {"factor": 0.5 if name != "RandomPosterization" else 4}
-    made = {key: value() if key in ("layer", "cell") else value for key, value in arguments.items()}
-    layer: keras.Layer = getattr(layers, name)(**made)
+    layer_arguments = {
+        key: value() if key in ("layer", "cell") else value for key, value in arguments.items()
+    }
+    layer: keras.Layer = getattr(layers, name)(**layer_arguments)
     return layer
 
 

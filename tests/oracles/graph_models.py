@@ -13,8 +13,8 @@ def random_model(r: np.random.Generator) -> tuple[keras.Model, tuple[int, int]]:
     inputs = keras.Input((length, dim))
     pool = [inputs]
 
-    def pick(found: list[Any]) -> Any:
-        return found[int(r.integers(len(found)))]
+    def pick(candidates: list[Any]) -> Any:
+        return candidates[int(r.integers(len(candidates)))]
 
     for _ in range(int(r.integers(3, 12))):
         x = pick(pool) if r.random() < 0.5 else pool[-1]

@@ -57,11 +57,17 @@ def check_equal(
     for batch in batches:
         inputs = tree.map_structure(ops.convert_to_tensor, batch)
         if gradients:
-            one, other = (_gradients(each, tree.flatten(batch)) for each in (model, optimized))
+            expected_tensors, received_tensors = (
+                _gradients(network, tree.flatten(batch)) for network in (model, optimized)
+            )
         else:
-            one, other = (tree.flatten(each(inputs, training=False)) for each in (model, optimized))
-        assert len(one) == len(other)
-        for expected, received in zip(map(_array, one), map(_array, other), strict=True):
+            expected_tensors, received_tensors = (
+                tree.flatten(network(inputs, training=False)) for network in (model, optimized)
+            )
+        assert len(expected_tensors) == len(received_tensors)
+        for expected, received in zip(
+            map(_array, expected_tensors), map(_array, received_tensors), strict=True
+        ):
             largest = max(1.0, np.abs(expected).max(initial=0.0))
             np.testing.assert_allclose(received, expected, rtol=0, atol=2e-5 * largest)
 
@@ -69,7 +75,7 @@ def check_equal(
 def _gradients(model: keras.Model, batch: Sequence[Any]) -> list[Any]:
     def loss(*inputs: Any) -> Any:
         outputs = model(inputs[0] if len(inputs) == 1 else list(inputs), training=True)
-        return sum(ops.sum(ops.sin(each)) for each in tree.flatten(outputs))
+        return sum(ops.sum(ops.sin(output)) for output in tree.flatten(outputs))
 
     compute: Callable[..., Any] = backend.current().compute.compute_gradients
     by_inputs, by_weights = compute(loss, list(batch), model.trainable_variables)

@@ -112,7 +112,7 @@ class Transport(asyncio.Transport):
 class Wire:
     """A connection with all that is around it, on a loop that runs only inside of its methods."""
 
-    def __init__(self, loop, limits=LIMITS, others=0):
+    def __init__(self, loop, limits=LIMITS, num_other_connections=0):
         self.now = 1000.0
         self.loop = loop
         self.application = Application()
@@ -126,7 +126,7 @@ class Wire:
             application=types.SimpleNamespace(refuse_early=self._refuse_early),
         )
         self.state = ServerState()
-        self.state.connections.update(range(others))
+        self.state.connections.update(range(num_other_connections))
         config = Config(self.application, lifespan="off", log_config=None, proxy_headers=False)
         self.run(lambda: self._connect(config))
 
@@ -157,15 +157,15 @@ class Wire:
 
     def take(self):
         """Returns the status, the headers and the body of each answer since the last call."""
-        answers, rest = [], self.transport.written
+        answers, unread = [], self.transport.written
         self.transport.written = b""
-        while rest:
-            head, _, rest = rest.partition(b"\r\n\r\n")
+        while unread:
+            head, _, unread = unread.partition(b"\r\n\r\n")
             first, *lines = head.decode().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines)
             length = int(headers.get("content-length", 0))
-            answers.append((int(first.split()[1]), headers, rest[:length].decode()))
-            rest = rest[length:]
+            answers.append((int(first.split()[1]), headers, unread[:length].decode()))
+            unread = unread[length:]
         return answers
 
     def bodies(self):

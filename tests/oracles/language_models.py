@@ -62,13 +62,13 @@ def check_cached_decoding(model, pieces):
     whole = to_numpy(model(batch))
     cache = model.make_cache(len(tokens), LENGTH + 2)
     for start, stop in pieces:
-        place = (slice(None), slice(start, stop))
+        piece = (slice(None), slice(start, stop))
         logits, hidden_states, cache = model.call_with_cache(
-            tokens[place], cache, start, padding_mask=mask[place], positions=positions[place]
+            tokens[piece], cache, start, padding_mask=mask[piece], positions=positions[piece]
         )
-        shown = mask[place] > 0
+        is_real = mask[piece] > 0
         assert hidden_states.shape[:2] == logits.shape[:2]
-        assert_close(to_numpy(logits)[shown], whole[place][shown], 2e-5)
+        assert_close(to_numpy(logits)[is_real], whole[piece][is_real], 2e-5)
     last, _, _ = model.call_with_cache(
         tokens[:, -3:], cache, LENGTH - 3, mask[:, -3:], positions[:, -3:], num_logits=2
     )

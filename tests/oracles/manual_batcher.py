@@ -86,8 +86,8 @@ class ManualBatcher:
     def check(self):
         answered = [request for request, _ in self.delivered]
         assert len(answered) == len(set(answered))
-        kept = [request for request, _ in self.sent if request not in self.cancelled]
-        assert set(answered) == set(kept)
+        not_cancelled = [request for request, _ in self.sent if request not in self.cancelled]
+        assert set(answered) == set(not_cancelled)
         assert self.batcher._queue.rows == 0
         for request, time in self.delivered:
             if request.outputs is not None:

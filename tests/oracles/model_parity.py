@@ -122,8 +122,11 @@ def check_case(model: keras.Model, entries: list[CheckpointEntry], case: Case) -
         return keras.ops.sum(keras.ops.multiply(model(inputs), case["direction"] * real))
 
     variables = [variable for entry in entries for variable in entry.variables]
-    _, found = backend.current().compute.compute_gradients(objective, [], variables)
-    by_variable = {id(each): np.asarray(grad) for each, grad in zip(variables, found, strict=True)}
+    _, variable_gradients = backend.current().compute.compute_gradients(objective, [], variables)
+    by_variable = {
+        id(variable): np.asarray(grad)
+        for variable, grad in zip(variables, variable_gradients, strict=True)
+    }
     gradients, largest = part(case, "gradient/"), 0.0
     assert len(gradients) >= len(variables)
     for name, gradient in read(entries, by_variable).items():

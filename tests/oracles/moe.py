@@ -37,10 +37,10 @@ def mixture(x, routes, kernels, shared, clamp=None):
     """`routes` holds the weights and experts of each token, in the order of the flattened `x`."""
     tokens = np.asarray(x, "float64").reshape(-1, x.shape[-1])
     outputs = np.zeros_like(tokens)
-    for place, (weights, experts) in enumerate(routes):
-        token = tokens[place]
+    for index, (weights, experts) in enumerate(routes):
+        token = tokens[index]
         for weight, expert in zip(weights, experts, strict=True):
-            outputs[place] += weight * swiglu(
+            outputs[index] += weight * swiglu(
                 token, *((k[expert], 0.0) for k in kernels), clamp=clamp
             )
     if shared is not None:

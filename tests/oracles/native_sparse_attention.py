@@ -5,12 +5,12 @@ import numpy as np
 from tests.oracles.rotary_embedding import rotary_embedding
 
 
-def attend(query, key, value, shown):
+def attend(query, key, value, is_visible):
     """One query over `(P, D)` keys, and its weights; zeros where nothing is shown."""
     weights = np.zeros(len(key))
-    if shown.any():
-        scores = key[shown] @ query / np.sqrt(len(query))
-        weights[shown] = np.exp(scores - scores.max())
+    if is_visible.any():
+        scores = key[is_visible] @ query / np.sqrt(len(query))
+        weights[is_visible] = np.exp(scores - scores.max())
         weights /= weights.sum()
     return weights @ value, weights
 
@@ -29,10 +29,10 @@ def find_importance(weights, block_size, stride, num_blocks, chosen_size):
 
 def choose(importance, now, block_size, num_chosen, num_first, num_local):
     """Returns the set of chosen blocks up to that of the token number `now`."""
-    own = now // block_size
-    fixed = {j for j in range(own + 1) if j < num_first or j > own - num_local}
-    rest = sorted(set(range(own + 1)) - fixed, key=lambda j: -importance[j])
-    return fixed | set(rest[: num_chosen - len(fixed)])
+    own_block = now // block_size
+    fixed = {j for j in range(own_block + 1) if j < num_first or j > own_block - num_local}
+    ranked = sorted(set(range(own_block + 1)) - fixed, key=lambda j: -importance[j])
+    return fixed | set(ranked[: num_chosen - len(fixed)])
 
 
 def compress(x, weights, name, block_size, stride):
@@ -104,13 +104,13 @@ def native_sparse_attention(x, weights, config):
                     config["num_initial_blocks"],
                     config["num_local_blocks"],
                 )
-                shown = {
+                masks = {
                     "selection": np.isin(tokens // chosen_size, list(chosen)) & (tokens <= now),
                     "window": (tokens <= now) & (tokens > now - window),
                 }
                 for h in of_group:
                     parts = [far[h][0]]
-                    for branch, mask in shown.items():
+                    for branch, mask in masks.items():
                         key, value = keys[branch][:, g], values[branch][:, g]
                         parts.append(attend(query[now, h], key, value, mask)[0])
                     heads[now, h] = gates[now, h] @ np.array(parts)

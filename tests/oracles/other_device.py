@@ -28,7 +28,7 @@ class OtherTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor) -> "OtherTensor":
-        made = torch.Tensor._make_wrapper_subclass(
+        wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             raw.size(),
             strides=raw.stride(),
@@ -36,8 +36,8 @@ class OtherTensor(torch.Tensor):
             dtype=raw.dtype,
             device=torch.device(NAME),
         )
-        made.raw = raw
-        return made
+        wrapper.raw = raw
+        return wrapper
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None):
@@ -63,8 +63,10 @@ def _check_one_device(function: Any, tensors: list[torch.Tensor]) -> bool:
     """Returns whether tensors are all on the other device; some and others are not is an error."""
     kinds = {isinstance(tensor, OtherTensor) for tensor in tensors}
     if len(kinds) > 1:
-        found = [(str(tensor.device), tuple(tensor.shape)) for tensor in tensors]
-        raise RuntimeError(f"{function}: expected all tensors on the same device, found {found}")
+        descriptions = [(str(tensor.device), tuple(tensor.shape)) for tensor in tensors]
+        raise RuntimeError(
+            f"{function}: expected all tensors on the same device, found {descriptions}"
+        )
     return True in kinds
 
 
@@ -72,8 +74,8 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = function.name().split(".")[0]
     raw_args, raw_kwargs = _pytree.tree_map(_unwrap, (args, kwargs))
     if name.startswith("aten::_foreach_"):  # Each of the lists' places by itself.
-        lists = [each for each in args if isinstance(each, list | tuple)]
-        alone = [each for each in args if isinstance(each, torch.Tensor)]
+        lists = [argument for argument in args if isinstance(argument, list | tuple)]
+        alone = [argument for argument in args if isinstance(argument, torch.Tensor)]
         are_other = [
             _check_one_device(function, [*row, *alone]) for row in zip(*lists, strict=True)
         ]

@@ -19,7 +19,7 @@ def main() -> None:
     started = LocalTasks(2, 1, 120.0)  # They end with it.
     addresses = started.addresses
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec({kind: list(found) for kind, found in addresses.items()}),
+        tf.train.ClusterSpec({kind: list(hosts) for kind, hosts in addresses.items()}),
         task_type="chief",
         task_id=0,
         rpc_layer="grpc",
@@ -32,14 +32,14 @@ def main() -> None:
     x = rng.normal(size=(64, 6)).astype("float32")
     y = x[:, :1] - x[:, 1:2]
 
-    def make(given: object) -> Trainer:
+    def make(strategy: object) -> Trainer:
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
         return Trainer(
             model,
             optimizer=keras.optimizers.SGD(0.05),
             loss="mse",
             seed=1,
-            distributed_strategy=given,
+            distributed_strategy=strategy,
         )
 
     trainer = make(strategy)

@@ -34,7 +34,9 @@ class StepOfItsOwn:
                 self.metrics_variables,
             )
             mapping = [
-                pair for each in zip(groups, state, strict=True) for pair in zip(*each, strict=True)
+                pair
+                for group_pair in zip(groups, state, strict=True)
+                for pair in zip(*group_pair, strict=True)
             ]
             with keras.StatelessScope(mapping) as scope:
                 logs = self.make_step(data)

@@ -36,10 +36,10 @@ def main() -> None:
         seed=1,
     )
     trainer.fit(X, Y, batch_size=16, epochs=5, shuffle=False, verbose=0)
-    place = [trainer.cluster.world_size, trainer.cluster.rank]
+    size_and_rank = [trainer.cluster.world_size, trainer.cluster.rank]
     weights = np.concatenate([weight.ravel() for weight in trainer.model.get_weights()])
-    path = Path(sys.argv[1]) / f"{place[0]}-{place[1]}.npz"
-    np.savez(path, weights=weights, place=place, refused=refused)
+    path = Path(sys.argv[1]) / f"{size_and_rank[0]}-{size_and_rank[1]}.npz"
+    np.savez(path, weights=weights, place=size_and_rank, refused=refused)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ def read_blocks(page: Path) -> list[Block]:
     content = page.read_text(encoding="utf-8")
     blocks = []
     for match in _BLOCK.finditer(content):
-        before = content[: match.start()].rstrip().rpartition("\n")[2].strip()
+        line_above = content[: match.start()].rstrip().rpartition("\n")[2].strip()
         indent = len(match[1])
         text = "".join(line[indent:] or "\n" for line in match["text"].splitlines(keepends=True))
         line = content[: match.start("text")].count("\n")
-        blocks.append(Block(match["language"], text, line, not _NOT_RUN.fullmatch(before)))
+        blocks.append(Block(match["language"], text, line, not _NOT_RUN.fullmatch(line_above)))
     return blocks

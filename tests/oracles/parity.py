@@ -80,8 +80,10 @@ def check_case(layer: keras.layers.Layer, case: Case) -> tuple[float, float]:
     inputs = keras.ops.convert_to_tensor(case["inputs"])
     layer(inputs, **arguments)  # Builds it.
     weights = named_weights(layer)
-    given = {key[7:] for key in case if key.startswith("weight/")}
-    assert set(weights) == given, f"Weights {sorted(weights)}, in the case {sorted(given)}"
+    case_weights = {key[7:] for key in case if key.startswith("weight/")}
+    assert set(weights) == case_weights, (
+        f"Weights {sorted(weights)}, in the case {sorted(case_weights)}"
+    )
     for key, weight in weights.items():
         weight.assign(case[f"weight/{key}"])
 

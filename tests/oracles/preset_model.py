@@ -70,8 +70,8 @@ class SmallMixer(keras.layers.Layer):
         return shape
 
     def get_config(self):
-        own = {"hidden_dim": self.hidden_dim, "num_experts": self.num_experts}
-        return {**super().get_config(), **own}
+        sizes = {"hidden_dim": self.hidden_dim, "num_experts": self.num_experts}
+        return {**super().get_config(), **sizes}
 
 
 @keras.saving.register_keras_serializable("tests_of_checkpoints")
@@ -147,7 +147,7 @@ def make_tensors(model: SmallModel) -> dict[str, np.ndarray]:
     """Returns the tensors of the checkpoint of a model by name."""
     tensors = {}
     for entry in model.checkpoint_entries():
-        values = [keras.ops.convert_to_numpy(each.value) for each in entry.variables]
+        values = [keras.ops.convert_to_numpy(variable.value) for variable in entry.variables]
         tensors.update(zip(entry.tensors, entry.to_tensors(values), strict=True))
     return tensors
 

@@ -36,7 +36,7 @@ def compute(rank: Any, rows: Any) -> Any:
 
 def check_sums(replicas: JaxReplicas) -> None:
     for num_rows in (8, 7):  # Of 7 each device computes all.
-        before = int(COUNT)
+        old_count = int(COUNT)
         scalars, counts, gradients = replicas.sum(compute, ops.arange(num_rows), WEIGHTS)
         is_divided = num_rows == 8
         total = num_rows * (num_rows - 1) / 2
@@ -44,7 +44,7 @@ def check_sums(replicas: JaxReplicas) -> None:
         assert float(scalars[1]) == (6.0 if is_divided else 0.0)
         assert float(counts[0]) == (NUM_DEVICES if is_divided else 1)
         np.testing.assert_allclose(gradients[0], VALUES, rtol=1e-6)
-        assert int(COUNT) == before + 1  # The same on each, and not added up.
+        assert int(COUNT) == old_count + 1  # The same on each, and not added up.
     assert replicas.count(7) == 7
 
 
@@ -60,16 +60,16 @@ def check_own_variables(replicas: JaxReplicas) -> None:
     replicas.write_own(residual, np.zeros_like(values))
     compression = Compression("bfloat16", residual, 1.0)
     rows = ops.convert_to_tensor(np.linspace(1.0, 2.0, 8, dtype="float32"))
-    found = replicas.sum_compressed(compute, rows, WEIGHTS, compression)
+    compressed = replicas.sum_compressed(compute, rows, WEIGHTS, compression)
     assert not np.any(replicas.read_own(residual))  # Before it is kept.
-    found[3]()
-    left = replicas.read_own(residual).reshape(NUM_DEVICES, -1).sum(0).reshape(SHAPE)
-    assert np.any(left)
-    np.testing.assert_allclose(found[2][0] + left, VALUES, rtol=1e-6)
-    before = replicas.read_own(residual)
+    compressed[3]()
+    total_residual = replicas.read_own(residual).reshape(NUM_DEVICES, -1).sum(0).reshape(SHAPE)
+    assert np.any(total_residual)
+    np.testing.assert_allclose(compressed[2][0] + total_residual, VALUES, rtol=1e-6)
+    old_residual = replicas.read_own(residual)
     *_, gradients, keep = replicas.sum_compressed(compute, rows[:7], WEIGHTS, compression)
     keep()
-    np.testing.assert_array_equal(replicas.read_own(residual), before)
+    np.testing.assert_array_equal(replicas.read_own(residual), old_residual)
     np.testing.assert_allclose(gradients[0], VALUES, rtol=1e-6)
 
 

@@ -78,8 +78,8 @@ def described_names(package: str = "") -> list[str]:
             yield from walk(f"{scope}.{kind.name}", kind.nested_type)
 
     files = [file for file in read_descriptors().file if file.package.startswith(package)]
-    found = [name for file in files for name in walk(file.package, file.message_type)]
-    return [name for name in found if not name.endswith("Entry")]  # Those of maps.
+    message_names = [name for file in files for name in walk(file.package, file.message_type)]
+    return [name for name in message_names if not name.endswith("Entry")]  # Those of maps.
 
 
 def differing_fields(package: str, pool: Any) -> list[str]:
@@ -92,7 +92,7 @@ def differing_fields(package: str, pool: Any) -> list[str]:
     names = described_names(package)
     for file in read_descriptors().file:
         if file.package.startswith(package):
-            names += [f"{file.package}.{one.name}" for one in file.enum_type]
+            names += [f"{file.package}.{enum.name}" for enum in file.enum_type]
     differing = []
     for name in names:
         ours, theirs = _describe(message_pool(), name), _describe(pool, name)

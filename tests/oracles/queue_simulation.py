@@ -127,10 +127,10 @@ def simulate(
         elif kind == "answer":
             is_busy = False
             queue.free(now)
-            for place, part in enumerate(batch.slices):
+            for part_index, part in enumerate(batch.slices):
                 outcome.latencies.append(now - part.request.arrived)
                 if num_clients:
-                    push(now + think(place), "request")
+                    push(now + think(part_index), "request")
         if is_busy:
             continue
         batch = queue.next_batch(now)
@@ -163,4 +163,4 @@ def bursts(rate: float, rows: int, spread: float, seconds: float, seed: int = 1)
 def returning(seed: int = 1) -> Callable[[int], float]:
     """Returns how long clients take that are answered one after the other, and send at once."""
     generator = random.Random(seed)
-    return lambda place: 0.0006 + 0.00003 * place + generator.expovariate(1 / 0.0002)
+    return lambda client: 0.0006 + 0.00003 * client + generator.expovariate(1 / 0.0002)

@@ -241,7 +241,7 @@ def draw_stored(
         else:
             codes[codes % 128 == 127] = 0  # Which are no numbers.
             values, exponent = scaled_weights.decode_float8(codes), -9
-        grid = tuple(-(-size // each) for size, each in zip(shape, block, strict=True))
+        grid = tuple(-(-size // block_size) for size, block_size in zip(shape, block, strict=True))
         scales = 2.0 ** rng.integers(exponent - 1, exponent + 2, grid)
         if scale_dtype == "F32":
             scales *= rng.uniform(1, 2, grid)
@@ -352,9 +352,9 @@ def _list_v4_experts(config: dict[str, Any], prefix: str, index: int) -> Iterato
     for name, shape in (("w1", (hidden, dim)), ("w2", (dim, hidden)), ("w3", (hidden, dim))):
         yield Tensor(f"{prefix}shared_experts.{name}.weight", "F8_E4M3", shape, block)
         is_float4 = config.get("expert_dtype") == "fp4"
-        dtype, own = ("I8", (1, 32)) if is_float4 else ("F8_E4M3", block)
+        dtype, expert_block = ("I8", (1, 32)) if is_float4 else ("F8_E4M3", block)
         for expert in range(count):
-            yield Tensor(f"{prefix}experts.{expert}.{name}.weight", dtype, shape, own)
+            yield Tensor(f"{prefix}experts.{expert}.{name}.weight", dtype, shape, expert_block)
 
 
 def list_v3(config: dict[str, Any]) -> Iterator[Tensor]:
@@ -399,9 +399,12 @@ def _list_v3_layer(config: dict[str, Any], prefix: str, index: int) -> Iterator[
         count, hidden = config["n_routed_experts"], config["moe_intermediate_size"]
         yield Tensor(f"{prefix}mlp.gate.weight", "BF16", (count, dim))
         yield Tensor(f"{prefix}mlp.gate.e_score_correction_bias", "F32", (count,))
-        places = ["mlp.shared_experts.", *(f"mlp.experts.{number}." for number in range(count))]
-        widths = dict.fromkeys(places, hidden)
-    for place, width in widths.items():
+        layer_prefixes = [
+            "mlp.shared_experts.",
+            *(f"mlp.experts.{number}." for number in range(count)),
+        ]
+        widths = dict.fromkeys(layer_prefixes, hidden)
+    for layer_prefix, width in widths.items():
         for name in ("gate_proj", "up_proj"):
-            yield Tensor(f"{prefix}{place}{name}.weight", "F8_E4M3", (width, dim), block)
-        yield Tensor(f"{prefix}{place}down_proj.weight", "F8_E4M3", (dim, width), block)
+            yield Tensor(f"{prefix}{layer_prefix}{name}.weight", "F8_E4M3", (width, dim), block)
+        yield Tensor(f"{prefix}{layer_prefix}down_proj.weight", "F8_E4M3", (dim, width), block)

@@ -195,8 +195,8 @@ def write_documents(run):
 
     def spend(node):
         inner = [child for child in node["children"] if child["kind"] == "layer"]
-        own = node["flops"] if not inner else 0
-        layers[node["path"]] = [own / 8e10 + 2e-4, own / 5e10 + 2e-4]
+        flops = node["flops"] if not inner else 0
+        layers[node["path"]] = [flops / 8e10 + 2e-4, flops / 5e10 + 2e-4]
         for child in inner:
             spend(child)
 

@@ -3,10 +3,10 @@
 import numpy as np
 
 
-def compute_distribution(logits, sampler, seen=()):
-    """Returns the probabilities of one row of logits; `seen` are the tokens that it has had."""
+def compute_distribution(logits, sampler, seen_tokens=()):
+    """Returns the probabilities of one row of logits, after the tokens `seen_tokens`."""
     scores = np.asarray(logits, "float64").copy()
-    for token in set(seen):
+    for token in set(seen_tokens):
         factor = sampler.repetition_penalty
         scores[token] = scores[token] * factor if scores[token] < 0 else scores[token] / factor
     if sampler.temperature == 0:

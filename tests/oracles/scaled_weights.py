@@ -43,9 +43,11 @@ def multiply(numbers: np.ndarray, scales: np.ndarray, block: tuple[int, int]) ->
     """Returns the numbers times the scales of their blocks, in float32."""
     products = np.empty(numbers.shape, "float32")
     for row, column in np.ndindex(*scales.shape):
-        place = tuple(
+        block_slices = tuple(
             slice(number * size, (number + 1) * size)
             for number, size in zip((row, column), block, strict=True)
         )
-        products[place] = numbers[place].astype("float64") * float(scales[row, column])
+        products[block_slices] = numbers[block_slices].astype("float64") * float(
+            scales[row, column]
+        )
     return products

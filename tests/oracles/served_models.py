@@ -29,17 +29,17 @@ def make_optimizer(num_steps: int) -> keras.optimizers.Optimizer:
 
 def weights_of(model: keras.Model) -> list[Any]:
     """Returns all that a model holds."""
-    return [keras.ops.convert_to_numpy(each.value) for each in model.variables]
+    return [keras.ops.convert_to_numpy(variable.value) for variable in model.variables]
 
 
 def build_encoder() -> keras.Model:
     """Returns a model of BERT's shape that guesses masked tokens."""
     tokens = keras.Input((16,), dtype="int32")
     x = keras.layers.Embedding(400, 32)(tokens)
-    places = keras.layers.Embedding(16, 32)(
+    position_embedding = keras.layers.Embedding(16, 32)(
         keras.ops.cumsum(keras.ops.ones_like(tokens), axis=1) - 1
     )
-    x = keras.layers.LayerNormalization()(x + places)
+    x = keras.layers.LayerNormalization()(x + position_embedding)
     for _ in range(2):
         attended = keras.layers.MultiHeadAttention(2, 16)(x, x)
         x = keras.layers.LayerNormalization()(x + attended)
@@ -53,7 +53,7 @@ def masked_words(number: int = 800) -> tuple[Any, Any, Any]:
     from pydoc_data.topics import topics
 
     words = " ".join(topics[name] for name in sorted(topics)).lower().split()
-    known = {word: index + 2 for index, (word, _) in enumerate(Counter(words).most_common(398))}
-    ids = np.array([known.get(word, 1) for word in words[: number * 16]]).reshape(number, 16)
-    asked = np.random.default_rng(0).random(ids.shape) < 1 / 7
-    return np.where(asked, 0, ids), ids, asked.astype("float32")
+    word_ids = {word: index + 2 for index, (word, _) in enumerate(Counter(words).most_common(398))}
+    ids = np.array([word_ids.get(word, 1) for word in words[: number * 16]]).reshape(number, 16)
+    is_masked = np.random.default_rng(0).random(ids.shape) < 1 / 7
+    return np.where(is_masked, 0, ids), ids, is_masked.astype("float32")

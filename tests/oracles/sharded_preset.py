@@ -44,14 +44,14 @@ def main() -> None:
     experts = model.small_layers["mixer"].experts
     noted = Source(np.zeros(experts.shape, "float32"))
     current().compute.assign_array(experts, noted)
-    found = {
+    report = {
         "parts": parts,
         "are_equal": are_equal,
         "is_written_alike": files[0] == files[1],
         "rows": sorted(noted.rows),
         "is_sharded_still": experts.value.addressable_shards[0].data.shape[0] == 2,
     }
-    print(json.dumps(found))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

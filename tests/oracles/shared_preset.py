@@ -49,13 +49,13 @@ def main() -> None:
         variable.assign(np.arange(np.prod(variable.shape), dtype="float32").reshape(variable.shape))
     save_lora_weights(model, folder / "lora.safetensors")
     save_peft_adapter(model, folder / "peft")
-    found = {
+    report = {
         "adapted": names,
         "experts": list((parts[0].data if parts else experts).shape),
         "sum": float(np.sum(current().distribution.read_whole(experts))),
         "num_written": len(written),
     }
-    (folder / f"{cluster.rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    (folder / f"{cluster.rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

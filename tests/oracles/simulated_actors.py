@@ -111,10 +111,10 @@ class SimulatedActors(Workers):
                 dies_after = self._choose.randint(0, self.num_servers)
             pushes = [
                 self._promise(
-                    lambda server=server, each=each: self.servers[server].push(
+                    lambda server=server, parameters=parameters: self.servers[server].push(
                         Push(
                             task.number,
-                            each.version,
+                            parameters.version,
                             [gradient],
                             [],
                             task.rate,
@@ -122,7 +122,7 @@ class SimulatedActors(Workers):
                         )
                     )
                 )
-                for server, each in list(enumerate(pulled))[:dies_after]
+                for server, parameters in list(enumerate(pulled))[:dies_after]
             ]
             if dies_after < self.num_servers:  # Some have the update, or will have it.
                 raise ProcessEndedError("The worker has died.")
@@ -156,7 +156,7 @@ class SimulatedActors(Workers):
         return self._promise(act)
 
     def wait(self, futures: Sequence[int], timeout: float) -> list[int]:
-        while not (ready := [each for each in futures if each in self._found]):
+        while not (ready := [future for future in futures if future in self._found]):
             # What nobody waits for may come true as well, such as a push of who has died.
             self._come_true(self._choose.choice(sorted(self._pending)))
         return ready[: self._choose.randint(1, len(ready))]
@@ -171,10 +171,10 @@ class SimulatedActors(Workers):
             self._found[future] = error
 
     def result(self, future: int) -> Any:
-        found = self._found.pop(future)
-        if isinstance(found, ProcessEndedError):
-            raise found
-        return found
+        outcome = self._found.pop(future)
+        if isinstance(outcome, ProcessEndedError):
+            raise outcome
+        return outcome
 
     def _is_to_die(self, kind: str) -> bool:
         if self._deaths[kind] and self._choose.random() < 0.1:

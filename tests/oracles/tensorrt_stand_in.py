@@ -64,8 +64,8 @@ class Network:
 
 
 class ParserError:
-    def __init__(self, place, name, operator, code, reason):
-        self._told = (place, name, operator, code, reason)
+    def __init__(self, index, name, operator, code, reason):
+        self._told = (index, name, operator, code, reason)
 
     def node(self):
         return self._told[0]
@@ -168,7 +168,7 @@ class OnnxParser:
     def supports_model_v2(self, model, path=None):
         assert self._network() is not None, "TensorRT would have crashed"
         assert Path(path).read_bytes() == model
-        self._errors = [ParserError(*told) for told in self._module.blocked]
+        self._errors = [ParserError(*fields) for fields in self._module.blocked]
         return not self._errors
 
     def parse_from_file(self, path):
@@ -239,8 +239,8 @@ class Context:
         return fits and "shape" not in self._engine.module.failing
 
     def get_tensor_shape(self, name):
-        known = self._engine.module.output_size_is_known
-        return (self._shape[0] if known else -1, len(self._engine.bias))
+        is_size_known = self._engine.module.output_size_is_known
+        return (self._shape[0] if is_size_known else -1, len(self._engine.bias))
 
     def set_tensor_address(self, name, address):
         self._addresses[name] = address
@@ -254,10 +254,10 @@ class Context:
         return True
 
     def _compute(self, shape, addresses):
-        given = np.empty(shape, "float32")
-        self._cuda.read(addresses["input_0"], given)
-        made = given @ self._engine.kernel + self._engine.bias + self._engine.module.spoils
-        self._cuda.write(addresses["output_0"], made.astype("float32"))
+        batch = np.empty(shape, "float32")
+        self._cuda.read(addresses["input_0"], batch)
+        outputs = batch @ self._engine.kernel + self._engine.bias + self._engine.module.spoils
+        self._cuda.write(addresses["output_0"], outputs.astype("float32"))
 
 
 class Error(enum.IntEnum):
@@ -300,8 +300,8 @@ class CudaRuntime(types.ModuleType):
         work, self.streams[stream] = self.streams[stream], []
         if "cudaStreamSynchronize" in self.failing:
             return (Error.cudaErrorMemoryAllocation,)
-        for each in work:
-            each()
+        for operation in work:
+            operation()
         return (Error.cudaSuccess,)
 
     def cudaMalloc(self, size):  # noqa: N802

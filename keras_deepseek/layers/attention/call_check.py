@@ -76,13 +76,13 @@ def compute_call_spec(layer: Any, *args: Any, **kwargs: Any) -> Any:
     `*args` and `**kwargs` are those of the layer's `call`, which takes `inputs` and may take
     `positions` and a `cache`.
     """
-    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    inputs, cache, index = given["inputs"], given.get("cache"), given.get("cache_index")
-    check_call(layer, inputs, (given.get("mask"), given.get("inputs_mask")), cache, index)
+    arguments = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    inputs, cache, index = arguments["inputs"], arguments.get("cache"), arguments.get("cache_index")
+    check_call(layer, inputs, (arguments.get("mask"), arguments.get("inputs_mask")), cache, index)
     check_shape(layer.name, inputs.shape)
     index = None if isinstance(index, keras.KerasTensor) else index
-    check_room(layer, inputs, given.get("positions"), index)
-    shape = shape_of_last(layer.compute_output_shape(inputs.shape), given.get("num_outputs"))
+    check_room(layer, inputs, arguments.get("positions"), index)
+    shape = shape_of_last(layer.compute_output_shape(inputs.shape), arguments.get("num_outputs"))
     outputs = keras.KerasTensor(shape, layer.compute_dtype)
     if cache is None:
         return outputs

@@ -260,11 +260,11 @@ def _check_names(cache: Cache, names: Set[str]) -> None:
 def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str, Any]) -> None:
     _check_names(cache, {*updates, *states})
     for name, update in updates.items():
-        kept, new = tuple(cache[name].shape), tuple(update.shape)
-        if not is_shape((kept[0], *kept[2:]), (new[0], *new[2:])):
+        cache_shape, update_shape = tuple(cache[name].shape), tuple(update.shape)
+        if not is_shape((cache_shape[0], *cache_shape[2:]), (update_shape[0], *update_shape[2:])):
             raise InvalidInputError(
                 f"The cache's {name!r} must have the shape (batch_size, max_length, ...) for new "
-                f"tokens of shape {new}, received {kept}."
+                f"tokens of shape {update_shape}, received {cache_shape}."
             )
     _check_shapes_of(cache, {name: tuple(state.shape) for name, state in states.items()})
 

@@ -209,8 +209,8 @@ def _gather(x_BSC: Any, indices_BTK: Any) -> Any:
     length, num_chosen = ops.shape(indices_BTK)[1:]
     first_B = ops.arange(batch_size, dtype="int32") * ops.cast(num_keys, "int32")
     rows = ops.reshape(indices_BTK + ops.reshape(first_B, (-1, 1, 1)), (-1,))
-    taken = ops.take(ops.reshape(x_BSC, (batch_size * num_keys, dim)), rows, axis=0)
-    return ops.reshape(taken, (batch_size * length, num_chosen, dim))
+    chosen = ops.take(ops.reshape(x_BSC, (batch_size * num_keys, dim)), rows, axis=0)
+    return ops.reshape(chosen, (batch_size * length, num_chosen, dim))
 
 
 def _split_queries(x: Any) -> Any:

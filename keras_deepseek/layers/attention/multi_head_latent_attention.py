@@ -349,7 +349,7 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         is_prompt = is_prompt and self.compute_dtype != "float64"
         if is_prompt and backend.current().compute.fuses_attention(queries["nope"]):
             masks = (visibility["key_mask"], visibility["attention_mask"])
-            is_only_causal = all(given is None for given in masks)
+            is_only_causal = all(mask is None for mask in masks)
             return attend_fused(*parts, None if is_only_causal else mask_BTS, ups)
         return attend_naive(*parts, mask_BTS, ups, drop, is_causal=is_causal)
 

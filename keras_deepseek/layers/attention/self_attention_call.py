@@ -18,34 +18,36 @@ def read_self_attention(
     object, so this runs before Keras casts each of them. Features that sparse attention lacks raise
     an `InvalidInputError`.
     """
-    own = dict(kwargs)
-    inputs = args[0] if args else own.pop("query", own.pop("inputs", None))
-    rest = list(args[1:])
-    while rest and rest[0] is inputs:
-        del rest[0]
-    others = [own.pop(name, None) for name in ("value", "key")]
-    others += [each for each in rest[:1] if _is_floating(each)]
-    if any(each is not None and each is not inputs for each in others):
+    keywords = dict(kwargs)
+    inputs = args[0] if args else keywords.pop("query", keywords.pop("inputs", None))
+    positional = list(args[1:])
+    while positional and positional[0] is inputs:
+        del positional[0]
+    tensors = [keywords.pop(name, None) for name in ("value", "key")]
+    tensors += [argument for argument in positional[:1] if _is_floating(argument)]
+    if any(tensor is not None and tensor is not inputs for tensor in tensors):
         raise InvalidInputError(
             f"{layer.name!r} is self-attention: query, value and key must be the same tensor. For "
             "cross-attention use keras.layers.MultiHeadAttention."
         )
-    masks = [mask for mask in (own.pop(name, None) for name in _MASKS) if mask is not None]
+    masks = [mask for mask in (keywords.pop(name, None) for name in _MASKS) if mask is not None]
     if masks:
-        own.setdefault("mask", masks[0])
-    if own.pop("attention_mask", None) is not None or own.pop("return_attention_scores", False):
+        keywords.setdefault("mask", masks[0])
+    if keywords.pop("attention_mask", None) is not None or keywords.pop(
+        "return_attention_scores", False
+    ):
         raise InvalidInputError(
             f"{layer.name!r} never computes a matrix of length by length, so it takes no "
             "`attention_mask` and returns no scores. Set its layout to choose visible blocks, and "
             "pass `mask=` to hide padding."
         )
-    is_causal = own.pop("use_causal_mask", None)
+    is_causal = keywords.pop("use_causal_mask", None)
     if is_causal is not None and bool(is_causal) != layer.use_causal_mask:
         raise InvalidInputError(
             f"{layer.name!r} was created with use_causal_mask={layer.use_causal_mask} and called "
             f"with use_causal_mask={is_causal}. Set it when you create the layer."
         )
-    return (inputs, *rest), own
+    return (inputs, *positional), keywords
 
 
 def _is_floating(value: Any) -> bool:

@@ -26,7 +26,7 @@ def make_alias_table(probabilities: Any) -> tuple[Array, Array]:
         if heights[giver] < 1:
             low.append(high.pop())
     # The rest has height 1 up to rounding, except a class of probability 0, never to be drawn.
-    for rest in low:
-        if probabilities[rest] == 0:
-            chances[rest], aliases[rest] = 0.0, int(np.argmax(probabilities))
+    for unpaired in low:
+        if probabilities[unpaired] == 0:
+            chances[unpaired], aliases[unpaired] = 0.0, int(np.argmax(probabilities))
     return chances.astype("float32"), aliases

@@ -63,8 +63,8 @@ def _write(tensor: Any, index: Any, chunk: Any) -> Any:
     return ops.scatter_update(tensor, ops.reshape(index, (1, 1)), update)
 
 
-def _compute(chunks: TokenChunks, function: Callable[..., Any], tokens: Any, *others: Any) -> Any:
-    *shared, labels = others
+def _compute(chunks: TokenChunks, function: Callable[..., Any], tokens: Any, *operands: Any) -> Any:
+    *shared, labels = operands
     split = [chunks.split(tensor) for tensor in (tokens, labels)]
 
     def compute(index: Any, results: Any) -> tuple[Any]:
@@ -81,9 +81,9 @@ def _differentiate(
     gradient: Callable[..., Sequence[Any]],
     upstream: Any,
     tokens: Any,
-    *others: Any,
+    *operands: Any,
 ) -> tuple[Any, ...]:
-    *shared, labels = others
+    *shared, labels = operands
     split = [chunks.split(tensor) for tensor in (tokens, labels, upstream)]
 
     def accumulate(index: Any, by_tokens: Any, *sums: Any) -> tuple[Any, ...]:

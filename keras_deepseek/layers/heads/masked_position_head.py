@@ -140,14 +140,14 @@ class MaskedPositionHead(VocabularyHead):
             return outputs if mask is None else self.attach_mask([outputs, mask])
         _check_positions(mask_positions, inputs)
         indices, exists = bound_indices(mask_positions, ops.shape(inputs)[1])
-        shown = mask_positions >= 0
+        output_mask = mask_positions >= 0
         hidden = ops.take_along_axis(inputs, ops.expand_dims(indices, -1), axis=1)
         outputs = self._predict(hidden)
-        fits = ops.logical_or(exists, ops.logical_not(shown))
+        fits = ops.logical_or(exists, ops.logical_not(output_mask))
         outputs = ops.where(ops.expand_dims(fits, -1), outputs, math.nan)
         if mask is not None:
-            shown = ops.logical_and(shown, ops.take_along_axis(mask, indices, axis=1))
-        return self.attach_mask([outputs, shown])
+            output_mask = ops.logical_and(output_mask, ops.take_along_axis(mask, indices, axis=1))
+        return self.attach_mask([outputs, output_mask])
 
     def _predict(self, hidden: Any) -> Any:
         hidden = self.intermediate_layer_norm(self.intermediate_dense(hidden))

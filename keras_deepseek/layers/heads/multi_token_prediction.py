@@ -199,18 +199,18 @@ class MultiTokenPrediction(FloatingInputLayer):
     ) -> list[Any]:
         mask = inputs_mask if mask is None else mask
         self._check_tokens(inputs, token_ids, mask)
-        hidden, shown, outputs, losses = inputs, mask, [], []
+        hidden, module_mask, outputs, losses = inputs, mask, [], []
         packed = _describe_rows(segment_ids, positions)
         for index in range(self.depth):
             ids, exists = shift_tokens(token_ids, mask, index + 1, segment_ids)
-            shown = exists if shown is None else ops.logical_and(shown, exists)
-            hidden = self.call_module(index, hidden, ids, shown, **packed)
+            module_mask = exists if module_mask is None else ops.logical_and(module_mask, exists)
+            hidden = self.call_module(index, hidden, ids, module_mask, **packed)
             states = self._norm_output(index, hidden)
             logits = self.output_head(states) if self._needs_logits(training) else None
             outputs.append(logits if self.return_logits else states)
             if training and self.loss_weight:
                 targets, exists = shift_tokens(token_ids, mask, index + 2, segment_ids)
-                counted = ops.logical_and(shown, exists)
+                counted = ops.logical_and(module_mask, exists)
                 losses.append(self._compute_loss(states, logits, targets, counted))
         if losses:
             self.add_loss(self.loss_weight * sum(losses) / self.depth)
@@ -311,29 +311,29 @@ def _check_token_ids(token_ids: Any, inputs: Any) -> None:
 
 def _describe_rows(segment_ids: Any, positions: Any) -> dict[str, Any]:
     """Returns a block's `positions` and `attention_mask` for packed rows, those that are given."""
-    given = {"positions": positions}
+    arguments = {"positions": positions}
     if segment_ids is not None:
-        given["attention_mask"] = ops.equal(
+        arguments["attention_mask"] = ops.equal(
             ops.expand_dims(segment_ids, 2), ops.expand_dims(segment_ids, 1)
         )
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def shift_tokens(
-    token_ids: Any, mask: Any, places: int, segment_ids: Any = None
+    token_ids: Any, mask: Any, offset: int, segment_ids: Any = None
 ) -> tuple[Any, Any]:
-    """Returns the token `places` ahead of each token, and a mask of where such a token exists.
+    """Returns the token `offset` ahead of each token, and a mask of where such a token exists.
 
     If there is none, the first tokens of the sequence are returned. All tensors are `(batch_size,
     length)`. A token of another segment does not count as existing.
     """
     length = ops.shape(token_ids)[1]
-    exists = ops.arange(length, dtype="int32") < length - places
+    exists = ops.arange(length, dtype="int32") < length - offset
     if mask is not None:
-        exists = ops.logical_and(exists, ops.roll(ops.cast(mask, "int32"), -places, axis=1) > 0)
+        exists = ops.logical_and(exists, ops.roll(ops.cast(mask, "int32"), -offset, axis=1) > 0)
     else:
         exists = ops.broadcast_to(exists, ops.shape(token_ids))
     if segment_ids is not None:
-        is_same = ops.equal(ops.roll(segment_ids, -places, axis=1), segment_ids)
+        is_same = ops.equal(ops.roll(segment_ids, -offset, axis=1), segment_ids)
         exists = ops.logical_and(exists, is_same)
-    return ops.roll(token_ids, -places, axis=1), exists
+    return ops.roll(token_ids, -offset, axis=1), exists

@@ -249,7 +249,11 @@ class DeepSeekMoE(FloatingInputLayer):
     def _compute_blocks(
         self, tokens_TD: Any, kernels: Kernels, plan: expert_dispatch.ExpertDispatch
     ) -> Any:
-        """Computes blocks of slots one after another, without copying kernels (SD)."""
+        """Returns the experts' outputs for their tokens (SD), computed in a loop over blocks.
+
+        A block holds tokens of one expert, so each step reads this expert's kernels in place, where
+        a batched product would copy them for each block.
+        """
         tokens_BR = ops.reshape(plan.token_of_slot, (-1, plan.block_size))
 
         def compute(index: Any) -> Any:

@@ -148,9 +148,9 @@ class ExpertRouter(FloatingInputLayer):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        for kind, known in (("scoring", SCORINGS), ("group_scoring", GROUP_SCORINGS)):
-            if getattr(self, kind) not in list(known):
-                raise InvalidInputError(unknown_name_message(kind, getattr(self, kind), known))
+        for kind, names in (("scoring", SCORINGS), ("group_scoring", GROUP_SCORINGS)):
+            if getattr(self, kind) not in list(names):
+                raise InvalidInputError(unknown_name_message(kind, getattr(self, kind), names))
         if self.num_experts % self.num_groups:
             raise InvalidInputError(
                 f"`num_groups` must divide `num_experts`, received {self.num_groups} groups for "

@@ -72,9 +72,9 @@ def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") 
             f"`{argument}` must be None or a dict such as a checkpoint's `rope_scaling`, received "
             f"{scaling!r}."
         )
-    given = dict(scaling)
-    older_name = given.pop("type", None)  # Some checkpoints have both names.
-    kind = given.pop("rope_type", older_name)
+    values = dict(scaling)
+    older_name = values.pop("type", None)  # Some checkpoints have both names.
+    kind = values.pop("rope_type", older_name)
     if kind is None:
         raise InvalidInputError(
             f"`{argument}` has no 'rope_type', which must be one of {', '.join(sorted(REQUIRED))}; "
@@ -82,31 +82,31 @@ def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") 
         )
     if kind not in list(REQUIRED):  # A list, because `kind` may be unhashable.
         raise InvalidInputError(unknown_name_message(f"rope_type of `{argument}`", kind, REQUIRED))
-    known = REQUIRED[kind] | OPTIONAL.get(kind, set())
-    for name in given:
-        if name not in known:
+    keys = REQUIRED[kind] | OPTIONAL.get(kind, set())
+    for name in values:
+        if name not in keys:
             raise InvalidInputError(
-                unknown_name_message(f"key of a {kind} `{argument}`", name, known)
+                unknown_name_message(f"key of a {kind} `{argument}`", name, keys)
             )
-    missing = sorted(REQUIRED[kind] - set(given))
+    missing = sorted(REQUIRED[kind] - set(values))
     if missing:
         raise InvalidInputError(
             f"A {kind} `{argument}` needs {', '.join(missing)} as well; received {dict(scaling)!r}."
         )
-    for name, value in given.items():
+    for name, value in values.items():
         if value is not None or name in REQUIRED[kind]:
-            given[name] = _check_value(f"{argument}[{name!r}]", name, value)
-    if kind == "llama3" and not given["low_freq_factor"] < given["high_freq_factor"]:
+            values[name] = _check_value(f"{argument}[{name!r}]", name, value)
+    if kind == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
         raise InvalidInputError(
             f"`low_freq_factor` of a llama3 `{argument}` must be below `high_freq_factor`, "
-            f"received {given['low_freq_factor']!r} and {given['high_freq_factor']!r}."
+            f"received {values['low_freq_factor']!r} and {values['high_freq_factor']!r}."
         )
-    if kind == "yarn" and _beta_fast(given) < _beta_slow(given):
+    if kind == "yarn" and _beta_fast(values) < _beta_slow(values):
         raise InvalidInputError(
             f"`beta_fast` of a yarn `{argument}`, by default 32, must not be below `beta_slow`, by "
-            f"default 1, received {_beta_fast(given)!r} and {_beta_slow(given)!r}."
+            f"default 1, received {_beta_fast(values)!r} and {_beta_slow(values)!r}."
         )
-    return {"rope_type": kind, **given}
+    return {"rope_type": kind, **values}
 
 
 def _check_value(path: str, name: str, value: Any) -> Any:
@@ -193,8 +193,8 @@ def _llama3(base: Array, scaling: Mapping[str, Any]) -> Array:
     """Applies Llama 3's scaling: slows pairs of long wavelengths, and blends towards short ones."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling[_LENGTH] * base / (2 * math.pi)
-    kept = np.clip((turns - low) / (high - low), 0, 1)
-    return np.asarray(kept * base + (1 - kept) * base / scaling["factor"])
+    unscaled_share = np.clip((turns - low) / (high - low), 0, 1)
+    return np.asarray(unscaled_share * base + (1 - unscaled_share) * base / scaling["factor"])
 
 
 def _longrope(base: Array, scaling: Mapping[str, Any]) -> RotaryFrequencies:

@@ -165,8 +165,10 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         Args:
             outputs: Tensor of shape `(batch_size, ..., dim)`, the output of the sub-layer.
             inputs: Tensor of shape `(batch_size, ..., num_streams, dim)`, the streams.
-            post: Tensor of shape `(batch_size, ..., num_streams)`.
-            comb: Tensor of shape `(batch_size, ..., num_streams, num_streams)`.
+            post: Tensor of shape `(batch_size, ..., num_streams)`. The factor by which the output
+                is added to each stream.
+            comb: Tensor of shape `(batch_size, ..., num_streams, num_streams)`. The weight of each
+                old stream (row) in each new one (column).
         """
         check_kept_shape(self.name, self.layer, outputs, _collapsed_shape(inputs))
         outputs, post, comb = (ops.cast(part, inputs.dtype) for part in (outputs, post, comb))

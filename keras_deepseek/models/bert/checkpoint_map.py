@@ -67,7 +67,11 @@ def _candidate_names(name: str) -> list[str]:
     """
     names = [name, name.removeprefix("bert.")]
     for new, old in _OLD_NAMES.items():
-        names += [each.removesuffix(new) + old for each in names if each.endswith(new)]
+        names += [
+            modern_name.removesuffix(new) + old
+            for modern_name in names
+            if modern_name.endswith(new)
+        ]
     return names
 
 

@@ -153,14 +153,14 @@ class BertConfig(PresetConfig):
                     "supported."
                 )
         check_keys(config, [*_NAMES.values(), *_FIXED_VALUES, *_IGNORED_KEYS])
-        given = {name: config[key] for name, key in _NAMES.items() if key in config}
-        if "activation" in given:
-            if given["activation"] not in _ACTIVATIONS:
+        arguments = {name: config[key] for name, key in _NAMES.items() if key in config}
+        if "activation" in arguments:
+            if arguments["activation"] not in _ACTIVATIONS:
                 raise InvalidInputError(
-                    unknown_name_message("hidden_act", given["activation"], _ACTIVATIONS)
+                    unknown_name_message("hidden_act", arguments["activation"], _ACTIVATIONS)
                 )
-            given["activation"] = _ACTIVATIONS[given["activation"]]
-        return cls(**given)
+            arguments["activation"] = _ACTIVATIONS[arguments["activation"]]
+        return cls(**arguments)
 
     def to_checkpoint_config(self) -> dict[str, Any]:
         """Returns the content of a Hugging Face `config.json` for this config."""

@@ -58,11 +58,11 @@ GENERIC_KEYS = frozenset(
 """Keys that do not change what a model computes, or that are read elsewhere."""
 
 
-def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> None:
+def check_keys(checkpoint_config: Mapping[str, Any], supported_keys: Iterable[str]) -> None:
     """Raises an error if a `config.json` has a key that the family does not know.
 
-    An unknown key may change the model, so it is not ignored. `known` includes the keys that the
-    family ignores on purpose.
+    An unknown key may change the model, so it is not ignored. `supported_keys` includes
+    the keys that the family ignores on purpose.
     """
     if checkpoint_config.get("pruned_heads"):
         raise InvalidInputError(
@@ -70,7 +70,7 @@ def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> No
             f"{checkpoint_config['pruned_heads']!r}, and pruned heads are not supported. Use a "
             "checkpoint that has all of its heads."
         )
-    allowed = {*known, *GENERIC_KEYS}
+    allowed = {*supported_keys, *GENERIC_KEYS}
     unknown = sorted(
         key
         for key, value in checkpoint_config.items()
@@ -80,7 +80,7 @@ def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> No
         pairs = ", ".join(f"{key!r}: {checkpoint_config[key]!r}" for key in unknown)
         raise InvalidInputError(
             f"The config of the checkpoint has unknown keys: {pairs}. Known keys: "
-            f"{', '.join(sorted(known))}. Update keras_deepseek, or remove the keys from "
+            f"{', '.join(sorted(supported_keys))}. Update keras_deepseek, or remove the keys from "
             "config.json if they do not change the model."
         )
 

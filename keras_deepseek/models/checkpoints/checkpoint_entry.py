@@ -59,12 +59,12 @@ class CheckpointEntry:
     copies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for each in self.variables:
-            if not isinstance(each, keras.Variable):
+        for variable in self.variables:
+            if not isinstance(variable, keras.Variable):
                 raise InvalidInputError(
                     f"The entry of {', '.join(map(repr, self.tensors))} must hold a variable, "
-                    f"received a {type(each).__name__}. With a LoRA `layer.kernel` is a sum: use "
-                    "`own_variable(layer)`."
+                    f"received a {type(variable).__name__}. With a LoRA `layer.kernel` is a sum: "
+                    "use `own_variable(layer)`."
                 )
 
     def tensor_shapes(self) -> list[Shape]:
@@ -167,6 +167,8 @@ def rename_tensors(
     """
 
     def find(name: str) -> str:
-        return next((each for each in candidate_names(name) if each in tensors), name)
+        return next(
+            (candidate for candidate in candidate_names(name) if candidate in tensors), name
+        )
 
     return [replace(entry, tensors=tuple(map(find, entry.tensors))) for entry in entries]

@@ -44,7 +44,7 @@ def read_assets(folder: Path) -> PresetAssets:
 
 def _check_end_tokens(path: Path, received: Any) -> None:
     tokens = received if isinstance(received, list) else [received]
-    if received is not None and not all(type(each) is int and each >= 0 for each in tokens):
+    if received is not None and not all(type(token) is int and token >= 0 for token in tokens):
         raise CheckpointError(
             f"`eos_token_id` in {str(path)!r} must be a token id or a list of token ids, from 0 "
             f"on; received {received!r}. Correct the file, or take the key out of it."

@@ -28,10 +28,10 @@ def check_not_keras_hub(folder: Path, checkpoint_config: Mapping[str, Any]) -> N
 
     Its layout is that of Keras's own serialization.
     """
-    found = checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
-    if found is not None:
+    class_name = checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
+    if class_name is not None:
         raise InvalidInputError(
-            f"{str(folder)!r} is a preset of KerasHub, of its class {found!r}. Read it with "
+            f"{str(folder)!r} is a preset of KerasHub, of its class {class_name!r}. Read it with "
             "`keras_hub`, or fetch the model in the Hugging Face format, which is read here."
         )
 
@@ -45,7 +45,7 @@ def check_entries(entries: Sequence[CheckpointEntry], unset: Sequence[keras.Vari
     counts = {id(variable): 0 for variable in (*unset, *filled)}
     for variable in filled:
         counts[id(variable)] += 1
-    wrong = [each.path for each in (*unset, *filled) if counts[id(each)] != 1]
+    wrong = [variable.path for variable in (*unset, *filled) if counts[id(variable)] != 1]
     if wrong:
         raise InvalidInputError(
             "The checkpoint map must have exactly one entry for each variable. "

@@ -139,8 +139,10 @@ def _check_target(target: Path, own_files: Sequence[str], first_file: str) -> No
         return
     if not target.is_dir():
         raise CheckpointError(f"{str(target)!r} is a file, expected a folder. Choose another path.")
-    names = sorted(each.name for each in target.iterdir())
-    foreign = [name for name in names if not any(fnmatch.fnmatch(name, each) for each in own_files)]
+    names = sorted(path.name for path in target.iterdir())
+    foreign = [
+        name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in own_files)
+    ]
     if foreign or (names and first_file not in names):
         raise CheckpointError(
             f"{str(target)!r} was not replaced: it holds {', '.join((foreign or names)[:5])}, "

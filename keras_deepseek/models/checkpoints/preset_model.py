@@ -178,20 +178,20 @@ class PresetModel(ConfigModel):
     def _find_reader(cls, folder: Path, checkpoint_config: Mapping[str, Any]) -> type[Self]:
         """Returns the class, this one or a subclass, for the architecture in a preset's config."""
         readers = _readers_by_architecture(cls)
-        found = checkpoint_config.get("architectures") or []
-        if not isinstance(found, list):
+        architectures = checkpoint_config.get("architectures") or []
+        if not isinstance(architectures, list):
             raise InvalidInputError(
                 f'"architectures" in the {CONFIG_NAME} of {str(folder)!r} must be a list, as in '
-                f"[{next(iter(readers), 'BertForMaskedLM')!r}]; received {found!r}."
+                f"[{next(iter(readers), 'BertForMaskedLM')!r}]; received {architectures!r}."
             )
-        for architecture in found:
+        for architecture in architectures:
             if architecture in readers:
                 return readers[architecture]
         check_not_keras_hub(folder, checkpoint_config)
-        others = _readers_by_architecture(PresetModel)
-        fitting = [others[name].__name__ for name in found if name in others]
+        all_readers = _readers_by_architecture(PresetModel)
+        fitting = [all_readers[name].__name__ for name in architectures if name in all_readers]
         raise InvalidInputError(
-            f"{str(folder)!r} is a checkpoint of {', '.join(map(str, found)) or 'no'} "
+            f"{str(folder)!r} is a checkpoint of {', '.join(map(str, architectures)) or 'no'} "
             f"architecture (model_type {checkpoint_config.get('model_type')!r}), and "
             f"{cls.__name__} reads {' or '.join(readers)}. Use "
             f"{fitting[0] if fitting else 'the class of that architecture'}, or set "
@@ -373,10 +373,10 @@ def _readers_by_architecture(model_class: type[Any]) -> dict[str, type[Any]]:
     readers: dict[str, type[Any]] = {}
     generation = [model_class]
     while generation:
-        for each in generation:
-            for architecture in each.architectures:
-                readers.setdefault(architecture, each)
-        generation = [each for above in generation for each in above.__subclasses__()]
+        for reader in generation:
+            for architecture in reader.architectures:
+                readers.setdefault(architecture, reader)
+        generation = [subclass for above in generation for subclass in above.__subclasses__()]
     return readers
 
 

@@ -97,15 +97,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise _damaged(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
     data_begin = LENGTH_BYTES + length
-    places = {name: _read_place(path, name, entry) for name, entry in header.items()}
-    _check_places(path, places.values(), size - data_begin)
+    tensors = {name: _read_entry(path, name, entry) for name, entry in header.items()}
+    _check_ranges(path, tensors.values(), size - data_begin)
     return {
         name: StoredTensor(path, dtype, shape, data_begin + begin)
-        for name, (dtype, shape, begin, _) in places.items()
+        for name, (dtype, shape, begin, _) in tensors.items()
     }
 
 
-def _read_place(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+def _read_entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
@@ -126,12 +126,12 @@ def _read_place(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...]
     return dtype, shape, begin, end
 
 
-def _check_places(
-    path: Path, places: Iterable[tuple[str, tuple[int, ...], int, int]], size: int
+def _check_ranges(
+    path: Path, tensors: Iterable[tuple[str, tuple[int, ...], int, int]], size: int
 ) -> None:
     """Raises an error if byte ranges of tensors overlap, leave gaps or miss the file's end."""
     end = 0
-    for begin, next_end in sorted(place[2:] for place in places):
+    for begin, next_end in sorted(tensor[2:] for tensor in tensors):
         if begin != end:
             raise _damaged(path, f"its tensors overlap or leave a gap at byte {end}")
         end = next_end

@@ -28,11 +28,11 @@ class StackedArrays:
         return len(self.arrays)
 
     def __getitem__(self, index: Any) -> Array:
-        first, *rest = index if isinstance(index, tuple) else (index,)
+        first, *inner_index = index if isinstance(index, tuple) else (index,)
         if isinstance(first, slice):
-            chosen = [array[tuple(rest)] for array in self.arrays[first]]
+            chosen = [array[tuple(inner_index)] for array in self.arrays[first]]
             return np.stack(chosen)
-        array: Array = self.arrays[operator.index(first)][tuple(rest)]
+        array: Array = self.arrays[operator.index(first)][tuple(inner_index)]
         return array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:

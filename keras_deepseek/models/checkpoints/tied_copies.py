@@ -15,11 +15,11 @@ _PIECE_BYTES = 2**24  # Compared at once, so that a large table is never in memo
 
 def use_present_copy(entry: CheckpointEntry, tensors: Collection[str]) -> CheckpointEntry:
     """Returns an entry that reads a tied copy of its first tensor if only the copy is present."""
-    first, *others = entry.tensors
-    found = [name for name in entry.copies if name in tensors]
-    if first in tensors or not found:
+    first, *other_tensors = entry.tensors
+    copies = [name for name in entry.copies if name in tensors]
+    if first in tensors or not copies:
         return entry
-    return replace(entry, tensors=(found[0], *others), copies=tuple(found[1:]))
+    return replace(entry, tensors=(copies[0], *other_tensors), copies=tuple(copies[1:]))
 
 
 def check_copies(

@@ -21,7 +21,7 @@ def unset_variables() -> Iterator[list[keras.Variable]]:
     It yields the list of the variables that they filled. Variables with another initializer, such
     as ones or a table, are initialized as usual and are not in the list.
     """
-    made: list[keras.Variable] = []
+    variables: list[keras.Variable] = []
     thread = threading.get_ident()
     add_weight = keras.Layer.add_weight
     unset = backend.current().compute.unset_initializer()
@@ -33,9 +33,9 @@ def unset_variables() -> Iterator[list[keras.Variable]]:
         if not (is_here and draws_random_numbers(initializer)):
             return add_weight(layer, shape, initializer, *args, **kwargs)
         variable = add_weight(layer, shape, unset, *args, **kwargs)
-        made.append(variable)
+        variables.append(variable)
         return variable
 
     # Without a lock, two threads at once could leave the patched method in place for ever.
     with _lock, temporary_attributes(keras.Layer, add_weight=add_zeros):
-        yield made
+        yield variables

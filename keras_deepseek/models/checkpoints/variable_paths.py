@@ -28,9 +28,9 @@ def path_entries(model: keras.Model) -> list[CheckpointEntry]:
     """
     weights = {id(weight) for weight in model.weights}
     paths: dict[str, keras.Variable] = {}
-    seen: set[int] = set()
+    visited_ids: set[int] = set()
     for path, variable in _walk(model):
-        if id(variable) in seen or id(variable) not in weights:
+        if id(variable) in visited_ids or id(variable) not in weights:
             continue
         if path in paths:
             raise InvalidInputError(
@@ -38,7 +38,7 @@ def path_entries(model: keras.Model) -> list[CheckpointEntry]:
                 f"shape {tuple(paths[path].shape)} and {variable.path!r} of shape "
                 f"{tuple(variable.shape)}. Give their layers different names."
             )
-        seen.add(id(variable))
+        visited_ids.add(id(variable))
         paths[path] = variable
     if not paths:
         raise InvalidInputError(f"{model.name!r} has no weights. Build it, or call it once.")
@@ -48,22 +48,24 @@ def path_entries(model: keras.Model) -> list[CheckpointEntry]:
 def _walk(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Variable]]:
     variables = own_variables(layer)
     if getattr(layer, "lora_enabled", False):
-        variables = [each for each in variables if not each.name.startswith(_LORA_PREFIX)]
+        variables = [
+            variable for variable in variables if not variable.name.startswith(_LORA_PREFIX)
+        ]
     for name, variable in _name_all(variables, ["variable"] * len(variables)):
         yield prefix + name, variable
     # A layer that is also an attribute is listed twice.
-    layers = list({id(each): each for each in inner_layers(layer)}.values())
-    for name, inner in _name_all(layers, [type(each).__name__ for each in layers]):
+    layers = list({id(inner_layer): inner_layer for inner_layer in inner_layers(layer)}.values())
+    for name, inner in _name_all(layers, [type(inner_layer).__name__ for inner_layer in layers]):
         yield from _walk(inner, f"{prefix}{name}/")
 
 
 def _name_all(objects: Sequence[Any], kinds: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Yields objects with their names; names that Keras generated are renumbered."""
     counts: dict[str, count[int]] = {}
-    for each, kind in zip(objects, kinds, strict=True):
-        base = _COUNTER.sub("", each.name)
+    for named, kind in zip(objects, kinds, strict=True):
+        base = _COUNTER.sub("", named.name)
         if base.replace("_", "") != kind.replace("_", "").lower():
-            yield each.name, each
+            yield named.name, named
             continue
         number = next(counts.setdefault(base, count()))
-        yield (f"{base}_{number}" if number else base), each
+        yield (f"{base}_{number}" if number else base), named

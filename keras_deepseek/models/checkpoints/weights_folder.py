@@ -39,22 +39,22 @@ class WeightsFolder:
         self._unread: set[str] = set()  # Tensors of damaged files, from the index.
         self._is_complete = True  # True if the names of all tensors are known.
         names = (WEIGHTS_NAME, INDEX_NAME) if chosen is None else (chosen,)
-        found = next((name for name in names if (path / name).is_file()), None)
-        if found is None:
+        file_name = next((name for name in names if (path / name).is_file()), None)
+        if file_name is None:
             raise CheckpointError(_no_weights_message(path, names))
-        if found.endswith(INDEX_SUFFIX):
-            self._read_shards(_read_index(path / found))
+        if file_name.endswith(INDEX_SUFFIX):
+            self._read_shards(_read_index(path / file_name))
         else:
-            self._is_complete = self._read_file(path / found)
+            self._is_complete = self._read_file(path / file_name)
 
     def _read_file(self, path: Path, names: set[str] | None = None) -> bool:
         """Adds the tensors in one file's header; returns false if that file is damaged."""
         try:
-            found = read_header(path)
+            header = read_header(path)
         except CheckpointError as error:
             self.damages.append(str(error))
             return False
-        chosen = found if names is None else {n: t for n, t in found.items() if n in names}
+        chosen = header if names is None else {n: t for n, t in header.items() if n in names}
         self.tensors |= chosen
         return True
 
@@ -87,17 +87,19 @@ class WeightsFolder:
         """
         present = self.names
         expected = dict(_expected_tensors(entries, present))
-        known = {*expected}
-        known |= {
+        expected_names = {*expected}
+        expected_names |= {
             self.scale_name(name)
             for name, (_, entry) in expected.items()
             if name in self.tensors and takes_scales(self.tensors[name].dtype, _dtype_of(entry))
         }
         # A tensor that can't be read may have scales or not.
-        known |= present & {each for name in self._unread for each in list_scale_names(name)}
+        expected_names |= present & {
+            scales for name in self._unread for scales in list_scale_names(name)
+        }
         extra = sorted(
             name
-            for name in present - known
+            for name in present - expected_names
             if not self._is_empty(name)
             and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored_tensors)
         )
@@ -109,7 +111,7 @@ class WeightsFolder:
         ]
         problems = [
             *(self.damages[:_MOST_NAMES]),
-            *_name_all("missing", sorted(known - present) if self._is_complete else []),
+            *_name_all("missing", sorted(expected_names - present) if self._is_complete else []),
             *_name_all("unexpected", extra),
             *_name_all("wrong shape or dtype", shapes, quotes=False),
         ]
@@ -122,9 +124,13 @@ class WeightsFolder:
     def scale_name(self, name: str) -> str:
         """Returns the name of the tensor that holds a tensor's scales, or should hold them."""
         names = list_scale_names(name)
-        found = [each for each in names if each in self.tensors or each in self._unread]
+        present = [
+            candidate
+            for candidate in names
+            if candidate in self.tensors or candidate in self._unread
+        ]
         # A missing one is reported by the naming scheme of the other tensors.
-        return found[0] if found else names[-1 if self._has_dotted_scales else 0]
+        return present[0] if present else names[-1 if self._has_dotted_scales else 0]
 
     def find_scaled(
         self, name: str, dtype: str, block_shape: tuple[int, int]
@@ -201,9 +207,11 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _no_weights_message(path: Path, expected: Sequence[str]) -> str:
-    names = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
-    others = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".h5"))]
-    there = f" It has {', '.join(others[:_MOST_NAMES])}." if others else ""
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    weight_files = [
+        name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".h5"))
+    ]
+    there = f" It has {', '.join(weight_files[:_MOST_NAMES])}." if weight_files else ""
     if len(expected) == 1:
         return (
             f"{str(path)!r} has no {expected[0]!r}, which its config.json names as "
@@ -217,6 +225,6 @@ def _no_weights_message(path: Path, expected: Sequence[str]) -> str:
 
 def _name_all(what: str, names: Sequence[str], *, quotes: bool = True) -> Iterator[str]:
     if names:
-        shown = [repr(name) if quotes else name for name in names[:_MOST_NAMES]]
-        rest = len(names) - len(shown)
-        yield f"{what}: {', '.join(shown)}{f' and {rest} more' if rest else ''}."
+        listed = [repr(name) if quotes else name for name in names[:_MOST_NAMES]]
+        num_unlisted = len(names) - len(listed)
+        yield f"{what}: {', '.join(listed)}{f' and {num_unlisted} more' if num_unlisted else ''}."

@@ -29,15 +29,15 @@ def read_weights(
     entries = [use_present_copy(entry, weights.names) for entry in entries]
     weights.check(entries, ignored_tensors, block_shape)
     stored = [_find_tensors(weights, entry, block_shape) for entry in entries]
-    total = sum(part.num_bytes for tensors in stored for each in tensors for part in each.parts)
+    total = sum(part.num_bytes for tensors in stored for tensor in tensors for part in tensor.parts)
     _check_copies(weights, entries, block_shape)
     with (
         MappedFiles() as files,
         LoadDisplay(f"Loading {weights.path.name}", total, is_shown=is_shown) as advance,
     ):
         for entry, tensors in zip(entries, stored, strict=True):
-            _fill(entry, [each.read(files) for each in tensors])
-            for part in (part for each in tensors for part in each.parts):
+            _fill(entry, [tensor.read(files) for tensor in tensors])
+            for part in (part for tensor in tensors for part in tensor.parts):
                 files.release(part)
                 advance(part.num_bytes)
 

@@ -111,18 +111,20 @@ def _order_plans(
 ) -> list[tuple[CheckpointEntry, list[PlannedTensor]]]:
     plans = [(entry, _plan(entry, dtype, float32_tensors)) for entry in entries]
     # The widest dtype comes first: all tensors are then aligned without gaps.
-    return sorted(plans, key=lambda each: -max(planned.dtype.itemsize for planned in each[1]))
+    return sorted(
+        plans, key=lambda entry_plan: -max(planned.dtype.itemsize for planned in entry_plan[1])
+    )
 
 
 def _plan(
     entry: CheckpointEntry, dtype: str | None, float32_tensors: Sequence[str]
 ) -> list[PlannedTensor]:
-    own = np.dtype(DTYPES[_NAMES[entry.variables[0].dtype]])
-    is_floating = own.kind not in "iub"
+    variable_dtype = np.dtype(DTYPES[_NAMES[entry.variables[0].dtype]])
+    is_floating = variable_dtype.kind not in "iub"
     plan = []
     for name, shape in zip(entry.tensors, entry.tensor_shapes(), strict=True):
-        chosen = DTYPES[_NAMES[dtype]] if dtype and is_floating else own
-        if is_floating and any(fnmatch.fnmatchcase(name, each) for each in float32_tensors):
+        chosen = DTYPES[_NAMES[dtype]] if dtype and is_floating else variable_dtype
+        if is_floating and any(fnmatch.fnmatchcase(name, pattern) for pattern in float32_tensors):
             chosen = DTYPES["F32"]
         plan.append(PlannedTensor(name, chosen, shape))
     return plan
@@ -131,12 +133,12 @@ def _plan(
 def _divide(planned: Sequence[PlannedTensor], max_bytes: int) -> list[list[PlannedTensor]]:
     shards: list[list[PlannedTensor]] = [[]]
     filled = 0
-    for each in planned:
-        if shards[-1] and filled + each.num_bytes > max_bytes:
+    for tensor in planned:
+        if shards[-1] and filled + tensor.num_bytes > max_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(each)
-        filled += each.num_bytes
+        shards[-1].append(tensor)
+        filled += tensor.num_bytes
     return shards
 
 
@@ -179,7 +181,10 @@ def _stream(
 
 
 def _read_values(entry: CheckpointEntry, read_value: ReadValue) -> list[Array]:
-    return [backend.current().distribution.read_whole(read_value(each)) for each in entry.variables]
+    return [
+        backend.current().distribution.read_whole(read_value(variable))
+        for variable in entry.variables
+    ]
 
 
 def _write_array(file: Any, array: Array, dtype: np.dtype[Any]) -> None:

@@ -139,7 +139,7 @@ class DecoderBackbone(ConfigModel):
         written = []
         for layer, layer_cache in zip(self.transformer_layers, cache, strict=True):
             is_last = layer is self.transformer_layers[-1]
-            given = take_arguments(layer, num_outputs=num_hidden_states if is_last else None)
+            arguments = take_arguments(layer, num_outputs=num_hidden_states if is_last else None)
             x, layer_cache = layer(  # noqa: PLW2901 - the updated cache
                 x,
                 mask=mask,
@@ -147,7 +147,7 @@ class DecoderBackbone(ConfigModel):
                 cache=layer_cache,
                 cache_index=cache_index,
                 token_ids=token_ids,
-                **given,
+                **arguments,
             )
             written.append(layer_cache)
         x = take_last(x, num_hidden_states)

@@ -124,15 +124,15 @@ class DecoderBlock(keras.Layer):
         num_outputs: int | None = None,
     ) -> Any:
         mask = inputs_mask if mask is None else mask
-        given = {
+        arguments = {
             "positions": positions,
             "cache": cache,
             "cache_index": cache_index,
             "attention_mask": attention_mask,
         }
-        given = {name: value for name, value in given.items() if value is not None}
-        given |= take_arguments(self.attention, num_outputs=num_outputs)
-        outputs = call_layer(self.attention, self.attention_norm(inputs), mask, **given)
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        arguments |= take_arguments(self.attention, num_outputs=num_outputs)
+        outputs = call_layer(self.attention, self.attention_norm(inputs), mask, **arguments)
         if cache is not None:
             outputs, cache = outputs
         inputs, outputs, mask, token_ids = (
@@ -151,10 +151,10 @@ class DecoderBlock(keras.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(self.call).bind(inputs, *args, **kwargs).arguments
-        shape = shape_of_last(inputs.shape, given.get("num_outputs"))
+        arguments = inspect.signature(self.call).bind(inputs, *args, **kwargs).arguments
+        shape = shape_of_last(inputs.shape, arguments.get("num_outputs"))
         outputs = keras.KerasTensor(shape, self.compute_dtype)
-        cache = given.get("cache")
+        cache = arguments.get("cache")
         if cache is None:
             return outputs
         return outputs, {

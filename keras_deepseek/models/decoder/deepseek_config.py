@@ -183,8 +183,8 @@ class DeepSeekConfig(PresetConfig):
         """Returns true if a layer has experts, false if it has one feed-forward layer.
 
         Args:
-            index: integer. The index of the layer, from 0. Layers that predict further tokens
-                follow the others.
+            index: integer. The index of the layer, from 0. The modules of multi-token prediction
+                follow the other layers.
         """
         is_first = index < self.num_dense_layers
         return (
@@ -244,16 +244,16 @@ class DeepSeekConfig(PresetConfig):
         num_heads = values["num_attention_heads"]
         check_checkpoint_value(values, "num_key_value_heads", allowed=(num_heads,))
         check_checkpoint_value(values, "topk_method", allowed=cls.topk_methods)
-        given = {field: values[key] for key, field in names.items() if key in values}
+        arguments = {field: values[key] for key, field in names.items() if key in values}
         # A null value stands for our default.
-        given = {field: value for field, value in given.items() if value is not None}
+        arguments = {field: value for field, value in arguments.items() if value is not None}
         theta, scaling = read_rope(values)
-        given |= {"rope_max_wavelength": theta, "rope_scaling": scaling}
+        arguments |= {"rope_max_wavelength": theta, "rope_scaling": scaling}
         if values["n_shared_experts"] is None:
-            given["num_shared_experts"] = 0
+            arguments["num_shared_experts"] = 0
         if values.get("topk_method") == "greedy":
-            given |= {"num_groups": 1, "num_groups_per_token": 1}
-        return cls(**given)
+            arguments |= {"num_groups": 1, "num_groups_per_token": 1}
+        return cls(**arguments)
 
     @classmethod
     def optional_keys(cls) -> set[str]:

@@ -118,36 +118,38 @@ _IGNORED_KEYS = {
 
 def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Converts a `config.json` to the constructor arguments of `DeepSeekV4Config`."""
-    known = {*_NAMES, *_FIXED_VALUES, *_SPECIAL_KEYS, *_IGNORED_KEYS}
-    check_keys(config, known)
+    supported_keys = {*_NAMES, *_FIXED_VALUES, *_SPECIAL_KEYS, *_IGNORED_KEYS}
+    check_keys(config, supported_keys)
     for name, values in _FIXED_VALUES.items():
         check_checkpoint_value(config, name, allowed=values)
-    given = {**_DEFAULTS, **{name: x for name, x in config.items() if x is not None}}
-    arguments = {ours: given[name] for name, ours in _NAMES.items() if name in given}
-    scoring = given.get("scoring_func", "sqrtsoftplus")
+    settings = {**_DEFAULTS, **{name: x for name, x in config.items() if x is not None}}
+    arguments = {ours: settings[name] for name, ours in _NAMES.items() if name in settings}
+    scoring = settings.get("scoring_func", "sqrtsoftplus")
     if scoring not in _SCORINGS:
         raise InvalidInputError(unknown_name_message("`scoring_func`", scoring, _SCORINGS))
     return {
         **arguments,
-        **_read_layers(given),
-        **_read_rates(given),
-        **_read_rotary(given, arguments["head_dim"]),
+        **_read_layers(settings),
+        **_read_rates(settings),
+        **_read_rotary(settings, arguments["head_dim"]),
         "scoring": _SCORINGS[scoring],
     }
 
 
-def _read_layers(given: Mapping[str, Any]) -> dict[str, Any]:
+def _read_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments for each layer's attention type and router type."""
-    count = given.get("num_hidden_layers", _NUM_LAYERS)
-    types = given.get("layer_types")
-    if types is None and "compress_ratios" in given:
-        types = [_look_up("compress_ratios", ratio, _RATIOS) for ratio in given["compress_ratios"]]
+    count = settings.get("num_hidden_layers", _NUM_LAYERS)
+    types = settings.get("layer_types")
+    if types is None and "compress_ratios" in settings:
+        types = [
+            _look_up("compress_ratios", ratio, _RATIOS) for ratio in settings["compress_ratios"]
+        ]
     if types is None:  # The default of transformers.
         further = ("heavily_compressed_attention", "compressed_sparse_attention")
         types = [further[0] if index < 2 else further[index % 2] for index in range(count)]  # noqa: PLR2004
-    routers = given.get("mlp_layer_types")
+    routers = settings.get("mlp_layer_types")
     if routers is None:
-        num_hash = given.get("num_hash_layers", _NUM_HASH_LAYERS)
+        num_hash = settings.get("num_hash_layers", _NUM_HASH_LAYERS)
         routers = ["hash_moe" if index < num_hash else "moe" for index in range(count)]
     if min(len(types), len(routers)) < count:
         raise InvalidInputError(
@@ -171,22 +173,22 @@ def _look_up(name: str, value: Any, names: Mapping[Any, str]) -> str:
     return names[value]
 
 
-def _read_rates(given: Mapping[str, Any]) -> dict[str, Any]:
-    rates = given.get("compress_rates", {})
+def _read_rates(settings: Mapping[str, Any]) -> dict[str, Any]:
+    rates = settings.get("compress_rates", {})
     named = {
         "sparse_compress_rate": ("compressed_sparse_attention", "compress_rate_csa"),
         "heavy_compress_rate": ("heavily_compressed_attention", "compress_rate_hca"),
     }
-    read = {ours: given.get(older, rates.get(kind)) for ours, (kind, older) in named.items()}
+    read = {ours: settings.get(older, rates.get(kind)) for ours, (kind, older) in named.items()}
     return {ours: rate for ours, rate in read.items() if rate is not None}
 
 
-def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+def _read_rotary(settings: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     """Returns the arguments of the rotary embeddings, from nested or flat keys of a config."""
-    parameters = read_object(given, "rope_parameters") or read_object(given, "rope_scaling")
-    factor = given.get("partial_rotary_factor")
+    parameters = read_object(settings, "rope_parameters") or read_object(settings, "rope_scaling")
+    factor = settings.get("partial_rotary_factor")
     main, compress = (read_object(parameters, kind) for kind in ("main", "compress"))
-    length = given["max_position_embeddings"]
+    length = settings["max_position_embeddings"]
     read: dict[str, Any] = {}
     if all(parameters.get(kind) is not None for kind in ("main", "compress")):
         for kind, prefix in ((main, ""), (compress, "compress_")):
@@ -206,7 +208,7 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
             if name not in ("main", "compress", "rope_theta", "partial_rotary_factor")
         }
         read["compress_rope_scaling"] = _read_scaling(flat, length)
-    rotated = given.get("qk_rope_head_dim")
+    rotated = settings.get("qk_rope_head_dim")
     if rotated is None:
         factor = _PARTIAL_ROTARY_FACTOR if factor is None else factor
         rotated = int(head_dim * check_number("partial_rotary_factor", factor, above=0))

@@ -156,8 +156,8 @@ def _read_table(table: _Table, layer: Any, prefix: str, side: int) -> Entries:
     """Returns the checkpoint entries of one layer's weights, from a table of weight paths."""
     entries = []
     for path, *names, make in table:
-        place, _, name = path.rpartition(".")
-        inner = operator.attrgetter(place)(layer) if place else layer
+        attribute, _, name = path.rpartition(".")
+        inner = operator.attrgetter(attribute)(layer) if attribute else layer
         entries.append(make(own_variable(inner, name), prefix + names[side]))
     return entries
 
@@ -165,20 +165,24 @@ def _read_table(table: _Table, layer: Any, prefix: str, side: int) -> Entries:
 def _layer_entries(layer: Any, prefix: str, side: int) -> Entries:
     attention, streams = layer.attention, (layer.attention_streams, layer.feed_forward_streams)
     kinds = ("hc_attn_", "attn_hc."), ("hc_ffn_", "ffn_hc.")
-    place = prefix + ("attn.", "self_attn.")[side]
+    attention_prefix = prefix + ("attn.", "self_attn.")[side]
     entries = _read_table(_NORMS, layer, prefix, side)
-    entries += _read_table(_ATTENTION, attention, place, side)
+    entries += _read_table(_ATTENTION, attention, attention_prefix, side)
     for mixed, names in zip(streams, kinds, strict=True):
         entries += _read_table(_STREAMS, mixed, prefix + names[side], side)
     if isinstance(attention, CompressedSparseAttention | HeavilyCompressedAttention):
-        entries += _read_table(_COMPRESSOR, attention.compressor, f"{place}compressor.", side)
+        entries += _read_table(
+            _COMPRESSOR, attention.compressor, f"{attention_prefix}compressor.", side
+        )
     if isinstance(attention, CompressedSparseAttention):
         outer, inner = (
             ("indexer.", "indexer.compressor."),
             ("compressor.indexer.", "compressor.indexer."),
         )[side]
-        entries += _read_table(_INDEXER, attention.indexer, place + outer, side)
-        entries += _read_table(_COMPRESSOR, attention.indexer.compressor, place + inner, side)
+        entries += _read_table(_INDEXER, attention.indexer, attention_prefix + outer, side)
+        entries += _read_table(
+            _COMPRESSOR, attention.indexer.compressor, attention_prefix + inner, side
+        )
     return entries + _expert_entries(layer.feed_forward, prefix + ("ffn.", "mlp.")[side], side)
 
 

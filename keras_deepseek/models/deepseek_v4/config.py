@@ -191,10 +191,12 @@ class DeepSeekV4Config(PresetConfig):
         self._check_fits()
 
     def _check_types(self) -> None:
-        for name, known in (("layer_types", LAYER_TYPES), ("router_types", ROUTER_TYPES)):
-            for given in getattr(self, name):
-                if given not in known:
-                    raise InvalidInputError(unknown_name_message(f"name in `{name}`", given, known))
+        for name, choices in (("layer_types", LAYER_TYPES), ("router_types", ROUTER_TYPES)):
+            for choice in getattr(self, name):
+                if choice not in choices:
+                    raise InvalidInputError(
+                        unknown_name_message(f"name in `{name}`", choice, choices)
+                    )
         if self.scoring not in SCORINGS:
             raise InvalidInputError(unknown_name_message("`scoring`", self.scoring, SCORINGS))
         if not self.layer_types or len(self.layer_types) != len(self.router_types):

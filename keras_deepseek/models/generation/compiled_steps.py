@@ -131,9 +131,9 @@ def begin_text(
     )
     if grows:
         cache = grow_cache(model.make_cache, cache, capacity)
-    seen = mark_tokens(token_ids, mask, logits.shape[-1]) if kind.rules.has_penalty else None
-    outputs = _choose(logits[:, -1], seen, uniforms, kind, numbers)
-    return outputs, hidden, {"cache": cache, "seen": seen}
+    seen_tokens = mark_tokens(token_ids, mask, logits.shape[-1]) if kind.rules.has_penalty else None
+    outputs = _choose(logits[:, -1], seen_tokens, uniforms, kind, numbers)
+    return outputs, hidden, {"cache": cache, "seen": seen_tokens}
 
 
 def _decode(
@@ -150,17 +150,17 @@ def _decode(
     logits, _, cache = model.call_with_cache(
         tokens, state["cache"], slot, positions=ops.expand_dims(positions, 1), num_logits=1
     )
-    seen = state["seen"]
+    seen_tokens = state["seen"]
     if kind.rules.has_penalty:
-        seen = ops.logical_or(seen, mark_tokens(tokens, None, logits.shape[-1]))
-    outputs = _choose(logits[:, -1], seen, uniforms, kind, numbers)
-    return outputs, {"cache": cache, "seen": seen}
+        seen_tokens = ops.logical_or(seen_tokens, mark_tokens(tokens, None, logits.shape[-1]))
+    outputs = _choose(logits[:, -1], seen_tokens, uniforms, kind, numbers)
+    return outputs, {"cache": cache, "seen": seen_tokens}
 
 
 def _choose(
-    logits: Any, seen: Any, uniforms: Any, kind: StepKind, numbers: Mapping[str, Any]
+    logits: Any, seen_tokens: Any, uniforms: Any, kind: StepKind, numbers: Mapping[str, Any]
 ) -> dict[str, Any]:
-    outputs = choose(logits, seen, uniforms, kind.rules, numbers)
+    outputs = choose(logits, seen_tokens, uniforms, kind.rules, numbers)
     if kind.has_log_probabilities:
         outputs["log_probabilities"] = log_probabilities(logits, outputs["tokens"])
     return outputs
@@ -180,11 +180,11 @@ def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
     """
     batch_size, length = token_ids.shape
     rows = ops.repeat(ops.arange(batch_size, dtype="int32"), length)
-    places = ops.stack([rows, ops.reshape(ops.cast(token_ids, "int32"), (-1,))], axis=1)
+    indices = ops.stack([rows, ops.reshape(ops.cast(token_ids, "int32"), (-1,))], axis=1)
     counted = ops.ones((batch_size * length,), "int32")
     if mask is not None:
         counted = ops.cast(ops.reshape(mask, (-1,)), "int32")
-    counts = ops.scatter(places, counted, (batch_size, vocabulary_size))
+    counts = ops.scatter(indices, counted, (batch_size, vocabulary_size))
     return counts > 0
 
 

@@ -42,16 +42,16 @@ def accept_drafts(
     """
     num_drafts = drafts.shape[1]
     if rules.is_greedy:
-        others = ops.cast(ops.argmax(scores, axis=-1), "int32")
-        is_kept = ops.equal(others[:, :num_drafts], drafts)
+        replacements = ops.cast(ops.argmax(scores, axis=-1), "int32")
+        is_kept = ops.equal(replacements[:, :num_drafts], drafts)
     else:
-        is_kept, others = _reject(scores, drafts, draft_scores, uniforms)
-    kept = ops.cumprod(ops.cast(is_kept, "int32"), axis=1)
-    num_kept = ops.cast(ops.sum(kept, axis=1), "int32")
+        is_kept, replacements = _reject(scores, drafts, draft_scores, uniforms)
+    prefix_mask = ops.cumprod(ops.cast(is_kept, "int32"), axis=1)
+    num_kept = ops.cast(ops.sum(prefix_mask, axis=1), "int32")
     fewest = ops.min(ops.where(is_running, num_kept, num_drafts))
-    places = ops.expand_dims(ops.arange(num_drafts + 1, dtype="int32"), 0)
+    steps = ops.expand_dims(ops.arange(num_drafts + 1, dtype="int32"), 0)
     padded = ops.pad(drafts, [[0, 0], [0, 1]])
-    tokens = ops.where(places < ops.expand_dims(num_kept, 1), padded, others)
+    tokens = ops.where(steps < ops.expand_dims(num_kept, 1), padded, replacements)
     return tokens, fewest + 1
 
 
@@ -63,14 +63,13 @@ def _reject(scores: Any, drafts: Any, draft_scores: Any, uniforms: Any) -> tuple
     ratio_p = ops.squeeze(ops.take_along_axis(p[:, :num_drafts], index, axis=-1), -1)
     ratio_q = ops.squeeze(ops.take_along_axis(q, index, axis=-1), -1)
     is_kept = uniforms[:, :num_drafts] * ratio_q < ratio_p
-    rest = ops.maximum(p[:, :num_drafts] - q, 0.0)
+    residual = ops.maximum(p[:, :num_drafts] - q, 0.0)
     # If p and q differ only by rounding, nothing is left, and nothing is rejected.
-    is_empty = ops.sum(rest, axis=-1, keepdims=True) <= 0
-    rest = ops.where(is_empty, p[:, :num_drafts], rest)
-    weights = ops.concatenate([rest, p[:, num_drafts:]], axis=1)
+    is_empty = ops.sum(residual, axis=-1, keepdims=True) <= 0
+    residual = ops.where(is_empty, p[:, :num_drafts], residual)
+    weights = ops.concatenate([residual, p[:, num_drafts:]], axis=1)
     # One number is enough for all places, since only one of them is used.
-    others = [
-        draw_by_weight(weights[:, place], uniforms[:, num_drafts])
-        for place in range(num_drafts + 1)
+    replacements = [
+        draw_by_weight(weights[:, step], uniforms[:, num_drafts]) for step in range(num_drafts + 1)
     ]
-    return is_kept, ops.stack(others, axis=1)
+    return is_kept, ops.stack(replacements, axis=1)

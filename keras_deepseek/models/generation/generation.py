@@ -77,19 +77,19 @@ class Generator:
                     row.append(token)
         is_single = request.prompts.is_single
         outputs = [
-            self._join(request, row, found, strip_prompt=strip_prompt)
-            for row, found in enumerate(tokens)
+            self._join(request, row, new_tokens, strip_prompt=strip_prompt)
+            for row, new_tokens in enumerate(tokens)
         ]
         if not request.has_log_probabilities:
             return outputs[0] if is_single else outputs
-        logs = [_log_probabilities(found) for found in tokens]
+        logs = [_log_probabilities(new_tokens) for new_tokens in tokens]
         return (outputs[0], logs[0]) if is_single else (outputs, logs)
 
     def _join(
-        self, request: TokenRequest, row: int, found: list[NewToken], *, strip_prompt: bool
+        self, request: TokenRequest, row: int, new_tokens: list[NewToken], *, strip_prompt: bool
     ) -> Any:
         """Returns a row's prompt and new tokens, as text or token ids like the prompt."""
-        prompts, tokens = request.prompts, [token.token for token in found]
+        prompts, tokens = request.prompts, [token.token for token in new_tokens]
         if prompts.texts is None:
             return tokens if strip_prompt else [*prompts.rows[row], *tokens]
         text = self._read_text(request, row, tokens)

@@ -33,8 +33,8 @@ def takes_options(method: Method) -> Method:
     An unknown option then raises a `TypeError` that names the method and where the option belongs.
     Fields that the method already has as arguments are left out.
     """
-    *own, _ = inspect.signature(method).parameters.values()
-    names = {parameter.name for parameter in own}
+    *method_parameters, _ = inspect.signature(method).parameters.values()
+    names = {parameter.name for parameter in method_parameters}
     options = [
         inspect.Parameter(
             field.name,
@@ -45,7 +45,7 @@ def takes_options(method: Method) -> Method:
         for field in fields(GenerationOptions)
         if field.name not in names
     ]
-    signature = inspect.signature(method).replace(parameters=[*own, *options])
+    signature = inspect.signature(method).replace(parameters=[*method_parameters, *options])
 
     @wraps(method)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -56,12 +56,12 @@ def takes_options(method: Method) -> Method:
     return cast("Method", checked)
 
 
-def _check_names(method: str, received: Iterable[str], known: Sequence[str]) -> None:
+def _check_names(method: str, received: Iterable[str], method_parameters: Sequence[str]) -> None:
     """Raises a `TypeError` for an option that the method does not have, as Python would."""
     for name in received:
-        if name in known:
+        if name in method_parameters:
             continue
-        near = difflib.get_close_matches(name, known, 1)
+        near = difflib.get_close_matches(name, method_parameters, 1)
         hint = ""
         if name in {field.name for field in fields(Sampler)}:
             hint = f". It is an option of the sampler: `sampler=Sampler({name}=...)`"

@@ -151,13 +151,14 @@ def _is_list(value: Any) -> bool:
 
 
 def _read_stop(tokens: Any, vocabulary_size: int | None = None) -> frozenset[int]:
-    found = frozenset(check_integer("a stop token", token, minimum=0) for token in tokens)
-    if vocabulary_size is not None and max(found, default=0) >= vocabulary_size:
+    stop_tokens = frozenset(check_integer("a stop token", token, minimum=0) for token in tokens)
+    if vocabulary_size is not None and max(stop_tokens, default=0) >= vocabulary_size:
         raise InvalidInputError(
-            f"`stop_token_ids` has the token id {max(found)}, at which no text would end: the "
-            f"model's vocabulary has only {vocabulary_size} tokens. Is it from another tokenizer?"
+            f"`stop_token_ids` has the token id {max(stop_tokens)}, at which no text would end: "
+            f"the model's vocabulary has only {vocabulary_size} tokens. Is it from another "
+            "tokenizer?"
         )
-    return found
+    return stop_tokens
 
 
 def find_end_tokens(model: Any) -> frozenset[int]:
@@ -166,12 +167,12 @@ def find_end_tokens(model: Any) -> frozenset[int]:
     They come from the first of these that has any: the `generation_config` of the preset, the
     model's config, and its tokenizer.
     """
-    found = [
+    candidates = [
         model.generation_config.get("eos_token_id"),
         getattr(model.config, "end_token_id", None),
         getattr(model.tokenizer, "stop_token_ids", None),
     ]
-    for tokens in found:
+    for tokens in candidates:
         if tokens is not None and tokens != ():
             return _read_stop([tokens] if isinstance(tokens, numbers.Integral) else tokens)
     return frozenset()

@@ -125,11 +125,12 @@ def get_sampler(sampler: Any) -> Sampler:
     """
     if isinstance(sampler, Sampler):
         return sampler
-    known = {"greedy": GREEDY, "random": Sampler()}
+    samplers = {"greedy": GREEDY, "random": Sampler()}
     if sampler is None:
         return GREEDY
-    if sampler not in list(known):
+    if sampler not in list(samplers):
         raise InvalidInputError(
-            unknown_name_message("sampler", sampler, known) + " You can also give a `Sampler(...)`."
+            unknown_name_message("sampler", sampler, samplers)
+            + " You can also give a `Sampler(...)`."
         )
-    return known[sampler]
+    return samplers[sampler]

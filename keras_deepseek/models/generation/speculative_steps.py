@@ -64,7 +64,7 @@ class DraftModules:
                 to tokens and scores.
             **kwargs: `mask` and `positions` of the blocks.
         """
-        places = ops.expand_dims(ops.arange(token_ids.shape[1], dtype="int32"), 0)
+        steps = ops.expand_dims(ops.arange(token_ids.shape[1], dtype="int32"), 0)
         drafts, scores, written = [], [], []
         for index in range(self.num_modules):
             hidden, module_cache = self._prediction.call_module(
@@ -77,7 +77,7 @@ class DraftModules:
             drafts.append(token)
             scores.append(score)
             token_ids = ops.where(
-                places < last, ops.roll(token_ids, -1, axis=1), ops.expand_dims(token, 1)
+                steps < last, ops.roll(token_ids, -1, axis=1), ops.expand_dims(token, 1)
             )
         return ops.stack(drafts, axis=1), ops.stack(scores, axis=1), written
 
@@ -151,7 +151,7 @@ def continue_speculation(
     logits, hidden, cache = model.call_with_cache(
         read, state["cache"], slot, positions=positions, num_logits=num_drafts + 1
     )
-    tokens, taken = accept_drafts(
+    tokens, num_accepted = accept_drafts(
         _score_places(kind, state["seen"], read, logits, numbers),
         drafts,
         state["scores"],
@@ -159,51 +159,58 @@ def continue_speculation(
         is_running,
         kind.rules,
     )
-    seen = state["seen"]
+    seen_tokens = state["seen"]
     if kind.rules.has_penalty:
-        seen = _mark_round(seen, read, tokens, taken, logits.shape[-1])
+        seen_tokens = _mark_round(seen_tokens, read, tokens, num_accepted, logits.shape[-1])
     outputs = {"tokens": tokens, "is_finite": is_finite(logits)}
     if kind.has_log_probabilities:
-        found = [log_probabilities(logits[:, at], tokens[:, at]) for at in range(num_drafts + 1)]
-        outputs["log_probabilities"] = ops.stack(found, axis=1)
-    token = ops.squeeze(ops.take(tokens, ops.reshape(taken - 1, (1,)), axis=1), 1)
-    sample = _make_sample(kind, seen, token, uniforms[:, num_drafts + 1 :], numbers)
+        logs = [log_probabilities(logits[:, at], tokens[:, at]) for at in range(num_drafts + 1)]
+        outputs["log_probabilities"] = ops.stack(logs, axis=1)
+    token = ops.squeeze(ops.take(tokens, ops.reshape(num_accepted - 1, (1,)), axis=1), 1)
+    sample = _make_sample(kind, seen_tokens, token, uniforms[:, num_drafts + 1 :], numbers)
     drafts, draft_scores, draft_cache = modules.draft(
-        hidden, tokens, state["draft_cache"], slot, taken - 1, sample, positions=positions
+        hidden, tokens, state["draft_cache"], slot, num_accepted - 1, sample, positions=positions
     )
-    state = {"cache": cache, "draft_cache": draft_cache, "seen": seen}
-    return (outputs, taken), {**state, "token": token, "drafts": drafts, "scores": draft_scores}
+    state = {"cache": cache, "draft_cache": draft_cache, "seen": seen_tokens}
+    return (outputs, num_accepted), {
+        **state,
+        "token": token,
+        "drafts": drafts,
+        "scores": draft_scores,
+    }
 
 
 def _score_places(
-    kind: StepKind, seen: Any, read: Any, logits: Any, numbers: Mapping[str, Any]
+    kind: StepKind, seen_tokens: Any, read: Any, logits: Any, numbers: Mapping[str, Any]
 ) -> Any:
     """Returns the sampler's scores after each token read, as if all drafts were accepted."""
     scores = []
-    for place in range(read.shape[1]):
-        seen = _add_seen(kind, seen, read[:, place], logits.shape[-1])
-        scores.append(adjust(logits[:, place], seen, kind.rules, numbers))
+    for step in range(read.shape[1]):
+        seen_tokens = _add_seen(kind, seen_tokens, read[:, step], logits.shape[-1])
+        scores.append(adjust(logits[:, step], seen_tokens, kind.rules, numbers))
     return ops.stack(scores, axis=1)
 
 
-def _mark_round(seen: Any, read: Any, tokens: Any, taken: Any, vocabulary_size: int) -> Any:
+def _mark_round(
+    seen_tokens: Any, read: Any, tokens: Any, num_accepted: Any, vocabulary_size: int
+) -> Any:
     """Marks a round's tokens as seen: the last token of the previous round, and those taken."""
-    places = ops.expand_dims(ops.arange(tokens.shape[1], dtype="int32"), 0)
-    is_taken = ops.logical_and(places < taken, ops.ones_like(tokens, "bool"))
+    steps = ops.expand_dims(ops.arange(tokens.shape[1], dtype="int32"), 0)
+    is_taken = ops.logical_and(steps < num_accepted, ops.ones_like(tokens, "bool"))
     newly = mark_tokens(tokens, is_taken, vocabulary_size)
     first = mark_tokens(read[:, :1], None, vocabulary_size)
-    return ops.logical_or(ops.logical_or(seen, first), newly)
+    return ops.logical_or(ops.logical_or(seen_tokens, first), newly)
 
 
 def _make_sample(
-    kind: StepKind, seen: Any, token: Any, uniforms: Any, numbers: Mapping[str, Any]
+    kind: StepKind, seen_tokens: Any, token: Any, uniforms: Any, numbers: Mapping[str, Any]
 ) -> Callable[[int, Any], tuple[Any, Any]]:
     """Returns a function that draws a module's draft token by the model's sampling rules."""
 
     def sample(index: int, logits: Any) -> tuple[Any, Any]:
-        nonlocal seen, token
-        seen = _add_seen(kind, seen, token, logits.shape[-1])
-        scores = adjust(logits, seen, kind.rules, numbers)
+        nonlocal seen_tokens, token
+        seen_tokens = _add_seen(kind, seen_tokens, token, logits.shape[-1])
+        scores = adjust(logits, seen_tokens, kind.rules, numbers)
         if kind.rules.is_greedy:
             token = ops.cast(ops.argmax(scores, axis=-1), "int32")
         else:
@@ -213,10 +220,12 @@ def _make_sample(
     return sample
 
 
-def _add_seen(kind: StepKind, seen: Any, tokens: Any, vocabulary_size: int) -> Any:
+def _add_seen(kind: StepKind, seen_tokens: Any, tokens: Any, vocabulary_size: int) -> Any:
     if not kind.rules.has_penalty:
         return None
-    return ops.logical_or(seen, mark_tokens(ops.expand_dims(tokens, 1), None, vocabulary_size))
+    return ops.logical_or(
+        seen_tokens, mark_tokens(ops.expand_dims(tokens, 1), None, vocabulary_size)
+    )
 
 
 def grow_speculation(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any, Any]:

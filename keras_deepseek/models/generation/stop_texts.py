@@ -19,10 +19,10 @@ class StopTexts:
         if self.is_met:
             return ""
         text = self._held + piece
-        places = [place for stop in self._texts if (place := text.find(stop)) >= 0]
-        if places:
+        indices = [index for stop in self._texts if (index := text.find(stop)) >= 0]
+        if indices:
             self.is_met, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(indices)]
         begin = next((at for at in range(len(text)) if self._may_begin(text[at:])), len(text))
         self._held = text[begin:]
         return text[:begin]
@@ -32,5 +32,5 @@ class StopTexts:
 
     def finish(self) -> str:
         """Returns the rest of the text, which was held back as a possible start of a stop text."""
-        held, self._held = self._held, ""
-        return held
+        end, self._held = self._held, ""
+        return end

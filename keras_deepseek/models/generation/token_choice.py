@@ -20,16 +20,16 @@ Numbers = Mapping[str, Any]
 
 
 def choose(
-    logits: Any, seen: Any, uniforms: Any, rules: SamplingRules, numbers: Numbers
+    logits: Any, seen_tokens: Any, uniforms: Any, rules: SamplingRules, numbers: Numbers
 ) -> dict[str, Any]:
     """Returns the chosen token of each row, and whether its logits are finite.
 
-    Logits and `seen` are `(batch_size, vocabulary_size)`; `seen` is true for tokens that a row has
-    already, or `None` without a penalty. `uniforms` are float32 in [0, 1) of shape `(batch_size,)`;
-    `numbers` are float32 scalars of the sampler. Returns int32 `"tokens"` and boolean
-    `"is_finite"`, `(batch_size,)`.
+    Logits and `seen_tokens` are `(batch_size, vocabulary_size)`; `seen_tokens` is true for tokens
+    that a row has already, or `None` without a penalty. `uniforms` are float32 in [0, 1) of shape
+    `(batch_size,)`; `numbers` are float32 scalars of the sampler. Returns int32 `"tokens"` and
+    boolean `"is_finite"`, `(batch_size,)`.
     """
-    scores = adjust(logits, seen, rules, numbers)
+    scores = adjust(logits, seen_tokens, rules, numbers)
     tokens = ops.argmax(scores, axis=-1) if rules.is_greedy else draw(scores, uniforms)
     return {"tokens": ops.cast(tokens, "int32"), "is_finite": is_finite(logits)}
 
@@ -40,7 +40,7 @@ def is_finite(logits: Any) -> Any:
     return ops.isfinite(ops.abs(ops.max(logits, axis=-1)) + ops.abs(ops.min(logits, axis=-1)))
 
 
-def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> Any:
+def adjust(logits: Any, seen_tokens: Any, rules: SamplingRules, numbers: Numbers) -> Any:
     """Applies the sampler's penalty, temperature and cutoffs; excluded tokens get minus infinity.
 
     The arguments are those of `choose`. Logits are `(batch_size, vocabulary_size)`, the result
@@ -50,7 +50,7 @@ def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> An
     if rules.has_penalty:
         penalty = numbers["repetition_penalty"]
         penalized = ops.where(scores < 0, scores * penalty, scores / penalty)
-        scores = ops.where(seen, penalized, scores)
+        scores = ops.where(seen_tokens, penalized, scores)
     if rules.is_greedy:
         return scores
     # The largest is made 0 before the division: XLA may compute a quotient twice, with different
@@ -72,9 +72,9 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
         if ordered is None:
             ordered = ops.flip(ops.sort(scores, axis=-1), axis=-1)
         shares = ops.softmax(ordered, axis=-1)
-        before = ops.cumsum(shares, axis=-1) - shares
+        preceding_share = ops.cumsum(shares, axis=-1) - shares
         # Keep the most likely token, even if rounding makes its sum negative.
-        is_kept = ops.logical_or(before < numbers["top_p"], ordered >= ordered[:, :1])
+        is_kept = ops.logical_or(preceding_share < numbers["top_p"], ordered >= ordered[:, :1])
         bounds.append(ops.min(ops.where(is_kept, ordered, math.inf), axis=-1, keepdims=True))
     if rules.has_min_p:
         bounds.append(ops.max(scores, axis=-1, keepdims=True) + ops.log(numbers["min_p"]))
@@ -108,10 +108,10 @@ def draw_by_weight(weights: Any, uniforms: Any) -> Any:
     )
     sums = ops.sum(blocks, axis=-1)
     target = ops.expand_dims(uniforms, -1) * ops.sum(sums, axis=-1, keepdims=True)
-    block, before = _find_crossing(sums, target)
+    block, preceding_sum = _find_crossing(sums, target)
     inside = ops.squeeze(ops.take_along_axis(blocks, ops.expand_dims(block, -1), axis=1), 1)
-    place, _ = _find_crossing(inside, target - before)
-    return ops.cast(ops.squeeze(block * size + place, -1), "int32")
+    index, _ = _find_crossing(inside, target - preceding_sum)
+    return ops.cast(ops.squeeze(block * size + index, -1), "int32")
 
 
 def _find_crossing(weights: Any, target: Any) -> tuple[Any, Any]:
@@ -126,10 +126,10 @@ def _find_crossing(weights: Any, target: Any) -> tuple[Any, Any]:
     first = ops.argmax(ops.cast(passes, "int32"), axis=-1, keepdims=True)
     backwards = ops.flip(ops.cast(has_weight, "int32"), axis=-1)
     last = weights.shape[-1] - 1 - ops.argmax(backwards, axis=-1, keepdims=True)
-    place = ops.where(
+    index = ops.where(
         ops.any(passes, axis=-1, keepdims=True), ops.cast(first, "int32"), ops.cast(last, "int32")
     )
-    return place, ops.take_along_axis(sums - weights, place, axis=-1)
+    return index, ops.take_along_axis(sums - weights, index, axis=-1)
 
 
 def log_probabilities(logits: Any, tokens: Any) -> Any:

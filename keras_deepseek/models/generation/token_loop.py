@@ -76,7 +76,7 @@ class RowNoise:
 
     def draw(self) -> Array:
         """Returns each row's next random numbers, float32 `(num_rows, count)` or `(num_rows,)`."""
-        drawn = [each.random(self._count, dtype="float32") for each in self._generators]
+        drawn = [generator.random(self._count, dtype="float32") for generator in self._generators]
         return np.asarray(drawn, "float32")
 
 
@@ -122,20 +122,20 @@ def _speculate(
     numbers = request.sampler.numbers
     noise = RowNoise(request.seed, len(request.prompts.rows), 2 * num_drafts + 1)
     begin = steps.get(("begin", kind, slots.capacity), begin_speculation, kind, slots.capacity)
-    (outputs, taken), state = begin(None, *slots.padded, noise.draw(), numbers)
+    (outputs, num_accepted), state = begin(None, *slots.padded, noise.draw(), numbers)
     next_round = steps.get(("continue", kind), continue_speculation, kind)
     while True:
-        step, taken = to_numpy(outputs), int(taken)
-        for place in range(taken):
-            yield {name: tensor[:, place] for name, tensor in step.items()}
+        step, num_accepted = to_numpy(outputs), int(num_accepted)
+        for index in range(num_accepted):
+            yield {name: tensor[:, index] for name, tensor in step.items()}
         if slots.need(num_drafts + 1):
             grow = steps.get(("grow all", slots.capacity), grow_speculation, slots.capacity)
             _, state = grow(None, state)
         running = np.asarray(rows.running)
-        (outputs, taken), state = next_round(
+        (outputs, num_accepted), state = next_round(
             state, slots.next, slots.positions, running, noise.draw(), numbers
         )
-        slots.advance(int(taken))
+        slots.advance(int(num_accepted))
 
 
 class _Slots:
@@ -172,36 +172,36 @@ class _Slots:
 
 
 class _Rows:
-    """The number of tokens that each row may still get."""
+    """The rows of a request that still generate, each with the number of tokens left to it."""
 
     def __init__(self, request: TokenRequest) -> None:
         self._request = request
-        self._left = list(request.budgets)
+        self._budgets = list(request.budgets)
 
     @property
     def running(self) -> list[bool]:
-        return [left > 0 for left in self._left]
+        return [budget > 0 for budget in self._budgets]
 
     @property
     def are_running(self) -> bool:
-        return any(self._left)
+        return any(self._budgets)
 
     def take(self, step: dict[str, Array]) -> list[NewToken | None]:
         """Returns the tokens of a step for the rows that are still running, and counts them."""
-        taken: list[NewToken | None] = []
+        new_tokens: list[NewToken | None] = []
         for row, token in enumerate(step["tokens"].tolist()):
-            if not self._left[row]:
-                taken.append(None)
+            if not self._budgets[row]:
+                new_tokens.append(None)
                 continue
             if not step["is_finite"][row]:
                 raise InvalidInputError(
                     f"The model's logits for prompt {row} are not finite numbers. Its weights are "
                     "damaged, or too large for its dtype policy."
                 )
-            self._left[row] -= 1
+            self._budgets[row] -= 1
             if token in self._request.stop_tokens[row]:
-                self._left[row] = 0
-            found = step.get("log_probabilities")
-            log_probability = None if found is None else float(found[row])
-            taken.append(NewToken(token, log_probability, is_last=not self._left[row]))
-        return taken
+                self._budgets[row] = 0
+            log_probabilities = step.get("log_probabilities")
+            log_probability = None if log_probabilities is None else float(log_probabilities[row])
+            new_tokens.append(NewToken(token, log_probability, is_last=not self._budgets[row]))
+        return new_tokens

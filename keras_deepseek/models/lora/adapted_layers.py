@@ -38,28 +38,31 @@ def read_matrices(layer: keras.Layer) -> tuple[Array, Array]:
 
     If they are sharded over several processes, all of them must call it.
     """
-    a, b = (backend.current().distribution.read_whole(each.value) for each in lora_variables(layer))
+    a, b = (
+        backend.current().distribution.read_whole(variable.value)
+        for variable in lora_variables(layer)
+    )
     return a, b
 
 
 def find_candidates(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers that have or can have a LoRA, in the model's order."""
     # A KerasHub backbone has `enable_lora` too, for its layers, which are in the list as well.
-    layers = [each for each in flatten_layers(model) if not isinstance(each, keras.Model)]
-    found = [each for each in layers if hasattr(each, "enable_lora")]
-    unbuilt = [each.name for each in found if not each.built]
+    layers = [layer for layer in flatten_layers(model) if not isinstance(layer, keras.Model)]
+    candidates = [layer for layer in layers if hasattr(layer, "enable_lora")]
+    unbuilt = [layer.name for layer in candidates if not layer.built]
     if unbuilt:
         raise InvalidInputError(
             f"The layers {', '.join(unbuilt)} have no weights yet, so no LoRA can be added to "
             "them. Build the model, or call it on a batch, first."
         )
-    return _in_order(model, found)
+    return _in_order(model, candidates)
 
 
 def find_adapted(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers that have a LoRA, in the model's order."""
-    found = [each for each in flatten_layers(model) if getattr(each, "lora_enabled", False)]
-    return _in_order(model, found)
+    adapted = [layer for layer in flatten_layers(model) if getattr(layer, "lora_enabled", False)]
+    return _in_order(model, adapted)
 
 
 def _in_order(model: keras.Model, layers: list[keras.Layer]) -> list[keras.Layer]:
@@ -67,8 +70,8 @@ def _in_order(model: keras.Model, layers: list[keras.Layer]) -> list[keras.Layer
 
     Keras lists the last layers first.
     """
-    places = {id(variable): place for place, variable in enumerate(model.variables)}
-    return sorted(layers, key=lambda layer: places[id(kernel_of(layer))])
+    positions = {id(variable): position for position, variable in enumerate(model.variables)}
+    return sorted(layers, key=lambda layer: positions[id(kernel_of(layer))])
 
 
 def add_lora(
@@ -85,9 +88,9 @@ def add_lora(
             for part in path.split("/")[:-1]:
                 stack.enter_context(keras.name_scope(part))
             layer.enable_lora(ranks[path], lora_alpha=lora_alpha[path])
-    adapters = {id(each) for layer in layers for each in lora_variables(layer)}
+    adapters = {id(variable) for layer in layers for variable in lora_variables(layer)}
     for layer in flatten_layers(model):
-        if not adapters & {id(each) for each in layer.variables}:
+        if not adapters & {id(variable) for variable in layer.variables}:
             layer.trainable = False
     for variable in model.variables:  # Other variables of layers with adapters.
         if id(variable) not in adapters:

@@ -98,16 +98,18 @@ def load_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
     """
     path = _check_name(filepath)
     tensors = read_tensors(path)
-    found: dict[str, dict[str, Array]] = {}
+    parts_by_layer: dict[str, dict[str, Array]] = {}
     for name, array in tensors.items():
         layer_path, _, part = name.rpartition("/")
-        found.setdefault(layer_path, {})[part] = array
-    if not found or any(set(parts) != set(_PARTS) for parts in found.values()):
+        parts_by_layer.setdefault(layer_path, {})[part] = array
+    if not parts_by_layer or any(set(parts) != set(_PARTS) for parts in parts_by_layer.values()):
         raise CheckpointError(
             f"{path.name!r} holds no LoRA: expected a file that save_lora_weights wrote."
         )
     paths = {_path_within(model, layer): path_of(layer) for layer in find_candidates(model)}
-    adapters = {paths.get(name, name): _read_adapter(parts) for name, parts in found.items()}
+    adapters = {
+        paths.get(name, name): _read_adapter(parts) for name, parts in parts_by_layer.items()
+    }
     assign_adapters(model, adapters, path.name)
 
 
@@ -135,7 +137,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
     """Reads copies of all tensors of a small safetensors file into memory."""
     header = read_header(path)
     with MappedFiles() as files:
-        return {name: np.array(files.read(each)) for name, each in header.items()}
+        return {name: np.array(files.read(tensor)) for name, tensor in header.items()}
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def merge_lora(model: keras.Model) -> None:
 
 def _check_can_be_added(layers: Sequence[keras.Layer]) -> None:
     """Raises an error if a layer's kernel is quantized, so that no LoRA can be merged into it."""
-    quantized = [each for each in layers if each.quantization_mode not in (None, "float8")]
+    quantized = [layer for layer in layers if layer.quantization_mode not in (None, "float8")]
     if quantized:
         raise NotSupportedError(
             f"{len(quantized)} of the {len(layers)} layers with a LoRA are quantized, such as "
@@ -170,14 +170,14 @@ def check_lora(model: keras.Model) -> list[keras.Layer]:
 def _choose_layers(model: keras.Model, names: Sequence[str] | None) -> list[keras.Layer]:
     candidates = find_candidates(model)
     if names is None:
-        chosen = [each for each in candidates if not isinstance(each, keras.layers.Embedding)]
+        chosen = [layer for layer in candidates if not isinstance(layer, keras.layers.Embedding)]
     else:
         if isinstance(names, str) or not names:
             raise InvalidInputError(
                 f"`target_names` must be a list of layer names, received {names!r}."
             )
-        _check_names(model, names, {each.name for each in candidates})
-        chosen = [each for each in candidates if each.name in names]
+        _check_names(model, names, {layer.name for layer in candidates})
+        chosen = [layer for layer in candidates if layer.name in names]
     if not chosen:
         raise InvalidInputError(
             f"The model {model.name!r} has no layer that a LoRA can be added to, such as `Dense`."
@@ -185,14 +185,14 @@ def _choose_layers(model: keras.Model, names: Sequence[str] | None) -> list[kera
     return chosen
 
 
-def _check_names(model: keras.Model, names: Sequence[str], known: set[str]) -> None:
+def _check_names(model: keras.Model, names: Sequence[str], candidates: set[str]) -> None:
     for name in names:
-        if name in known:
+        if name in candidates:
             continue
         for layer in flatten_layers(model):
             if layer.name == name:
                 raise InvalidInputError(
                     f"No LoRA can be added to {name!r}, which is a "
-                    f"`{type(layer).__name__}`. Choose from {', '.join(sorted(known))}."
+                    f"`{type(layer).__name__}`. Choose from {', '.join(sorted(candidates))}."
                 )
-        raise InvalidInputError(unknown_name_message("layer in `target_names`", name, known))
+        raise InvalidInputError(unknown_name_message("layer in `target_names`", name, candidates))

@@ -76,11 +76,11 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     adapted = {id(kernel_of(layer)): layer for layer in check_lora(model)}
-    found = find_modules(_check_model(model), adapted)
-    _check_written(model, found, adapted.values())
+    peft_modules = find_modules(_check_model(model), adapted)
+    _check_written(model, peft_modules, adapted.values())
     arrays: dict[str, Array] = {}
     modules: dict[str, tuple[int, float]] = {}
-    for name, module in found.items():
+    for name, module in peft_modules.items():
         factors = module.join()
         rank = len(factors[0])
         modules[name] = (rank, module.scale * rank)
@@ -183,11 +183,11 @@ def _check_model(model: Any) -> PresetModel:
 def _check_written(
     model: PresetModel, modules: Mapping[str, PeftModule], adapted: Iterable[keras.Layer]
 ) -> None:
-    held = {id(layer) for module in modules.values() for layer in module.layers}
-    left = [path_of(layer) for layer in adapted if id(layer) not in held]
-    if left:
+    written_ids = {id(layer) for module in modules.values() for layer in module.layers}
+    unwritten = [path_of(layer) for layer in adapted if id(layer) not in written_ids]
+    if unwritten:
         raise NotSupportedError(
-            f"The LoRA of {', '.join(left)} can't be written for `peft`. It has no LoRA for "
+            f"The LoRA of {', '.join(unwritten)} can't be written for `peft`. It has no LoRA for "
             "grouped projections, and for an embedding that also makes the logits it adapts only "
             "one of the two. Leave them out of `target_names`, or use save_lora_weights."
         )

@@ -105,7 +105,7 @@ def split_blocks(
     rank, uneven = divmod(len(down), blocks * sum(has_lora))
     if not rank or uneven:
         return None
-    rest = up.reshape(blocks, -1, len(down)).copy()
+    residual = up.reshape(blocks, -1, len(down)).copy()
     parts: list[Factors | None] = []
     for offset, width, has in zip(layout.offsets, layout.widths, has_lora, strict=True):
         if not has:
@@ -113,11 +113,11 @@ def split_blocks(
             continue
         end = start + blocks * rank
         a = down[start:end].reshape(blocks, rank, layout.num_inputs).transpose(2, 0, 1)
-        b = rest[0, offset : offset + width, start : start + rank].T.copy()
-        rest[:, offset : offset + width, start:end] -= _repeat_block(b, blocks)
+        b = residual[0, offset : offset + width, start : start + rank].T.copy()
+        residual[:, offset : offset + width, start:end] -= _repeat_block(b, blocks)
         parts.append((a, b))
         start = end
-    return None if rest.any() else parts
+    return None if residual.any() else parts
 
 
 def split_shared(

@@ -35,7 +35,9 @@ def find_modules(
     """
     modules: dict[str, PeftLinear | PeftEmbedding] = {}
     for entry in model.module_entries():
-        layers = [layers_of[id(each)] for each in entry.variables if id(each) in layers_of]
+        layers = [
+            layers_of[id(variable)] for variable in entry.variables if id(variable) in layers_of
+        ]
         name = entry.tensors[0].removesuffix(".weight")
         if layers and isinstance(layers[0], keras.layers.Embedding):
             # If the head uses the same table, `peft` adapts only one of them, and Keras both.

@@ -6,7 +6,6 @@ from keras_deepseek.models.sequential_recommender.interactions import (
     LeaveLastOut,
 )
 from keras_deepseek.models.sequential_recommender.movielens import read_movielens
-from keras_deepseek.models.sequential_recommender.planted_interactions import PlantedInteractions
 from keras_deepseek.models.sequential_recommender.ranking_metrics import (
     HitRate,
     NormalizedDiscountedCumulativeGain,
@@ -17,15 +16,18 @@ from keras_deepseek.models.sequential_recommender.sequential_recommender import 
 from keras_deepseek.models.sequential_recommender.sequential_recommender_backbone import (
     SequentialRecommenderBackbone,
 )
+from keras_deepseek.models.sequential_recommender.synthetic_interactions import (
+    SyntheticInteractions,
+)
 
 __all__ = [
     "HitRate",
     "Interactions",
     "LeaveLastOut",
     "NormalizedDiscountedCumulativeGain",
-    "PlantedInteractions",
     "SequentialRecommender",
     "SequentialRecommenderBackbone",
     "SequentialRecommenderConfig",
+    "SyntheticInteractions",
     "read_movielens",
 ]

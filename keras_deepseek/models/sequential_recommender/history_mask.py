@@ -16,11 +16,11 @@ class HistoryMask(keras.Layer):
     """
 
     def call(self, item_ids: Any) -> Any:
-        places = ops.arange(ops.shape(item_ids)[1])
-        columns, rows = ops.expand_dims(places, 0), ops.expand_dims(places, 1)
+        indices = ops.arange(ops.shape(item_ids)[1])
+        columns, rows = ops.expand_dims(indices, 0), ops.expand_dims(indices, 1)
         is_real = ops.expand_dims(ops.not_equal(item_ids, 0), 1)
-        before = ops.logical_and(ops.less(columns, rows), is_real)
-        return ops.logical_or(before, ops.equal(columns, rows))
+        is_earlier = ops.logical_and(ops.less(columns, rows), is_real)
+        return ops.logical_or(is_earlier, ops.equal(columns, rows))
 
     def compute_output_spec(self, item_ids: Any) -> Any:
         return keras.KerasTensor((*item_ids.shape, item_ids.shape[1]), dtype="bool")

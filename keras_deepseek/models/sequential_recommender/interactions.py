@@ -150,7 +150,7 @@ def read_histories(histories: Any, num_items: int) -> list[Array]:
             "`histories` must be a list of items for each user, as in [[3, 1, 7], [5]]; received "
             f"{histories!r}."
         )
-    return [_read_history(index, each, num_items) for index, each in enumerate(histories)]
+    return [_read_history(index, history, num_items) for index, history in enumerate(histories)]
 
 
 def _read_history(index: int, history: Any, num_items: int) -> Array:
@@ -182,7 +182,7 @@ def pad_histories(histories: Sequence[Any], length: int) -> Array:
     return rows
 
 
-def _before_and_at(histories: list[Any], place: int, length: int) -> tuple[dict[str, Array], Array]:
+def _before_and_at(histories: list[Any], index: int, length: int) -> tuple[dict[str, Array], Array]:
     length = check_integer("length", length)
-    inputs = pad_histories([history[:place] for history in histories], length)
-    return {"item_ids": inputs}, np.array([history[place] for history in histories], "int32")
+    inputs = pad_histories([history[:index] for history in histories], length)
+    return {"item_ids": inputs}, np.array([history[index] for history in histories], "int32")

@@ -48,12 +48,12 @@ class TopItems(keras.Layer):
         best, candidates = ops.top_k(scores, num_candidates)
         candidates = ops.cast(candidates, "int32")
         if self.exclude_seen:
-            seen = ops.equal(
+            is_seen = ops.equal(
                 ops.expand_dims(candidates, 2), ops.expand_dims(ops.cast(item_ids, "int32"), 1)
             )
-            best = ops.where(ops.any(seen, axis=2), NO_ITEM_SCORE, best)
-            best, places = ops.top_k(best, self.k)
-            candidates = _pick(candidates, places)
+            best = ops.where(ops.any(is_seen, axis=2), NO_ITEM_SCORE, best)
+            best, indices = ops.top_k(best, self.k)
+            candidates = _pick(candidates, indices)
         candidates = ops.where(best > NO_ITEM_SCORE, candidates, 0)
         return {"items": candidates, "scores": best}
 
@@ -84,11 +84,11 @@ class TopItems(keras.Layer):
         return {**super().get_config(), "k": self.k, "exclude_seen": self.exclude_seen}
 
 
-def _pick(rows: Any, places: Any) -> Any:
+def _pick(rows: Any, indices: Any) -> Any:
     """Gathers the entries of integer rows at given indices.
 
     It uses a sum, because `take_along_axis` fixes the batch size in the graphs that PyTorch
     exports.
     """
-    is_there = ops.equal(ops.expand_dims(ops.cast(places, "int32"), 2), ops.arange(rows.shape[1]))
+    is_there = ops.equal(ops.expand_dims(ops.cast(indices, "int32"), 2), ops.arange(rows.shape[1]))
     return ops.sum(ops.where(is_there, ops.expand_dims(rows, 1), 0), axis=2)

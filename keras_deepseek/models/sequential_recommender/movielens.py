@@ -60,10 +60,10 @@ def read_movielens(
     users, items, ratings, times = _read_columns(path)
     keeps = np.ones(len(users), bool) if min_rating is None else ratings >= min_rating
     while True:
-        before = keeps.sum()
+        num_kept = keeps.sum()
         keeps &= _is_frequent(users, keeps, min_items_per_user)
         keeps &= _is_frequent(items, keeps, min_users_per_item)
-        if keeps.sum() == before:
+        if keeps.sum() == num_kept:
             break
     if not keeps.any():
         raise InvalidInputError(
@@ -126,6 +126,6 @@ _FORMATS: dict[str, tuple[Callable[[Iterator[str]], Iterator[str]], str]] = {
 
 def _is_frequent(values: Any, keeps: Any, least: int) -> Any:
     """Returns true for rows whose value occurs at least `least` times among the kept rows."""
-    _, places = np.unique(values, return_inverse=True)
-    counts = np.bincount(places[keeps], minlength=int(places.max(initial=-1)) + 1)
-    return counts[places] >= least
+    _, indices = np.unique(values, return_inverse=True)
+    counts = np.bincount(indices[keeps], minlength=int(indices.max(initial=-1)) + 1)
+    return counts[indices] >= least

@@ -97,11 +97,11 @@ def rank_targets(targets: Any, scores: Any) -> Any:
     """
     scores = ops.convert_to_tensor(scores)
     targets = ops.cast(ops.reshape(targets, (-1, 1)), "int32")
-    own = ops.take_along_axis(scores, targets, axis=1)
+    target_scores = ops.take_along_axis(scores, targets, axis=1)
     items = ops.expand_dims(ops.arange(scores.shape[-1], dtype="int32"), 0)
     # This counts the items that the target beats. A target of NaN beats nothing.
     behind = ops.logical_or(
-        ops.greater(own, scores),
-        ops.logical_and(ops.equal(own, scores), ops.less(targets, items)),
+        ops.greater(target_scores, scores),
+        ops.logical_and(ops.equal(target_scores, scores), ops.less(targets, items)),
     )
     return scores.shape[-1] - 1 - ops.sum(ops.cast(behind, "int32"), axis=1)

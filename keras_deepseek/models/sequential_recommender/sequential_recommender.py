@@ -202,8 +202,8 @@ class SequentialRecommender(PresetModel):
         # Empty histories fill up the batch, because each batch size would be compiled again.
         count = len(histories)
         rows = [*histories, *([()] * (2 ** max(0, count - 1).bit_length() - count))]
-        found = infer({"item_ids": pad_histories(rows, length)})
-        return found["items"][:count], found["scores"][:count]
+        ranking = infer({"item_ids": pad_histories(rows, length)})
+        return ranking["items"][:count], ranking["scores"][:count]
 
 
 def _read_weights(item_weights: Any, num_items: int) -> list[float]:

@@ -37,7 +37,9 @@ def render_chat(template: str, messages: Sequence[Message], **variables: Any) ->
 def _check_messages(messages: Any) -> None:
     """Raises an error for messages without role or content, which templates silently skip."""
     are_several = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
-    wrong = [each for each in messages if not _is_message(each)] if are_several else [messages]
+    wrong = (
+        [message for message in messages if not _is_message(message)] if are_several else [messages]
+    )
     if wrong:
         raise InvalidInputError(
             'Messages must have the form [{"role": "user", "content": "Hello"}], received '

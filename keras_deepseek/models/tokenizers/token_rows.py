@@ -41,12 +41,12 @@ def _is_int32(ids: Array) -> bool:
 def read_token_id(token_id: Any) -> int:
     """Converts a token id, such as a scalar tensor, to a Python integer."""
     try:
-        found = operator.index(token_id)
+        number = operator.index(token_id)
     except TypeError:
-        found = -1
-    if isinstance(token_id, bool) or not 0 <= found < NUM_TOKEN_IDS:
+        number = -1
+    if isinstance(token_id, bool) or not 0 <= number < NUM_TOKEN_IDS:
         raise InvalidInputError(
             f"A token id must be an integer of at least 0, received {token_id!r}. Remove values "
             "that are not tokens, such as the targets that a loss ignores."
         )
-    return found
+    return number

@@ -157,10 +157,10 @@ class Tokenizer:
         for number, row in enumerate(ids):
             length = min(len(row), sequence_length)
             if padding_side == "left":
-                part, kept = slice(sequence_length - length, None), row[len(row) - length :]
+                part, clipped = slice(sequence_length - length, None), row[len(row) - length :]
             else:
-                part, kept = slice(0, length), row[:length]
-            token_ids[number, part] = kept
+                part, clipped = slice(0, length), row[:length]
+            token_ids[number, part] = clipped
             padding_mask[number, part] = 1
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
@@ -195,7 +195,7 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise InvalidInputError(f"A text must be a string, received {text!r}.")
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        return [list(each.ids) for each in encoded]
+        return [list(encoding.ids) for encoding in encoded]
 
     def detokenize(self, token_ids: Any, *, skip_special_tokens: bool = True) -> Any:
         """Returns the text of token ids, or a list of texts for several rows.
@@ -257,7 +257,9 @@ class Tokenizer:
             A string.
         """
         text = find_chat_template(self._chat_templates, template)
-        tokens = {name: self.id_to_token(each) for name, each in self.special_token_ids.items()}
+        tokens = {
+            name: self.id_to_token(token_id) for name, token_id in self.special_token_ids.items()
+        }
         return render_chat(
             text,
             messages,

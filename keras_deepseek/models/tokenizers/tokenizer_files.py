@@ -34,15 +34,15 @@ TOKENIZER_FILES = (
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
     """Returns the contents of a checkpoint's tokenizer files by name; `{}` if it has none."""
-    found = {}
+    contents = {}
     for path in sorted(folder.iterdir()):
         if any(fnmatch.fnmatch(path.name, name) for name in TOKENIZER_FILES) and path.is_file():
             try:
-                found[path.name] = path.read_bytes()
+                contents[path.name] = path.read_bytes()
             except OSError as error:
                 raise CheckpointError(f"{str(path)!r} can't be read: {error.strerror}.") from error
-            check_not_pointer(path, found[path.name])
-    return found
+            check_not_pointer(path, contents[path.name])
+    return contents
 
 
 def read_json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
@@ -58,12 +58,12 @@ def read_json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 def read_special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """Returns the special tokens by role, as in `{"eos_token": "</s>"}`."""
-    found = {
+    roles = {
         **read_json_file(files, "special_tokens_map.json"),
         **read_json_file(files, TOKENIZER_CONFIG_NAME),
     }
     tokens = {}
-    for name, value in found.items():
+    for name, value in roles.items():
         token = value.get("content") if isinstance(value, dict) else value
         if name.endswith("_token") and isinstance(token, str):
             tokens[name] = token
@@ -75,23 +75,27 @@ def read_chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
     if CHAT_TEMPLATE_NAME in files:
         return {"default": files[CHAT_TEMPLATE_NAME].decode("utf-8", "replace")}
     for file in ("chat_template.json", TOKENIZER_CONFIG_NAME):
-        found = read_json_file(files, file).get("chat_template")
-        if found:
-            return {"default": found} if isinstance(found, str) else _named_templates(file, found)
+        templates = read_json_file(files, file).get("chat_template")
+        if templates:
+            return (
+                {"default": templates}
+                if isinstance(templates, str)
+                else _named_templates(file, templates)
+            )
     return {}
 
 
 def _named_templates(file: str, received: Any) -> dict[str, str]:
     templates = received if isinstance(received, list) else [received]
-    for each in templates:
-        parts = [each.get("name"), each.get("template")] if isinstance(each, dict) else [None]
+    for entry in templates:
+        parts = [entry.get("name"), entry.get("template")] if isinstance(entry, dict) else [None]
         if not all(isinstance(part, str) for part in parts):
             raise CheckpointError(
                 f'`chat_template` in {file!r} must be a string, or a list as in [{{"name": '
-                f'"default", "template": "..."}}]; received {each!r}. Correct the file, or remove '
+                f'"default", "template": "..."}}]; received {entry!r}. Correct the file, or remove '
                 "the key."
             )
-    return {each["name"]: each["template"] for each in templates}
+    return {entry["name"]: entry["template"] for entry in templates}
 
 
 def find_chat_template(templates: Mapping[str, str], name: str) -> str:
@@ -115,7 +119,7 @@ def count_vocabulary(files: Mapping[str, bytes]) -> int | None:
         is_dict = isinstance(vocabulary, dict)
         ids = [*vocabulary.values()] if is_dict else [len(vocabulary) - 1]
         ids += [token["id"] for token in content.get("added_tokens") or ()]
-        return max((int(each) for each in ids), default=-1) + 1
+        return max((int(token_id) for token_id in ids), default=-1) + 1
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"The file {TOKENIZER_NAME!r} has no vocabulary.") from error
 

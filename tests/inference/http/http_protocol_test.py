@@ -223,7 +223,7 @@ def test_random_bytes_and_damaged_requests_raise_nothing(loop):
 
 def test_one_connection_more_than_the_most_is_refused(loop):
     for num_others, status in ((4, []), (5, [503])):
-        wire = Wire(loop, HttpLimits(max_connections=5), others=num_others)
+        wire = Wire(loop, HttpLimits(max_connections=5), num_other_connections=num_others)
         assert wire.statuses() == status
         wire.send(GET % b"now")
         assert wire.statuses() == ([] if status else [200])

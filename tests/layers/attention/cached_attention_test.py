@@ -69,8 +69,8 @@ OPTIONS = {
 @pytest.fixture(params=OPTIONS)
 def attention(request):
     kind, kwargs = OPTIONS[request.param]
-    known = inspect.signature(type(make_attention(kind)).__init__).parameters
-    missing = sorted(set(kwargs) - set(known))
+    parameters = inspect.signature(type(make_attention(kind)).__init__).parameters
+    missing = sorted(set(kwargs) - set(parameters))
     if missing:
         pytest.skip(f"Keras {keras.__version__} has no {missing} there.")
     return make_attention(kind, **kwargs)
@@ -128,15 +128,15 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side, rotates):
     inputs, mask = draw(2, 6, 6), np.ones((2, 4), bool)
     mask[1, :2] = False
     mask = mask if side == "left" else mask[:, ::-1]
-    places = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype("int32")
-    positions = {"positions": places} if rotates else {}
+    token_numbers = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype("int32")
+    positions = {"positions": token_numbers} if rotates else {}
     outputs, cache = layer(
         inputs[:, :4], mask=mask, cache=layer.make_cache(2, 6), cache_index=0, **positions
     )
     collected = [keras.ops.convert_to_numpy(outputs)]
     for slot in (4, 5):
         if rotates:
-            positions["positions"] = places.max(axis=1, keepdims=True) + slot - 3
+            positions["positions"] = token_numbers.max(axis=1, keepdims=True) + slot - 3
         outputs, cache = layer(
             inputs[:, slot : slot + 1], cache=cache, cache_index=slot, **positions
         )
@@ -199,9 +199,9 @@ def test_no_token_sees_what_comes_after_it():
     layer, inputs = CachedAttention(make_attention("grouped")), draw(1, 5, 6)
     changed = inputs.copy()
     changed[:, 3:] += 1.0
-    outputs, others = run(layer, inputs), run(layer, changed)
-    assert_close(outputs[:, :3], others[:, :3], 1e-6)
-    assert np.abs(outputs[:, 3:] - others[:, 3:]).min() > 0
+    outputs, changed_outputs = run(layer, inputs), run(layer, changed)
+    assert_close(outputs[:, :3], changed_outputs[:, :3], 1e-6)
+    assert np.abs(outputs[:, 3:] - changed_outputs[:, 3:]).min() > 0
 
 
 def test_the_weights_are_those_of_the_layer_that_it_holds():
@@ -213,7 +213,10 @@ def test_the_weights_are_those_of_the_layer_that_it_holds():
         for part in ("query", "key", "value", "attention_output")
         for kind in ("kernel", "bias")
     ]
-    assert all(one is other for one, other in zip(layer.weights, attention.weights, strict=True))
+    assert all(
+        weight is inner_weight
+        for weight, inner_weight in zip(layer.weights, attention.weights, strict=True)
+    )
 
 
 def test_the_cache_is_in_the_dtype_of_the_layer_that_it_holds():

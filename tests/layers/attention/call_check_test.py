@@ -43,8 +43,12 @@ def give_max_length(name):
 
 
 def test_the_mask_that_is_given_goes_before_the_one_that_keras_fills_in():
-    one, other = np.ones((2, 3), bool), np.zeros((2, 3), bool)
-    for masks, expected in (((one, other), one), ((None, other), other), ((None, None), None)):
+    explicit, filled_in = np.ones((2, 3), bool), np.zeros((2, 3), bool)
+    for masks, expected in (
+        ((explicit, filled_in), explicit),
+        ((None, filled_in), filled_in),
+        ((None, None), None),
+    ):
         assert check_call(Attending(), TOKENS, masks, None, None) is expected
     with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(2, 3\), received \(2, 4\)"):
         check_call(Attending(), TOKENS, (None, np.ones((2, 4), bool)), None, None)
@@ -117,12 +121,12 @@ def test_a_spec_is_refused_where_the_call_would_be(name):
 @pytest.mark.parametrize("name", WITH_MAX_LENGTH)
 def test_a_spec_counts_the_positions_from_the_index_on(name):
     layer, inputs = make_attention(name, **give_max_length(name)), keras.KerasTensor((2, 3, DIM))
-    given = {"cache": layer.make_cache(2, 9)}
-    layer.compute_output_spec(inputs, **given, cache_index=1)
+    arguments = {"cache": layer.make_cache(2, 9)}
+    layer.compute_output_spec(inputs, **arguments, cache_index=1)
     with pytest.raises(
         InvalidInputError, match=r"of 4 positions, received 3 tokens from position 2"
     ):
-        layer.compute_output_spec(inputs, **given, cache_index=2)
+        layer.compute_output_spec(inputs, **arguments, cache_index=2)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -132,8 +136,8 @@ def test_what_is_no_boolean_is_refused(name):
         for value in (1, 0.0, "yes", None):
             with pytest.raises(InvalidInputError, match=f"`{argument}` must be True or False"):
                 make_attention(name, **{argument: value})
-        given = make_attention(name, **{argument: np.True_}).get_config()[argument]
-        assert given is True
+        setting = make_attention(name, **{argument: np.True_}).get_config()[argument]
+        assert setting is True
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -143,17 +147,17 @@ def test_numbers_are_finite_numbers_of_python_or_numpy(name):
         for value in (np.nan, np.inf, -1, True, "0.1", [0.1]):
             with pytest.raises(InvalidInputError, match=f"`{argument}` must be a finite number"):
                 make_attention(name, **{argument: value})
-        given = make_attention(name, **{argument: np.float32(0.5)}).get_config()[argument]
-        assert (type(given), given) == (float, 0.5)
+        setting = make_attention(name, **{argument: np.float32(0.5)}).get_config()[argument]
+        assert (type(setting), setting) == (float, 0.5)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_sizes_of_numpy_are_in_the_config_as_those_of_python(name):
     sizes = {key: np.int64(x) for key, x in ATTENTIONS[name].items() if type(x) is int}
     layer = make_attention(name, **sizes)
-    given, expected = layer.get_config(), make_attention(name).get_config()
+    config, expected = layer.get_config(), make_attention(name).get_config()
     if name != "CachedAttention":  # Which holds a layer with a name of its own.
-        assert json.dumps(given | {"name": ""}) == json.dumps(expected | {"name": ""})
+        assert json.dumps(config | {"name": ""}) == json.dumps(expected | {"name": ""})
     cache = layer.make_cache(np.int32(2), np.int64(5))
     assert tuple(cache["mask"].shape) == (2, 5)
     with pytest.raises(InvalidInputError, match="`max_length` must be a positive integer"):
@@ -178,9 +182,9 @@ def test_a_rotary_embedding_and_an_indexer_refuse_them_too():
     with pytest.raises(InvalidInputError, match="expects floating-point inputs, received int32"):
         RotaryEmbedding()(ids)
     indexer = LightningIndexer(2, 4, rope_head_dim=2)
-    for given in ({"inputs": ids}, {"inputs": TOKENS, "queries": ids}):
+    for arguments in ({"inputs": ids}, {"inputs": TOKENS, "queries": ids}):
         with pytest.raises(InvalidInputError, match=r"'lightning_indexer.*received int32"):
-            indexer(**given)
+            indexer(**arguments)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -245,7 +249,7 @@ def test_more_tokens_than_positions_are_refused_whatever_else_is_given(name):
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_in_float64_all_is_float64_where_there_is_one(name):
     def dtypes(tensors):
-        return {keras.backend.standardize_dtype(each.dtype) for each in tensors}
+        return {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
 
     options = dict.fromkeys(("dropout", "indexer_loss_weight"), 0.5)
     config = make_attention(name).get_config()

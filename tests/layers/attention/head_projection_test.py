@@ -38,10 +38,12 @@ def test_two_projections_start_with_different_kernels():
 def test_projections_of_one_layer_share_its_dtype_and_no_initializer():
     layer = Projecting()
     arguments = [projection_arguments(layer, name) for name in ("query", "key")]
-    assert [each.pop("name") for each in arguments] == ["query", "key"]
-    assert all(each.pop("dtype") is layer.dtype_policy for each in arguments)
-    one, other = (each.pop("kernel_initializer") for each in arguments)
-    assert len({id(one), id(other), id(layer.kernel_initializer)}) == 3
+    assert [projection.pop("name") for projection in arguments] == ["query", "key"]
+    assert all(projection.pop("dtype") is layer.dtype_policy for projection in arguments)
+    query_initializer, key_initializer = (
+        projection.pop("kernel_initializer") for projection in arguments
+    )
+    assert len({id(query_initializer), id(key_initializer), id(layer.kernel_initializer)}) == 3
     assert arguments == [{"trainable": True}] * 2
 
 

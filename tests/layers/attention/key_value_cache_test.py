@@ -150,9 +150,9 @@ def test_a_compiled_step_begins_anew_at_zero_too():
     }
     model = NamedModel(keras.Model(inputs, {"sum": GoOn()(**inputs)}))
     infer = backend.current().inference.compile_inference(model)
-    given = {"filled": np.ones((2, 3), bool), "state": np.ones((2, 3), "float32")}
+    batch = {"filled": np.ones((2, 3), bool), "state": np.ones((2, 3), "float32")}
     for index, total in ((0, 0), (3, 2)):
-        (outputs,) = infer({**given, "index": np.full(2, index, "int32")}).values()
+        (outputs,) = infer({**batch, "index": np.full(2, index, "int32")}).values()
         assert outputs.tolist() == [[total] * 3] * 2
 
 
@@ -170,7 +170,7 @@ def test_a_layer_without_a_way_back_begins_anew_or_goes_on(name):
 
     # A slot that is skipped is as padding, which does not count.
     next_ones = (layer(inputs, cache=anew, cache_index=index)[0] for index in (4, 5))
-    going_on, skipping = (keras.ops.convert_to_numpy(each) for each in next_ones)
+    going_on, skipping = (keras.ops.convert_to_numpy(output) for output in next_ones)
     assert_close(skipping, going_on)
 
 
@@ -187,9 +187,11 @@ def test_a_stale_cache_is_a_fresh_one(name):
     def go_on_from(cache):
         outputs = []
         for start, stop in pieces:
-            shown = mask[:, start:stop]
-            output, cache = layer(inputs[:, start:stop], mask=shown, cache=cache, cache_index=start)
-            outputs.append(keras.ops.convert_to_numpy(output)[shown])
+            piece_mask = mask[:, start:stop]
+            output, cache = layer(
+                inputs[:, start:stop], mask=piece_mask, cache=cache, cache_index=start
+            )
+            outputs.append(keras.ops.convert_to_numpy(output)[piece_mask])
         return outputs, to_numpy(cache)["mask"]
 
     fresh = overfull = layer.make_cache(2, 10)

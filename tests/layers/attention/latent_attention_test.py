@@ -82,15 +82,15 @@ def test_a_query_that_sees_no_key_stays_finite():
 
 def test_what_is_dropped_are_the_attention_weights():
     case = draw_case(2, 2, 3, 2, 2, 2, 3, 5)
-    seen = []
+    dropped = []
 
     def drop(weights):
-        seen.append(keras.ops.convert_to_numpy(weights))
+        dropped.append(keras.ops.convert_to_numpy(weights))
         return keras.ops.zeros_like(weights)
 
     for outputs in attend_both_ways(*case[:2], None, case[2], drop):
         assert not outputs.any()
-    for weights in seen:
+    for weights in dropped:
         assert weights.shape == (2, 2, 2, 3)
         assert_close(weights.sum(axis=-1), np.ones((2, 2, 2)))
 
@@ -150,11 +150,11 @@ def test_the_fused_way_gives_the_same(is_masked):
         lambda latent, kernel=kernel: keras.ops.einsum("bsc,chn->bshn", latent, kernel)
         for kernel in kernels
     ]
-    shown = keras.ops.convert_to_tensor(mask)
-    naive = attend_naive(queries, keys, shown, ups, lambda weights: weights)
-    fused = attend_fused(queries, keys, shown if is_masked else None, ups)
-    seen = np.broadcast_to(mask.any(axis=2), (2, 7))
-    naive, fused = (keras.ops.convert_to_numpy(heads)[seen] for heads in (naive, fused))
+    attention_mask = keras.ops.convert_to_tensor(mask)
+    naive = attend_naive(queries, keys, attention_mask, ups, lambda weights: weights)
+    fused = attend_fused(queries, keys, attention_mask if is_masked else None, ups)
+    sees_a_key = np.broadcast_to(mask.any(axis=2), (2, 7))
+    naive, fused = (keras.ops.convert_to_numpy(heads)[sees_a_key] for heads in (naive, fused))
     assert_close(fused, naive, "float32")
 
 

@@ -102,12 +102,12 @@ def test_a_causal_layer_never_looks_ahead(now):
     layer, inputs = make()
     disturbed = inputs.copy()
     disturbed[:, now:] += 1e3
-    before, after = to_numpy(layer(inputs)), to_numpy(layer(disturbed))
-    np.testing.assert_array_equal(before[:, :now], after[:, :now])
-    assert not np.allclose(before[:, now:], after[:, now:])
+    undisturbed_outputs, disturbed_outputs = to_numpy(layer(inputs)), to_numpy(layer(disturbed))
+    np.testing.assert_array_equal(undisturbed_outputs[:, :now], disturbed_outputs[:, :now])
+    assert not np.allclose(undisturbed_outputs[:, now:], disturbed_outputs[:, now:])
     seeing, _ = make(use_causal_mask=False)
-    before, after = to_numpy(seeing(inputs)), to_numpy(seeing(disturbed))
-    assert not np.allclose(before[:, :now], after[:, :now])
+    undisturbed_outputs, disturbed_outputs = to_numpy(seeing(inputs)), to_numpy(seeing(disturbed))
+    assert not np.allclose(undisturbed_outputs[:, :now], disturbed_outputs[:, :now])
 
 
 @pytest.mark.parametrize("use_causal_mask", [False, True])
@@ -215,8 +215,8 @@ def test_a_model_takes_sequences_of_any_length():
     model = keras.Model(inputs, layer(inputs))
     assert model.output_shape == (None, None, 6)
     for length in (1, 6):
-        given = draw(2, length, 6)
-        assert_close(model.predict(given, verbose=0), to_numpy(layer(given)))
+        batch = draw(2, length, 6)
+        assert_close(model.predict(batch, verbose=0), to_numpy(layer(batch)))
 
 
 def test_a_length_that_is_known_to_the_graph_alone_works():

@@ -137,9 +137,9 @@ def test_no_token_sees_what_comes_after_it():
     layer, inputs = make_layer(), draw(1, 6, 6)
     changed = inputs.copy()
     changed[:, 4:] += 1.0
-    outputs, others = run(layer, inputs), run(layer, changed)
-    np.testing.assert_array_equal(outputs[:, :4], others[:, :4])
-    assert np.abs(outputs[:, 4:] - others[:, 4:]).min() > 0
+    outputs, changed_outputs = run(layer, inputs), run(layer, changed)
+    np.testing.assert_array_equal(outputs[:, :4], changed_outputs[:, :4])
+    assert np.abs(outputs[:, 4:] - changed_outputs[:, 4:]).min() > 0
     seeing = make_layer(use_causal_mask=False)
     assert np.abs(run(seeing, inputs) - run(seeing, changed)).min() > 0
 
@@ -200,8 +200,8 @@ def test_a_model_takes_sequences_of_any_length():
     layer, inputs = make_layer(rope_scaling=YARN), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))
     for length in (1, 5):
-        given = draw(2, length, 6)
-        assert_close(model.predict(given, verbose=0), run(layer, given))
+        batch = draw(2, length, 6)
+        assert_close(model.predict(batch, verbose=0), run(layer, batch))
 
 
 def test_a_functional_model_may_hand_the_cache_through():
@@ -272,10 +272,10 @@ def test_an_attention_mask_reaches_the_slots_of_a_cache_and_a_functional_model()
             cache_index=start,
             attention_mask=hides_first,
         )
-    given = np.tile(hides_first[..., :4], (2, 4, 1))
+    attention_mask = np.tile(hides_first[..., :4], (2, 4, 1))
     symbolic = [keras.Input((None, 6)), keras.Input((None, None), dtype="bool")]
     model = keras.Model(symbolic, layer(symbolic[0], attention_mask=symbolic[1]))
-    full = model.predict([inputs, given], verbose=0)
+    full = model.predict([inputs, attention_mask], verbose=0)
     assert_close(keras.ops.convert_to_numpy(outputs), full[:, 3:])
     assert np.abs(full - run(layer, inputs)).max() > 1e-3
 
@@ -378,20 +378,22 @@ def test_outputs_of_the_last_tokens_alone_are_those_of_all(query_lora_rank):
     mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
     attention_mask = np.abs(np.arange(5)[:, None] - np.arange(5))[None] < 4
-    given = {"mask": mask, "positions": positions, "attention_mask": attention_mask}
-    expected = run(layer, inputs, **given)[:, -2:]
-    assert_close(run(layer, inputs, num_outputs=2, **given), expected)
+    arguments = {"mask": mask, "positions": positions, "attention_mask": attention_mask}
+    expected = run(layer, inputs, **arguments)[:, -2:]
+    assert_close(run(layer, inputs, num_outputs=2, **arguments), expected)
     assert_close(run(layer, inputs, num_outputs=9), run(layer, inputs))
     # Their mask goes on with them.
     masked = keras.layers.Masking()(np.where(mask[..., None], inputs, 0))
     carried = layer(masked, num_outputs=2)._keras_mask
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(carried), mask[:, -2:])
-    given["attention_mask"] = np.pad(attention_mask, [[0, 0], [0, 0], [0, 1]])
-    whole, kept = layer(inputs, cache=layer.make_cache(2, 6), cache_index=0, **given)
-    last, cache = layer(inputs, cache=layer.make_cache(2, 6), cache_index=0, num_outputs=2, **given)
+    arguments["attention_mask"] = np.pad(attention_mask, [[0, 0], [0, 0], [0, 1]])
+    whole, full_cache = layer(inputs, cache=layer.make_cache(2, 6), cache_index=0, **arguments)
+    last, cache = layer(
+        inputs, cache=layer.make_cache(2, 6), cache_index=0, num_outputs=2, **arguments
+    )
     last, whole = map(keras.ops.convert_to_numpy, (last, whole))
     assert_close(last, whole[:, -2:])
-    for name, tensor in kept.items():
+    for name, tensor in full_cache.items():
         written, expected = map(keras.ops.convert_to_numpy, (cache[name], tensor))
         np.testing.assert_array_equal(written, expected)
 

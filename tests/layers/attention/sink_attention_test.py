@@ -39,9 +39,9 @@ def test_a_window_reaches_over_blocks_and_recent_tokens(length, window, dtype):
     expected = np.zeros_like(queries)
     for row, recent in enumerate((0, 6)):
         for t in range(length):
-            seen = keys[row, max(6 - recent, 7 + t - window) : 7 + t]
+            visible_keys = keys[row, max(6 - recent, 7 + t - window) : 7 + t]
             for head in range(2):
-                expected[row, t, head] = attend(queries[row, t, head], seen, SINKS[head])
+                expected[row, t, head] = attend(queries[row, t, head], visible_keys, SINKS[head])
     assert outputs.dtype == dtype
     assert_close(outputs, expected, dtype)
 
@@ -59,9 +59,9 @@ def test_entries_are_seen_in_one_softmax_with_the_window():
         for t in range(4):
             numbers = range(3) if choice is None else choice[0, t]
             numbers = [number for number in numbers if number < counts[0, t]]
-            seen = np.concatenate([keys[0, max(0, t - 1) : t + 1], entries[0, numbers]])
+            visible_keys = np.concatenate([keys[0, max(0, t - 1) : t + 1], entries[0, numbers]])
             for head in range(2):
-                expected = attend(queries[0, t, head], seen, SINKS[head])
+                expected = attend(queries[0, t, head], visible_keys, SINKS[head])
                 assert_close(outputs[0, t, head], expected)
 
 

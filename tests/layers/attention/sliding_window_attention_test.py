@@ -79,9 +79,11 @@ def test_no_token_sees_what_comes_after_it_or_left_the_window():
     layer, inputs = make_layer(), draw(1, 9, 6)
     changed = inputs.copy()
     changed[:, 4] += 1.0
-    outputs, others = run(layer, inputs), run(layer, changed)
-    np.testing.assert_array_equal(outputs[:, [0, 1, 2, 3, 7, 8]], others[:, [0, 1, 2, 3, 7, 8]])
-    assert np.abs(outputs[:, 4:7] - others[:, 4:7]).min() > 0
+    outputs, changed_outputs = run(layer, inputs), run(layer, changed)
+    np.testing.assert_array_equal(
+        outputs[:, [0, 1, 2, 3, 7, 8]], changed_outputs[:, [0, 1, 2, 3, 7, 8]]
+    )
+    assert np.abs(outputs[:, 4:7] - changed_outputs[:, 4:7]).min() > 0
 
 
 @for_each_kind

@@ -8,9 +8,9 @@ from keras_deepseek.layers.heads.alias_table import make_alias_table
 
 def probabilities_of(chances, aliases):
     """Returns how likely each class is, when a draw goes by the table."""
-    found = np.asarray(chances, "float64") / len(chances)
-    np.add.at(found, aliases, (1 - np.asarray(chances, "float64")) / len(chances))
-    return found
+    probabilities = np.asarray(chances, "float64") / len(chances)
+    np.add.at(probabilities, aliases, (1 - np.asarray(chances, "float64")) / len(chances))
+    return probabilities
 
 
 @settings(max_examples=30)
@@ -26,6 +26,6 @@ def test_a_draw_by_it_has_the_probabilities(weights):
 def test_what_has_no_probability_is_never_drawn(zeros):
     weights = np.array([0.2, 0.1, 0.3, 0.15, 0.25])
     weights[zeros] = 0
-    found = probabilities_of(*make_alias_table(weights / weights.sum()))
-    np.testing.assert_array_equal(found[zeros], 0)
-    np.testing.assert_allclose(found, weights / weights.sum(), atol=1e-7)
+    probabilities = probabilities_of(*make_alias_table(weights / weights.sum()))
+    np.testing.assert_array_equal(probabilities[zeros], 0)
+    np.testing.assert_allclose(probabilities, weights / weights.sum(), atol=1e-7)

@@ -223,8 +223,8 @@ def test_a_plain_fit_trains_as_with_a_dense_layer_and_a_loss(jit_compile):
     theirs = other.fit(tokens, targets, **fit).history["loss"]
     assert ours[1] < ours[0]
     assert_close(ours, theirs)
-    for one, expected in zip(model.get_weights(), other.get_weights(), strict=True):
-        assert_close(one, expected)
+    for weight, expected in zip(model.get_weights(), other.get_weights(), strict=True):
+        assert_close(weight, expected)
     evaluated = training_model.evaluate([tokens, targets], batch_size=6, verbose=0)
     assert_close(evaluated, other.evaluate(tokens, targets, batch_size=6, verbose=0))
 

@@ -54,8 +54,8 @@ def test_the_gradients_are_those_of_all_tokens_at_once():
         )[0]
         for compute in (in_chunks, weigh)
     )
-    for one, other in zip(gradients, expected, strict=True):
-        assert_close(one, other)
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        assert_close(gradient, expected_gradient)
 
 
 def test_no_call_sees_more_tokens_than_a_chunk_has():
@@ -63,9 +63,9 @@ def test_no_call_sees_more_tokens_than_a_chunk_has():
     sizes = []
 
     def recorded(function):
-        def record(rows, *others):
+        def record(rows, *operands):
             sizes.append(rows.shape[0])
-            return function(rows, *others)
+            return function(rows, *operands)
 
         return record
 

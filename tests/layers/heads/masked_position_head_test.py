@@ -109,21 +109,21 @@ def test_padded_positions_weigh_nothing_in_a_plain_fit():
         model.set_weights(weights)
         assert_close(model.fit([TOKENS, POSITIONS], targets, verbose=0).history["loss"], losses[:1])
         after.append(model.get_weights())
-    for one, other, before in zip(*after, weights, strict=True):
-        assert_close(one, other)
-        assert not np.allclose(one, before)
+    for weight, disturbed_weight, old_weight in zip(*after, weights, strict=True):
+        assert_close(weight, disturbed_weight)
+        assert not np.allclose(weight, old_weight)
 
 
 def test_weights_of_zero_do_the_same_as_padding():
     model = make_model()
-    shown = POSITIONS >= 0
-    filled = np.where(shown, POSITIONS, 0)
+    is_position = POSITIONS >= 0
+    filled = np.where(is_position, POSITIONS, 0)
     logits = to_numpy(model([TOKENS, filled]))
     losses = to_numpy(
         keras.losses.sparse_categorical_crossentropy(TARGETS, logits, from_logits=True)
     )
     padded = model.evaluate([TOKENS, POSITIONS], TARGETS, verbose=0)
-    assert padded == pytest.approx(losses[shown].mean(), rel=1e-5)
+    assert padded == pytest.approx(losses[is_position].mean(), rel=1e-5)
 
 
 def test_a_saved_model_gives_the_same(tmp_path):

@@ -135,8 +135,8 @@ def test_a_chunked_head_gives_the_same_loss_and_gradients(return_logits, monkeyp
             loss, [hidden], layer.trainable_variables
         )
         results.append([to_numpy(loss(hidden)), *gradients[0], *gradients[1]])
-    for one, other in zip(*results, strict=True):
-        assert_close(one, other, 1e-5)
+    for plain_result, chunked_result in zip(*results, strict=True):
+        assert_close(plain_result, chunked_result, 1e-5)
     last = chunked(hidden, tokens)[-1]
     assert last.shape[-1] == (VOCABULARY_SIZE if return_logits else DIM)
 
@@ -153,18 +153,18 @@ def test_hidden_states_are_those_that_the_head_turns_to_logits():
 def test_a_module_sees_the_tokens_up_to_its_own_and_none_behind():
     hidden, tokens = draw(1, 7)
     layer = make_layer(make_attention(), depth=2)
-    before = [to_numpy(logits) for logits in layer(hidden, tokens)]
-    place = 4
-    for k, logits in enumerate(before, 1):
+    old_logits = [to_numpy(logits) for logits in layer(hidden, tokens)]
+    position = 4
+    for k, logits in enumerate(old_logits, 1):
         changed = tokens.copy()
-        changed[0, place + k] = changed[0, place + k] % (VOCABULARY_SIZE - 1) + 1
+        changed[0, position + k] = changed[0, position + k] % (VOCABULARY_SIZE - 1) + 1
         after = to_numpy(layer(hidden, changed)[k - 1])
-        np.testing.assert_allclose(after[0, :place], logits[0, :place], atol=1e-6)
-        assert np.abs(after[0, place] - logits[0, place]).max() > 1e-4
+        np.testing.assert_allclose(after[0, :position], logits[0, :position], atol=1e-6)
+        assert np.abs(after[0, position] - logits[0, position]).max() > 1e-4
     disturbed = hidden.copy()
-    disturbed[0, place] += 1
-    for logits, after in zip(before, layer(disturbed, tokens), strict=True):
-        np.testing.assert_allclose(to_numpy(after)[0, :place], logits[0, :place], atol=1e-6)
+    disturbed[0, position] += 1
+    for logits, after in zip(old_logits, layer(disturbed, tokens), strict=True):
+        np.testing.assert_allclose(to_numpy(after)[0, :position], logits[0, :position], atol=1e-6)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -181,9 +181,9 @@ def test_padding_changes_neither_logits_nor_loss(side, is_carried):
         states = keras.layers.Masking(0.0)(np.where(mask[..., None], states, 0.0))
     logits = layer(states, padded, mask=None if is_carried else mask, training=True)
     start = 2 if side == "left" else 0
-    for k, (one, other) in enumerate(zip(logits, expected, strict=True), 1):
+    for k, (padded_logits, unpadded_logits) in enumerate(zip(logits, expected, strict=True), 1):
         real = 5 - k
-        assert_close(to_numpy(one)[:, start : start + real], other[:, :real])
+        assert_close(to_numpy(padded_logits)[:, start : start + real], unpadded_logits[:, :real])
     assert_close(to_numpy(layer.losses[-1]), expected_loss)
 
 
@@ -207,10 +207,10 @@ def test_a_plain_fit_trains_it_beside_the_model_and_a_saved_model_gives_the_same
     tokens = draw(4, 6)[1]
     batch = [tokens, np.roll(tokens, -1, axis=1)]
     projections = model.get_layer("further").projections
-    before = [to_numpy(projection.kernel) for projection in projections]
+    old_kernels = [to_numpy(projection.kernel) for projection in projections]
     losses = model.fit(batch, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    for projection, kernel in zip(projections, before, strict=True):
+    for projection, kernel in zip(projections, old_kernels, strict=True):
         assert not np.allclose(to_numpy(projection.kernel), kernel)
 
     model.save(tmp_path / "model.keras")
@@ -220,8 +220,8 @@ def test_a_plain_fit_trains_it_beside_the_model_and_a_saved_model_gives_the_same
     assert further.output_head is revived.get_layer("head")
     assert further.blocks[0].router is not further.blocks[1].router
     assert len(revived.weights) == len(model.weights)
-    for one, other in zip(revived(batch), model(batch), strict=True):
-        assert_close(to_numpy(one), to_numpy(other))
+    for revived_logits, expected_logits in zip(revived(batch), model(batch), strict=True):
+        assert_close(to_numpy(revived_logits), to_numpy(expected_logits))
 
 
 def test_no_loss_is_added_where_none_is_wanted():
@@ -265,7 +265,9 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     layer = make_layer(depth=2)
     logits = layer(*draw(*shape), training=True)
-    assert [tuple(one.shape) for one in logits] == [(*shape, VOCABULARY_SIZE)] * 2
+    assert [tuple(module_logits.shape) for module_logits in logits] == [
+        (*shape, VOCABULARY_SIZE)
+    ] * 2
     assert to_numpy(layer.losses[-1]) == 0.0
 
 

@@ -53,10 +53,10 @@ def test_it_computes_the_formula_of_what_was_drawn(weights, shape):
 def test_classes_are_drawn_by_their_weights_and_the_ignored_one_never(weights):
     head = make_head(num_negatives=60_000, class_weights=weights, ignore_class=0)
     head.build((None, DIM))
-    found = np.bincount(to_numpy(head.draw_classes()), minlength=CLASSES) / 60_000
+    shares = np.bincount(to_numpy(head.draw_classes()), minlength=CLASSES) / 60_000
     expected = np.array([0] + [1] * 11 if weights is None else [0, *weights[1:]], "float64")
-    assert found[0] == 0
-    assert np.abs(found - expected / expected.sum()).max() < 0.006
+    assert shares[0] == 0
+    assert np.abs(shares - expected / expected.sum()).max() < 0.006
 
 
 def test_each_call_draws_anew():
@@ -141,14 +141,16 @@ def test_it_trains_a_shared_embedding_and_is_saved_with_it(uses_trainer, tmp_pat
 def test_in_half_precision_losses_are_near_and_their_mean_in_full(dtype):
     hidden, targets = draw(4, 3)
     weights = np.arange(CLASSES) + 1.0
-    full, half = (make_head(dtype=each, class_weights=weights) for each in ("float32", dtype))
+    full, half = (
+        make_head(dtype=head_dtype, class_weights=weights) for head_dtype in ("float32", dtype)
+    )
     full.build(hidden.shape)
     half.build(hidden.shape)
     half.set_weights(full.get_weights())
-    expected, found = to_numpy(full(hidden, targets)), half(hidden, targets)
-    assert keras.backend.standardize_dtype(found.dtype) == dtype.removeprefix("mixed_")
+    expected, half_losses = to_numpy(full(hidden, targets)), half(hidden, targets)
+    assert keras.backend.standardize_dtype(half_losses.dtype) == dtype.removeprefix("mixed_")
     assert keras.backend.standardize_dtype(half.losses[0].dtype) == "float32"
-    assert np.abs(to_numpy(keras.ops.cast(found, "float32")) - expected).max() < 0.05
+    assert np.abs(to_numpy(keras.ops.cast(half_losses, "float32")) - expected).max() < 0.05
 
 
 @pytest.mark.parametrize(

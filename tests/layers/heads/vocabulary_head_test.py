@@ -35,13 +35,13 @@ def test_of_a_quantized_embedding_it_has_what_its_numbers_stand_for(mode):
     embedding = keras.layers.Embedding(7, 4)
     head = make_head(token_embedding=embedding, use_bias=False)
     head.build((None, None, 4))
-    (before,) = map(keras.ops.convert_to_numpy, head.projection())
+    (kernel,) = map(keras.ops.convert_to_numpy, head.projection())
     embedding.quantize(mode)
-    (after,) = map(keras.ops.convert_to_numpy, head.projection())
-    atol = {"int8": 1 / 127, "int4": 1 / 7}[mode] * np.abs(before).max()
-    np.testing.assert_allclose(after, before, rtol=0, atol=atol)
+    (quantized_kernel,) = map(keras.ops.convert_to_numpy, head.projection())
+    atol = {"int8": 1 / 127, "int4": 1 / 7}[mode] * np.abs(kernel).max()
+    np.testing.assert_allclose(quantized_kernel, kernel, rtol=0, atol=atol)
     rows = keras.ops.convert_to_numpy(head.read_rows(np.array([[3, 0]], "int32")))
-    np.testing.assert_array_equal(rows[0], after.T[[3, 0]])
+    np.testing.assert_array_equal(rows[0], quantized_kernel.T[[3, 0]])
 
 
 def test_it_shares_the_table_of_an_embedding():
@@ -93,8 +93,10 @@ def test_the_gradients_are_those_of_the_projection(num_parts):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype("float32") for shape in ((4, 3), (3, 7), (7,))]
     arrays, upstream = arrays[:num_parts], rng.normal(size=(4, 7)).astype("float32")
-    inputs, *others = map(keras.ops.convert_to_tensor, arrays)
-    gradients = differentiate_projection(inputs, keras.ops.convert_to_tensor(upstream), *others)
+    inputs, *projection_tensors = map(keras.ops.convert_to_tensor, arrays)
+    gradients = differentiate_projection(
+        inputs, keras.ops.convert_to_tensor(upstream), *projection_tensors
+    )
 
     def total(*arrays):
         return keras.ops.sum(keras.ops.multiply(project(*arrays), upstream))

@@ -221,9 +221,9 @@ def test_every_way_of_dispatch_trains_the_same(monkeypatch, optimizer):
         model.compile(keras.optimizers.get(optimizer), "mse")
         model.fit(draw(16, 8), draw(16, 8), batch_size=8, epochs=2, shuffle=False, verbose=0)
         trained.append(model.trainable_weights)
-    for dense, *others in zip(*trained, strict=True):
-        for other in others:
-            assert_close(to_numpy(other), to_numpy(dense), 1e-4, dense.path)
+    for dense, *weights in zip(*trained, strict=True):
+        for weight in weights:
+            assert_close(to_numpy(weight), to_numpy(dense), 1e-4, dense.path)
 
 
 def test_a_mask_in_a_model_hides_its_tokens_from_the_load():

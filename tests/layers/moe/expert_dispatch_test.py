@@ -36,8 +36,8 @@ def check_slots(plan, indices, num_experts):
     assert not is_computed[indices == num_experts].any()
     assert len(set(slots[is_computed])) == is_computed.sum()
     tokens = np.broadcast_to(np.arange(len(indices))[:, None], indices.shape)
-    held = to_numpy(plan.token_of_slot)[slots[is_computed]]
-    np.testing.assert_array_equal(held, tokens[is_computed])
+    slot_tokens = to_numpy(plan.token_of_slot)[slots[is_computed]]
+    np.testing.assert_array_equal(slot_tokens, tokens[is_computed])
 
 
 @pytest.mark.torch_alone

@@ -29,14 +29,14 @@ def test_scores_and_gradients_are_finite_at_any_logit(name, logit):
 
 
 @pytest.mark.parametrize(
-    ("group_scoring", "shown"),
+    ("group_scoring", "best_group"),
     [("max", [0, 1]), ("top2_sum", [2, 3])],  # The best expert, or the best pair.
 )
-def test_the_best_group_is_the_one_of_its_scoring(group_scoring, shown):
+def test_the_best_group_is_the_one_of_its_scoring(group_scoring, best_group):
     scores = np.array([[0.9, 0.0, 0.6, 0.5, 0.4, 0.4]], "float32")
     hidden = keras.ops.convert_to_numpy(hide_other_groups(scores, 3, 1, group_scoring))
-    assert np.flatnonzero(np.isfinite(hidden[0])).tolist() == shown
-    np.testing.assert_array_equal(hidden[0, shown], scores[0, shown])
+    assert np.flatnonzero(np.isfinite(hidden[0])).tolist() == best_group
+    np.testing.assert_array_equal(hidden[0, best_group], scores[0, best_group])
 
 
 def test_an_index_that_names_no_expert_hits_none():

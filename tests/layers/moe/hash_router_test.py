@@ -20,9 +20,9 @@ def oracle(router, inputs):
     kernel = to_numpy(router.kernel).astype("float64")
     experts = to_numpy(router.token_to_experts)[inputs["token_ids"]]
     weights = np.zeros(experts.shape)
-    for place in np.ndindex(experts.shape[:-1]):
-        scores = moe.SCORINGS[router.scoring](inputs["inputs"][place] @ kernel)
-        weights[place] = moe.weigh(scores, experts[place], router.get_config())
+    for index in np.ndindex(experts.shape[:-1]):
+        scores = moe.SCORINGS[router.scoring](inputs["inputs"][index] @ kernel)
+        weights[index] = moe.weigh(scores, experts[index], router.get_config())
     return weights, experts
 
 

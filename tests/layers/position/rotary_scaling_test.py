@@ -129,8 +129,8 @@ def test_errors_name_the_argument_that_was_given():
 
 
 def test_numbers_of_numpy_are_returned_as_pythons():
-    given = {**LONGROPE, "factor": np.float32(2), "long_factor": np.ones(2)}
-    assert json.dumps(check_scaling(given)) == json.dumps(check_scaling(LONGROPE))
+    scaling = {**LONGROPE, "factor": np.float32(2), "long_factor": np.ones(2)}
+    assert json.dumps(check_scaling(scaling)) == json.dumps(check_scaling(LONGROPE))
 
 
 def test_longrope_needs_a_factor_for_each_pair():

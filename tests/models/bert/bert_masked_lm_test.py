@@ -123,9 +123,9 @@ def test_half_precision_is_near_the_full_one(dtype):
     half.set_weights(full.get_weights())
     inputs, _ = make_data()[0]
     expected = keras.ops.convert_to_numpy(full(inputs))
-    found = keras.ops.convert_to_numpy(keras.ops.cast(half(inputs), "float32"))
+    half_logits = keras.ops.convert_to_numpy(keras.ops.cast(half(inputs), "float32"))
     assert half.backbone.transformer_layers[0].compute_dtype == dtype.removeprefix("mixed_")
-    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert np.abs(half_logits - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def write_preset(folder, case, tensors):
@@ -150,7 +150,7 @@ def test_a_preset_of_others_is_read_and_what_is_written_has_the_same_tensors(nam
     check_logits(model, case)
     model.save_to_preset(tmp_path / "ours", verbose=False)
     stored = WeightsFolder(tmp_path / "ours").tensors
-    assert {name: each.shape for name, each in stored.items()} == {
+    assert {name: tensor.shape for name, tensor in stored.items()} == {
         name: array.shape for name, array in part(case, "weight/").items()
     }
     check_logits(BertMaskedLM.from_preset(tmp_path / "ours", verbose=False), case)

@@ -18,7 +18,7 @@ def variable(*shape):
 
 
 def values(entry):
-    return [keras.ops.convert_to_numpy(each.value) for each in entry.variables]
+    return [keras.ops.convert_to_numpy(entry_variable.value) for entry_variable in entry.variables]
 
 
 ENTRIES = {

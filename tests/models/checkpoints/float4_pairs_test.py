@@ -12,11 +12,11 @@ def codes():
 
 def test_every_byte_is_two_numbers_the_low_bits_first():
     codes = np.arange(256, dtype="uint8").reshape(4, 64)
-    found = Float4Pairs(codes)[:, :]
+    numbers = Float4Pairs(codes)[:, :]
     expected = decode_float4(codes)
-    assert found.dtype == "float32"
-    assert np.array_equal(found, expected)
-    assert np.array_equal(np.signbit(found), np.signbit(expected))
+    assert numbers.dtype == "float32"
+    assert np.array_equal(numbers, expected)
+    assert np.array_equal(np.signbit(numbers), np.signbit(expected))
     assert sorted(set(np.abs(expected).ravel())) == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 
 
@@ -36,6 +36,6 @@ def test_every_byte_is_two_numbers_the_low_bits_first():
     ],
 )
 def test_an_index_reads_what_the_whole_has_there(codes, index):
-    found = Float4Pairs(codes.view("int8"))[index]
-    assert np.array_equal(found, decode_float4(codes)[index])
-    assert found.shape == decode_float4(codes)[index].shape
+    numbers = Float4Pairs(codes.view("int8"))[index]
+    assert np.array_equal(numbers, decode_float4(codes)[index])
+    assert numbers.shape == decode_float4(codes)[index].shape

@@ -25,17 +25,17 @@ def test_without_a_lora_no_kernel_is_merged(model):
 )
 def test_a_kernel_is_read_with_its_lora_and_filled_without(model, name, variable):
     layer = model.get_layer(name)
-    before = keras.ops.convert_to_numpy(getattr(layer, variable))
+    frozen_kernel = keras.ops.convert_to_numpy(getattr(layer, variable))
     layer.enable_lora(2)
-    for each in layer.trainable_variables:
-        each.assign(np.random.default_rng(0).normal(size=each.shape))
-    own = own_variable(layer, variable)
+    for adapter in layer.trainable_variables:
+        adapter.assign(np.random.default_rng(0).normal(size=adapter.shape))
+    kernel = own_variable(layer, variable)
     ((identity, compute),) = merged_kernels(model).items()
-    assert identity == id(own)
-    assert np.array_equal(keras.ops.convert_to_numpy(own), before)
+    assert identity == id(kernel)
+    assert np.array_equal(keras.ops.convert_to_numpy(kernel), frozen_kernel)
     merged = keras.ops.convert_to_numpy(compute())
-    assert merged.shape == before.shape
-    assert np.abs(merged - before).max() > 0.1
+    assert merged.shape == frozen_kernel.shape
+    assert np.abs(merged - frozen_kernel).max() > 0.1
     assert np.array_equal(merged, keras.ops.convert_to_numpy(getattr(layer, variable)))
 
 

@@ -11,9 +11,9 @@ def write(folder, end_tokens):
 
 
 def test_a_folder_without_small_files_has_none(tmp_path):
-    found = read_assets(tmp_path)
-    assert (dict(found.tokenizer_files), found.tokenizer) == ({}, None)
-    assert found.generation_config is None
+    assets = read_assets(tmp_path)
+    assert (dict(assets.tokenizer_files), assets.tokenizer) == ({}, None)
+    assert assets.generation_config is None
 
 
 @pytest.mark.parametrize("end_tokens", [None, 0, [3, 4], []])

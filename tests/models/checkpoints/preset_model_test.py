@@ -82,7 +82,7 @@ def test_it_is_written_and_read_in_half_precision(tmp_path, dtype):
     model.save_to_preset(tmp_path / "preset", dtype=dtype)
     assert json.loads((tmp_path / "preset" / "config.json").read_text())["dtype"] == dtype
     again = SmallModel.from_preset(tmp_path / "preset", dtype=dtype)
-    assert {each.dtype for each in again.weights} <= {dtype, "int32", "float32"}
+    assert {weight.dtype for weight in again.weights} <= {dtype, "int32", "float32"}
     assert again.small_layers["head"].kernel.dtype == again.dtype_policy.name == dtype
     assert_equal(read_weights_of(again), read_weights_of(model), 0.02)
     norm = SmallModel.from_preset(tmp_path / "preset").small_layers["norm"]
@@ -417,12 +417,12 @@ def test_of_sharded_variables_each_device_is_given_its_part(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert found["are_equal"]
-    assert found["is_written_alike"]
-    assert found["is_sharded_still"]
-    assert found["rows"] == [[0, 2], [2, 4], [4, 6], [6, 8]]
-    parts = found["parts"]
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["are_equal"]
+    assert report["is_written_alike"]
+    assert report["is_sharded_still"]
+    assert report["rows"] == [[0, 2], [2, 4], [4, 6], [6, 8]]
+    parts = report["parts"]
     assert parts["token_embedding/embeddings"] == [10, 6]
     assert parts["logits/kernel"] == [6, 10]
     assert parts["mixer/experts"] == [2, 5, 6]
@@ -443,20 +443,20 @@ def test_several_processes_read_their_parts_and_one_of_them_writes(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     experts = keras.ops.convert_to_numpy(source.small_layers["mixer"].experts)
-    for each in found:
+    for report in reports:
         # Keras shares variables out on JAX alone.
-        assert each["experts"] == [4 if keras.backend.backend() == "jax" else 8, 5, 6]
-        assert each["sum"] == pytest.approx(experts.sum(), abs=1e-4)
-    assert [each["num_written"] for each in found] == [1, 0]
+        assert report["experts"] == [4 if keras.backend.backend() == "jax" else 8, 5, 6]
+        assert report["sum"] == pytest.approx(experts.sum(), abs=1e-4)
+    assert [report["num_written"] for report in reports] == [1, 0]
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert files[0] == files[1]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
         "config.json",
         "model.safetensors",
     ]
-    assert [each["adapted"] for each in found] == [["logits"]] * 2
+    assert [report["adapted"] for report in reports] == [["logits"]] * 2
     load_lora_weights(source, tmp_path / "lora.safetensors")
     check_counted(source)
     other = make_model(1, num_experts=8)

@@ -56,10 +56,10 @@ def test_what_was_released_is_read_again(tmp_path):
 
 def test_a_file_is_not_changed_by_what_is_done_with_its_arrays(tmp_path):
     path = write(tmp_path, encode_safetensors(TENSORS, NAMES))
-    before = path.read_bytes()
+    content = path.read_bytes()
     with MappedFiles() as files:
         files.read(read_header(path)["a"])[:] = -1.0
-    assert path.read_bytes() == before
+    assert path.read_bytes() == content
 
 
 def test_every_dtype_has_the_size_that_its_name_tells():
@@ -143,25 +143,25 @@ def test_of_any_header_either_all_tensors_can_be_read_or_an_error_tells_why(
 ):
     path = write_header(tmp_path_factory.getbasetemp(), header, num_bytes)
     try:
-        found = read_header(path)
+        tensors = read_header(path)
     except CheckpointError:
         return
     with MappedFiles() as files:
-        assert sum(files.read(tensor).nbytes for tensor in found.values()) == num_bytes
+        assert sum(files.read(tensor).nbytes for tensor in tensors.values()) == num_bytes
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 300))
 def test_bytes_that_were_changed_are_noticed_or_change_numbers_alone(
-    tmp_path_factory, noise, place
+    tmp_path_factory, noise, begin
 ):
     content = bytearray(encode_safetensors(TENSORS, NAMES))
-    content[place : place + len(noise)] = noise
+    content[begin : begin + len(noise)] = noise
     path = write(tmp_path_factory.getbasetemp(), bytes(content))
     try:
-        found = read_header(path)
+        tensors = read_header(path)
     except CheckpointError:
         return
     with MappedFiles() as files:
-        for tensor in found.values():
+        for tensor in tensors.values():
             assert files.read(tensor).nbytes == tensor.num_bytes

@@ -57,9 +57,9 @@ def test_it_is_an_array_where_one_is_wanted(parts, whole):
 
 def test_what_is_scaled_stays_as_it_was(parts):
     values, scales = parts
-    before = values.copy()
+    old_values = values.copy()
     ScaledBlocks(values, scales, (3, 4))[:]
-    assert np.array_equal(values.view("u1"), before.view("u1"))
+    assert np.array_equal(values.view("u1"), old_values.view("u1"))
 
 
 def test_every_number_of_float8_and_of_its_powers_of_two_is_read():

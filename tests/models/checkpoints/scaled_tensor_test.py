@@ -110,9 +110,9 @@ def test_float4_is_read_by_either_name_of_its_scales(tmp_path, suffix):
     model = make_model(2)
     numbers = write_packed(tmp_path, make_model(1), "head.weight", "up.weight", suffix=suffix)
     read_weights(WeightsFolder(tmp_path), model.checkpoint_entries())
-    found = make_tensors(model)
+    arrays = make_tensors(model)
     for name, expected in numbers.items():
-        assert np.array_equal(found[name], expected), name
+        assert np.array_equal(arrays[name], expected), name
 
 
 def test_missing_scales_are_called_as_the_others_are(tmp_path):
@@ -120,11 +120,11 @@ def test_missing_scales_are_called_as_the_others_are(tmp_path):
     write_packed(tmp_path, make_model(1), "head.weight", "up.weight")
     folder = WeightsFolder(tmp_path)
     del folder.tensors["up.scale"]
-    before = read_weights_of(model)
+    old_weights = read_weights_of(model)
     with pytest.raises(CheckpointError, match=r"missing: 'up\.scale'\.$"):
         read_weights(folder, model.checkpoint_entries())
     assert all(
-        np.array_equal(array, before[path]) for path, array in read_weights_of(model).items()
+        np.array_equal(array, old_weights[path]) for path, array in read_weights_of(model).items()
     )
 
 
@@ -177,10 +177,12 @@ def count_and_weigh(tensors, scale_dtype):
     for _, dtype, shape, block in tensors:
         parts = {dtype: shape}
         if block is not None:
-            parts[scale_dtype] = [-(-n // each) for n, each in zip(shape, block, strict=True)]
-        for each, extent in parts.items():
-            count[each] += 1
-            size[each] += math.prod(extent) * BYTES[each]
+            parts[scale_dtype] = [
+                -(-n // block_size) for n, block_size in zip(shape, block, strict=True)
+            ]
+        for part_dtype, extent in parts.items():
+            count[part_dtype] += 1
+            size[part_dtype] += math.prod(extent) * BYTES[part_dtype]
     return count, size
 
 

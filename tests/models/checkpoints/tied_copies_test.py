@@ -30,8 +30,8 @@ def check(entry, **tensors):
 def test_a_copy_stands_in_for_what_is_missing(entry):
     assert use_present_copy(entry, {"table", "head"}) is entry
     assert use_present_copy(entry, {"more"}) is entry
-    taken = use_present_copy(entry, {"head", "other_head", "more"})
-    assert (taken.tensors, taken.copies) == (("head",), ("other_head",))
+    present = use_present_copy(entry, {"head", "other_head", "more"})
+    assert (present.tensors, present.copies) == (("head",), ("other_head",))
 
 
 @pytest.mark.parametrize("piece", [1, 40, 2**24])
@@ -45,16 +45,16 @@ def test_a_copy_has_the_same_numbers_in_any_dtype(entry, monkeypatch, piece):
 
 
 def with_copy(model):
-    first, *others = model.checkpoint_entries()
-    return [replace(first, copies=("logits.weight",)), *others]
+    first, *other_entries = model.checkpoint_entries()
+    return [replace(first, copies=("logits.weight",)), *other_entries]
 
 
 def test_a_folder_may_have_both_or_either(tmp_path):
     source = make_model(1)
     tensors = make_tensors(source)
     copy = {"logits.weight": tensors["embed.weight"]}
-    others = {name: array for name, array in tensors.items() if name != "embed.weight"}
-    for written in ({**tensors, **copy}, {**others, **copy}):
+    without_table = {name: array for name, array in tensors.items() if name != "embed.weight"}
+    for written in ({**tensors, **copy}, {**without_table, **copy}):
         write_one(tmp_path, written)
         model = make_model(2)
         read_weights(WeightsFolder(tmp_path), with_copy(model))
@@ -65,12 +65,12 @@ def test_a_copy_that_differs_is_told_before_a_variable_changes(tmp_path):
     tensors = make_tensors(make_model(1))
     write_one(tmp_path, {**tensors, "logits.weight": tensors["embed.weight"] * 3})
     model = make_model(2)
-    before = read_weights_of(model)
+    old_weights = read_weights_of(model)
     with pytest.raises(
         CheckpointError, match=r"'logits\.weight' and 'embed\.weight' must be equal"
     ):
         read_weights(WeightsFolder(tmp_path), with_copy(model))
-    assert_equal(read_weights_of(model), before)
+    assert_equal(read_weights_of(model), old_weights)
 
 
 def test_a_copy_of_another_shape_is_told_with_what_is_wrong_beside(tmp_path):

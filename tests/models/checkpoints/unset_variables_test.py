@@ -38,19 +38,19 @@ def test_the_kernels_of_experts_are_among_them():
 
 def test_afterwards_and_in_other_threads_they_are_random():
     add_weight = keras.Layer.add_weight
-    found = []
+    are_zero = []
 
     def build():
         dense = keras.layers.Dense(3)
         dense.build((None, 2))
-        found.append(is_zero(dense.kernel))
+        are_zero.append(is_zero(dense.kernel))
 
     with unset_variables():
         thread = threading.Thread(target=build)
         thread.start()
         thread.join()
     build()
-    assert found == [False, False]
+    assert are_zero == [False, False]
     assert keras.Layer.add_weight is add_weight
 
 

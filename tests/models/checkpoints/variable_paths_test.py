@@ -33,8 +33,8 @@ def test_all_weights_are_named_and_seeds_are_not():
     gru = ["gru/gru_cell/kernel", "gru/gru_cell/recurrent_kernel"]
     dense = ["sequential/dense/kernel", "sequential/dense/bias", "sequential/dense_1/kernel"]
     assert sorted(paths(model)) == sorted([*norm, *gru, *dense])
-    found = {id(variable) for entry in path_entries(model) for variable in entry.variables}
-    assert found == {id(weight) for weight in model.weights}
+    mapped_ids = {id(variable) for entry in path_entries(model) for variable in entry.variables}
+    assert mapped_ids == {id(weight) for weight in model.weights}
 
 
 def test_names_that_keras_gave_do_not_depend_on_what_was_made_before():

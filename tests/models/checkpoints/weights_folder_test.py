@@ -18,8 +18,12 @@ def write_shards(folder, *shards, weight_map=None):
     names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(len(shards))]
     for name, tensors in zip(names, shards, strict=True):
         (folder / name).write_bytes(encode_safetensors(tensors, NAMES))
-    found = {each: name for name, tensors in zip(names, shards, strict=True) for each in tensors}
-    index = json.dumps({"metadata": {}, "weight_map": weight_map or found})
+    shard_of = {
+        tensor_name: name
+        for name, tensors in zip(names, shards, strict=True)
+        for tensor_name in tensors
+    }
+    index = json.dumps({"metadata": {}, "weight_map": weight_map or shard_of})
     (folder / "model.safetensors.index.json").write_text(index)
     return [folder / name for name in names]
 
@@ -45,9 +49,9 @@ def test_one_file_and_shards_have_the_same_tensors(tmp_path, model):
         (tmp_path / name).mkdir()
     write_one(tmp_path / "one", make_tensors(model))
     write_shards(tmp_path / "shards", *halves(model))
-    one, shards = WeightsFolder(tmp_path / "one"), WeightsFolder(tmp_path / "shards")
-    assert one.tensors.keys() == shards.tensors.keys()
-    for folder in (one, shards):
+    single_file, shards = WeightsFolder(tmp_path / "one"), WeightsFolder(tmp_path / "shards")
+    assert single_file.tensors.keys() == shards.tensors.keys()
+    for folder in (single_file, shards):
         folder.check(model.checkpoint_entries())
 
 

@@ -35,8 +35,8 @@ def test_numbers_of_every_width_are_read(tmp_path, dtype):
     write_one(
         tmp_path,
         {
-            name: each if each.dtype.kind == "i" else each.astype(dtype)
-            for name, each in tensors.items()
+            name: array if array.dtype.kind == "i" else array.astype(dtype)
+            for name, array in tensors.items()
         },
     )
     model = make_model(2)
@@ -52,12 +52,14 @@ def scale(matrix, block_shape):
     scales = np.empty((rows, columns), "float32")
     values = np.empty(matrix.shape, ml_dtypes.float8_e4m3fn)
     for row, column in np.ndindex(rows, columns):
-        place = tuple(
+        block_slices = tuple(
             slice(number * block, (number + 1) * block)
             for number, block in zip((row, column), block_shape, strict=True)
         )
-        scales[row, column] = np.abs(matrix[place]).max() / 448.0
-        values[place] = (matrix[place] / scales[row, column]).astype(ml_dtypes.float8_e4m3fn)
+        scales[row, column] = np.abs(matrix[block_slices]).max() / 448.0
+        values[block_slices] = (matrix[block_slices] / scales[row, column]).astype(
+            ml_dtypes.float8_e4m3fn
+        )
     return values, scales
 
 
@@ -102,12 +104,12 @@ def test_nothing_is_loaded_where_one_tensor_does_not_fit(tmp_path):
     model = make_model(2)
     tensors = make_tensors(make_model(1))
     write_one(tmp_path, {**tensors, "head.weight": tensors["head.weight"][:-1]})
-    before = read_weights_of(model)
+    old_weights = read_weights_of(model)
     with pytest.raises(
         CheckpointError, match=r"'head\.weight' has shape \(39, 6\), expected \(40, 6\)"
     ):
         read_weights(WeightsFolder(tmp_path), model.checkpoint_entries())
-    assert_equal(read_weights_of(model), before)
+    assert_equal(read_weights_of(model), old_weights)
 
 
 def test_a_map_that_makes_another_shape_is_named(tmp_path):

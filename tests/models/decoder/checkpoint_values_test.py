@@ -51,8 +51,8 @@ def test_a_trained_length_that_is_not_there_is_the_number_of_positions(kind, nam
     completed = {**scaling, LENGTH: 64}
     assert read_rope({"rope_scaling": scaling, "max_position_embeddings": 64})[1] == completed
     assert read_rope({"rope_scaling": scaling})[1] == scaling
-    given = {**scaling, LENGTH: 8}
-    assert complete_scaling(given, 64) == given
+    complete = {**scaling, LENGTH: 8}
+    assert complete_scaling(complete, 64) == complete
 
 
 def test_a_scaling_that_knows_no_length_is_left_as_it_is():
@@ -60,8 +60,10 @@ def test_a_scaling_that_knows_no_length_is_left_as_it_is():
     assert complete_scaling(scaling, 64) == scaling
 
 
-@pytest.mark.parametrize(("given", "factor"), [({LENGTH: 16}, 4.0), ({}, 1.0), ({"factor": 3}, 3)])
-def test_the_factor_of_longrope_may_be_left_to_the_lengths(given, factor):
-    completed = complete_scaling({"rope_type": "longrope", **FACTORS, **given}, 64)
+@pytest.mark.parametrize(
+    ("scaling", "factor"), [({LENGTH: 16}, 4.0), ({}, 1.0), ({"factor": 3}, 3)]
+)
+def test_the_factor_of_longrope_may_be_left_to_the_lengths(scaling, factor):
+    completed = complete_scaling({"rope_type": "longrope", **FACTORS, **scaling}, 64)
     assert completed["factor"] == factor
-    assert completed[LENGTH] == given.get(LENGTH, 64)
+    assert completed[LENGTH] == scaling.get(LENGTH, 64)

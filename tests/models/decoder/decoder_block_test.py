@@ -63,12 +63,12 @@ def test_token_ids_reach_a_router_that_goes_by_them():
     inputs = draw(1, 3)
     block(inputs, token_ids=np.array([[1, 2, 3]]))
     router.token_to_experts.assign(np.arange(9)[:, None] % 4)
-    one, other = (
+    outputs, changed_outputs = (
         keras.ops.convert_to_numpy(block(inputs, token_ids=np.array([ids])))
         for ids in ([1, 2, 3], [1, 2, 4])
     )
-    assert_close(one[:, :2], other[:, :2])
-    assert not np.allclose(one[:, 2], other[:, 2])
+    assert_close(outputs[:, :2], changed_outputs[:, :2])
+    assert not np.allclose(outputs[:, 2], changed_outputs[:, 2])
 
 
 def test_what_the_attention_does_not_take_is_refused():
@@ -90,9 +90,9 @@ def test_outputs_of_the_last_tokens_alone_are_those_of_all(make):
         draw(2, 5),
         draw_mask(2, 5, "left"),
     )
-    given = {"mask": mask, "token_ids": np.arange(10).reshape(2, 5) % 9}
-    whole = keras.ops.convert_to_numpy(block(inputs, **given))[:, -2:]
-    last = keras.ops.convert_to_numpy(block(inputs, num_outputs=2, **given))
+    arguments = {"mask": mask, "token_ids": np.arange(10).reshape(2, 5) % 9}
+    whole = keras.ops.convert_to_numpy(block(inputs, **arguments))[:, -2:]
+    last = keras.ops.convert_to_numpy(block(inputs, num_outputs=2, **arguments))
     assert last.shape == whole.shape
     assert_close(last[mask[:, -2:]], whole[mask[:, -2:]])
     assert block(keras.Input((5, DIM)), num_outputs=2).shape == (None, 2, DIM)

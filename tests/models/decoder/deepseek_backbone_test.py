@@ -15,9 +15,9 @@ class SmallBackbone(DeepSeekBackbone):
 def test_it_has_the_blocks_of_its_config_under_one_policy(dtype):
     config = DeepSeekV3Config.from_preset("tiny", num_layers=3)
     backbone = SmallBackbone(config, dtype=dtype, name="body")
-    assert [type(each.attention) for each in backbone.transformer_layers] == [
+    assert [type(block.attention) for block in backbone.transformer_layers] == [
         MultiHeadLatentAttention
     ] * 3
     assert backbone.name == "body"
-    policies = {each.compute_dtype for each in (backbone.token_embedding, backbone.final_norm)}
+    policies = {layer.compute_dtype for layer in (backbone.token_embedding, backbone.final_norm)}
     assert policies == {dtype or "float32"}

@@ -99,8 +99,8 @@ def test_a_folder_of_the_release_has_the_numbers_that_its_codes_and_scales_stand
         (layers[1].feed_forward.up_kernel[3], "model.layers.1.mlp.experts.3.up_proj"),
     ):
         expected = numbers[f"{name}.weight"].T
-        found = keras.ops.convert_to_numpy(kernel).reshape(expected.shape)
-        np.testing.assert_array_equal(found, expected, name)
+        kernel_values = keras.ops.convert_to_numpy(kernel).reshape(expected.shape)
+        np.testing.assert_array_equal(kernel_values, expected, name)
 
 
 def test_the_embedding_comes_first_in_the_projection_of_a_checkpoint():

@@ -35,8 +35,10 @@ def test_weights_are_drawn_with_the_deviation_of_the_config_and_each_anew():
     assert np.std(keras.ops.convert_to_numpy(embedding.embeddings)) - 0.5 < 0.02
     for block in blocks:
         block.build((None, None, config.hidden_dim))
-    one, other = (keras.ops.convert_to_numpy(b.attention.key_up.kernel) for b in blocks)
-    assert not np.allclose(one, other)
+    first_kernel, second_kernel = (
+        keras.ops.convert_to_numpy(b.attention.key_up.kernel) for b in blocks
+    )
+    assert not np.allclose(first_kernel, second_kernel)
 
 
 def test_modules_for_further_tokens_share_the_embedding_and_have_experts():

@@ -7,7 +7,7 @@ from keras_deepseek.models import DeepSeekV3Config, DeepSeekV4Config
 
 @pytest.mark.parametrize("config_class", [DeepSeekV3Config, DeepSeekV4Config])
 @pytest.mark.parametrize(
-    "given",
+    "overrides",
     [
         {"end_token_id": "x"},
         {"end_token_id": -1},
@@ -18,15 +18,15 @@ from keras_deepseek.models import DeepSeekV3Config, DeepSeekV4Config
         {"pad_token_id": -1},
     ],
 )
-def test_what_is_no_token_is_refused(config_class, given):
-    (name,) = given
+def test_what_is_no_token_is_refused(config_class, overrides):
+    (name,) = overrides
     with pytest.raises(InvalidInputError, match=f"`{name}` must be an integer of at least 0"):
-        config_class.from_preset("tiny", **given)
+        config_class.from_preset("tiny", **overrides)
 
 
 @pytest.mark.parametrize("config_class", [DeepSeekV3Config, DeepSeekV4Config])
 @pytest.mark.parametrize(
-    ("given", "expected"), [(7, 7), (None, None), ([3, np.int64(5)], (3, 5)), ((), ())]
+    ("end_token_id", "expected"), [(7, 7), (None, None), ([3, np.int64(5)], (3, 5)), ((), ())]
 )
-def test_several_tokens_may_end_a_text(config_class, given, expected):
-    assert config_class.from_preset("tiny", end_token_id=given).end_token_id == expected
+def test_several_tokens_may_end_a_text(config_class, end_token_id, expected):
+    assert config_class.from_preset("tiny", end_token_id=end_token_id).end_token_id == expected

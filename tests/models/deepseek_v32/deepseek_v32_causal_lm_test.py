@@ -40,6 +40,6 @@ def test_it_learns_and_so_does_its_indexer():
     config = DeepSeekV32Config.from_preset("tiny", **SIZES, indexer_loss_weight=0.1)
     model = DeepSeekV32CausalLM(config)
     kernel = model.backbone.transformer_layers[0].attention.indexer.key.kernel
-    before = language_models.to_numpy(kernel)
+    old_kernel = language_models.to_numpy(kernel)
     language_models.check_fit(model)
-    assert np.any(language_models.to_numpy(kernel) != before)
+    assert np.any(language_models.to_numpy(kernel) != old_kernel)

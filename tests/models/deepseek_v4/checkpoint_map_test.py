@@ -65,8 +65,8 @@ def test_what_was_written_is_read_again(names, tie_word_embeddings):
 
 def test_every_variable_but_the_load_has_one_entry():
     model = make_model(num_prediction_layers=1)
-    mapped = [id(each) for entry in checkpoint_entries(model) for each in entry.variables]
-    expected = [id(each) for each in model.weights if "expert_load" not in each.path]
+    mapped = [id(variable) for entry in checkpoint_entries(model) for variable in entry.variables]
+    expected = [id(weight) for weight in model.weights if "expert_load" not in weight.path]
     assert sorted(mapped) == sorted(expected)
 
 

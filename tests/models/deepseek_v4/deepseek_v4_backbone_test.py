@@ -58,7 +58,9 @@ def test_a_call_with_a_cache_is_as_one_without():
         inputs["token_ids"], backbone.make_cache(2, 19), 0, inputs["padding_mask"]
     )
     assert_close(to_numpy(hidden), expected)
-    assert [sorted(one) for one in cache] == [sorted(one) for one in backbone.make_cache(2, 19)]
+    assert [sorted(layer_cache) for layer_cache in cache] == [
+        sorted(layer_cache) for layer_cache in backbone.make_cache(2, 19)
+    ]
 
 
 def test_a_cache_of_another_model_is_refused():

@@ -65,29 +65,29 @@ def test_decoding_with_padding_is_as_the_whole_without(side):
 def test_what_the_mask_hides_changes_nothing(side):
     model, mask = make_model(), draw_mask(3, LENGTH, side)
     inputs = draw_tokens(3, LENGTH, mask=mask)
-    before = call(model, inputs)
+    old_logits = call(model, inputs)
     inputs["token_ids"] = np.where(mask, inputs["token_ids"], 30 - inputs["token_ids"])
-    assert_close(call(model, inputs)[mask], before[mask], 1e-6)
+    assert_close(call(model, inputs)[mask], old_logits[mask], 1e-6)
 
 
 def test_no_token_sees_one_behind_it():
     model, inputs = make_model(), draw_tokens(1, LENGTH)
-    before = call(model, inputs)
+    old_logits = call(model, inputs)
     inputs["token_ids"][0, 11] = (inputs["token_ids"][0, 11] + 1) % 31
-    after = call(model, inputs)
-    np.testing.assert_allclose(after[0, :11], before[0, :11], atol=1e-5)
-    assert np.abs(after[0, 11:] - before[0, 11:]).max(axis=-1).min() > 1e-4
+    new_logits = call(model, inputs)
+    np.testing.assert_allclose(new_logits[0, :11], old_logits[0, :11], atol=1e-5)
+    assert np.abs(new_logits[0, 11:] - old_logits[0, 11:]).max(axis=-1).min() > 1e-4
 
 
 def test_a_cache_does_not_go_back():
     model, inputs = make_model(), draw_tokens(1, 6)
     tokens = inputs["token_ids"]
-    _, _, before = model.call_with_cache(tokens, model.make_cache(1, 12), 0)
-    expected, _, after = model.call_with_cache(tokens[:, :2], before, 6)
+    _, _, cache = model.call_with_cache(tokens, model.make_cache(1, 12), 0)
+    expected, _, next_cache = model.call_with_cache(tokens[:, :2], cache, 6)
     with pytest.raises(InvalidInputError, match="`cache_index` goes backwards"):
-        model.call_with_cache(tokens[:, :1], after, 7)
+        model.call_with_cache(tokens[:, :1], next_cache, 7)
     # What was returned before is as it was: guesses are taken back by going on from there.
-    again, _, _ = model.call_with_cache(tokens[:, :2], before, 6)
+    again, _, _ = model.call_with_cache(tokens[:, :2], cache, 6)
     np.testing.assert_array_equal(to_numpy(again), to_numpy(expected))
 
 

@@ -46,12 +46,12 @@ def test_it_computes_the_formula():
 def test_a_module_sees_no_token_behind_its_own():
     layer = make_layer()
     streams, tokens = draw(1, 9, 3, 12), draw_tokens(1, 9)["token_ids"]
-    (before,) = map(to_numpy, layer(streams, tokens))
+    (old_logits,) = map(to_numpy, layer(streams, tokens))
     changed = tokens.copy()
     changed[0, 6] = (changed[0, 6] + 1) % 31
-    (after,) = map(to_numpy, layer(streams, changed))
-    np.testing.assert_allclose(after[0, :5], before[0, :5], atol=1e-6)
-    assert np.abs(after[0, 5] - before[0, 5]).max() > 1e-4
+    (new_logits,) = map(to_numpy, layer(streams, changed))
+    np.testing.assert_allclose(new_logits[0, :5], old_logits[0, :5], atol=1e-6)
+    assert np.abs(new_logits[0, 5] - old_logits[0, 5]).max() > 1e-4
 
 
 def test_it_is_the_same_after_its_config():

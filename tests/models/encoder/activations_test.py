@@ -14,9 +14,9 @@ from keras_deepseek.testing import assert_close
 def test_the_approximation_is_the_formula_and_not_the_exact_one():
     x = np.linspace(-3, 3, 7).astype("float32")
     inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
-    found = keras.ops.convert_to_numpy(gelu_approximate(x))
-    assert_close(found, 0.5 * x * (1 + np.tanh(inner)))
-    assert np.abs(found - keras.ops.convert_to_numpy(keras.activations.gelu(x))).max() > 1e-5
+    outputs = keras.ops.convert_to_numpy(gelu_approximate(x))
+    assert_close(outputs, 0.5 * x * (1 + np.tanh(inner)))
+    assert np.abs(outputs - keras.ops.convert_to_numpy(keras.activations.gelu(x))).max() > 1e-5
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -43,9 +43,9 @@ def test_a_grown_cache_holds_what_it_held(model):
     for small, large in zip(cache, grown, strict=True):
         assert set(small) == set(large)
         for name, tensor in small.items():
-            kept = ops.convert_to_numpy(large[name])
-            np.testing.assert_array_equal(kept[:, :4], ops.convert_to_numpy(tensor))
-            assert not kept[:, 4:].any()
+            grown_tensor = ops.convert_to_numpy(large[name])
+            np.testing.assert_array_equal(grown_tensor[:, :4], ops.convert_to_numpy(tensor))
+            assert not grown_tensor[:, 4:].any()
 
 
 def test_functions_are_made_once_and_anew_for_other_variables():
@@ -63,9 +63,9 @@ def test_a_prompt_and_a_token_are_one_prompt(model):
     tokens = np.asarray([[4, 7, 9]], "int32")
     _, state = steps.prefill(kind, 8)(None, tokens[:, :2], None, NO_NOISE, NUMBERS)
     two = np.asarray([2], "int32")
-    found, _ = steps.decode(kind)(state, tokens[:, 2], 2, two, NO_NOISE, NUMBERS)
+    decoded, _ = steps.decode(kind)(state, tokens[:, 2], 2, two, NO_NOISE, NUMBERS)
     expected, _ = steps.prefill(kind, 8)(None, tokens, None, NO_NOISE, NUMBERS)
     for name in expected:
         np.testing.assert_allclose(
-            ops.convert_to_numpy(found[name]), ops.convert_to_numpy(expected[name]), rtol=1e-4
+            ops.convert_to_numpy(decoded[name]), ops.convert_to_numpy(expected[name]), rtol=1e-4
         )

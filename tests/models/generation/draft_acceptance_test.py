@@ -19,8 +19,8 @@ def accept(scores, drafts, draft_scores, uniforms, is_running, sampler):
             (is_running, "bool"),
         )
     ]
-    tokens, taken = accept_drafts(*tensors, sampler.rules)
-    return ops.convert_to_numpy(tokens), int(taken)
+    tokens, num_accepted = accept_drafts(*tensors, sampler.rules)
+    return ops.convert_to_numpy(tokens), int(num_accepted)
 
 
 def make_tables(seed):
@@ -45,7 +45,7 @@ def draw_sequences(number, p, q, seed):
     drafts = np.stack([first, draw(q[1][first], rng)], axis=1)
     scores = [np.tile(p[0], (number, 1)), p[1][first], p[2][first, drafts[:, 1]]]
     draft_scores = [np.tile(q[0], (number, 1)), q[1][first]]
-    tokens, taken = accept(
+    tokens, num_accepted = accept(
         np.log(np.stack(scores, axis=1)),
         drafts,
         np.log(np.stack(draft_scores, axis=1)),
@@ -53,7 +53,7 @@ def draw_sequences(number, p, q, seed):
         np.ones(number),
         Sampler(),
     )
-    assert taken == 1  # Of so many rows one rejects its first draft.
+    assert num_accepted == 1  # Of so many rows one rejects its first draft.
     num_kept = np.cumprod(tokens[:, :2] == drafts, axis=1).sum(axis=1)
     for row in np.flatnonzero(num_kept == 0):
         tokens[row, 1] = rng.choice(VOCABULARY_SIZE, p=p[1][tokens[row, 0]])
@@ -67,8 +67,8 @@ def test_the_distribution_is_that_of_the_model_alone():
     tokens, num_kept = draw_sequences(30_000, p, q, seed=2)
     assert np.bincount(num_kept).min() > 2000  # Each way was gone often.
     expected = (p[0][:, None, None] * p[1][:, :, None] * p[2]).ravel()
-    places = np.ravel_multi_index(tuple(tokens.T), (VOCABULARY_SIZE,) * 3)
-    counts = np.bincount(places, minlength=expected.size)
+    sequence_ids = np.ravel_multi_index(tuple(tokens.T), (VOCABULARY_SIZE,) * 3)
+    counts = np.bincount(sequence_ids, minlength=expected.size)
     statistic, degrees = compute_chi_squared(counts, expected)
     assert statistic < bound_chi_squared(degrees)
 
@@ -101,18 +101,18 @@ def test_greedy_keeps_what_the_model_chooses():
     scores = np.eye(4)[chosen] * 3
     drafts = [[1, 2], [1, 0], [3, 3]]
     zeros = np.zeros((3, 2, 4)), np.zeros((3, 3))
-    tokens, taken = accept(scores, drafts, *zeros, [True, True, False], GREEDY)
-    assert taken == 2  # The last row has ended, and the second keeps one.
+    tokens, num_accepted = accept(scores, drafts, *zeros, [True, True, False], GREEDY)
+    assert num_accepted == 2  # The last row has ended, and the second keeps one.
     assert tokens[:2, :2].tolist() == [[1, 2], [1, 2]]
-    _, taken = accept(scores, drafts, *zeros, [True, False, False], GREEDY)
-    assert taken == 3
+    _, num_accepted = accept(scores, drafts, *zeros, [True, False, False], GREEDY)
+    assert num_accepted == 3
 
 
 def test_a_row_that_could_take_more_has_its_draft_in_place():
     scores = np.zeros((2, 2, 4))
     scores[:, 0, 1] = 30
-    tokens, taken = accept(
+    tokens, num_accepted = accept(
         scores, [[1], [2]], np.zeros((2, 1, 4)), np.full((2, 2), 0.5), [True, True], Sampler()
     )
-    assert taken == 1
+    assert num_accepted == 1
     assert tokens[:, 0].tolist() == [1, 1]

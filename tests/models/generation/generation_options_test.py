@@ -18,7 +18,7 @@ def test_a_method_has_every_option_by_its_default(method):
     assert {field.name: field.default for field in fields(GenerationOptions)} == {
         name: parameters[name].default for name in parameters.keys() & vars(GenerationOptions())
     }
-    assert not any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def test_what_a_method_names_itself_stays_where_it_is():

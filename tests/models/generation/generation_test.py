@@ -69,8 +69,8 @@ def test_at_a_low_temperature_only_the_likeliest_are_drawn(model):
     expected = model.generate(PROMPTS[:1], max_new_tokens=20)
     for temperature in (1e-12, 1e-30):
         sampler = Sampler(temperature)
-        found = model.generate(PROMPTS[:1], max_new_tokens=20, sampler=sampler, seed=2)
-        assert found == expected
+        texts = model.generate(PROMPTS[:1], max_new_tokens=20, sampler=sampler, seed=2)
+        assert texts == expected
 
 
 def test_without_a_seed_the_global_one_of_keras_says_the_tokens(model):
@@ -106,8 +106,8 @@ def test_log_probabilities_are_the_models_own(model):
         return_log_probabilities=True,
     )
     expected = [
-        np.log(softmax(compute_logits(model, tokens[:place]))[tokens[place]])
-        for place in range(5, 8)
+        np.log(softmax(compute_logits(model, tokens[:position]))[tokens[position]])
+        for position in range(5, 8)
     ]
     np.testing.assert_allclose(logs, expected, rtol=1e-3, atol=1e-4)
     _, several = model.generate(PROMPTS, max_new_tokens=2, return_log_probabilities=True)
@@ -116,12 +116,12 @@ def test_log_probabilities_are_the_models_own(model):
 
 def test_a_change_of_the_weights_is_seen():
     model = make_small_model()
-    before = model.generate(PROMPTS, max_new_tokens=5)
+    old_texts = model.generate(PROMPTS, max_new_tokens=5)
     other = make_small_model(seed=1)
     model.set_weights(other.get_weights())
-    after = model.generate(PROMPTS, max_new_tokens=5)
-    assert after != before
-    assert after == [generate_greedily(model, prompt, 5) for prompt in PROMPTS]
+    new_texts = model.generate(PROMPTS, max_new_tokens=5)
+    assert new_texts != old_texts
+    assert new_texts == [generate_greedily(model, prompt, 5) for prompt in PROMPTS]
 
 
 def test_a_stream_gives_what_generate_returns(model):

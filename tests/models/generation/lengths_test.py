@@ -10,10 +10,10 @@ from keras_deepseek.models.generation.lengths import (
 
 def test_lengths_are_few_and_waste_little():
     rounded = [round_up(length) for length in range(1, 5000)]
-    assert all(length <= found for length, found in enumerate(rounded, 1))
+    assert all(length <= rounded_length for length, rounded_length in enumerate(rounded, 1))
     assert all(
-        found <= max(16 * -(-length // 16), 1.25 * length + 1)
-        for length, found in enumerate(rounded, 1)
+        rounded_length <= max(16 * -(-length // 16), 1.25 * length + 1)
+        for length, rounded_length in enumerate(rounded, 1)
     )
     assert len(set(rounded)) == 29
     assert all(round_up(length) == length for length in set(rounded))
@@ -21,9 +21,9 @@ def test_lengths_are_few_and_waste_little():
 
 
 def test_the_slots_of_all_numbers_of_tokens_are_few_and_within_the_context():
-    found = [total_slots(needed, 4000) for needed in range(1, 4001)]
-    assert all(needed <= slots <= 4000 for needed, slots in enumerate(found, 1))
-    assert len(set(found)) == len({round_up(needed) for needed in range(1, 4001)})
+    slot_counts = [total_slots(needed, 4000) for needed in range(1, 4001)]
+    assert all(needed <= slots <= 4000 for needed, slots in enumerate(slot_counts, 1))
+    assert len(set(slot_counts)) == len({round_up(needed) for needed in range(1, 4001)})
     assert total_slots(4010, 4000) == 4096  # Padding takes slots beyond the context.
     assert total_slots(4001, None) == 4096
 

@@ -35,8 +35,8 @@ def test_text_is_encoded():
     assert prompts.rows == [WordTokenizer().tokenize("ab")]
     assert read_prompts(["ab", "c"], WordTokenizer(), None).texts == ["ab", "c"]
     assert read_prompts(np.array(["ab", "c"]), WordTokenizer(), None).texts == ["ab", "c"]
-    for one in (np.array("ab"), np.str_("ab")):
-        assert read_prompts(one, WordTokenizer(), None) == prompts
+    for text in (np.array("ab"), np.str_("ab")):
+        assert read_prompts(text, WordTokenizer(), None) == prompts
 
 
 @pytest.mark.parametrize(

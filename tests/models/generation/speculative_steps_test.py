@@ -106,10 +106,10 @@ def test_drawn_tokens_have_the_models_own_distribution(model):
             [PROMPTS[2]] * number, max_new_tokens=2, sampler=sampler, seed=0, use_drafts=True
         )
     )[:, 2:]
-    for place in range(2):
-        before, counts = np.unique(rows[:, :place], axis=0, return_counts=True)
-        likeliest = before[counts.argmax()] if place else []
-        chosen = rows[(rows[:, :place] == likeliest).all(axis=1), place]
+    for position in range(2):
+        prefixes, counts = np.unique(rows[:, :position], axis=0, return_counts=True)
+        likeliest = prefixes[counts.argmax()] if position else []
+        chosen = rows[(rows[:, :position] == likeliest).all(axis=1), position]
         logits = compute_logits(model, [*PROMPTS[2], *map(int, likeliest)])
         expected = compute_distribution(logits, sampler)
         statistic, degrees = compute_chi_squared(np.bincount(chosen, minlength=6), expected)

@@ -41,9 +41,9 @@ def numbers_of(sampler):
     return {name: ops.convert_to_tensor(number) for name, number in sampler.numbers.items()}
 
 
-def mark(seen, vocabulary_size=40):
-    marks = np.zeros((len(seen), vocabulary_size), "bool")
-    for row, tokens in enumerate(seen):
+def mark(seen_tokens, vocabulary_size=40):
+    marks = np.zeros((len(seen_tokens), vocabulary_size), "bool")
+    for row, tokens in enumerate(seen_tokens):
         marks[row, tokens] = True
     return marks
 
@@ -58,8 +58,8 @@ def test_the_distribution_is_that_of_the_oracle(name):
         numbers_of(sampler),
     )
     scores = ops.convert_to_numpy(scores).astype("float64")
-    for row, seen in enumerate(SEEN):
-        expected = compute_distribution(logits[row], sampler, seen)
+    for row, seen_tokens in enumerate(SEEN):
+        expected = compute_distribution(logits[row], sampler, seen_tokens)
         if sampler.rules.is_greedy:
             assert np.argmax(scores[row]) == np.argmax(expected)
         else:
@@ -80,10 +80,10 @@ def test_tokens_are_drawn_as_often_as_the_oracle_says(name):
     sampler, number = SAMPLERS[name], 20_000
     logits = np.tile(draw_logits()[:1], (number, 1))
     uniforms = np.random.default_rng(5).random(number, dtype="float32")
-    seen = np.tile(mark(SEEN[:1]), (number, 1))
+    seen_tokens = np.tile(mark(SEEN[:1]), (number, 1))
     outputs = choose(
         ops.convert_to_tensor(logits),
-        ops.convert_to_tensor(seen),
+        ops.convert_to_tensor(seen_tokens),
         ops.convert_to_tensor(uniforms),
         sampler.rules,
         numbers_of(sampler),
@@ -138,8 +138,8 @@ def test_logits_that_are_not_finite_are_told(value):
 
 def test_log_probabilities_are_those_of_the_logits():
     logits = draw_logits()
-    found = log_probabilities(ops.convert_to_tensor(logits), ops.convert_to_tensor([3, 9, 0]))
+    logs = log_probabilities(ops.convert_to_tensor(logits), ops.convert_to_tensor([3, 9, 0]))
     expected = [
         np.log(softmax(row.astype("float64"))[t]) for row, t in zip(logits, (3, 9, 0), strict=True)
     ]
-    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-5)
+    np.testing.assert_allclose(ops.convert_to_numpy(logs), expected, rtol=1e-5)

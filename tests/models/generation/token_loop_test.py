@@ -76,9 +76,9 @@ def test_other_numbers_of_tokens_need_no_other_caches(model, monkeypatch, can_gr
 
     def find_capacity(length, budget):
         request = make_request([[5] * length], [budget], context=600)
-        with pytest.raises(FoundError) as found:
+        with pytest.raises(FoundError) as error:
             next(generate_tokens(Noting(model), request))
-        return found.value.args[0]
+        return error.value.args[0]
 
     monkeypatch.setattr(token_loop, "holds_only_slots", lambda make_cache: can_grow)
     assert len({find_capacity(6, budget) for budget in (20, 21, 22, 26)}) == 1
@@ -87,9 +87,9 @@ def test_other_numbers_of_tokens_need_no_other_caches(model, monkeypatch, can_gr
 
 
 def test_the_noise_of_a_row_is_its_own():
-    one, three = RowNoise(5, 1), RowNoise(5, 3)
-    drawn = np.stack([three.draw() for _ in range(100)])
-    np.testing.assert_array_equal([one.draw()[0] for _ in range(100)], drawn[:, 0])
+    single_row, three_rows = RowNoise(5, 1), RowNoise(5, 3)
+    drawn = np.stack([three_rows.draw() for _ in range(100)])
+    np.testing.assert_array_equal([single_row.draw()[0] for _ in range(100)], drawn[:, 0])
     assert drawn.dtype == "float32"
     assert drawn.min() >= 0
     assert drawn.max() < 1

@@ -14,9 +14,9 @@ def test_ranks_and_scales_are_those_of_each_layer():
     model = make_model()
     adapter = LayerAdapter(np.ones((3, 4)), np.ones((4, 2)), 2.0)
     assert adapter.rank == 4
-    before = keras.ops.convert_to_numpy(model.layers[0].kernel)
+    old_kernel = keras.ops.convert_to_numpy(model.layers[0].kernel)
     assign_adapters(model, {"net/score": adapter}, "file")
-    added = keras.ops.convert_to_numpy(model.layers[0].kernel) - before
+    added = keras.ops.convert_to_numpy(model.layers[0].kernel) - old_kernel
     np.testing.assert_allclose(added, np.full((3, 2), 4 * 2.0 / 4), rtol=1e-5)
 
 

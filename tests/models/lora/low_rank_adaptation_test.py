@@ -31,19 +31,19 @@ def draw_data():
 
 def frozen_values(model):
     return [
-        to_numpy(each)
-        for each in model.non_trainable_variables
-        if not each.path.endswith("expert_load")
+        to_numpy(variable)
+        for variable in model.non_trainable_variables
+        if not variable.path.endswith("expert_load")
     ]
 
 
 @pytest.mark.parametrize("is_trainer", [True, False], ids=["trainer", "fit"])
 def test_the_lora_alone_is_trained(is_trainer):
     model = make_model(num_prediction_layers=1)
-    before = compute(model)
+    old_logits = compute(model)
     paths = enable_lora(model, 2)
-    assert_close(compute(model), before)
-    names = [each.path for each in model.trainable_variables]
+    assert_close(compute(model), old_logits)
+    names = [variable.path for variable in model.trainable_variables]
     assert len(set(names)) == len(names) == 2 * len(paths)
     assert all(path.rpartition("/")[2].startswith("lora_kernel_") for path in names)
     assert f"{paths[0]}/lora_kernel_a" in names
@@ -83,7 +83,7 @@ def test_a_training_with_a_lora_is_resumed(tmp_path):
 def test_merged_weights_compute_the_same():
     model = make_model()
     plain = compute(model)
-    shapes = [tuple(each.shape) for each in model.weights]
+    shapes = [tuple(weight.shape) for weight in model.weights]
     names = ["query_down", "key_up", "output", "gate", "token_embedding"]
     tune(model, target_names=names)
     predicted = model.predict(language_models.draw_batch(31), verbose=0)
@@ -93,7 +93,7 @@ def test_merged_weights_compute_the_same():
     assert_close(compute(model), tuned, 1e-5)
     # A function that was compiled before it is not stale.
     assert_close(model.predict(language_models.draw_batch(31), verbose=0), predicted, 1e-5)
-    assert [tuple(each.shape) for each in model.weights] == shapes
+    assert [tuple(weight.shape) for weight in model.weights] == shapes
     assert len(model.trainable_variables) == len(make_model().trainable_variables)
     enable_lora(model, 1)
     assert_close(compute(model), tuned, 1e-5)
@@ -156,12 +156,12 @@ def test_merged_weights_train_again():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
     enable_lora(model, 1)
     merge_lora(model)
-    before = [to_numpy(variable) for variable in model.variables]
+    old_values = [to_numpy(variable) for variable in model.variables]
     model.compile("sgd", loss="mse")
     model.fit(np.ones((4, 3)), np.full((4, 1), 9.0), verbose=0)
     assert all(variable.trainable for variable in model.variables)
-    after = [to_numpy(variable) for variable in model.variables]
-    assert not any(np.array_equal(*pair) for pair in zip(before, after, strict=True))
+    new_values = [to_numpy(variable) for variable in model.variables]
+    assert not any(np.array_equal(*pair) for pair in zip(old_values, new_values, strict=True))
 
 
 def test_a_merge_collects_no_garbage_for_each_layer(monkeypatch):

@@ -58,7 +58,7 @@ def test_the_folder_is_what_peft_computes_with(tmp_path):
 
 
 def read_entry(entry):
-    values = [keras.ops.convert_to_numpy(each) for each in entry.variables]
+    values = [keras.ops.convert_to_numpy(variable) for variable in entry.variables]
     return [(n, np.array(x)) for n, x in zip(entry.tensors, entry.to_tensors(values), strict=True)]
 
 

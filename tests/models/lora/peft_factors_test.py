@@ -76,6 +76,6 @@ def test_what_a_kernel_without_one_would_need_is_refused():
     assert split_shared(layout, down, up, [True, False]) is None
     assert split_blocks(layout, down, up, [True, True]) is None
     up.reshape(2, 4, 2)[:, 3:] = 0
-    kept, none = split_shared(layout, down, up, [True, False])
+    factors, none = split_shared(layout, down, up, [True, False])
     assert none is None
-    np.testing.assert_allclose(product(layout, [kept, None]), up @ down, atol=1e-12)
+    np.testing.assert_allclose(product(layout, [factors, None]), up @ down, atol=1e-12)

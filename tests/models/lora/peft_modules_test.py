@@ -13,13 +13,13 @@ def modules_of(model):
 
 def test_modules_are_those_that_have_a_lora_by_the_names_of_transformers():
     model = tune(make_model(), target_names=["token_embedding", "key_up", "output"])
-    found = modules_of(model)
-    assert {name: type(module) for name, module in found.items()} == {
+    modules = modules_of(model)
+    assert {name: type(module) for name, module in modules.items()} == {
         "model.embed_tokens": PeftEmbedding,
         **{f"model.layers.{index}.self_attn.kv_b_proj": PeftLinear for index in (0, 1)},
         **{f"model.layers.{index}.self_attn.o_proj": PeftLinear for index in (0, 1)},
     }
-    of_heads = found["model.layers.0.self_attn.kv_b_proj"]
+    of_heads = modules["model.layers.0.self_attn.kv_b_proj"]
     assert [None if x is None else x.name for x in of_heads.layers] == ["key_up", None]
 
 

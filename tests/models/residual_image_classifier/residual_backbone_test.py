@@ -33,14 +33,20 @@ def test_only_a_block_that_changes_the_shape_convolves_its_shortcut():
 def test_a_shortcut_is_a_strided_convolution_of_another_form():
     backbone = ResidualBackbone(make_config(blocks_per_stage=(1, 1, 1)))
     convolution = backbone.get_layer("stage_1_block_0_shortcut_conv")
-    before = keras.Model(backbone.input, backbone.get_layer("stage_0_block_0_relu").output)
-    after = keras.Model(backbone.input, convolution.output)
+    input_model = keras.Model(backbone.input, backbone.get_layer("stage_0_block_0_relu").output)
+    shortcut_model = keras.Model(backbone.input, convolution.output)
     images = np.random.default_rng(0).normal(size=(2, 7, 8, 1)).astype("float32")
     strided = keras.ops.conv(
-        before(images), convolution.kernel, strides=2, padding="same", data_format="channels_last"
+        input_model(images),
+        convolution.kernel,
+        strides=2,
+        padding="same",
+        data_format="channels_last",
     )
     np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(after(images)), keras.ops.convert_to_numpy(strided), atol=1e-6
+        keras.ops.convert_to_numpy(shortcut_model(images)),
+        keras.ops.convert_to_numpy(strided),
+        atol=1e-6,
     )
     # What is strided and 1x1 has PyTorch write beyond its memory.
     strides = {x.kernel_size: x.strides for x in backbone.layers if hasattr(x, "kernel_size")}

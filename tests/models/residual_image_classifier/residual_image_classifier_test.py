@@ -120,10 +120,10 @@ def test_a_preset_has_the_moving_statistics_too(tmp_path):
     again = ResidualImageClassifier.from_preset(tmp_path / "preset", verbose=False)
     assert again.config == model.config
     assert len(moving_statistics(again)) == 2 * 6  # A stem, two blocks of two, and a shortcut.
-    assert all(each.std() > 0 for each in moving_statistics(again))
-    for found, expected in zip(again.weights, model.weights, strict=True):
+    assert all(statistic.std() > 0 for statistic in moving_statistics(again))
+    for weight, expected in zip(again.weights, model.weights, strict=True):
         np.testing.assert_array_equal(
-            keras.ops.convert_to_numpy(found), keras.ops.convert_to_numpy(expected)
+            keras.ops.convert_to_numpy(weight), keras.ops.convert_to_numpy(expected)
         )
     images = draw_images(3, 8, 8, 1)
     assert_close(
@@ -138,8 +138,10 @@ def test_a_preset_of_half_precision_has_its_statistics_in_single(tmp_path):
     weight.assign(np.full(variance.shape, 1e6))  # Infinite in float16.
     model.save_to_preset(tmp_path / "preset", dtype="float16", verbose=False)
     again = ResidualImageClassifier.from_preset(tmp_path / "preset", verbose=False)
-    found = again.backbone.get_layer("stem_norm").moving_variance
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), np.full(variance.shape, 1e6))
+    moving_variance = again.backbone.get_layer("stem_norm").moving_variance
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(moving_variance), np.full(variance.shape, 1e6)
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from keras_deepseek.models.sequential_recommender.history_mask import HistoryMas
 
 def expected_mask(items):
     length = items.shape[1]
-    before = np.tril(np.ones((length, length), bool), -1) & (items != 0)[:, None, :]
-    return before | np.eye(length, dtype=bool)
+    is_earlier = np.tril(np.ones((length, length), bool), -1) & (items != 0)[:, None, :]
+    return is_earlier | np.eye(length, dtype=bool)
 
 
 def test_items_see_themselves_and_the_real_ones_before_them():
@@ -25,5 +25,5 @@ def test_compiled_for_several_lengths_it_is_the_same():
     infer = backend.current().inference.compile_inference(NamedModel(model))
     for length in (3, 5):
         items = np.random.default_rng(0).integers(0, 3, (2, length)).astype("int32")
-        (found,) = infer({"items": items}).values()
-        np.testing.assert_array_equal(found, expected_mask(items))
+        (mask,) = infer({"items": items}).values()
+        np.testing.assert_array_equal(mask, expected_mask(items))

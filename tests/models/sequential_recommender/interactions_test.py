@@ -32,9 +32,9 @@ def test_each_item_but_the_first_is_a_target_once_after_those_before_it(length):
     inputs = split.train_inputs(length)
     targets = inputs["targets"]
     assert sorted(targets[targets != 0]) == sorted([2, 3, 4, 5, 6, 7] * 2 + [4])
-    shown = targets != 0
-    np.testing.assert_array_equal(inputs["item_ids"][shown] + 1, targets[shown])
-    assert np.all((inputs["item_ids"] != 0) == shown)
+    is_target = targets != 0
+    np.testing.assert_array_equal(inputs["item_ids"][is_target] + 1, targets[is_target])
+    assert np.all((inputs["item_ids"] != 0) == is_target)
 
 
 def test_histories_are_padded_in_front_and_cut_at_their_beginning():

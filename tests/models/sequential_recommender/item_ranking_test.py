@@ -29,9 +29,9 @@ def draw(num_items=9, length=4, seed=0):
 @pytest.mark.parametrize(("num_items", "k"), [(9, 3), (9, 9), (30, 1), (5, 4)])
 def test_it_is_the_ranking_of_all_items(exclude_seen, num_items, k):
     scores, histories = draw(num_items)
-    found = TopItems(k, exclude_seen)(scores, histories)
-    items, best = (keras.ops.convert_to_numpy(found[name]) for name in ("items", "scores"))
-    expected = [rank(*each, k, exclude_seen) for each in zip(scores, histories, strict=True)]
+    ranking = TopItems(k, exclude_seen)(scores, histories)
+    items, best = (keras.ops.convert_to_numpy(ranking[name]) for name in ("items", "scores"))
+    expected = [rank(*user, k, exclude_seen) for user in zip(scores, histories, strict=True)]
     np.testing.assert_array_equal(items, expected)
     at = np.take_along_axis(scores, items, axis=1)
     np.testing.assert_array_equal(best[items != 0], at[items != 0])

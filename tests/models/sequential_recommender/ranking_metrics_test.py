@@ -22,8 +22,8 @@ def ranks_by_sorting(targets, scores):
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
 def test_ranks_are_those_of_sorting(shape):
     targets, scores = draw()
-    found = keras.ops.convert_to_numpy(rank_targets(targets.reshape(shape), scores))
-    np.testing.assert_array_equal(found, ranks_by_sorting(targets, scores))
+    ranks = keras.ops.convert_to_numpy(rank_targets(targets.reshape(shape), scores))
+    np.testing.assert_array_equal(ranks, ranks_by_sorting(targets, scores))
 
 
 @pytest.mark.parametrize("k", [1, 3, 10])
@@ -72,7 +72,7 @@ def test_what_they_keep_are_sums_which_processes_add_up():
     for part, rows in zip(parts, (slice(0, 11), slice(11, None)), strict=True):
         part.update_state(targets[rows], scores[rows])
     for variable, *of_parts in zip(whole.variables, *(p.variables for p in parts), strict=True):
-        total = sum(keras.ops.convert_to_numpy(each) for each in of_parts)
+        total = sum(keras.ops.convert_to_numpy(part_variable) for part_variable in of_parts)
         assert_close(total, keras.ops.convert_to_numpy(variable))
 
 

@@ -10,9 +10,9 @@ from keras_deepseek.inference import ServingEngine
 from keras_deepseek.models import (
     HitRate,
     NormalizedDiscountedCumulativeGain,
-    PlantedInteractions,
     SequentialRecommender,
     SequentialRecommenderConfig,
+    SyntheticInteractions,
     enable_lora,
     merge_lora,
     save_peft_adapter,
@@ -38,8 +38,8 @@ def score(recommender, histories):
 
 
 def test_a_short_training_beats_popularity_by_far():
-    planted = PlantedInteractions(num_users=600, num_categories=6, num_styles=2, seed=1)
-    data = planted.draw()
+    interactions = SyntheticInteractions(num_users=600, num_categories=6, num_styles=2, seed=1)
+    data = interactions.draw()
     split = data.leave_last_out()
     recommender = make_recommender(num_items=data.num_items, max_length=20, hidden_dim=32)
     training_model = recommender.make_training_model(
@@ -53,14 +53,14 @@ def test_a_short_training_beats_popularity_by_far():
         metrics=[HitRate(10), NormalizedDiscountedCumulativeGain(10)],
     )
     inputs, targets = split.test_data(20)
-    found = recommender.evaluate(inputs, targets, verbose=0, return_dict=True)
+    results = recommender.evaluate(inputs, targets, verbose=0, return_dict=True)
     popular = HitRate(10)
     counts = np.concatenate([[-1.0], split.item_counts()])
     popular.update_state(targets, np.tile(counts, (len(targets), 1)))
-    best = planted.best_hit_rate([history[:-1] for history in split.held_out])
-    assert found["hit_rate_at_10"] > float(popular.result()) + 0.3
-    assert found["hit_rate_at_10"] < best + 0.05
-    assert 0 < found["ndcg_at_10"] < found["hit_rate_at_10"]
+    best = interactions.best_hit_rate([history[:-1] for history in split.held_out])
+    assert results["hit_rate_at_10"] > float(popular.result()) + 0.3
+    assert results["hit_rate_at_10"] < best + 0.05
+    assert 0 < results["ndcg_at_10"] < results["hit_rate_at_10"]
 
 
 def test_a_score_is_the_product_of_the_newest_hidden_state_and_the_items_embedding():
@@ -88,12 +88,12 @@ def test_what_is_recommended_are_the_best_scores_of_what_was_not_seen(exclude_se
 
 def test_recommendations_are_of_the_weights_of_the_moment():
     recommender = make_recommender()
-    before, _ = recommender.recommend([[1, 2]], 3)
+    old_items, _ = recommender.recommend([[1, 2]], 3)
     recommender.backbone.item_embedding.embeddings.assign(
         -1 * to_numpy(recommender.backbone.item_embedding.embeddings)
     )
-    after, _ = recommender.recommend([[1, 2]], 3)
-    assert before.tolist() != after.tolist()
+    new_items, _ = recommender.recommend([[1, 2]], 3)
+    assert old_items.tolist() != new_items.tolist()
 
 
 @pytest.mark.nightly
@@ -200,7 +200,7 @@ def test_under_a_mixed_policy_scores_are_in_float32():
 def test_what_is_served_is_exported_and_recommends_the_same(tmp_path):
     recommender = make_recommender()
     serving_model = recommender.make_serving_model(5)
-    assert {name: tuple(each.shape) for name, each in serving_model.output.items()} == {
+    assert {name: tuple(output.shape) for name, output in serving_model.output.items()} == {
         "items": (None, 5),
         "scores": (None, 5),
     }
@@ -226,10 +226,10 @@ def test_a_preset_recommends_the_same(tmp_path):
     again = SequentialRecommender.from_preset(tmp_path / "preset", verbose=False)
     assert again.config == recommender.config
     histories = [[3], [4, 4, 9, 1]]
-    for found, expected in zip(
+    for received, expected in zip(
         again.recommend(histories, 4), recommender.recommend(histories, 4), strict=True
     ):
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(received, expected)
 
 
 def test_a_preset_of_more_items_than_it_has_is_refused(tmp_path):

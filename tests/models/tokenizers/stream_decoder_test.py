@@ -11,7 +11,7 @@ def decode_bytes(ids):
 
 def push_all(ids, decode=decode_bytes):
     decoder = StreamDecoder(decode)
-    return [*(decoder.push(each) for each in ids), decoder.finish()]
+    return [*(decoder.push(token_id) for token_id in ids), decoder.finish()]
 
 
 @pytest.mark.parametrize("text", ["", "abc", "é", "日本語 and 🦊!", "a\u0301"])
@@ -50,13 +50,13 @@ def test_a_token_that_reads_otherwise_at_the_beginning_keeps_its_space():
     words = ["▁the", "▁fox", "es", "▁ran"]
 
     def decode(ids):
-        return "".join(words[each] for each in ids).replace("▁", " ").removeprefix(" ")
+        return "".join(words[token_id] for token_id in ids).replace("▁", " ").removeprefix(" ")
 
     assert push_all([0, 1, 2, 3], decode) == ["the", " fox", "es", " ran", ""]
 
 
 def test_tokens_without_text_are_no_end():
     def decode(ids):
-        return "".join("ab"[each] for each in ids if each < 2)
+        return "".join("ab"[token_id] for token_id in ids if token_id < 2)
 
     assert push_all([0, 2, 2, 1], decode) == ["a", "", "", "b", ""]

@@ -73,23 +73,23 @@ def test_special_tokens_are_read_from_both_files():
 
 def test_chat_templates_are_told_by_their_names():
     several = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
-    for found, expected in (
+    for templates, expected in (
         ("D", {"default": "D"}),
         (several, {"default": "D", "tool_use": "T"}),
         ([], {}),
         (None, {}),
     ):
-        content = json.dumps({"chat_template": found}).encode()
+        content = json.dumps({"chat_template": templates}).encode()
         assert read_chat_templates({"tokenizer_config.json": content}) == expected
     assert read_chat_templates({}) == {}
 
 
 @pytest.mark.parametrize(
-    "found", [5, {"a": 1}, ["D"], [{"name": "x"}], [{"name": 1, "template": ""}]]
+    "templates", [5, {"a": 1}, ["D"], [{"name": "x"}], [{"name": 1, "template": ""}]]
 )
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.json"])
-def test_chat_templates_that_are_none_are_told_with_their_file(file, found):
-    content = {file: json.dumps({"chat_template": found}).encode()}
+def test_chat_templates_that_are_none_are_told_with_their_file(file, templates):
+    content = {file: json.dumps({"chat_template": templates}).encode()}
     with pytest.raises(CheckpointError, match=rf"`chat_template` in '{file}' must be a string, or"):
         read_chat_templates(content)
 

@@ -39,14 +39,14 @@ def test_any_text_comes_back(tokenizer, text):
 @given(st.text(max_size=60))
 def test_any_text_comes_back_token_by_token(tokenizer, text):
     decoder = tokenizer.stream(skip_special_tokens=False)
-    parts = [decoder.push(each) for each in tokenizer.tokenize(text)]
+    parts = [decoder.push(token_id) for token_id in tokenizer.tokenize(text)]
     assert "".join([*parts, decoder.finish()]) == text
 
 
 @given(st.lists(st.integers(0, 319), max_size=40))
 def test_any_tokens_stream_as_they_are_decoded(tokenizer, ids):
     decoder = tokenizer.stream()
-    parts = [*(decoder.push(each) for each in ids), decoder.finish()]
+    parts = [*(decoder.push(token_id) for token_id in ids), decoder.finish()]
     expected = tokenizer.detokenize(ids)
     assert "".join(parts).replace("\ufffd", "") == expected.replace("\ufffd", "")
 
@@ -54,24 +54,24 @@ def test_any_tokens_stream_as_they_are_decoded(tokenizer, ids):
 def test_texts_are_padded_on_the_right_for_training(tokenizer):
     short, long = tokenizer.tokenize(["fox", "the lazy dog"])
     batch = tokenizer(["fox", "the lazy dog"])
-    rest = len(long) - len(short)
-    assert batch["token_ids"].tolist() == [[*short, *[0] * rest], long]
-    assert batch["padding_mask"].tolist() == [[1] * len(short) + [0] * rest, [1] * len(long)]
+    num_padding = len(long) - len(short)
+    assert batch["token_ids"].tolist() == [[*short, *[0] * num_padding], long]
+    assert batch["padding_mask"].tolist() == [[1] * len(short) + [0] * num_padding, [1] * len(long)]
     assert {array.dtype.name for array in batch.values()} == {"int32"}
 
 
 def test_texts_are_padded_on_the_left_for_generation(tokenizer):
     short, long = tokenizer.tokenize(["fox", "the lazy dog"])
     batch = tokenizer(["fox", "the lazy dog"], padding_side="left")
-    rest = len(long) - len(short)
-    assert batch["token_ids"].tolist() == [[*[0] * rest, *short], long]
-    assert batch["padding_mask"].tolist() == [[0] * rest + [1] * len(short), [1] * len(long)]
+    num_padding = len(long) - len(short)
+    assert batch["token_ids"].tolist() == [[*[0] * num_padding, *short], long]
+    assert batch["padding_mask"].tolist() == [[0] * num_padding + [1] * len(short), [1] * len(long)]
 
 
-@pytest.mark.parametrize(("side", "kept"), [("right", slice(2)), ("left", slice(-2, None))])
-def test_a_text_of_more_tokens_is_cut_away_from_where_it_goes_on(tokenizer, side, kept):
+@pytest.mark.parametrize(("side", "part"), [("right", slice(2)), ("left", slice(-2, None))])
+def test_a_text_of_more_tokens_is_cut_away_from_where_it_goes_on(tokenizer, side, part):
     batch = tokenizer("the lazy dog", sequence_length=2, padding_side=side)
-    assert batch["token_ids"].tolist() == [tokenizer.tokenize("the lazy dog")[kept]]
+    assert batch["token_ids"].tolist() == [tokenizer.tokenize("the lazy dog")[part]]
     assert batch["padding_mask"].tolist() == [[1, 1]]
 
 

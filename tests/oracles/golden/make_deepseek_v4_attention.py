@@ -144,24 +144,24 @@ def to_path(name: str) -> str:
     """Returns our name of a weight."""
     module, _, kind = name.rpartition(".")
     last = module.rpartition(".")[2]
-    place = "compressor/" if module.startswith("compressor") else ""
+    prefix = "compressor/" if module.startswith("compressor") else ""
     if "indexer" in module:
         is_compressed = last in ("kv_proj", "gate_proj", "kv_norm") or kind == "position_bias"
-        place = "indexer/compressor/" if is_compressed else "indexer/"
+        prefix = "indexer/compressor/" if is_compressed else "indexer/"
     if kind in ("sinks", "position_bias"):
-        return place + kind
+        return prefix + kind
     names = {
         "q_a_proj": "query_down/kernel",
         "q_a_norm": "query_norm/scale",
         "q_b_proj": "query_up/kernel",
-        "kv_proj": "value/kernel" if place else "key_value/kernel",
+        "kv_proj": "value/kernel" if prefix else "key_value/kernel",
         "gate_proj": "gate/kernel",
-        "kv_norm": "norm/scale" if place else "key_value_norm/scale",
+        "kv_norm": "norm/scale" if prefix else "key_value_norm/scale",
         "o_a_proj": "output_down/kernel",
         "o_b_proj": "output/kernel",
         "weights_proj": "head_weight/kernel",
     }
-    return place + names[last]
+    return prefix + names[last]
 
 
 def make_masks(shape: tuple[int, ...], window: int, *, padded: bool) -> tuple[Any, Any]:

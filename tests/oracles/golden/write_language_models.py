@@ -59,8 +59,8 @@ CASES = {
 
 def run_case(family: Family, arguments: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     """Returns what the file holds of a model."""
-    own = replace(family, cases={"golden": arguments})
-    model = make_theirs(own, "golden")
+    single_case = replace(family, cases={"golden": arguments})
+    model = make_theirs(single_case, "golden")
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.copy_(tensor.half())  # As they will be read.

@@ -234,8 +234,8 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         )
         if adds_loss:
             mask = take_last(visibility["key_mask"], losses.shape[1])
-            shown = ops.ones_like(losses) if mask is None else ops.cast(mask, losses.dtype)
-            self.add_loss(self.indexer_loss_weight * average_losses(losses, shown))
+            token_mask = ops.ones_like(losses) if mask is None else ops.cast(mask, losses.dtype)
+            self.add_loss(self.indexer_loss_weight * average_losses(losses, token_mask))
         return outputs
 
     def _attend_chunk(

@@ -26,14 +26,14 @@ class PackedTokens:
         positions: Integer tensor (BT).
         num_before: Integer tensor of shape `(B, 1)`. The number of real tokens of earlier calls.
         num_real: Integer tensor of shape `(B, 1)`. The number of real tokens in this call.
-        places: Integer tensor (BT). The row to which each token moved; `None` if none moved.
+        new_rows: Integer tensor (BT). The row to which each token moved; `None` if none moved.
     """
 
     inputs: Any
     positions: Any
     num_before: Any
     num_real: Any
-    places: Any = None
+    new_rows: Any = None
 
     @property
     def length(self) -> Any:
@@ -47,7 +47,7 @@ class PackedTokens:
 
     def unpack(self, outputs: Any) -> Any:
         """Returns outputs of packed tokens (BTD) in the original order of the tokens."""
-        return outputs if self.places is None else take_rows(outputs, self.places)
+        return outputs if self.new_rows is None else take_rows(outputs, self.new_rows)
 
 
 def pack_tokens(
@@ -63,18 +63,18 @@ def pack_tokens(
         positions = ops.broadcast_to(positions, (batch_size, length))
     is_first = num_before is None
     num_before = ops.zeros((1, 1), "int32") if is_first else num_before
-    num_real, places = ops.cast(ops.reshape(length, (1, 1)), "int32"), None
+    num_real, new_rows = ops.cast(ops.reshape(length, (1, 1)), "int32"), None
     if mask is not None:
         mask = ops.cast(mask, "bool")
         counts = ops.cumsum(ops.cast(mask, "int32"), axis=1)
-        num_real, places = counts[:, -1:], ops.maximum(counts - 1, 0)
+        num_real, new_rows = counts[:, -1:], ops.maximum(counts - 1, 0)
         steps = ops.arange(length, dtype="int32")
         order = ops.argsort(ops.where(mask, steps, steps + length), axis=1)
         inputs = take_rows(inputs, order)
         positions = None if positions is None else take_rows(positions, order)
     if positions is None:
         positions = num_before + ops.arange(length, dtype="int32")
-    return PackedTokens(inputs, ops.cast(positions, "int32"), num_before, num_real, places)
+    return PackedTokens(inputs, ops.cast(positions, "int32"), num_before, num_real, new_rows)
 
 
 def count_tokens(mask: Any, index: Any) -> Any:

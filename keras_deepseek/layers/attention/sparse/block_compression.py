@@ -53,8 +53,8 @@ class BlockCompression(keras.Layer):
         self.down.build((None, None, num_heads, self.hidden_dim))
 
     def call(self, inputs: Any) -> Any:
-        places = ops.cast(ops.expand_dims(self.positions, 1), inputs.dtype)
-        return self.down(ops.silu(self.up(inputs + places)))
+        positions = ops.cast(ops.expand_dims(self.positions, 1), inputs.dtype)
+        return self.down(ops.silu(self.up(inputs + positions)))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch_size, num_heads, num_blocks, _, dim = input_shape

@@ -37,8 +37,8 @@ class BlockLayout:
         block_stride: A block sees blocks at multiples of this many blocks.
         num_random_blocks: The number of additional random blocks that each block sees.
         layout_seed: The random seed of these.
-        given: Boolean array of shape `(num_blocks, num_blocks)`. `given[i, j]` shows block j to
-            block i.
+        visible_blocks: Boolean array of shape `(num_blocks, num_blocks)`. Entry `[i, j]` shows
+            block j to block i.
     """
 
     block_size: int
@@ -48,7 +48,7 @@ class BlockLayout:
     block_stride: int | None = None
     num_random_blocks: int = 0
     layout_seed: int = 0
-    given: Array | None = None
+    visible_blocks: Array | None = None
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -56,10 +56,10 @@ class BlockLayout:
             if value is not None or name not in _OPTIONAL:
                 object.__setattr__(self, name, check_integer(name, value, minimum=least))
         object.__setattr__(self, "global_blocks", _read_blocks(self.global_blocks))
-        if self.given is not None:
-            _check_given(self.given)
+        if self.visible_blocks is not None:
+            _check_visible_blocks(self.visible_blocks)
         patterns = (self.sliding_window, self.global_blocks, self.block_stride)
-        if not any(patterns) and not self.num_random_blocks and self.given is None:
+        if not any(patterns) and not self.num_random_blocks and self.visible_blocks is None:
             raise InvalidInputError(
                 "The layout shows no block to any position. Give at least one of `sliding_window`, "
                 "`global_blocks`, `block_stride`, `num_random_blocks` and `block_layout`."
@@ -78,13 +78,13 @@ class BlockLayout:
     def whole(self, num_blocks: int) -> Array:
         """Returns the pairs of query and key blocks in which only causality hides positions."""
         whole = np.zeros((num_blocks, num_blocks), bool)
-        if self.given is not None:
-            if num_blocks > len(self.given):
+        if self.visible_blocks is not None:
+            if num_blocks > len(self.visible_blocks):
                 raise InvalidInputError(
-                    f"`block_layout` covers {len(self.given)} blocks of {self.block_size} "
+                    f"`block_layout` covers {len(self.visible_blocks)} blocks of {self.block_size} "
                     f"positions, received a sequence of {num_blocks} blocks. Give a larger layout."
                 )
-            whole |= self.given[:num_blocks, :num_blocks]
+            whole |= self.visible_blocks[:num_blocks, :num_blocks]
         if self.block_stride is not None:
             whole |= _offsets(num_blocks) % self.block_stride == 0
         for block in self.global_blocks:
@@ -111,25 +111,25 @@ class BlockLayout:
 def _read_blocks(blocks: Any) -> tuple[int, ...]:
     """Checks a user's block indices, and returns them as a tuple of Python integers."""
     try:
-        found = tuple(blocks)
+        indices = tuple(blocks)
     except TypeError:
-        found = (None,)
-    if not all(isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in found):
+        indices = (None,)
+    if not all(isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in indices):
         raise InvalidInputError(
             f"`global_blocks` must be a list of integers, or an array or range of them, received "
             f"{blocks!r}."
         )
-    return tuple(int(x) for x in found)
+    return tuple(int(x) for x in indices)
 
 
-def _check_given(given: Array) -> None:
-    if given.dtype != bool:
+def _check_visible_blocks(blocks: Array) -> None:
+    if blocks.dtype != bool:
         raise InvalidInputError(
-            f"`block_layout` must hold booleans, received {given.dtype}: write `layout != 0`."
+            f"`block_layout` must hold booleans, received {blocks.dtype}: write `layout != 0`."
         )
-    if given.ndim != 2 or given.shape[0] != given.shape[1] or not given.size:  # noqa: PLR2004
+    if blocks.ndim != 2 or blocks.shape[0] != blocks.shape[1] or not blocks.size:  # noqa: PLR2004
         raise InvalidInputError(
-            f"`block_layout` must be of shape (num_blocks, num_blocks), received {given.shape}."
+            f"`block_layout` must be of shape (num_blocks, num_blocks), received {blocks.shape}."
         )
 
 

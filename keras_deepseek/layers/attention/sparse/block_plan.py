@@ -59,9 +59,10 @@ def plan_blocks(layout: BlockLayout, length: int) -> BlockPlan:
     """
     num_blocks = max(1, -(-length // layout.block_size))
     whole = layout.whole(num_blocks)
-    shown = whole | layout.window(num_blocks)
+    is_visible = whole | layout.window(num_blocks)
     groups = tuple(
-        _make_group(layout, length, rows, shown, whole) for rows in group_rows(shown.sum(1))
+        _make_group(layout, length, rows, is_visible, whole)
+        for rows in group_rows(is_visible.sum(1))
     )
     computed = np.concatenate([group.queries.ravel() for group in groups])
     return BlockPlan(layout.block_size, num_blocks, groups, np.argsort(computed))
@@ -87,11 +88,11 @@ def group_rows(num_shown: Array) -> list[Array]:
     otherwise its rows join the wider group before it.
     """
     groups: list[Array] = []
-    left = np.arange(len(num_shown))
-    while len(left):
-        width = num_shown[left].max()
-        belongs = (2 * num_shown[left] > width) | (width <= 1)
-        rows, left = left[belongs], left[~belongs]
+    ungrouped = np.arange(len(num_shown))
+    while len(ungrouped):
+        width = num_shown[ungrouped].max()
+        belongs = (2 * num_shown[ungrouped] > width) | (width <= 1)
+        rows, ungrouped = ungrouped[belongs], ungrouped[~belongs]
         if groups:
             unused = (num_shown[groups[-1]].max() - num_shown[rows]).sum()
             if 8 * unused <= num_shown.sum():
@@ -102,20 +103,20 @@ def group_rows(num_shown: Array) -> list[Array]:
 
 
 def _make_group(
-    layout: BlockLayout, length: int, rows: Array, shown: Array, whole: Array
+    layout: BlockLayout, length: int, rows: Array, is_visible: Array, whole: Array
 ) -> RowGroup:
     queries = rows[:, None]
-    if np.all(shown[rows] == shown[rows[0]]) and np.all(whole[rows] == whole[rows[0]]):
+    if np.all(is_visible[rows] == is_visible[rows[0]]) and np.all(whole[rows] == whole[rows[0]]):
         queries = rows[None]  # All rows see the same blocks, like global ones: no copies needed.
-    return _tabulate(layout, length, queries, shown, whole)
+    return _tabulate(layout, length, queries, is_visible, whole)
 
 
 def _tabulate(
-    layout: BlockLayout, length: int, queries: Array, shown: Array, whole: Array
+    layout: BlockLayout, length: int, queries: Array, is_visible: Array, whole: Array
 ) -> RowGroup:
     """Makes the `RowGroup` for given blocks of queries, an array of shape `(R, r)`."""
     rows = queries[:, 0]
-    keys, is_used = _pack(shown[rows])
+    keys, is_used = _pack(is_visible[rows])
     positions = keys[..., None] * layout.block_size + np.arange(layout.block_size)
     first, last = np.zeros_like(positions), np.full_like(positions, NEVER)
     if layout.sliding_window is not None:
@@ -131,8 +132,8 @@ def _tabulate(
     )
 
 
-def _pack(shown: Array) -> tuple[Array, Array]:
+def _pack(is_visible: Array) -> tuple[Array, Array]:
     """Returns a padded table of each row's visible block indices, and a mask of its used slots."""
-    width = max(1, shown.sum(1).max())
-    blocks = np.argsort(~shown, axis=1, kind="stable")[:, :width]
-    return blocks, np.take_along_axis(shown, blocks, 1)
+    width = max(1, is_visible.sum(1).max())
+    blocks = np.argsort(~is_visible, axis=1, kind="stable")[:, :width]
+    return blocks, np.take_along_axis(is_visible, blocks, 1)

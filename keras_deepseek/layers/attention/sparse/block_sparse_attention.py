@@ -150,5 +150,5 @@ def _take_blocks(x_BGMTH: Any, table: Array) -> Any:
     num_groups, num_blocks, size, dim = x_BGMTH.shape[1:]
     if np.array_equal(table, np.arange(num_blocks)[:, None]):
         return x_BGMTH
-    taken = ops.take(x_BGMTH, table.ravel().astype("int32"), axis=2)
-    return ops.reshape(taken, (-1, num_groups, len(table), table.shape[1] * size, dim))
+    blocks = ops.take(x_BGMTH, table.ravel().astype("int32"), axis=2)
+    return ops.reshape(blocks, (-1, num_groups, len(table), table.shape[1] * size, dim))

@@ -44,11 +44,11 @@ def block_sparse_decoding(
     num_rows = (length + size - 2) // size + 1
     start = ops.cast(start, "int32")
     offset = start % size
-    places = ops.arange(num_rows * size, dtype="int32") - offset
+    indices = ops.arange(num_rows * size, dtype="int32") - offset
     query_BGRQH = split_rows(
-        ops.take(query * dim**-0.5, ops.clip(places, 0, length - 1), axis=1), num_rows, num_groups
+        ops.take(query * dim**-0.5, ops.clip(indices, 0, length - 1), axis=1), num_rows, num_groups
     )
-    positions_RQ1 = ops.reshape(start + places, (num_rows, size, 1))
+    positions_RQ1 = ops.reshape(start + indices, (num_rows, size, 1))
     rows_R = start // layout.block_size + ops.arange(num_rows, dtype="int32")
     slots_RK, first_RK, last_RK = _look_up(layout, cache["mask"].shape[1], rows_R)
 

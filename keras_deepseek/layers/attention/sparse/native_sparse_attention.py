@@ -254,13 +254,13 @@ class NativeSparseAttention(SelfAttentionLayer):
 
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         block_size = self.selection_block_size
-        places = dict.fromkeys(BRANCHES, -(-max_length // block_size) * block_size)
+        lengths = dict.fromkeys(BRANCHES, -(-max_length // block_size) * block_size)
         # One more for blocks that no token will end, so that a step always has one to write.
-        places["compressed"] = self._branches.count_compressed(max_length) + 1
+        lengths["compressed"] = self._branches.count_compressed(max_length) + 1
         sizes = {"key": self.head_dim, "value": self.value_head_dim}
         return {
-            f"{name}_{kind}": (self.num_key_value_heads, places[name], sizes[kind])
-            for name in places
+            f"{name}_{kind}": (self.num_key_value_heads, lengths[name], sizes[kind])
+            for name in lengths
             for kind in KINDS
         }
 
@@ -318,12 +318,14 @@ class NativeSparseAttention(SelfAttentionLayer):
     def _compress(self, keys: dict[str, Any], blocks: Any) -> dict[str, Any]:
         """Compresses the blocks with given indices (BM) to keys and values (BGMH)."""
         first = blocks * self.compression_stride
-        places = ops.expand_dims(first, -1) + ops.arange(self.compression_block_size, dtype="int32")
-        places = ops.reshape(places, (-1, blocks.shape[1] * self.compression_block_size))
+        indices = ops.expand_dims(first, -1) + ops.arange(
+            self.compression_block_size, dtype="int32"
+        )
+        indices = ops.reshape(indices, (-1, blocks.shape[1] * self.compression_block_size))
         compressed = {}
         for kind, compress in self.compressions.items():
             x = keys[f"compression_{kind}"]
-            x = take_places(x, ops.minimum(places, x.shape[2] - 1))
+            x = take_places(x, ops.minimum(indices, x.shape[2] - 1))
             sizes = (blocks.shape[1], self.compression_block_size, x.shape[-1])
             compressed[kind] = compress(ops.reshape(x, (-1, self.num_key_value_heads, *sizes)))
         compressed["key"] = self.rotary(compressed["key"], positions=first)

@@ -201,9 +201,9 @@ def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: Blo
     """
     length, num_heads, dim = query.shape[1:]
     num_groups, window = key.shape[1], layout.sliding_window or 1
-    places = numbers[:, :1] + ops.arange(1 - window, length, dtype="int32")
-    key, value = (take_places(x, ops.maximum(places, 0)) for x in (key, value))
-    is_real = ops.greater_equal(places, 0)
+    indices = numbers[:, :1] + ops.arange(1 - window, length, dtype="int32")
+    key, value = (take_places(x, ops.maximum(indices, 0)) for x in (key, value))
+    is_real = ops.greater_equal(indices, 0)
     if length > window:  # Computed in blocks; earlier tokens are added as queries, then dropped.
         query = ops.pad(query, ((0, 0), (window - 1, 0), (0, 0), (0, 0)))
         key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (key, value))

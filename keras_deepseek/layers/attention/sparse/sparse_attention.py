@@ -183,7 +183,7 @@ class SparseAttention(SelfAttentionLayer):
             block_stride=block_stride,
             num_random_blocks=num_random_blocks,
             layout_seed=layout_seed,
-            given=None if block_layout is None else np.array(block_layout),
+            visible_blocks=None if block_layout is None else np.array(block_layout),
         )
         self.dropout = check_number("dropout", dropout, minimum=0, below=1)
         self.use_bias = check_boolean("use_bias", use_bias)
@@ -285,7 +285,9 @@ class SparseAttention(SelfAttentionLayer):
             "block_stride": layout.block_stride,
             "num_random_blocks": layout.num_random_blocks,
             "layout_seed": layout.layout_seed,
-            "block_layout": None if layout.given is None else layout.given.tolist(),
+            "block_layout": None
+            if layout.visible_blocks is None
+            else layout.visible_blocks.tolist(),
             "dropout": self.dropout,
             "use_bias": self.use_bias,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),

@@ -64,8 +64,12 @@ def choose(layer, inputs, visible=None):
         queries = queries @ weights["query_down/kernel"] + weights.get("query_down/bias", 0.0)
         mean_square = (queries**2).mean(axis=-1, keepdims=True)
         queries = queries / np.sqrt(mean_square + layer.epsilon) * weights["query_norm/scale"]
-    own = {k.removeprefix("indexer/"): w for k, w in weights.items() if k.startswith("indexer/")}
-    scores = index_scores(inputs, queries, own, frequencies(layer), epsilon=layer.epsilon)
+    indexer_weights = {
+        k.removeprefix("indexer/"): w for k, w in weights.items() if k.startswith("indexer/")
+    }
+    scores = index_scores(
+        inputs, queries, indexer_weights, frequencies(layer), epsilon=layer.epsilon
+    )
     length = inputs.shape[1]
     rule = np.tri(length, dtype=bool) if layer.use_causal_mask else np.ones((length, length), bool)
     visible = rule[None] if visible is None else rule[None] & visible
@@ -95,7 +99,7 @@ def oracle(layer, inputs, visible=None):
 
 def record_choices(layer):
     """Returns a list that fills with the keys that each call of an eager layer chooses."""
-    found, choose_keys = [], layer.indexer.choose_keys
+    choices, choose_keys = [], layer.indexer.choose_keys
 
     def record(scores, mask, num_keys):
         results = choose_keys(scores, mask, num_keys)
@@ -103,11 +107,11 @@ def record_choices(layer):
         chosen = np.zeros(scores.shape, bool)
         np.put_along_axis(chosen, indices, is_chosen, axis=-1)
         assert (chosen.sum(axis=-1) == is_chosen.sum(axis=-1)).all()  # None of them twice.
-        found.append(chosen)
+        choices.append(chosen)
         return results
 
     layer.indexer.choose_keys = record
-    return found
+    return choices
 
 
 class Routine(LayerTestCase):
@@ -190,9 +194,9 @@ def test_no_token_sees_what_comes_after_it():
     layer, inputs = make_layer(), draw(2, 5, 6)
     changed = inputs.copy()
     changed[:, 4:] += 1.0
-    outputs, others = run(layer, inputs), run(layer, changed)
-    np.testing.assert_array_equal(outputs[:, :4], others[:, :4])
-    assert np.abs(outputs[:, 4:] - others[:, 4:]).min() > 0
+    outputs, changed_outputs = run(layer, inputs), run(layer, changed)
+    np.testing.assert_array_equal(outputs[:, :4], changed_outputs[:, :4])
+    assert np.abs(outputs[:, 4:] - changed_outputs[:, 4:]).min() > 0
 
 
 @pytest.mark.torch_alone
@@ -235,14 +239,14 @@ def test_a_model_takes_and_learns_from_sequences_of_any_length():
     layer, inputs = make_layer(indexer_loss_weight=0.1, chunk_size=3), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))
     model.compile("sgd", "mse")
-    before = numpy_weights(layer)
+    old_weights = numpy_weights(layer)
     for length in (2, 5):
-        given = draw(2, length, 6)
-        assert_close(model.predict(given, verbose=0), run(layer, given))
-    history = model.fit(given, given, verbose=0)
+        batch = draw(2, length, 6)
+        assert_close(model.predict(batch, verbose=0), run(layer, batch))
+    history = model.fit(batch, batch, verbose=0)
     assert np.isfinite(history.history["loss"][0])
     for path, weight in numpy_weights(layer).items():
-        assert np.any(weight != before[path]), path
+        assert np.any(weight != old_weights[path]), path
 
 
 def test_a_graph_that_does_not_know_the_length_takes_any():
@@ -251,9 +255,9 @@ def test_a_graph_that_does_not_know_the_length_takes_any():
     infer = backend.current().inference.compile_inference(model)
     (name,) = (spec.name for spec in model.signature.inputs)
     for length in (2, 5):  # Below the number of keys, and above.
-        given = draw(2, length, 6)
-        (outputs,) = infer({name: given}).values()
-        assert_close(outputs, run(layer, given))
+        batch = draw(2, length, 6)
+        (outputs,) = infer({name: batch}).values()
+        assert_close(outputs, run(layer, batch))
 
 
 def test_an_attention_mask_keeps_documents_apart():
@@ -344,12 +348,12 @@ def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
 
 def test_without_its_loss_a_fit_leaves_the_indexer_as_it_is():
     layer, inputs = make_layer(), keras.Input((5, 6))
-    before = numpy_weights(layer)
+    old_weights = numpy_weights(layer)
     model = keras.Model(inputs, layer(inputs))
     model.compile("sgd", "mse")
     model.fit(draw(2, 5, 6), draw(2, 5, 6), verbose=0)
     for path, weight in numpy_weights(layer).items():
-        assert np.any(weight != before[path]) != path.startswith("indexer/"), path
+        assert np.any(weight != old_weights[path]) != path.startswith("indexer/"), path
 
 
 def test_dropout_acts_in_training_alone():

@@ -57,9 +57,11 @@ def test_a_token_sees_full_windows_and_no_later_token():
     layer, inputs = make_layer(sliding_window=1), draw(1, 12, 6)
     changed = inputs.copy()
     changed[:, 5] += 1.0  # Of the second window, which the token 7 completes.
-    outputs, others = run(layer, inputs), run(layer, changed)
-    np.testing.assert_array_equal(outputs[:, [0, 1, 2, 3, 4, 6]], others[:, [0, 1, 2, 3, 4, 6]])
-    assert np.abs(outputs[:, [5, *range(7, 12)]] - others[:, [5, *range(7, 12)]]).min() > 0
+    outputs, changed_outputs = run(layer, inputs), run(layer, changed)
+    np.testing.assert_array_equal(
+        outputs[:, [0, 1, 2, 3, 4, 6]], changed_outputs[:, [0, 1, 2, 3, 4, 6]]
+    )
+    assert np.abs(outputs[:, [5, *range(7, 12)]] - changed_outputs[:, [5, *range(7, 12)]]).min() > 0
 
 
 def test_the_cache_holds_an_entry_a_window():

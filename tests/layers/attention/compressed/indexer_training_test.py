@@ -84,9 +84,9 @@ def test_a_fit_of_a_layer_that_was_thawed_warns_of_nothing(name):
 
 
 def test_a_loss_of_the_indexer_trains_it_unless_told_otherwise():
-    for loss_weight, given, expected in ((None, None, 0), (1.0, None, 1), (1.0, False, 0)):
+    for loss_weight, train_indexer, expected in ((None, None, 0), (1.0, None, 1), (1.0, False, 0)):
         layer = make_attention(
-            "DeepSeekSparseAttention", indexer_loss_weight=loss_weight, train_indexer=given
+            "DeepSeekSparseAttention", indexer_loss_weight=loss_weight, train_indexer=train_indexer
         )
         assert bool(trained_by(layer.trainable_weights)) == expected
         assert layer.get_config()["train_indexer"] is bool(expected)

@@ -110,8 +110,8 @@ def test_the_best_of_the_visible_keys_are_chosen_and_no_others():
     np.put_along_axis(chosen, indices, is_chosen, axis=-1)
     np.testing.assert_array_equal(chosen, chosen_keys(scores, visible, 3)[0])
     np.testing.assert_array_equal(is_chosen.sum(axis=-1), [[2, 3, 3, 3], [0, 0, 0, 0]])
-    taken = np.take_along_axis(scores, indices, axis=-1)
-    np.testing.assert_array_equal(values[is_chosen], taken[is_chosen])
+    chosen_scores = np.take_along_axis(scores, indices, axis=-1)
+    np.testing.assert_array_equal(values[is_chosen], chosen_scores[is_chosen])
 
 
 def test_without_a_mask_all_keys_may_be_chosen():

@@ -61,8 +61,8 @@ def test_entries_of_pieces_are_those_of_the_whole(use_overlap, pieces):
     assert sorted(shapes) == ["far_compressed_key", "far_recent_gate", "far_recent_value"]
     cache = {name: keras.ops.zeros((2, *shape)) for name, shape in shapes.items()}
     for start, stop in itertools.pairwise(pieces):
-        before = keras.ops.full((2, 1), start, "int32")
-        tokens = pack_tokens(inputs[:, start:stop], num_before=before)
+        num_before = keras.ops.full((2, 1), start, "int32")
+        tokens = pack_tokens(inputs[:, start:stop], num_before=num_before)
         entries, cache = compressor.compress(tokens, cache, mark_positions)
     expected = compress(compressor, inputs)
     assert_close(keras.ops.convert_to_numpy(entries)[:, :3], expected[:, :3])

@@ -41,18 +41,18 @@ def test_tokens_without_padding_stay_as_they_are():
 
 
 def test_given_positions_move_with_their_tokens_and_others_count_on():
-    before = keras.ops.convert_to_tensor([[5], [2], [0]], "int32")
-    tokens = pack_tokens(draw(3, 4, 2), MASK, np.array([[7, 8, 9, 10]]), before)
+    num_before = keras.ops.convert_to_tensor([[5], [2], [0]], "int32")
+    tokens = pack_tokens(draw(3, 4, 2), MASK, np.array([[7, 8, 9, 10]]), num_before)
     assert to_numpy(tokens.positions)[1, :2].tolist() == [8, 10]
     assert to_numpy(tokens.ranks)[1].tolist() == [2, 3, 4, 5]
-    tokens = pack_tokens(draw(3, 4, 2), MASK, None, before)
+    tokens = pack_tokens(draw(3, 4, 2), MASK, None, num_before)
     assert to_numpy(tokens.positions)[:, 0].tolist() == [5, 2, 0]
 
 
 def test_rows_are_taken_from_their_own_sequence():
     x, indices = draw(3, 4, 2), np.array([[[0, 3]], [[1, 1]], [[2, 0]]], "int32")
-    taken = to_numpy(take_rows(x, keras.ops.convert_to_tensor(indices)))
-    np.testing.assert_array_equal(taken, np.stack([x[b, indices[b]] for b in range(3)]))
+    rows = to_numpy(take_rows(x, keras.ops.convert_to_tensor(indices)))
+    np.testing.assert_array_equal(rows, np.stack([x[b, indices[b]] for b in range(3)]))
     same = to_numpy(take_rows(x, keras.ops.convert_to_tensor(indices[:1])))
     np.testing.assert_array_equal(same, x[:, indices[0]])
 
@@ -60,12 +60,12 @@ def test_rows_are_taken_from_their_own_sequence():
 def test_the_last_real_tokens_are_kept():
     recent, new = draw(3, 2, 5), draw(3, 4, 5)
     tokens = pack_tokens(new, MASK)
-    joined, kept = join_recent(recent, tokens.inputs, tokens)
+    joined, last_tokens = join_recent(recent, tokens.inputs, tokens)
     assert tuple(joined.shape) == (3, 6, 5)
-    kept = to_numpy(kept)
-    np.testing.assert_array_equal(kept[0], new[0, 2:])
-    np.testing.assert_array_equal(kept[1], new[1, [1, 3]])
-    np.testing.assert_array_equal(kept[2], recent[2])
+    last_tokens = to_numpy(last_tokens)
+    np.testing.assert_array_equal(last_tokens[0], new[0, 2:])
+    np.testing.assert_array_equal(last_tokens[1], new[1, [1, 3]])
+    np.testing.assert_array_equal(last_tokens[2], recent[2])
 
 
 def test_tokens_before_a_slot_are_counted_without_padding():

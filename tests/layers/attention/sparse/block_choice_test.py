@@ -52,10 +52,10 @@ def make(num_chosen, batch=2, dtype="float32"):
     )
     rng = np.random.default_rng(1)
     chosen = np.zeros((batch, 2, LENGTH, num_chosen), "int32")
-    for place in np.ndindex(chosen.shape[:3]):
-        own = place[2] // BLOCK_SIZE
-        others = rng.permutation([block for block in range(10) if block != own])
-        chosen[place] = [own, *others[: num_chosen - 1]]
+    for query_index in np.ndindex(chosen.shape[:3]):
+        own_block = query_index[2] // BLOCK_SIZE
+        other_blocks = rng.permutation([block for block in range(10) if block != own_block])
+        chosen[query_index] = [own_block, *other_blocks[: num_chosen - 1]]
     return query, key, value, chosen
 
 
@@ -85,9 +85,9 @@ def test_gathered_is_masked_dense(num_chosen, tile, monkeypatch):
     outputs = attend(query, key, value, chosen)
     for group in range(2):
         heads = slice(2 * group, 2 * group + 2)
-        shown = mask_of(chosen, group)
+        mask = mask_of(chosen, group)
         pair = (x[:, :, group : group + 1] for x in (key, value))
-        expected = masked_attention(query[:, :, heads], *pair, shown)
+        expected = masked_attention(query[:, :, heads], *pair, mask)
         assert_close(outputs[:, :, group], expected)
 
 

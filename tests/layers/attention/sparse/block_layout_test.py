@@ -6,7 +6,7 @@ from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 
 
 def picture(pairs):
-    return ["".join("x" if shown else "." for shown in row) for row in pairs]
+    return ["".join("x" if is_visible else "." for is_visible in row) for row in pairs]
 
 
 def test_global_blocks_see_all_and_are_seen_by_all():
@@ -39,41 +39,43 @@ def test_causal_layouts_show_no_later_block():
         sliding_window=9,
         global_blocks=(1,),
         num_random_blocks=2,
-        given=np.ones((6, 6)) > 0,
+        visible_blocks=np.ones((6, 6)) > 0,
     )
     assert not np.triu(layout.whole(6) | layout.window(6), 1).any()
 
 
 def test_patterns_are_joined():
-    layout = BlockLayout(4, global_blocks=(0,), block_stride=3, given=np.eye(4)[::-1] > 0)
+    layout = BlockLayout(4, global_blocks=(0,), block_stride=3, visible_blocks=np.eye(4)[::-1] > 0)
     assert picture(layout.whole(4)) == ["xxxx", "xxx.", "xxx.", "x..x"]
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_random_blocks_are_as_many_as_asked_for_beyond_the_others(is_causal):
     layout = BlockLayout(4, is_causal, 2, (0,), num_random_blocks=3)
-    others = BlockLayout(4, is_causal, 2, (0,))
-    base = others.whole(16) | others.window(16)
+    base_layout = BlockLayout(4, is_causal, 2, (0,))
+    base = base_layout.whole(16) | base_layout.window(16)
     drawn = layout.whole(16) & ~base
     room = (np.tril(~base) if is_causal else ~base).sum(1)
     np.testing.assert_array_equal(drawn.sum(1), np.minimum(3, room))
 
 
 def test_the_seed_alone_says_which_random_blocks():
-    one, same, other = (
+    first, same, other = (
         BlockLayout(4, num_random_blocks=2, layout_seed=seed).whole(32) for seed in (7, 7, 8)
     )
-    np.testing.assert_array_equal(one, same)
-    assert (one != other).any()
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
 
 
 def test_a_given_layout_serves_shorter_sequences_by_its_corner():
-    given = np.random.default_rng(0).random((5, 5)) > 0.5
-    np.testing.assert_array_equal(BlockLayout(4, given=given).whole(3), given[:3, :3])
+    visible_blocks = np.random.default_rng(0).random((5, 5)) > 0.5
+    np.testing.assert_array_equal(
+        BlockLayout(4, visible_blocks=visible_blocks).whole(3), visible_blocks[:3, :3]
+    )
 
 
 def test_a_sequence_beyond_the_given_layout_is_refused():
-    layout = BlockLayout(4, given=np.eye(3) > 0)
+    layout = BlockLayout(4, visible_blocks=np.eye(3) > 0)
     with pytest.raises(InvalidInputError, match=r"covers 3 blocks of 4 .*sequence of 4 blocks"):
         layout.whole(4)
 
@@ -96,10 +98,13 @@ def test_global_blocks_that_a_short_sequence_lacks_are_left_out():
         ({"global_blocks": [True]}, r"`global_blocks` must be .* received \[True\]"),
         ({"global_blocks": 3}, "`global_blocks` must be .* received 3"),
         ({"global_blocks": "01"}, "`global_blocks` must be .* received '01'"),
-        ({"given": np.eye(3)}, "`block_layout` must hold booleans, received float64"),
-        ({"given": np.ones((2, 3), bool)}, r"\(num_blocks, num_blocks\), received \(2, 3\)"),
-        ({"given": np.ones((0, 0), bool)}, r"received \(0, 0\)"),
-        ({"given": np.ones(3, bool)}, r"received \(3,\)"),
+        ({"visible_blocks": np.eye(3)}, "`block_layout` must hold booleans, received float64"),
+        (
+            {"visible_blocks": np.ones((2, 3), bool)},
+            r"\(num_blocks, num_blocks\), received \(2, 3\)",
+        ),
+        ({"visible_blocks": np.ones((0, 0), bool)}, r"received \(0, 0\)"),
+        ({"visible_blocks": np.ones(3, bool)}, r"received \(3,\)"),
         ({}, "The layout shows no block to any position. Give at least one of `sliding_window`"),
     ],
 )

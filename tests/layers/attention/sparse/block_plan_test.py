@@ -22,7 +22,7 @@ LAYOUTS = [
 
 
 def make_layout(block_size, *, use_causal_mask=False, block_layout=None, **patterns):
-    return BlockLayout(block_size, use_causal_mask, given=block_layout, **patterns)
+    return BlockLayout(block_size, use_causal_mask, visible_blocks=block_layout, **patterns)
 
 
 def pairs_of(plan, length):

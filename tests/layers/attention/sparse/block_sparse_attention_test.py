@@ -41,18 +41,20 @@ def attend(layout, arrays, **kwargs):
 
 @st.composite
 def layouts(draw):
-    given = draw(st.none() | st.integers(0, 2**32 - 1))
-    if given is not None:
-        given = np.random.default_rng(given).random((12, 12)) > 0.6
+    visible_blocks = draw(st.none() | st.integers(0, 2**32 - 1))
+    if visible_blocks is not None:
+        visible_blocks = np.random.default_rng(visible_blocks).random((12, 12)) > 0.6
     return BlockLayout(
         block_size=draw(st.integers(1, 5)),
         is_causal=draw(st.booleans()),
-        sliding_window=draw(st.integers(1, 9) if given is None else st.none() | st.integers(1, 9)),
+        sliding_window=draw(
+            st.integers(1, 9) if visible_blocks is None else st.none() | st.integers(1, 9)
+        ),
         global_blocks=tuple(draw(st.lists(st.integers(-3, 3), max_size=2))),
         block_stride=draw(st.none() | st.integers(1, 4)),
         num_random_blocks=draw(st.integers(0, 2)),
         layout_seed=draw(st.integers(0, 5)),
-        given=given,
+        visible_blocks=visible_blocks,
     )
 
 
@@ -67,12 +69,12 @@ def layouts(draw):
 )
 def test_it_equals_attention_under_a_mask_over_all_pairs(layout, length, num_groups, ratio, hides):
     arrays = draw(length, num_heads=num_groups * ratio, num_groups=num_groups)
-    shown, key_mask = shown_by(layout, length), None
+    mask, key_mask = shown_by(layout, length), None
     if hides:
         key_mask = np.random.default_rng(1).random((2, length)) > 0.4
-        shown = shown & key_mask[:, None]
+        mask = mask & key_mask[:, None]
     outputs = attend(layout, arrays, key_mask=key_mask)
-    assert_close(outputs, masked_attention(*arrays, shown))
+    assert_close(outputs, masked_attention(*arrays, mask))
 
 
 @pytest.mark.skipif(PRECISIONS == ["float32"], reason="JAX has no float64 unless it is asked to")
@@ -87,7 +89,7 @@ def test_it_computes_in_float64_what_is_given_so():
 def test_gradients_are_those_of_masked_dense_attention(is_causal):
     layout = BlockLayout(4, is_causal, 6, (0,), num_random_blocks=1)
     arrays = draw(22, num_heads=4)
-    plan, shown = plan_blocks(layout, 22), shown_by(layout, 22)
+    plan, mask = plan_blocks(layout, 22), shown_by(layout, 22)
 
     def sparse(query, key, value):
         return ops.sum(ops.square(block_sparse_attention(query, key, value, plan)))
@@ -95,17 +97,17 @@ def test_gradients_are_those_of_masked_dense_attention(is_causal):
     def dense(query, key, value):
         key, value = ops.repeat(key, 2, axis=2), ops.repeat(value, 2, axis=2)
         scores = ops.einsum("bqhd,bkhd->bhqk", query, key) / 2
-        weights = ops.softmax(ops.where(shown, scores, -1e9))
+        weights = ops.softmax(ops.where(mask, scores, -1e9))
         return ops.sum(ops.square(ops.einsum("bhqk,bkhd->bqhd", weights, value)))
 
     received, _ = current().compute.compute_gradients(sparse, arrays, [])
     expected, _ = current().compute.compute_gradients(dense, arrays, [])
-    for one, other in zip(received, expected, strict=True):
-        assert_close(one, other)
+    for gradient, expected_gradient in zip(received, expected, strict=True):
+        assert_close(gradient, expected_gradient)
 
 
 def test_a_query_that_sees_nothing_gives_zeros_and_a_gradient_of_zero():
-    layout = BlockLayout(4, given=np.array([[True, False], [False, False]]))
+    layout = BlockLayout(4, visible_blocks=np.array([[True, False], [False, False]]))
     arrays = draw(8)
     outputs = attend(layout, arrays)
     assert (outputs[:, 4:] == 0).all()

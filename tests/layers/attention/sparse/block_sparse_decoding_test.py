@@ -42,7 +42,7 @@ def test_queries_see_what_the_layout_shows_them_of_the_cache(
     length, start, block_size, num_groups, global_blocks, **patterns
 ):
     layout = BlockLayout(block_size, True, global_blocks=tuple(global_blocks), **patterns)
-    shown = shown_pairs(
+    visible_pairs = shown_pairs(
         SLOTS,
         block_size=block_size,
         use_causal_mask=True,
@@ -52,7 +52,7 @@ def test_queries_see_what_the_layout_shows_them_of_the_cache(
     arrays = draw(length, num_groups)
     mask = np.random.default_rng(1).random((2, SLOTS)) > 0.3
     outputs = decode(arrays, start, layout, mask)
-    expected = masked_attention(*arrays.values(), shown & mask[:, None])
+    expected = masked_attention(*arrays.values(), visible_pairs & mask[:, None])
     assert_close(outputs, expected)
 
 

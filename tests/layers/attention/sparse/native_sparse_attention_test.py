@@ -101,15 +101,15 @@ def test_no_token_sees_what_comes_after_it(now):
     layer, inputs = make()
     changed = inputs.copy()
     changed[:, now:] += 1.0
-    before, after = to_numpy(layer(inputs)), to_numpy(layer(changed))
-    assert_close(after[:, :now], before[:, :now])
-    assert not np.allclose(after[:, now:], before[:, now:])
+    old_outputs, new_outputs = to_numpy(layer(inputs)), to_numpy(layer(changed))
+    assert_close(new_outputs[:, :now], old_outputs[:, :now])
+    assert not np.allclose(new_outputs[:, now:], old_outputs[:, now:])
 
 
 def pad(lengths, length, side):
     """Returns a mask of sequences of these lengths; `"amid"` puts padding between tokens too."""
-    places = np.arange(length)
-    mask = np.array([places < size for size in lengths])
+    positions = np.arange(length)
+    mask = np.array([positions < size for size in lengths])
     if side == "left":
         return mask[:, ::-1]
     return mask if side == "right" else mask[:, np.random.default_rng(0).permutation(length)]

@@ -24,14 +24,14 @@ def draw(*shape, dtype="float32"):
     )
 
 
-def expect(query, key, value, shown):
+def expect(query, key, value, mask):
     """From keys (B, G, P, D)."""
     query, key, value = (to_numpy(x) for x in (query, swap_heads(key), swap_heads(value)))
-    places = np.zeros((query.shape[0], key.shape[1], *query.shape[2:]))
-    places[:, : query.shape[1]] = query  # The oracle wants as many queries as keys.
+    padded_query = np.zeros((query.shape[0], key.shape[1], *query.shape[2:]))
+    padded_query[:, : query.shape[1]] = query  # The oracle wants as many queries as keys.
     padded = np.zeros((len(query), key.shape[1], key.shape[1]), bool)
-    padded[:, : query.shape[1]] = shown
-    return masked_attention(places, key, value, padded)[:, : query.shape[1]]
+    padded[:, : query.shape[1]] = mask
+    return masked_attention(padded_query, key, value, padded)[:, : query.shape[1]]
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -43,13 +43,13 @@ def test_compressed_blocks_are_seen_once_they_have_ended(dtype):
         np.arange(7, dtype="int32") + np.array([[0], [5]], "int32")
     )
     outputs, weights = attend_to_compressed(query, key, value, numbers, 4, 2)
-    shown = np.arange(9) * 2 + 3 <= to_numpy(numbers)[..., None]
+    mask = np.arange(9) * 2 + 3 <= to_numpy(numbers)[..., None]
     assert to_numpy(outputs).dtype == dtype
-    assert_close(to_numpy(outputs), expect(query, key, value, shown), dtype)
+    assert_close(to_numpy(outputs), expect(query, key, value, mask), dtype)
     np.testing.assert_array_equal(to_numpy(outputs)[0, :3], 0)
     weights = to_numpy(weights)
     np.testing.assert_allclose(weights.sum(-1)[1], 2, rtol=1e-5)  # Two heads to each head of keys.
-    assert not weights[~np.broadcast_to(shown[:, None], weights.shape)].any()
+    assert not weights[~np.broadcast_to(mask[:, None], weights.shape)].any()
 
 
 @pytest.mark.parametrize(("length", "window"), [(1, 5), (4, 5), (9, 5), (9, 1)])

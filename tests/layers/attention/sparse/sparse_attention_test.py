@@ -26,7 +26,7 @@ def oracle(layer, inputs, mask=None):
     if config["num_random_blocks"]:
         num_blocks = -(-inputs.shape[1] // config["block_size"])
         config["block_layout"] = layer._layout.whole(num_blocks)
-    shown = shown_pairs(
+    visible_pairs = shown_pairs(
         inputs.shape[1],
         block_size=config["block_size"],
         **{pattern: config[pattern] for pattern in PATTERNS},
@@ -35,7 +35,9 @@ def oracle(layer, inputs, mask=None):
         (to_numpy(dense.kernel).astype("float64"), to_numpy(dense.bias) if layer.use_bias else 0.0)
         for dense in (layer.query_dense, layer.key_dense, layer.value_dense, layer.output_dense)
     ]
-    return sparse_attention(inputs, *projections, shown if mask is None else shown & mask[:, None])
+    return sparse_attention(
+        inputs, *projections, visible_pairs if mask is None else visible_pairs & mask[:, None]
+    )
 
 
 def make(length=22, batch=2, dim=6, seed=0, **kwargs):
@@ -104,9 +106,9 @@ def test_a_causal_layer_never_looks_ahead(patterns, now):
     layer, inputs = make(use_causal_mask=True, **patterns)
     disturbed = inputs.copy()
     disturbed[:, now:] += 1e3
-    before, after = to_numpy(layer(inputs)), to_numpy(layer(disturbed))
-    np.testing.assert_array_equal(before[:, :now], after[:, :now])
-    assert not np.allclose(before[:, now:], after[:, now:])
+    undisturbed_outputs, disturbed_outputs = to_numpy(layer(inputs)), to_numpy(layer(disturbed))
+    np.testing.assert_array_equal(undisturbed_outputs[:, :now], disturbed_outputs[:, :now])
+    assert not np.allclose(undisturbed_outputs[:, now:], disturbed_outputs[:, now:])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -116,9 +118,12 @@ def test_padding_on_either_side_changes_nothing_that_is_shown(side):
     mask[0, :5] = side != "left"
     mask[0, 11:] = side != "right"
     disturbed = np.where(mask[..., None], inputs, 1e4).astype("float32")
-    before, after = to_numpy(layer(inputs, mask=mask)), to_numpy(layer(disturbed, mask=mask))
-    np.testing.assert_array_equal(before[mask], after[mask])
-    assert np.isfinite(after).all()
+    undisturbed_outputs, disturbed_outputs = (
+        to_numpy(layer(inputs, mask=mask)),
+        to_numpy(layer(disturbed, mask=mask)),
+    )
+    np.testing.assert_array_equal(undisturbed_outputs[mask], disturbed_outputs[mask])
+    assert np.isfinite(disturbed_outputs).all()
 
 
 LAYOUTS = {
@@ -197,9 +202,11 @@ def test_a_cache_that_does_not_fit_is_refused():
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
     with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         layer(inputs, cache=layer.make_cache(2, 4))
-    given = SparseAttention(1, 4, block_size=4, block_layout=GIVEN, use_causal_mask=True)
+    layer_with_layout = SparseAttention(
+        1, 4, block_size=4, block_layout=GIVEN, use_causal_mask=True
+    )
     with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
-        given.make_cache(2, 13)
+        layer_with_layout.make_cache(2, 13)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ def to_numpy(tensor):
 
 def test_places_are_taken_and_filled_for_each_sequence_apart():
     x = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype("float32")
-    places = np.array([[4, 0], [1, 1]], "int32")
-    taken = to_numpy(take_places(x, places))
+    indices = np.array([[4, 0], [1, 1]], "int32")
+    entries = to_numpy(take_places(x, indices))
     for row in range(2):
-        np.testing.assert_array_equal(taken[row], x[row][:, places[row]])
+        np.testing.assert_array_equal(entries[row], x[row][:, indices[row]])
     shared = to_numpy(take_places(x, np.array([[2]], "int32")))
     np.testing.assert_array_equal(shared, x[:, :, 2:3])
     updates = np.ones((2, 3, 1, 4), "float32")

@@ -11,7 +11,7 @@ from keras_deepseek.models.sequential_recommender.interactions import Interactio
 
 
 @dataclass(frozen=True)
-class PlantedInteractions:
+class SyntheticInteractions:
     """Synthetic histories in which the next item depends on the last two, and partly on chance.
 
     Choose it to test a recommender without data. Each item has a category and a style; items with
@@ -36,9 +36,9 @@ class PlantedInteractions:
 
     Example:
 
-    >>> from keras_deepseek.models import PlantedInteractions
-    >>> planted = PlantedInteractions(num_users=50)
-    >>> planted.num_items, len(planted.draw().histories)
+    >>> from keras_deepseek.models import SyntheticInteractions
+    >>> interactions = SyntheticInteractions(num_users=50)
+    >>> interactions.num_items, len(interactions.draw().histories)
     (384, 50)
     """
 
@@ -75,12 +75,12 @@ class PlantedInteractions:
         items = np.empty((self.num_users, self.longest), "int64")
         items[:, :2] = rng.choice(number, (self.num_users, 2), p=popularity)
         members = self._members()
-        for place in range(2, self.longest):
-            groups = self._next_group(items[:, place - 1], items[:, place - 2])
+        for position in range(2, self.longest):
+            groups = self._next_group(items[:, position - 1], items[:, position - 2])
             among = rng.integers(0, self.items_per_group, self.num_users)
             other = rng.choice(number, self.num_users, p=popularity)
             follows = rng.random(self.num_users) < self.follow
-            items[:, place] = np.where(follows, members[groups, among], other)
+            items[:, position] = np.where(follows, members[groups, among], other)
         lengths = rng.integers(self.shortest, self.longest + 1, self.num_users)
         histories = [row[:length] + 1 for row, length in zip(items, lengths, strict=True)]
         return Interactions(histories, number)
@@ -91,11 +91,11 @@ class PlantedInteractions:
         Args:
             histories: list of integer arrays with at least two items.
         """
-        last, before = (
-            np.array([history[place] for history in histories]) - 1 for place in (-1, -2)
+        last, second_last = (
+            np.array([history[index] for history in histories]) - 1 for index in (-1, -2)
         )
         probabilities = np.tile((1 - self.follow) * self._popularity(), (len(histories), 1))
-        chosen = self._members()[self._next_group(last, before)]
+        chosen = self._members()[self._next_group(last, second_last)]
         rows = np.arange(len(histories))[:, None]
         probabilities[rows, chosen] += self.follow / self.items_per_group
         return probabilities
@@ -121,12 +121,12 @@ class PlantedInteractions:
         """Returns the items of each group, one row a group."""
         return self._structure()[0].reshape(-1, self.items_per_group)
 
-    def _next_group(self, last: Array, before: Array) -> Array:
-        """Returns the group of the next item, if the user follows the planted pattern."""
+    def _next_group(self, last: Array, second_last: Array) -> Array:
+        """Returns the group of the next item, if the user follows the pattern."""
         shuffled, following = self._structure()
         groups = np.argsort(shuffled) // self.items_per_group
         category, style = groups // self.num_styles, groups % self.num_styles
-        chosen: Array = following[category[last]] * self.num_styles + style[before]
+        chosen: Array = following[category[last]] * self.num_styles + style[second_last]
         return chosen
 
     def _popularity(self) -> Array:
