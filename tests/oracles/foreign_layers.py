@@ -457,7 +457,7 @@ def a_dense_layer_of_another_call():
 
 class Sharp(layers.Attention):
     def _calculate_scores(self, query, key):
-        return super()._calculate_scores(query, key) * (3.0 if query.shape[1] < 4 else 1.0)
+        return super()._calculate_scores(query, key) * (3.0 if (query.shape[1] or 9) < 4 else 1.0)
 
 
 class SelfAttention(layers.Layer):
