@@ -127,7 +127,7 @@ def test_a_strategy_of_the_script_may_have_joined_the_processes(tmp_path):
     for rank in ranks:
         np.testing.assert_allclose(rank["weights"], alone["weights"], rtol=0, atol=1e-5)
         np.testing.assert_array_equal(rank["weights"], ranks[0]["weights"])
-        assert "Received world_size=7, and the strategy runs with 2" in str(rank["refused"])
+        assert "Received world_size=7, but the strategy object runs with 2" in str(rank["refused"])
 
 
 IS_LAST_AT_EXIT = """
