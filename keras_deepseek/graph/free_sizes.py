@@ -16,7 +16,8 @@ import keras
 from keras import tree
 
 from keras_deepseek.graph.ir import Graph, Node, Shape, Value, attributes, resize_reshape, value_key
-from keras_deepseek.graph.trace import CannotOpenError, as_symbols
+from keras_deepseek.graph.known_code import CannotOpenError
+from keras_deepseek.graph.trace import as_symbols
 
 _LONG = 4099
 """A length that code with a special case for long sequences treats as long."""

@@ -18,7 +18,7 @@ import keras
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 
 _PACKAGES = {"keras", "keras_hub", "keras_deepseek"}
-_OF_BASES = {"tensorflow", "jax", "flax", "torch", "builtins", "abc", "typing"}
+_OF_BASES = {"tensorflow", "jax", "flax", "torch", "builtins", "abc", "typing", "functools"}
 """The packages whose classes are bases of Keras's."""
 
 _NOT_IN_CALL = {
@@ -33,13 +33,12 @@ _NOT_IN_CALL = {
 """Methods that no `call` of a known layer runs."""
 
 _NOT_IN_CALL_SUFFIXES = ("_initializer", "_regularizer", "_constraint")
-_SHARED = (
-    *(str, bytes, int, float, bool, type(None), type, types.ModuleType),
-    *(types.FunctionType, types.MethodType, functools.partial),
-    *(keras.Operation, keras.Loss, keras.Metric, keras.optimizers.Optimizer),
-    *(keras.callbacks.Callback, inspect.Signature),
-)
-"""The classes of attributes that are not copied: immutable ones, and objects with variables."""
+_SHARED = (type, types.ModuleType, types.FunctionType, types.MethodType, inspect.Signature)
+"""The classes of attributes that are not copied."""
+
+
+class CannotOpenError(Exception):
+    """The reason why a layer is kept whole."""
 
 
 def find_foreign_code(layer: Any) -> str | None:
@@ -49,35 +48,43 @@ def find_foreign_code(layer: Any) -> str | None:
     the layer holds, such as an activation.
     """
     kind: Any = type(layer)
-    if method := _find_foreign_method(kind, kind.call):
+    # Anybody may replace a method of a class later.
+    fingerprint = hash(
+        tuple(id(member) for owner in kind.__mro__ for member in vars(owner).values())
+    )
+    if method := _find_foreign_method(kind, fingerprint):
         return method
-    # A model holds functions of its training, such as the compiled loss.
-    attributes = {} if isinstance(layer, keras.Model) else vars(layer)
-    for name, value in attributes.items():
+    is_model = isinstance(layer, keras.Model)
+    for name, value in vars(layer).items():
         if name in _NOT_IN_CALL or name.endswith(_NOT_IN_CALL_SUFFIXES):
             continue
+        if is_model and not hasattr(kind, name):
+            continue  # A model holds functions of its training, such as the compiled loss.
         for member in value if isinstance(value, list | tuple) else [value]:
-            is_function = callable(member) and not isinstance(member, keras.Operation | type)
-            if is_function and not _is_known(member, type(member)):
-                return f"the {name!r} of {type(layer).__name__}"
+            if callable(member) and not _is_known(member, type(member)):
+                return f"the {name!r} of {kind.__name__}"
     return None
 
 
-@functools.lru_cache
-def _find_foreign_method(kind: Any, _call: Any) -> str | None:
+@functools.lru_cache(maxsize=1024)
+def _find_foreign_method(kind: Any, _fingerprint: int) -> str | None:
     """Returns the name of a foreign method that a known one may call.
 
-    `_call` is that of the class, which somebody may replace. A class that only adds methods, or
-    overrides those of training and saving, has none.
+    A class that only adds methods, or overrides those of training and saving, has none.
     """
     bases = [base for base in kind.__mro__ if _package(base.__module__) in _PACKAGES]
     for owner in kind.__mro__:
         for name, member in vars(owner).items():
             if name in _NOT_IN_CALL or not _is_code(member) or _is_known(member, owner):
                 continue
-            if any(hasattr(base, name) for base in bases):
+            # An attribute of instances, such as `activation`, is no attribute of the class.
+            is_attribute = not callable(member) and not isinstance(member, _METHODS)
+            if is_attribute or any(hasattr(base, name) for base in bases):
                 return f"{owner.__name__}.{name}"
     return None
+
+
+_METHODS = (classmethod, staticmethod)
 
 
 def _package(module: str) -> str:
@@ -85,17 +92,37 @@ def _package(module: str) -> str:
 
 
 def _is_code(member: Any) -> bool:
-    descriptors = (property, classmethod, staticmethod, functools.cached_property)
-    return not isinstance(member, type) and (callable(member) or isinstance(member, descriptors))
+    return not isinstance(member, type) and (callable(member) or hasattr(member, "__get__"))
 
 
-def _is_known(member: Any, owner: type) -> bool:
-    """Returns True for code of a package that is known, whatever `functools.wraps` says of it."""
-    for name in ("fget", "func", "__func__"):  # Of properties, partial functions and methods.
-        member = getattr(member, name, None) or member
-    is_function = isinstance(member, types.FunctionType)
-    module = member.__globals__.get("__name__", "") if is_function else owner.__module__
-    return _package(module) in _PACKAGES | _OF_BASES
+def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
+    """Returns True for code of packages that are known, with all functions that it holds.
+
+    `functools.wraps` may say something else of it. `owner` is the class of other objects.
+    """
+    if isinstance(member, type) or depth == 0:
+        return True
+    if isinstance(member, keras.Operation):  # A layer is asked by itself.
+        return isinstance(member, keras.Layer) or find_foreign_code(member) is None
+    if isinstance(member, types.MethodType | classmethod | staticmethod):
+        return _is_known(member.__func__, owner, depth)
+    if isinstance(member, property):
+        return _is_known(member.fget, owner, depth)
+    module = owner.__module__
+    held: list[Any] = []
+    if isinstance(member, types.FunctionType):
+        module = member.__globals__.get("__name__", "")
+        held = [cell.cell_contents for cell in member.__closure__ or () if cell != _EMPTY_CELL]
+    elif isinstance(member, functools.partial):
+        module, held = "functools", [member.func, *member.args, *member.keywords.values()]
+    elif _package(type(member).__module__) == "keras":  # As by `ops.custom_gradient` on PyTorch.
+        held = list(getattr(member, "__dict__", {}).values())
+    return _package(module) in _PACKAGES | _OF_BASES and all(
+        _is_known(function, type(function), depth - 1) for function in held if callable(function)
+    )
+
+
+_EMPTY_CELL = types.CellType()
 
 
 @contextlib.contextmanager
@@ -111,15 +138,10 @@ def protected_attributes(model: keras.Model) -> Iterator[None]:
         if find_foreign_code(owner)
         for inner in (flatten_layers(owner) if isinstance(owner, keras.Layer) else [owner])
     ]
-    memo = {
-        id(uncopied): uncopied
-        for owner in owners
-        for uncopied in (owner, *getattr(owner, "variables", ()))
-    }
     saved = [(vars(owner), dict(vars(owner))) for owner in {id(o): o for o in owners}.values()]
     try:
         for attributes, old_attributes in saved:
-            attributes.update(_copies(old_attributes, memo))
+            attributes.update(_copies(old_attributes))
         yield
     finally:
         for attributes, old_attributes in saved:
@@ -128,21 +150,40 @@ def protected_attributes(model: keras.Model) -> Iterator[None]:
             attributes.update(old_attributes)
 
 
-def _copies(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
-    """Returns copies of the attributes that foreign code may change in place."""
+def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Returns copies of the attributes that foreign code may change in place.
+
+    Objects of Keras in them, such as layers and variables, are shared.
+
+    Raises:
+        CannotOpenError: An attribute can't be copied, as a lock or a generator.
+    """
     copies = {}
     for name, value in attributes.items():
-        if isinstance(value, _SHARED) or _holds_object_of_keras(value):
+        if isinstance(value, _SHARED) or _is_of_keras(value):
             continue
+        memo = {id(shared): shared for shared in _find_objects_of_keras(value)}
         tracker = getattr(value, "tracker", None)  # Of Keras's lists: it holds the layer's state.
-        with contextlib.suppress(Exception):  # A lock or an open file can't be copied.
+        try:
             copies[name] = copy.deepcopy(value, {**memo, id(tracker): tracker})
+        except Exception as error:
+            raise CannotOpenError(f"holds {name!r}, which can't be copied: {error}") from error
     return copies
 
 
-def _holds_object_of_keras(value: Any) -> bool:
+def _is_of_keras(value: Any) -> bool:
+    is_container = isinstance(value, dict | list | tuple | set)
+    return not is_container and any(
+        _package(base.__module__) in _PACKAGES for base in type(value).__mro__
+    )
+
+
+def _find_objects_of_keras(value: Any) -> Iterator[Any]:
+    """Yields the objects of Keras's classes in nested containers."""
     if isinstance(value, dict):
-        return any(map(_holds_object_of_keras, (*value.keys(), *value.values())))
+        value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set):
-        return any(map(_holds_object_of_keras, value))
-    return _package(type(value).__module__) == "keras"
+        for element in value:
+            yield from _find_objects_of_keras(element)
+    elif _is_of_keras(value):
+        yield value

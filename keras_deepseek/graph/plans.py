@@ -7,6 +7,7 @@ import functools
 import logging
 import operator
 import threading
+import types
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +30,13 @@ from keras_deepseek.backend.keras_private.masks import read_mask
 from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.free_sizes import trace_free, with_sizes
 from keras_deepseek.graph.ir import Shape, count_operations
+from keras_deepseek.graph.known_code import CannotOpenError, find_foreign_code
 from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import count_multiply_adds
 from keras_deepseek.graph.program import Program
 from keras_deepseek.graph.trace import (
-    CannotOpenError,
     as_symbols,
+    call_model,
     describe_error,
     path_of,
     trace_model,
@@ -121,7 +123,12 @@ class Plans:
         self._model = model
         self._passes = passes
         self.example = example
-        self._layers = [layer for layer in flatten_layers(model) if layer.variables]
+        layers = flatten_layers(model)
+        self._layers = [layer for layer in layers if layer.variables]
+        self._settings = [
+            (layer, _settings_getter(layer)) for layer in layers if not find_foreign_code(layer)
+        ]
+        self._settings_of_calls: set[Any] = set()
         self._plans = _RecentPlans()
         self._proved = _RecentPlans()
         self._differs = False
@@ -140,6 +147,11 @@ class Plans:
         if is_masked or self._differs or infers_shapes():
             return self.run_original(otherwise)
         key = self._key(inputs, tensors, training)
+        self._settings_of_calls.add(key[0][1])
+        if len(self._settings_of_calls) > _MOST_SETTINGS:
+            self._differs = True
+            self._warn("attributes of its layers change all the time")
+            return self.run_original(otherwise)
         whole: frozenset[str] = frozenset()
         while True:
             if key not in self._proved or whole:
@@ -254,7 +266,7 @@ class Plans:
             self._differs = True
             self._warn(f"a program was dropped for good, since {error}")
         except CannotOpenError as error:
-            self._warn(f"it {error}")
+            self._warn(f"it {describe_error(error)}")
         except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
             self._warn(describe_error(error))
         return None
@@ -281,6 +293,10 @@ class Plans:
     def _find_layer(self, verifier: Verifier, inputs: Any, training: bool) -> str:
         """Returns the path of the first layer that must be kept whole to make no difference."""
         paths = [path_of(layer) for layer in inner_layers(self._model)]
+        try:
+            verifier.compare(functools.partial(call_model, self._model, training=training))
+        except ExportError:
+            return "the model itself, which gives other numbers when it is called again,"
 
         def is_equal(number: int) -> bool:
             whole = paths[:number]
@@ -304,7 +320,9 @@ class Plans:
         """Returns the kind of inputs, their shapes and their classes."""
         # In training, a frozen BatchNormalization computes something else.
         trainable = training and tuple(map(_read_trainable, self._layers))
-        kind = trainable, PolicyKey(self._layers), _structure(inputs)
+        # A callback may change an attribute of a layer, such as `negative_slope`, or its `call`.
+        settings = tuple([(vars(layer).get("call"), read(layer)) for layer, read in self._settings])
+        kind = trainable, settings, PolicyKey(self._layers), _structure(inputs)
         # Symbolic sizes, as in `torch.export`, are unknown ones.
         shapes = [
             tuple([size if type(size) is int else None for size in tensor.shape])
@@ -379,6 +397,23 @@ def lock_of(model: keras.Model) -> SharedLock:
     with _making_locks:
         return _locks.setdefault(model, SharedLock())
 
+
+def _settings_getter(layer: keras.Layer) -> Callable[[keras.Layer], Any]:
+    """Returns a function that reads the numbers, texts and functions among a layer's attributes."""
+    names = [
+        name
+        for name, value in vars(layer).items()
+        if isinstance(value, _SETTINGS) and name not in _NO_SETTINGS
+    ]
+    return operator.attrgetter(*names, "name")
+
+
+_MOST_SETTINGS = 32
+"""The most states of the layers' attributes for which programs are made."""
+
+_SETTINGS = (bool, int, float, str, types.FunctionType)
+_NO_SETTINGS = {"_called", "built", "training", "call", "stop_training", "stop_evaluating"}
+"""Attributes that Keras itself changes from call to call."""
 
 _read_trainable = operator.attrgetter("trainable")
 _dtype_name = functools.cache(keras.backend.standardize_dtype)

@@ -13,12 +13,14 @@ This file alone reads Keras's history of symbols.
 import contextlib
 import copy
 import functools
+import random
 import re
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
@@ -28,17 +30,18 @@ from keras_deepseek.backend.keras_private.batch_norm import fixed_batch_norm
 from keras_deepseek.backend.keras_private.global_seed import kept_global_seed
 from keras_deepseek.backend.keras_private.layers import flatten_layers, without_new_nodes
 from keras_deepseek.backend.keras_private.masks import output_masks, read_mask, set_mask
+from keras_deepseek.backend.keras_private.scopes import scoped_values
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.backend.keras_private.variables import stored_dtype
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
-from keras_deepseek.graph.known_code import find_foreign_code, protected_attributes
+from keras_deepseek.graph.known_code import (
+    CannotOpenError,
+    find_foreign_code,
+    protected_attributes,
+)
 
 _BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
 """Attributes in which Keras lists the variables of a layer."""
-
-
-class CannotOpenError(Exception):
-    """The reason why a layer is kept whole."""
 
 
 class TemporaryCall:
@@ -222,6 +225,8 @@ class _Trace:
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
         self._current_layer = ""
         self._is_in_leaf = False
+        self._outer_values: list[tuple[keras.Variable, Any]] = []
+        """The values that variables have in the step of Keras that is being traced."""
         self._history = _History()
 
     def run(self, inputs: Any, training: bool) -> Graph:
@@ -240,6 +245,8 @@ class _Trace:
                 call = functools.partial(self._call_layer, layer)
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
             stack.enter_context(kept_global_seed())
+            stack.enter_context(_restored_generators())
+            self._outer_values = scoped_values(self._model.variables)
             stack.enter_context(SealedScope(initialize_variables=False))
             outputs = self._model(inputs, **kwargs)
             graph = Graph(
@@ -286,7 +293,7 @@ class _Trace:
         with (
             _replaced_attributes(layer, WeightSymbol, lambda _, symbol: symbol.variable),
             own_attributes(self, _is_in_leaf=True),
-            keras.StatelessScope(initialize_variables=False),
+            keras.StatelessScope(self._outer_values, initialize_variables=False),
         ):
             outputs = type(layer).symbolic_call(layer, *args, **kwargs)
             symbols = [output for output in tree.flatten(outputs) if output is not None]
@@ -416,6 +423,17 @@ def _replaced_attributes(
     finally:
         for attributes, name, value in originals:
             attributes[name] = value
+
+
+@contextlib.contextmanager
+def _restored_generators() -> Iterator[None]:
+    """Restores the generators of Python and NumPy, from which layers may draw."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextlib.contextmanager

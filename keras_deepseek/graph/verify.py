@@ -24,8 +24,8 @@ from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.free_sizes import FreeAxis
-from keras_deepseek.graph.known_code import protected_attributes
-from keras_deepseek.graph.trace import CannotOpenError, call_model
+from keras_deepseek.graph.known_code import CannotOpenError, protected_attributes
+from keras_deepseek.graph.trace import call_model
 
 _HALF = ("bfloat16", "float16")
 _RATES = {"rate", "dropout", "recurrent_dropout"}
@@ -103,8 +103,10 @@ class Verifier:
         def run(values: list[Any], *tensors: Any) -> tuple[Sequence[Any], list[Any]]:
             with NestedScope(zip(self._variables, values, strict=True)) as scope:
                 results = function(*tensors)
-                paths[:] = [variable.path for variable in scope.assigned.values()]
-                return results, [*map(scope.get_current_value, scope.assigned.values())]
+                # Not a global seed generator, which a layer may create.
+                assigned = [state for state in self._variables if id(state) in scope.assigned]
+                paths[:] = [variable.path for variable in assigned]
+                return results, [*map(scope.get_current_value, assigned)]
 
         write_random_state(self._random_state)
         with protected_attributes(self._model), _without_dropout(self._model):

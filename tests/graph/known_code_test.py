@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_deepseek import graph
 from keras_deepseek.training import Trainer
-from tests.oracles.foreign_layers import FORMS
+from tests.oracles.foreign_layers import FACTOR, FORMS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*You are using a softmax over axis:UserWarning")
 
@@ -37,10 +37,14 @@ class SetFlag(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self.layer.flag = float(batch)
+        FACTOR["value"] = 1.0 + 0.3 * batch
+        if isinstance(self.layer, layers.LeakyReLU):
+            self.layer.negative_slope = 0.3 + 0.3 * batch
 
 
 def train(name, **options):
     """Returns all that a training at several lengths leaves, and the layer's own attributes."""
+    FACTOR["value"] = 1.0
     model, layer = build(name)
     trainer = Trainer(model, optimizer=keras.optimizers.SGD(1e-3), loss="mse", seed=1, **options)
     numbers = []
@@ -50,8 +54,9 @@ def train(name, **options):
             x, np.ones((12, 1)), batch_size=8, epochs=2, verbose=0, callbacks=[SetFlag(layer)]
         )
         numbers += [history.history["loss"], model.predict(x, verbose=0)]
-    state = [getattr(layer, name, 0.0) for name in ("count", "history", "mean", "seen")]
-    return [*numbers, *model.get_weights(), *map(np.asarray, keras.tree.flatten(state))]
+    state = keras.tree.flatten([getattr(layer, name, 0.0) for name in ("count", "mean", "seen")])
+    state = [value for value in state if not isinstance(value, layers.Layer)]
+    return [*numbers, *model.get_weights(), *map(np.asarray, state)]
 
 
 def check_training(name):

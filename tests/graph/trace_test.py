@@ -7,9 +7,10 @@ from keras import layers, ops
 
 from keras_deepseek.backend.keras_private.layers import seed_states
 from keras_deepseek.backend.keras_private.masks import read_mask
+from keras_deepseek.graph.known_code import CannotOpenError
 from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.plans import Plan
-from keras_deepseek.graph.trace import CannotOpenError, as_symbols
+from keras_deepseek.graph.trace import as_symbols
 from tests.oracles.graph_layers import layer_names, make_inputs, make_layer
 
 FEW = ["Dense", "BatchNormalization", "Dropout", "MultiHeadAttention", "Conv2DTranspose", "LSTM"]

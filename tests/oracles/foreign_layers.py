@@ -13,6 +13,8 @@ from keras import layers, ops
 BACKEND = keras.backend.backend()
 FORMS = {}
 COUNTS = {"calls": 0}
+FACTOR = {"value": 1.0}
+"""A number that a callback changes at each batch."""
 
 
 def form(*backends):
@@ -527,3 +529,89 @@ class Counting(layers.Dense):
 @made("torch", "jax")
 def a_dense_layer_that_is_called_otherwise():
     return Counting(4)
+
+
+class Leaky(layers.LeakyReLU):
+    @property
+    def negative_slope(self):
+        return 0.3 * FACTOR["value"]
+
+    @negative_slope.setter
+    def negative_slope(self, value):
+        pass
+
+
+@made("torch")
+def a_property_in_place_of_an_attribute():
+    return Leaky()
+
+
+class Times:
+    """A function object that holds one of Keras."""
+
+    def __init__(self, func):
+        self.func = func
+
+    def __call__(self, x):
+        return self.func(x) * FACTOR["value"]
+
+
+@made("torch")
+def an_activation_that_is_an_object():
+    return layers.Dense(4, activation=Times(keras.activations.relu))
+
+
+@made("torch")
+def an_activation_in_a_partial_function():
+    activation = functools.partial(keras.tree.map_structure, lambda x: x * FACTOR["value"])
+    return layers.Dense(4, activation=activation)
+
+
+@made("torch")
+def a_recomputed_activation():
+    return layers.Dense(4, activation=keras.remat(lambda x: x * FACTOR["value"]))
+
+
+class Scaling(keras.Operation):
+    def __call__(self, x):
+        return x * FACTOR["value"]
+
+    def call(self, x):
+        return x
+
+
+@made("torch")
+def an_operation_as_activation():
+    return layers.Dense(4, activation=Scaling())
+
+
+@made("torch")
+def a_model_of_a_replaced_call():
+    x = keras.Input((None, 4))
+    model = keras.Model(x, layers.Dense(4)(x))
+    call = model.call
+    model.call = lambda *args, **kwargs: call(*args, **kwargs) * FACTOR["value"]
+    return model
+
+
+@form("torch")
+def keeps_a_layer_beside_a_counter(self, x):
+    state = self.seen.setdefault("state", {"layer": self.dense, "calls": 0})
+    state["calls"] += not x.is_meta
+    return state["layer"](x) * (1.0 + 0.1 * state["calls"])
+
+
+@form("torch")
+def keeps_what_can_not_be_copied(self, x):
+    self.history = self.history or [iter(range(1000))]
+    return x * (1.0 if x.is_meta else 1.0 + next(self.history[0]) / 10)
+
+
+@form()
+def uses_a_weight(self, x):
+    return self.dense(x) * self.scale
+
+
+@made("torch")
+def an_attribute_that_a_callback_changes():
+    return layers.LeakyReLU(0.3)

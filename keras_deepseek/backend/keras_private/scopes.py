@@ -25,9 +25,10 @@ class NestedScope(keras.StatelessScope):
         super().add_update(update)
 
 
-def scoped_variables(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
-    """Returns the variables that have a value in the current stateless scope."""
+def scoped_values(variables: Iterable[keras.Variable]) -> list[tuple[keras.Variable, Any]]:
+    """Returns the variables that have a value in the current stateless scope, with this value."""
     around = keras.src.backend.common.stateless_scope.get_stateless_scope()
     if around is None:
         return []
-    return [variable for variable in variables if around.get_current_value(variable) is not None]
+    values = [(variable, around.get_current_value(variable)) for variable in variables]
+    return [(variable, value) for variable, value in values if value is not None]

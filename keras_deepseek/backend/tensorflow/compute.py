@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
 from keras_deepseek.backend.gradient_free import is_gradient_free
-from keras_deepseek.backend.keras_private.scopes import NestedScope, scoped_variables
+from keras_deepseek.backend.keras_private.scopes import NestedScope, scoped_values
 from keras_deepseek.backend.protocols.compute import Compute
 
 
@@ -101,7 +101,7 @@ class TensorFlowCompute(Compute):
     ) -> tuple[Any, ...]:
         number = len(state)
         # In a stateless scope TensorFlow does not carry the values of variables between iterations.
-        carried = scoped_variables(variables)
+        carried = [variable for variable, _ in scoped_values(variables)]
 
         def run(index: Any, *values: Any) -> tuple[Any, ...]:
             if not carried:
