@@ -153,16 +153,17 @@ def protected_attributes(model: keras.Model) -> Iterator[None]:
 def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
     """Returns copies of the attributes that foreign code may change in place.
 
-    Objects of Keras in them, such as layers and variables, are shared.
+    Objects of Keras in them, such as layers and variables, are shared, and so are tensors of a
+    graph of gradients: PyTorch does not copy them.
 
     Raises:
         CannotOpenError: An attribute can't be copied, as a lock or a generator.
     """
     copies = {}
     for name, value in attributes.items():
-        if isinstance(value, _SHARED) or _is_of_keras(value):
+        if isinstance(value, _SHARED) or _is_shared(value):
             continue
-        memo = {id(shared): shared for shared in _find_objects_of_keras(value)}
+        memo = {id(shared): shared for shared in _find_shared(value)}
         tracker = getattr(value, "tracker", None)  # Of Keras's lists: it holds the layer's state.
         try:
             copies[name] = copy.deepcopy(value, {**memo, id(tracker): tracker})
@@ -171,19 +172,19 @@ def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
     return copies
 
 
-def _is_of_keras(value: Any) -> bool:
-    is_container = isinstance(value, dict | list | tuple | set)
-    return not is_container and any(
-        _package(base.__module__) in _PACKAGES for base in type(value).__mro__
-    )
+def _is_shared(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple | set):
+        return False
+    packages = {_package(base.__module__) for base in type(value).__mro__}
+    return bool(packages & _PACKAGES) or getattr(value, "grad_fn", None) is not None
 
 
-def _find_objects_of_keras(value: Any) -> Iterator[Any]:
-    """Yields the objects of Keras's classes in nested containers."""
+def _find_shared(value: Any) -> Iterator[Any]:
+    """Yields the objects in nested containers that are not copied."""
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set):
         for element in value:
-            yield from _find_objects_of_keras(element)
-    elif _is_of_keras(value):
+            yield from _find_shared(element)
+    elif _is_shared(value):
         yield value

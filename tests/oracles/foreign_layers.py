@@ -351,7 +351,7 @@ def draws_from_python(self, x, training=None):
     return x * (1.0 + random.random()) if training else x
 
 
-@form()
+@form("torch", "tensorflow")
 def draws_without_a_seed(self, x, training=None):
     return x + 0.1 * keras.random.normal(ops.shape(x)) if training else x
 
