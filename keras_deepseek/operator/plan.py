@@ -279,10 +279,10 @@ class _Planner:
     def _keeps_more(self, running: int, replicas: int) -> bool:
         """Returns True if pods above `spec.replicas` stay, after autoscaling was switched off."""
         live = self._live.get((DEPLOYMENT, self._name), {"metadata": {}})
-        ignored = live["metadata"].get("annotations", {}).get(KEPT_ANNOTATION)
+        kept_replicas = live["metadata"].get("annotations", {}).get(KEPT_ANNOTATION)
         scalers = (self._live.get((kind, self._name)) for kind in (AUTOSCALER, SCALED_OBJECT))
         is_scaled = any(scaler is not None and self._is_ours(scaler) for scaler in scalers)
-        return running > replicas and (is_scaled or ignored == str(replicas))
+        return running > replicas and (is_scaled or kept_replicas == str(replicas))
 
     def _labels(self, track: str) -> dict[str, str]:
         return {INSTANCE: self._name, f"{api.GROUP}/track": track}
@@ -406,7 +406,7 @@ class _Planner:
             raise PlanError(
                 "NameTaken",
                 f"The {kind.name} {name!r} exists and belongs to something else. Delete it, "
-                "or give this object another name. Without an owner it is adopted by: "
+                "or give this object another name. If it has no owner, adopt it: "
                 f"kubectl label {kind.name.lower()} {name} --overwrite {adopted}",
             )
         if self._settings.region:

@@ -471,7 +471,7 @@ class SelfAttention(layers.Layer):
         return self.attention([x, x])
 
 
-@made()
+@made("torch", "tensorflow")
 def an_attention_with_other_scores():
     return SelfAttention()
 

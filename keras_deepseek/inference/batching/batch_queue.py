@@ -134,7 +134,8 @@ class BatchQueue:
             self._check_bulk(rows, allowed, now, request)
         stands = now - self._standing_since if self.rows and allowed == math.inf else 0.0
         if stands > STANDING_SECONDS and stands > self.patience:
-            allowed = self.patience
+            # Nobody waits for the answer to many rows as for that to a few.
+            allowed = BULK_SECONDS if rows > self._buckets[-1] else self.patience
         if allowed == math.inf or not self._time.is_known:
             return
         wait = self.predict_wait(rows, now)
@@ -145,7 +146,7 @@ class BatchQueue:
         # On a free machine a request is never refused, though the model alone may be too slow.
         if wait > allowed and (self.rows or self._ends):
             why = (
-                f"the queue has not been empty for {stands:.3g} s"
+                f"the queue has not been empty for {stands:.3g} s, so {allowed:.3g} s are allowed"
                 if stands
                 else f"is needed in {allowed:.3g} s"
             )
