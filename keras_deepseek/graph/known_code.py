@@ -109,16 +109,16 @@ def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
     if isinstance(member, property):
         return _is_known(member.fget, owner, depth)
     module = owner.__module__
-    held: list[Any] = []
+    functions: list[Any] = []
     if isinstance(member, types.FunctionType):
         module = member.__globals__.get("__name__", "")
-        held = [cell.cell_contents for cell in member.__closure__ or () if cell != _EMPTY_CELL]
+        functions = [cell.cell_contents for cell in member.__closure__ or () if cell != _EMPTY_CELL]
     elif isinstance(member, functools.partial):
-        module, held = "functools", [member.func, *member.args, *member.keywords.values()]
+        module, functions = "functools", [member.func, *member.args, *member.keywords.values()]
     elif _package(type(member).__module__) == "keras":  # As by `ops.custom_gradient` on PyTorch.
-        held = list(getattr(member, "__dict__", {}).values())
+        functions = list(getattr(member, "__dict__", {}).values())
     return _package(module) in _PACKAGES | _OF_BASES and all(
-        _is_known(function, type(function), depth - 1) for function in held if callable(function)
+        _is_known(function, type(function), depth - 1) for function in filter(callable, functions)
     )
 
 
