@@ -126,7 +126,9 @@ class Plans:
         layers = flatten_layers(model)
         self._layers = [layer for layer in layers if layer.variables]
         self._settings = [
-            (layer, _settings_getter(layer)) for layer in layers if not find_foreign_code(layer)
+            (layer, _settings_getter(layer))
+            for layer in layers  # A model has attributes of its training.
+            if not isinstance(layer, keras.Model) and not find_foreign_code(layer)
         ]
         self._settings_of_calls: set[Any] = set()
         self._plans = _RecentPlans()
@@ -321,7 +323,10 @@ class Plans:
         # In training, a frozen BatchNormalization computes something else.
         trainable = training and tuple(map(_read_trainable, self._layers))
         # A callback may change an attribute of a layer, such as `negative_slope`, or its `call`.
-        settings = tuple([(vars(layer).get("call"), read(layer)) for layer, read in self._settings])
+        settings = tuple(
+            ["call" in vars(layer) for layer, _ in self._settings]
+            + [read(layer) for layer, read in self._settings]
+        )
         kind = trainable, settings, PolicyKey(self._layers), _structure(inputs)
         # Symbolic sizes, as in `torch.export`, are unknown ones.
         shapes = [

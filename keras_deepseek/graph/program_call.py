@@ -39,11 +39,16 @@ class ProgramCall(TemporaryCall):
         with own_attributes(self._model, call=self):
             yield
 
+    def has_program(self, inputs: Any, *, training: bool = False) -> bool:
+        """Returns True if a program runs for these inputs, and False if the model does."""
+        return self._plans is not None and self._plans.has_program(inputs, training)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the outputs of the model for the arguments of its `call`."""
         own_call = functools.partial(type(self._model).call, self._model, *args, **kwargs)
         training = kwargs.pop("training", None)
-        has_others = len(args) != 1 or any(value is not None for value in kwargs.values())
+        # The mask of a dict of inputs is a dict, of `None` where there is none.
+        has_others = len(args) != 1 or any(leaf is not None for leaf in tree.flatten(kwargs))
         if has_others or not self._model.built or infers_shapes():
             return own_call()
         with self._lock:

@@ -86,3 +86,13 @@ def test_rows_of_an_unknown_number_are_cut(model):
         operation.type for operation in run.get_concrete_function().graph.get_operations()
     ]
     assert operations.index("StridedSlice") < operations.index("Softmax")
+
+
+def test_a_dict_of_inputs_runs_a_program():
+    inputs = {name: keras.Input((4,), name=name) for name in "ab"}
+    model = keras.Model(inputs, layers.Dense(3)(inputs["a"] + inputs["b"]))
+    batch = {name: keras.ops.ones((2, 4)) for name in "ab"}
+    call = ProgramCall(model)
+    with call.in_use():
+        model(batch)
+    assert call.has_program(batch)
