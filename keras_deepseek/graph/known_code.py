@@ -78,13 +78,10 @@ def _find_foreign_method(kind: Any, _fingerprint: int) -> str | None:
             if name in _NOT_IN_CALL or not _is_code(member) or _is_known(member, owner):
                 continue
             # An attribute of instances, such as `activation`, is no attribute of the class.
-            is_attribute = not callable(member) and not isinstance(member, _METHODS)
+            is_attribute = not callable(member) and not isinstance(member, classmethod)
             if is_attribute or any(hasattr(base, name) for base in bases):
                 return f"{owner.__name__}.{name}"
     return None
-
-
-_METHODS = (classmethod, staticmethod)
 
 
 def _package(module: str) -> str:
@@ -100,8 +97,10 @@ def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
 
     `functools.wraps` may say something else of it. `owner` is the class of other objects.
     """
-    if isinstance(member, type) or depth == 0:
+    if isinstance(member, type):
         return True
+    if depth == 0:  # Nobody has looked at what it holds.
+        return False
     if isinstance(member, keras.Operation):  # A layer is asked by itself.
         return isinstance(member, keras.Layer) or find_foreign_code(member) is None
     if isinstance(member, types.MethodType | classmethod | staticmethod):
