@@ -1,56 +1,44 @@
-"""Every module has a test file, its own or its room's, and every test file has a module."""
+"""Every folder of the package has tests, and every folder of tests has one of the package."""
 
 from pathlib import Path
 
 SHARING = ("jax", "tensorflow", "torch", "protocols")
-"""Folders of `backend` whose modules of one name share one test file."""
-WITHOUT_A_MODULE = ("docs", "house", "oracles")
-
-
-def modules(root: Path) -> list[tuple[str, ...]]:
-    """Returns the modules as paths in the package; those of one name under `SHARING` are one."""
-    paths = []
-    for path in (root / "keras_deepseek").rglob("*.py"):
-        parts = path.relative_to(root / "keras_deepseek").with_suffix("").parts
-        if parts[-1] not in ("__init__", "__main__"):
-            is_of_backend = parts[0] == "backend" and parts[1] in SHARING
-            paths.append((parts[0], *parts[2:]) if is_of_backend else parts)
-    return paths
+"""Folders of `backend` that share their tests, which lie in `tests/backend/`."""
+WITHOUT_CODE = ("docs", "house", "oracles")
 
 
 def find_tests(root: Path) -> set[tuple[str, ...]]:
-    """Returns what has a test file: `("training", "step")` by `tests/training/step_test.py`."""
-    names = (path.relative_to(root / "tests") for path in (root / "tests").rglob("*_test.py"))
-    return {
-        (*name.parts[:-1], name.stem.removesuffix("_test"))
-        for name in names
-        if name.parts[0] not in WITHOUT_A_MODULE
-    }
+    """Returns the paths of the folders of tests, and of those above them.
 
-
-def has_test(module: tuple[str, ...], tests: set[tuple[str, ...]]) -> bool:
-    """Returns True if a module, or a room inside a room that holds it, has a test file.
-
-    The three backends share theirs with the room of the same name: `processes/processes_test.py`.
+    A test file counts as a folder of its name: `tests/training/step_test.py` tests all of `step/`.
     """
-    lengths = range(min(2, len(module)), len(module) + 1)
-    has_own_test = any(module[:length] in tests for length in lengths)
-    return has_own_test or (
-        module[0] == "backend" and any(name[-1] == module[-1] for name in tests)
-    )
+    paths = (path.relative_to(root / "tests") for path in (root / "tests").rglob("*_test.py"))
+    tests = {(*path.parts[:-1], path.stem.removesuffix("_test")) for path in paths}
+    return {test[:length] for test in tests for length in range(1, len(test) + 1)}
 
 
-def test_every_module_has_a_test_file(root):
-    tests = find_tests(root)
-    assert [module for module in modules(root) if not has_test(module, tests)] == []
-
-
-def test_every_test_file_has_a_module_or_a_room(root):
-    tested_paths = {
-        module[:length] for module in modules(root) for length in range(1, len(module) + 1)
+def find_code(root: Path) -> set[tuple[str, ...]]:
+    """Returns the paths of the folders of the package that hold a module."""
+    package = root / "keras_deepseek"
+    modules = (path for path in package.rglob("*.py") if not path.stem.startswith("__"))
+    folders = {module.parent.relative_to(package).parts for module in modules}
+    return {
+        (folder[0], *folder[2:])
+        if folder[0] == "backend" and folder[1:2] and folder[1] in SHARING
+        else folder
+        for folder in folders - {()}
     }
-    shared = {module[-1] for module in modules(root) if module[0] == "backend"}
-    unknown = [test for test in find_tests(root) - tested_paths if test[-1] not in shared]
+
+
+def test_every_folder_has_tests(root):
+    assert sorted(find_code(root) - find_tests(root)) == []
+
+
+def test_every_folder_of_tests_has_code(root):
+    code = {folder[:length] for folder in find_code(root) for length in range(len(folder) + 1)}
+    tests = (path.relative_to(root / "tests") for path in (root / "tests").rglob("*_test.py"))
+    folders = {test.parent.parts for test in tests}
+    unknown = {folder for folder in folders - code if folder[0] not in WITHOUT_CODE}
     assert sorted(unknown) == []
 
 
