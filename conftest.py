@@ -6,6 +6,7 @@ backend, or where no framework is installed.
 
 import importlib.util
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -88,12 +89,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves out of the gate what needs a framework, where none is installed."""
-    if HAS_FRAMEWORK or not config.getoption("--gate"):
+    """Leaves out of the gate the files of which no test runs here: importing them takes time."""
+    if not config.getoption("--gate"):
         return None
-    folder_path = collection_path.relative_to(config.rootpath).as_posix()
-    inside = [tier for folder, tier in PLACES.items() if folder.startswith(f"{folder_path}/")]
-    return True if "no_framework" not in [_tier_of_file(folder_path), *inside] else None
+    path = collection_path.relative_to(config.rootpath).as_posix()
+    if collection_path.is_dir():
+        inside = [tier for folder, tier in PLACES.items() if folder.startswith(f"{path}/")]
+        # A test in a folder that runs elsewhere may ask for this place by a marker.
+        return True if not HAS_FRAMEWORK and not _any_here(_tier_of_file(path), *inside) else None
+    if not path.endswith("_test.py"):
+        return None
+    markers = re.findall(r"pytest\.mark\.(\w+)", collection_path.read_text(encoding="utf-8"))
+    tiers = TIERS.keys() & {_tier_of_file(path), *markers}
+    return None if _any_here(*tiers) else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -107,9 +115,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen.append(item)
         if _tier(item) == "each_backend":
             seen_tests.add(test)
-        is_of_backend = _place(item).startswith("tests/backend/")
-        if _tier(item) == "each_backend" and _backend() != "torch" and not is_of_backend:
-            item.add_marker("no_cover")  # PyTorch has it, and tracing takes half as long again.
     config.hook.pytest_deselected(items=left_out)
     items[:] = selected
 
@@ -121,16 +126,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _runs_here(item: pytest.Item, is_first_case: bool) -> bool:
-    tier, backend = _tier(item), _backend()
-    if len(_tier_markers(item)) > 1:
-        return True
-    if tier == "each_backend":
+    tier = _tier(item)
+    if tier == "each_backend" and _any_here(tier):
         # A folder that is TensorFlow's has its further cases there.
         is_tensorflow_s = _tier_of_file(_place(item)) == "tensorflow_alone"
-        has_all_cases = backend == ("tensorflow" if is_tensorflow_s else "torch")
-        return backend is not None and (has_all_cases or is_first_case)
-    homes = {"no_framework": None, "torch_alone": "torch", "tensorflow_alone": "tensorflow"}
-    return tier in homes and homes[tier] == backend
+        return is_first_case or _backend() == ("tensorflow" if is_tensorflow_s else "torch")
+    return len(_tier_markers(item)) > 1 or _any_here(tier)
+
+
+def _any_here(*tiers: str) -> bool:
+    """Returns True if the gate runs a test of one of these tiers on this backend, or on none."""
+    backend = _backend()
+    if backend is None:
+        return "no_framework" in tiers
+    return "each_backend" in tiers or f"{backend}_alone" in tiers
 
 
 def _tier(item: pytest.Item) -> str:
