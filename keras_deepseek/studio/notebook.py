@@ -9,12 +9,13 @@ import importlib.util
 import json
 import os
 import secrets
-import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable
 from html import escape
+
+from keras_deepseek.errors import InvalidInputError
 
 SECONDS_BETWEEN_PICTURES = 15.0
 """The time between two versions of the page where no port may be reached."""
@@ -68,7 +69,7 @@ def show(
             wait = SECONDS_BETWEEN_PICTURES
             while not has_stopped.wait(wait):
                 begin = time.perf_counter()
-                with contextlib.suppress(OSError, sqlite3.Error):  # The next time, then.
+                with contextlib.suppress(OSError, InvalidInputError):  # The next time, then.
                     handle.update(_bundle(url, _frame("srcdoc", make_page())), raw=True)
                 wait = max(SECONDS_BETWEEN_PICTURES, (time.perf_counter() - begin) / _MOST_SHARE)
 

@@ -3,19 +3,17 @@
 import json
 import os
 import platform
-import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.run_record import FORM, RunRecord, reading_uri
+from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.errors import InvalidInputError
 
 COMMANDS = ("stop", "checkpoint", "profile")
@@ -26,15 +24,6 @@ SILENT_SECONDS = 30.0
 
 _COLUMNS = 1024
 _FORGET_SECONDS = 300.0
-
-# SQLite has no skip scan: `SELECT DISTINCT name` reads a million rows for ten names.
-_NAMES = """
-WITH RECURSIVE found(name) AS (
-    SELECT min(name) FROM {0}
-    UNION ALL
-    SELECT (SELECT min(name) FROM {0} WHERE name > found.name) FROM found WHERE name IS NOT NULL
-) SELECT name FROM found WHERE name IS NOT NULL
-"""
 
 
 @dataclass
@@ -117,8 +106,8 @@ class RunReader:
             signature = self._read_signature()
             if signature is None or signature != self._signature:
                 self.problem = None
-                with self._keep_problem(), self._connect() as connection:
-                    self._read(connection)
+                with self._keep_problem(), self._open() as record:
+                    self._read(record)
                 self._signature = signature
                 self.version += 1
             elif self.state() != self._state:
@@ -148,81 +137,44 @@ class RunReader:
             signature.append((entry.st_size, entry.st_mtime_ns))
         return tuple(signature)
 
-    @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        address = reading_uri(self.path)
-        connection = sqlite3.connect(address, uri=True, timeout=5.0, isolation_level=None)
-        try:
-            yield connection
-        finally:
-            connection.close()
+    def _open(self) -> RunRecord:
+        return RunRecord(self.path, self._clock, read_only=True)
 
     @contextmanager
     def _keep_problem(self) -> Iterator[None]:
         """Makes an error of the file the run's problem, so that the page shows the other runs."""
         try:
             yield
-        except (InvalidInputError, sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            self.problem = f"{error}"
+        except (InvalidInputError, ValueError, TypeError, KeyError) as error:
+            self.problem = str(error).replace(str(self.path), self.path.name)
             self.version += 1
 
-    def _read(self, connection: sqlite3.Connection) -> None:
-        query = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        tables = {name for (name,) in connection.execute(query)}
-        if not {"properties", "scalars"} <= tables:
-            kind = "another program's database" if tables else "empty"
-            raise InvalidInputError(f"{self.path.name} is not a run record: it is {kind}.")
-        connection.execute("BEGIN")
-        properties = {
-            name: _from_json(value)
-            for name, value in connection.execute("SELECT name, value FROM properties")
-        }
-        if (form := properties.get("form", 1)) > FORM:
-            raise InvalidInputError(
-                f"{self.path.name} has form {form}, and this release reads forms up to "
-                f"{FORM}. Upgrade keras_deepseek."
-            )
-        if properties.get("generation") != self.properties.get("generation"):
-            self._series, self._vectors, self.ends = {}, {}, {}
-        self.properties = properties
-        for (name,) in connection.execute(_NAMES.format("scalars")).fetchall():
-            self._read_end(connection, name)
-        if "documents" in tables:
-            self.documents = dict(connection.execute("SELECT name, version FROM documents"))
-        if "vectors" in tables:
-            name_rows = connection.execute(_NAMES.format("vectors")).fetchall()
-            self.vector_names = [name for (name,) in name_rows]
-        if "commands" in tables:
-            rows = connection.execute(
-                "SELECT id, name, asked, answered, answer FROM commands ORDER BY id DESC LIMIT 5"
-            )
-            keys = ("id", "name", "asked", "answered", "answer")
-            self.commands = [dict(zip(keys, row, strict=True)) for row in rows]
+    def _read(self, record: RunRecord) -> None:
+        with record.snapshot():
+            properties = record.properties()
+            if not properties:
+                raise InvalidInputError(f"{self.path.name} is not a run record: it is empty.")
+            if properties.get("generation") != self.properties.get("generation"):
+                self._series, self._vectors, self.ends = {}, {}, {}
+            self.properties = _for_browser(properties)
+            for name in record.names():
+                self._read_end(record, name)
+            self.documents = record.documents()
+            self.vector_names = record.vector_names()
+            self.commands = [command._asdict() for command in record.commands()[:-6:-1]]
 
-    def _read_end(self, connection: sqlite3.Connection, name: str) -> None:
+    def _read_end(self, record: RunRecord, name: str) -> None:
         old = self.ends.get(name)
-        of_name = "FROM scalars WHERE name = ?1 AND step >= ?2"
-        query = f"""SELECT (SELECT min(step) {of_name}), (SELECT max(step) {of_name}),
-                           min(value), max(value) {of_name}"""
-        row = connection.execute(query, (name, old["step"] if old else -1)).fetchone()
-        first_step, step, least, most = row
-        if step is None:
+        extent = record.extent(name, old["step"] if old else -1)
+        if extent is None:
             return
-        query = "SELECT value, time FROM scalars WHERE name = ? AND step = ?"
-        _, first_time = connection.execute(query, (name, first_step)).fetchone()
-        last, last_time = connection.execute(query, (name, step)).fetchone()
+        end = extent._asdict()
         if old:
-            least = min((v for v in (old["least"], least) if v is not None), default=None)
-            most = max((v for v in (old["most"], most) if v is not None), default=None)
-            first_time, last_time = old["begin"], max(old["end"], last_time)
-        self.ends[name] = {
-            "step": step,
-            "last": last,
-            "least": least,
-            "most": most,
-            "begin": first_time,
-            "end": last_time,
-        }
+            for key, choose in (("least", min), ("most", max)):
+                values = (value for value in (old[key], end[key]) if value is not None)
+                end[key] = choose(values, default=None)
+            end.update(begin=old["begin"], end=max(old["end"], extent.end))
+        self.ends[name] = end
 
     # -- What it holds --------------------------------------------------------------------------
 
@@ -297,9 +249,9 @@ class RunReader:
                 return series
             last = int(series.steps[-1]) if len(series.steps) else -1
             steps, values = np.empty(0, np.int64), np.empty(0)
-            with self._keep_problem(), self._connect() as connection:
+            with self._keep_problem(), self._open() as record:
                 # The last step again: validation may have come to it.
-                steps, values = _read_values(connection, name, last)
+                steps, values = record.points(name, last)
             if len(steps):
                 keep = int(np.searchsorted(series.steps, steps[0]))
                 series.steps = np.concatenate([series.steps[:keep], steps])
@@ -313,12 +265,9 @@ class RunReader:
             series = self.series(name)
             steps = series.steps[len(series.times) :]
             if len(steps):
-                query = """SELECT step, time FROM scalars WHERE name = ? AND step BETWEEN ? AND ?
-                           ORDER BY step"""
-                span = (name, int(steps[0]), int(steps[-1]))
                 record_steps, times = np.empty((2, 0))
-                with self._keep_problem(), self._connect() as connection:
-                    record_steps, times = _as_columns(connection.execute(query, span))
+                with self._keep_problem(), self._open() as record:
+                    record_steps, times = record.times(name, int(steps[0]), int(steps[-1]))
                 if len(record_steps):  # A training that resumes may just have removed some.
                     series.times = np.concatenate(
                         [series.times, np.interp(steps, record_steps, times)]
@@ -334,20 +283,17 @@ class RunReader:
                 vectors.labels = [str(label) for label in document.get("labels", [])]
             if name not in self.vector_names or self.problem is not None:
                 return vectors
-            query = 'SELECT step, "values" FROM vectors WHERE name = ? AND step > ? ORDER BY step'
-            with self._keep_problem(), self._connect() as connection:
-                for step, blob in connection.execute(query, (name, vectors.last)):
-                    vectors.add(step, np.frombuffer(blob, "<f4"))
+            with self._keep_problem(), self._open() as record:
+                for step, vector in record.iterate_vectors(name, vectors.last):
+                    vectors.add(step, vector)
             return vectors
 
     def document(self, name: str) -> Any:
         """Returns a document, or `None`."""
         if name not in self.documents:
             return None
-        with self._keep_problem(), self._connect() as connection:
-            query = "SELECT json FROM documents WHERE name = ?"
-            (text,) = connection.execute(query, (name,)).fetchone() or ("null",)
-            return _from_json(text)
+        with self._keep_problem(), self._open() as record:
+            return _for_browser(record.document(name))
         return None
 
     def ask(self, command: str) -> None:
@@ -364,34 +310,9 @@ class RunReader:
             record.ask(command)
 
 
-def _read_values(
-    connection: sqlite3.Connection, name: str, least: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the steps of a name from `least` on, and their values, `None` as NaN.
-
-    The values alone take two thirds of the time of pairs. Mostly no step is left out.
-    """
-    connection.execute("BEGIN")
-    of_name = "FROM scalars WHERE name = ?1 AND step >= ?2"
-    query = f"SELECT value {of_name} ORDER BY step"
-    values = np.fromiter(chain.from_iterable(connection.execute(query, (name, least))), float)
-    query = f"SELECT (SELECT min(step) {of_name}), (SELECT max(step) {of_name})"
-    first, last = connection.execute(query, (name, least)).fetchone()
-    if first is not None and last - first + 1 == len(values):
-        return np.arange(first, last + 1), values
-    query = f"SELECT step {of_name} ORDER BY step"
-    rows = connection.execute(query, (name, least))
-    return np.fromiter(chain.from_iterable(rows), np.int64), values
-
-
-def _as_columns(rows: Iterable[tuple[float | None, ...]]) -> np.ndarray:
-    """Returns pairs of numbers as two arrays, `None` as NaN. A list of rows takes twice as long."""
-    return np.fromiter(chain.from_iterable(rows), float).reshape(-1, 2).T
-
-
-def _from_json(text: str) -> Any:
-    """Reads JSON; infinity and NaN, which a browser refuses, become texts."""
-    return json.loads(text, parse_constant=str)
+def _for_browser(content: Any) -> Any:
+    """Returns content with texts in place of infinity and NaN, which a browser refuses."""
+    return json.loads(json.dumps(content), parse_constant=str)
 
 
 def _finite(value: Any) -> Any:

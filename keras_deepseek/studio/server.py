@@ -4,7 +4,6 @@ import gzip
 import hmac
 import json
 import logging
-import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -148,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             text = str(error) if is_ours else f"This request can't be read: {error}"
             self._refuse(HTTPStatus.BAD_REQUEST, text)
             return
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"The run can't be read: {error}")
             return
         text = json.dumps(answer, separators=(",", ":"), default=str)

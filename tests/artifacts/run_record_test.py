@@ -63,12 +63,39 @@ def test_vectors_come_back_in_float32_and_later_ones_are_discarded(tmp_path):
         record.log_vectors([(1, {"norms": np.array([1.0, np.nan])}), (2, {"norms": np.ones(2)})])
         assert record.vector_names() == ["norms"]
         (first, vector), _ = record.vectors("norms")
+        assert [step for step, _ in record.iterate_vectors("norms", after=1)] == [2]
         assert first == 1
         np.testing.assert_array_equal(vector, np.array([1.0, np.nan], "float32"))
         assert "generation" not in record.properties()
         record.discard_after(1)
         assert [step for step, _ in record.vectors("norms")] == [1]
         assert record.properties()["generation"] == 1
+
+
+def test_points_have_a_step_for_each_value(tmp_path):
+    with RunRecord(tmp_path / "run.sqlite", clock=iter(range(100)).__next__) as record:
+        for step in (1, 2, 3, 5):
+            record.log(step, {"loss": math.nan if step == 2 else step / 2})
+        steps, values = record.points("loss")
+        np.testing.assert_array_equal(steps, [1, 2, 3, 5])
+        np.testing.assert_array_equal(values, [0.5, np.nan, 1.5, 2.5])
+        np.testing.assert_array_equal(record.points("loss", 3), [[3, 5], [1.5, 2.5]])
+        assert record.points("nothing")[0].shape == record.points("nothing")[1].shape == (0,)
+        np.testing.assert_array_equal(record.times("loss", 2, 4), [[2, 3], [1, 2]])
+        assert record.extent("loss") == (5, 2.5, 0.5, 2.5, 0, 3)
+        assert record.extent("loss", 3) == (5, 2.5, 1.5, 2.5, 2, 3)
+        assert record.extent("loss", 6) is record.extent("nothing") is None
+
+
+def test_a_snapshot_does_not_see_later_writes(tmp_path):
+    path = tmp_path / "run.sqlite"
+    with RunRecord(path) as writer, RunRecord(path, read_only=True) as reader:
+        writer.log(1, {"loss": 1.0})
+        with reader.snapshot():
+            assert reader.names() == ["loss"]
+            writer.log(2, {"accuracy": 1.0})
+            assert (reader.names(), reader.extent("loss").step) == (["loss"], 1)
+        assert reader.names() == ["accuracy", "loss"]
 
 
 def test_each_write_of_a_document_raises_its_version(tmp_path):

@@ -124,7 +124,7 @@ def test_a_foreign_database_a_newer_form_and_a_torn_file_are_explained(tmp_path)
     (tmp_path / "empty.sqlite").write_bytes(b"")
     problems = {path.stem: read(path).problem for path in tmp_path.glob("*.sqlite")}
     assert "another program's database" in problems["foreign"]
-    assert "form 99" in problems["newer"]
+    assert "version 99" in problems["newer"]
     assert "Upgrade" in problems["newer"]
     assert problems["torn"]
     assert "empty" in problems["empty"]
@@ -136,7 +136,7 @@ def test_a_settled_file_is_not_read_again(tmp_path, monkeypatch):
     run.log("loss", [1], [1.0], [0.0])
     reader = RunReader(run.path, lambda: time.time() + 100)
     reader.refresh()
-    monkeypatch.setattr(reader, "_read", lambda connection: pytest.fail("It was read again."))
+    monkeypatch.setattr(reader, "_read", lambda record: pytest.fail("It was read again."))
     reader.refresh()
     assert reader.version == 1
 
