@@ -41,6 +41,7 @@ PLACES = {
     "tests/house/layers_page_test.py": "torch_alone",
     "tests/house/pages_test.py": "torch_alone",
     "tests/house/public_api_test.py": "torch_alone",
+    "tests/http_server_test.py": "no_framework",
     "tests/inference": "no_framework",
     "tests/inference/dispatcher_test.py": "torch_alone",
     "tests/inference/engine_servers_test.py": "torch_alone",

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,13 +53,13 @@ SELECT name FROM names WHERE name IS NOT NULL
 """
 
 
-def _reading_uri(path: Path) -> str:
+def _reading_uri(path: str | os.PathLike[str]) -> str:
     """Returns the URI by which SQLite reads a record, also in a folder that is read-only.
 
     There SQLite can't make the files of the write-ahead log, and needs `immutable`. It then leaves
     the log out, which holds the last steps of a writer that was killed: so only without a log.
     """
-    file = path.absolute()
+    file = Path(path).absolute()
     uri = f"{file.as_uri()}?mode=ro"
     if os.access(file.parent, os.W_OK):
         return uri
@@ -149,15 +149,10 @@ class RunRecord:
         try:
             if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                _reading_uri(self.path)
-                if read_only
-                else f"{self.path.absolute().as_uri()}?mode=rwc",
-                uri=True,
-                timeout=5.0 if read_only else 30.0,
-                # Keras may call from several threads; the callback serializes the calls.
-                check_same_thread=False,
-            )
+            uri = _reading_uri(path) if read_only else f"{self.path.absolute().as_uri()}?mode=rwc"
+            timeout = 5.0 if read_only else 30.0
+            # Keras may call from several threads; the callback serializes the calls.
+            self._connection = sqlite3.connect(uri, timeout, uri=True, check_same_thread=False)
         except (OSError, sqlite3.OperationalError) as error:
             raise InvalidInputError(
                 f"No run record can be opened at {str(self.path)!r}: {error}. Name another file."
@@ -327,10 +322,18 @@ class RunRecord:
             return self._read_column(query, arguments, np.int64), values
 
     def times(self, name: str, first: int, last: int) -> tuple[Array, Array]:
-        """Returns the steps of one name from `first` to `last`, and their times since 1970."""
-        query = (
-            "SELECT step, time FROM scalars WHERE name = ? AND step BETWEEN ? AND ? ORDER BY step"
-        )
+        """Returns the logged steps of one name from `first` to `last`, and their times.
+
+        Args:
+            name: string. The name of a logged value.
+            first: integer. The first step.
+            last: integer. The last step.
+
+        Returns:
+            Two arrays: the steps, and the seconds since 1970.
+        """
+        steps_between = "WHERE name = ? AND step BETWEEN ? AND ? ORDER BY step"
+        query = f"SELECT step, time FROM scalars {steps_between}"
         steps, times = self._read_column(query, (name, first, last), float).reshape(-1, 2).T
         return steps, times
 
@@ -339,13 +342,15 @@ class RunRecord:
         return list(self.iterate_vectors(name))
 
     def iterate_vectors(self, name: str, after: int = -1) -> Iterator[tuple[int, Array]]:
-        """Yields the pairs of `vectors` after a step, one at a time."""
+        """Yields the pairs of `vectors` one at a time.
+
+        Args:
+            name: string. The name of a logged vector.
+            after: integer. Leaves out the steps up to this one. Defaults to `-1`.
+        """
         query = 'SELECT step, "values" FROM vectors WHERE name = ? AND step > ? ORDER BY step'
-        with (
-            self._explain_errors(),
-            closing(self._connection.execute(query, (name, after))) as rows,
-        ):
-            for step, values in rows:
+        with self._explain_errors():
+            for step, values in self._connection.execute(query, (name, after)):
                 yield step, np.frombuffer(values, "<f4")
 
     def write_document(self, name: str, content: Any) -> None:

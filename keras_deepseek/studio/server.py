@@ -4,14 +4,22 @@ import gzip
 import hmac
 import json
 import logging
-import sys
+import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
+from keras_deepseek.http_server import (
+    LOOPBACK_HOSTS,
+    Request,
+    Response,
+    SmallHttpServer,
+    is_host_allowed,
+    refuse,
+)
 from keras_deepseek.studio.dashboard import Dashboard
 from keras_deepseek.studio.snapshot import make_report
 from keras_deepseek.studio.store import Store
@@ -19,38 +27,40 @@ from keras_deepseek.studio.store import Store
 HEADER = "X-Studio-Key"
 """The header of the secret. Jupyter's proxy would pass `Authorization` on to others."""
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MAX_BODY = 1024 * 1024
 
-STATIC = Path(__file__).parent / "static"
+_STATIC = Path(__file__).parent / "static"
 _KINDS = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'"
-)
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'"
+    ),
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 _PORTS_TRIED, _LAST_PORT = 20, 65535
 _LEAST_COMPRESSED = 2000
 
 _logger = logging.getLogger(__name__)
 
 
-class StudioServer(ThreadingHTTPServer):
+class StudioServer(SmallHttpServer):
     """Answers on loopback; takes the next free port if the wanted one is in use.
 
     Args:
         store: The runs.
         secret: The secret that requests for runs carry.
         port: The wanted port; 0 takes any.
-        dashboard: What the user set for the page.
+        dashboard: The settings of the page.
         allowed_hosts: More names that the `Host` header may have, such as that of a proxy.
     """
-
-    daemon_threads = True
 
     def __init__(
         self,
@@ -60,81 +70,77 @@ class StudioServer(ThreadingHTTPServer):
         dashboard: Dashboard,
         allowed_hosts: Sequence[str] = (),
     ) -> None:
-        self.store = store
-        self.secret = secret
-        self.dashboard = dashboard
-        self.allowed_hosts = (*LOOPBACK, *allowed_hosts)
-        self.static = {
-            f"/{path.relative_to(STATIC).as_posix()}": path
-            for path in STATIC.rglob("*")
+        self._secret = secret
+        self._allowed_hosts = (*LOOPBACK_HOSTS, *allowed_hosts)
+        self._files = {
+            f"/{path.relative_to(_STATIC).as_posix()}": path
+            for path in _STATIC.rglob("*")
             if path.suffix in _KINDS
         }
-        if port > _LAST_PORT:
-            raise InvalidInputError(f"`port` must be at most {_LAST_PORT}, received {port}.")
-        last = min(port + _PORTS_TRIED, _LAST_PORT + 1) if port else 1
-        for number in range(port, last):
-            try:
-                super().__init__(("127.0.0.1", number), _Handler)
-                break
-            except OSError as error:
-                if number + 1 == last:
-                    raise InvalidInputError(
-                        f"No port from {port} to {number} can be opened: {error}. Name another "
-                        "port."
-                    ) from error
+        run = store.run
+        self._calls: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "/api/poll": store.poll,
+            "/api/document": lambda body: run(body["run"]).document(str(body["name"])),
+            "/api/command": lambda body: run(body["run"]).ask(str(body["name"])),
+            "/api/report": lambda _: {"page": make_report(store, dashboard)},
+            "/api/settings": lambda _: {
+                "folder": str(store.folder),
+                "dashboard": dashboard.as_page_settings(),
+            },
+        }
+        super().__init__(
+            self._respond,
+            _listen(port),
+            name="Studio",
+            headers=_HEADERS,
+            max_body_bytes=MAX_BODY,
+            idle_seconds=60.0,
+        )
         if port and self.server_port != port:
             _logger.warning("Port %d is in use: Studio uses %d.", port, self.server_port)
 
     @property
     def url(self) -> str:
         """The address of the page, with the secret in its fragment, which no request carries."""
-        return f"http://127.0.0.1:{self.server_port}/#{self.secret}"
+        return f"http://127.0.0.1:{self.server_port}/#{self._secret}"
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Logs an error, but not a page that went away in the middle of an answer."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            _logger.exception("A request to Studio failed.")
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: StudioServer
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "Studio", ""
-    timeout = 60  # Of an idle connection.
-
-    def log_message(self, *_arguments: object) -> None:
-        """Logs no request."""
-
-    def do_GET(self) -> None:
-        if not self._check_host():
-            return
-        path = self.path.partition("?")[0]
-        file = self.server.static.get("/index.html" if path == "/" else path)
-        if file is None:
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
+    def _respond(self, request: Request) -> Response:
+        host = request.headers.get("Host", "")
+        # Jupyter's proxy passes the outer host on.
+        is_proxied = "X-ProxyContextPath" in request.headers
+        if not is_proxied and not is_host_allowed(host, self._allowed_hosts):
+            text = f"The host {host[:80]!r} is unknown here. Name it in `allowed_hosts`."
+            return refuse(HTTPStatus.MISDIRECTED_REQUEST, text)
+        if request.method == "GET":
+            response = self._read_file(request.path)
+        elif request.method == "POST":
+            response = self._call(request)
         else:
-            self._answer(HTTPStatus.OK, file.read_bytes(), _KINDS[file.suffix])
+            return refuse(HTTPStatus.METHOD_NOT_ALLOWED, "Use GET or POST.", Allow="GET, POST")
+        accepts_gzip = "gzip" in request.headers.get("Accept-Encoding", "")
+        if len(response.body) < _LEAST_COMPRESSED or not accepts_gzip:
+            return response
+        body = gzip.compress(response.body, 3)
+        return replace(response, body=body, headers={"Content-Encoding": "gzip"})
 
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > MAX_BODY:
-            self.close_connection = True  # Its body stays unread.
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Send at most {MAX_BODY} bytes.")
-            return
-        body = self.rfile.read(int(length))
-        if not self._check_host():
-            return
-        received = self.headers.get(HEADER, "").encode("latin-1")
-        if not hmac.compare_digest(received, self.server.secret.encode()):
+    def _read_file(self, path: str) -> Response:
+        file = self._files.get("/index.html" if path == "/" else path)
+        if file is None:
+            return refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
+        return Response(HTTPStatus.OK, file.read_bytes(), _KINDS[file.suffix])
+
+    def _call(self, request: Request) -> Response:
+        if request.body is None:
+            return refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Send at most {MAX_BODY} bytes.")
+        received = request.headers.get(HEADER, "").encode("latin-1")
+        if not hmac.compare_digest(received, self._secret.encode()):
             text = "Open the address that Studio printed: its end, after #, is the key."
-            self._refuse(HTTPStatus.FORBIDDEN, text)
-            return
-        call = _CALLS.get(self.path.partition("?")[0])
+            return refuse(HTTPStatus.FORBIDDEN, text)
+        call = self._calls.get(request.path)
         if call is None:
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such call.")
-            return
+            return refuse(HTTPStatus.NOT_FOUND, "There is no such call.")
         try:
-            answer = call(self.server, dict(json.loads(body or b"{}")))
+            answer = call(dict(json.loads(request.body or b"{}")))
         except (
             ArithmeticError,
             AttributeError,
@@ -145,79 +151,23 @@ class _Handler(BaseHTTPRequestHandler):
         ) as error:
             is_ours = isinstance(error, KerasDeepSeekError)
             text = str(error) if is_ours else f"This request can't be read: {error}"
-            self._refuse(HTTPStatus.BAD_REQUEST, text)
-            return
+            return refuse(HTTPStatus.BAD_REQUEST, text)
         except OSError as error:
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"The run can't be read: {error}")
-            return
+            return refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"The run can't be read: {error}")
         text = json.dumps(answer, separators=(",", ":"), default=str)
-        self._answer(HTTPStatus.OK, text.encode(), "application/json")
-
-    def _check_host(self) -> bool:
-        """Refuses the names of others: their pages would pass for ours (DNS rebinding)."""
-        host = self.headers.get("Host", "")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        # Jupyter's proxy passes the outer host on.
-        is_known = any(
-            name.endswith(allowed) if allowed.startswith(".") else name == allowed
-            for allowed in self.server.allowed_hosts
-        )
-        if is_known or "X-ProxyContextPath" in self.headers:
-            return True
-        text = f"The host {name[:80]!r} is unknown here. Name it in `allowed_hosts`."
-        self._refuse(HTTPStatus.MISDIRECTED_REQUEST, text)
-        return False
-
-    def _refuse(self, status: HTTPStatus, text: str) -> None:
-        self._answer(status, json.dumps({"error": text}).encode(), "application/json")
-
-    def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        is_small = len(body) < _LEAST_COMPRESSED or "gzip" not in self.headers.get(
-            "Accept-Encoding", ""
-        )
-        body = body if is_small else gzip.compress(body, 3)
-        self.send_response(status)
-        headers = {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            "Content-Security-Policy": _POLICY,
-            "Cache-Control": "no-cache",
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        }
-        if not is_small:
-            headers["Content-Encoding"] = "gzip"
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        return Response(HTTPStatus.OK, text.encode())
 
 
-def _poll(server: StudioServer, request: dict[str, Any]) -> Any:
-    return server.store.poll(request)
-
-
-def _document(server: StudioServer, request: dict[str, Any]) -> Any:
-    return server.store.run(request["run"]).document(str(request["name"]))
-
-
-def _command(server: StudioServer, request: dict[str, Any]) -> Any:
-    server.store.run(request["run"]).ask(str(request["name"]))
-    return {}
-
-
-def _report(server: StudioServer, _request: dict[str, Any]) -> Any:
-    return {"page": make_report(server.store, server.dashboard)}
-
-
-def _settings(server: StudioServer, _request: dict[str, Any]) -> Any:
-    return {"folder": str(server.store.folder), "dashboard": server.dashboard.as_page_settings()}
-
-
-_CALLS: dict[str, Callable[[StudioServer, dict[str, Any]], Any]] = {
-    "/api/poll": _poll,
-    "/api/document": _document,
-    "/api/command": _command,
-    "/api/report": _report,
-    "/api/settings": _settings,
-}
+def _listen(port: int) -> socket.socket:
+    """Listens at the first free port from `port` on, or at any for 0."""
+    if port > _LAST_PORT:
+        raise InvalidInputError(f"`port` must be at most {_LAST_PORT}, received {port}.")
+    last = min(port + _PORTS_TRIED - 1, _LAST_PORT) if port else 0
+    for number in range(port, last + 1):
+        try:
+            return socket.create_server(("127.0.0.1", number))
+        except OSError as error:
+            reason = error
+    raise InvalidInputError(
+        f"No port from {port} to {last} can be opened: {reason}. Name another port."
+    )
