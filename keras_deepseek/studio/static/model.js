@@ -35,6 +35,15 @@ export function everyLayer(root) {
   return [root, ...layersIn(root).flatMap(everyLayer)];
 }
 
+/** What a layer has of a measure without the layers in it. */
+export const ownOf = (node, of) => of(node) - layersIn(node).reduce((sum, child) => sum + of(child), 0);
+
+/** The layer, a group or a leaf, that has the most of a measure by itself; null if none has any. */
+export function largestOf(root, of) {
+  const larger = (best, node) => (ownOf(node, of) > (best ? ownOf(best, of) : 0) ? node : best);
+  return everyLayer(root).slice(1).reduce(larger, null);
+}
+
 /** Lays a layer's own graph out. An open child is laid out first, and takes its size. */
 function place(node, open, find) {
   const graph = new Graph({multigraph: false});
@@ -197,8 +206,7 @@ export function Model({run, Say}) {
   const by = chosenBy ?? (root.time ? "time" : root.flops ? "operations" : "parameters");
   const measure = MEASURES[by];
   const total = (by === "time" ? stepSeconds(profile) : measure.of(root)) || 1;
-  const all = everyLayer(root), leaves = all.filter((node) => !layersIn(node).length && node !== root);
-  const top = leaves.reduce((best, node) => (measure.of(node) > (best ? measure.of(best) : 0) ? node : best), null);
+  const all = everyLayer(root), top = largestOf(root, measure.of);
   const opened = open ?? new Set(layersIn(root).length === 1 ? [layersIn(root)[0].path] : top ? [top.path.split("/")[0]] : []);
   const node = all.find((each) => each.path === selected) ?? root;
   const onToggle = (which) => {
@@ -222,7 +230,7 @@ export function Model({run, Say}) {
   const twin = isDouble && after ? everyLayer(after).find(({path}) => path === node.path) : null;
   const detail = html`<${Detail} node=${node} root=${root} twin=${twin}/>`;
   const paint = {selected: node, onSelect, onToggle, share: (each) => measure.of(each) / total};
-  return html`<${Say}><b>${root.name}</b> has ${short(root.params)} parameters in ${all.length - 1} ${all.length === 2 ? "layer" : "layers"}${top ? html`; <b>${top.path}</b> takes <b class="num">${percent(measure.of(top) / total)}</b> ${measure.words}` : ""}.</${Say}>
+  return html`<${Say}><b>${root.name}</b> has ${short(root.params)} parameters in ${all.length - 1} ${all.length === 2 ? "layer" : "layers"}${top ? html`; <b>${top.path}</b> takes <b class="num">${percent(ownOf(top, measure.of) / total)}</b> ${measure.words}${layersIn(top).length ? " by itself" : ""}` : ""}.</${Say}>
     <div class="bar-of-tools"><div class="tools">
       <label>Colour by <select value=${by} onChange=${(event) => setBy(event.target.value)}>
         ${Object.keys(MEASURES).filter((name) => name !== "time" || root.time).map((name) => html`<option value=${name}>${name}</option>`)}</select></label>

@@ -5,7 +5,7 @@ import {Card, Chart, linesTable, ticked} from "./charts.js";
 import {linesOf} from "./training.js";
 import {bytes, percent, seconds, short, whole} from "./format.js";
 import {useDocument, useLive} from "./live.js";
-import {everyLayer, layersIn, prepare, stepSeconds} from "./model.js";
+import {everyLayer, ownOf, prepare, stepSeconds} from "./model.js";
 
 const PARTS = [["data_wait", "waiting for data", "--r1"], ["forward", "forward", "--r0"], ["loss", "loss", "--r3"],
   ["backward", "backward", "--r2"], ["optimizer", "optimizer", "--r4"], ["rest", "rest", "--r6"], ["idle", "idle", "--idle"]];
@@ -41,11 +41,9 @@ function kindsOf(root) {
   const kinds = {};
   for (const node of everyLayer(root)) {
     if (node.parent === null) continue;
-    const inner = layersIn(node);
-    const less = (key) => node[key] - inner.reduce((sum, each) => sum + each[key], 0);
     const kind = (kinds[node.cls] ??= {cls: node.cls, count: 0, forward: 0, backward: 0, flops: 0});
     kind.count += 1;
-    for (const key of ["forward", "backward", "flops"]) kind[key] += Math.max(0, less(key));
+    for (const key of ["forward", "backward", "flops"]) kind[key] += Math.max(0, ownOf(node, (layer) => layer[key]));
   }
   return Object.values(kinds).filter((kind) => kind.forward + kind.backward > 0)
     .sort((a, b) => b.forward + b.backward - a.forward - a.backward);
