@@ -24,8 +24,7 @@ from result import Figure, report
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cluster_tests.cluster import CRD, ApiServer, Kubectl, Operator, apply_definitions
 from cluster_tests.objects import apply_many, simulate_deployments
-from keras_deepseek.operator.simulation import SimulatedDeployment, simulate
-from keras_deepseek.operator.traffic import TRAFFIC
+from keras_deepseek.operator.simulation import TRAFFIC, SimulatedDeployment, simulate
 
 IDLE_SECONDS = 120
 METRIC = {"type": "RequestsPerSecond", "target": 1000}

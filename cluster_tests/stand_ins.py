@@ -16,7 +16,7 @@ import time
 import urllib.request
 
 from cluster_tests.cluster import ROOT, free_port
-from keras_deepseek.operator.quantity import quantity_value
+from keras_deepseek.operator.fields import quantity_value
 
 AUTOSCALER_SECONDS = 2.0
 SCALE_DOWN_SECONDS = 8.0

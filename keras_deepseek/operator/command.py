@@ -157,9 +157,8 @@ def _size(arguments: argparse.Namespace) -> None:
 
     from keras_deepseek.checks import check_integer, check_number
     from keras_deepseek.errors import InvalidInputError, unknown_name_message
-    from keras_deepseek.operator.simulation import SimulatedDeployment
+    from keras_deepseek.operator.simulation import TRAFFIC, SimulatedDeployment
     from keras_deepseek.operator.sizing import describe_sizes, measure_capacity
-    from keras_deepseek.operator.traffic import TRAFFIC
 
     for name in ("capacity", "peak", "queue_seconds"):
         if (value := getattr(arguments, name)) is not None:

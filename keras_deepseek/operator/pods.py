@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_deepseek.operator.api import Batching, Model, ModelDeploymentSpec, Resources, Rollout
+from keras_deepseek.operator.fields import canonical_quantity, quantity_value
 from keras_deepseek.operator.kinds import PORTS, Object
 from keras_deepseek.operator.problems import PlanError
-from keras_deepseek.operator.quantity import canonical_quantity, quantity_value
 
 _CONTAINER = "server"
 

@@ -1,9 +1,9 @@
 """The objects that scale a Deployment: a HorizontalPodAutoscaler, or KEDA's ScaledObject."""
 
 from keras_deepseek.operator.api import Autoscaling, Metric
+from keras_deepseek.operator.fields import canonical_quantity, quantity_value
 from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT, PORTS, SCALED_OBJECT, Kind, Object
 from keras_deepseek.operator.problems import PlanError
-from keras_deepseek.operator.quantity import canonical_quantity, quantity_value
 
 METRICS = {
     "RequestsPerSecond": ("http_requests_per_second", "keras_deepseek_requests_per_second"),

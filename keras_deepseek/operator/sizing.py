@@ -8,8 +8,13 @@ import urllib.parse
 from collections.abc import Sequence
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.operator.simulation import Outcome, SimulatedDeployment, highest_target
-from keras_deepseek.operator.traffic import TRAFFIC, read_traffic
+from keras_deepseek.operator.simulation import (
+    TRAFFIC,
+    Outcome,
+    SimulatedDeployment,
+    highest_target,
+    read_traffic,
+)
 
 _CONNECTIONS = 32
 _SEEDS = 3

@@ -33,7 +33,7 @@ VIOLATIONS = [
     ("backends", "backend/torch/devices.py", "import keras_deepseek.backend.jax"),
     ("artifacts", "artifacts/bundle.py", "import keras"),
     ("artifacts", "studio/store.py", "import keras"),
-    ("studio", "studio/reduction.py", "import keras_deepseek.studio.store"),
+    ("studio", "studio/run_reader.py", "import keras_deepseek.studio.store"),
     ("studio", "studio/findings.py", "import keras_deepseek.studio.dashboard"),
     ("inference", "inference/__init__.py", "import keras"),
     ("inference", "inference/__init__.py", "import keras_deepseek.backend.export.named_model"),
