@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError, unknown_name_message
-from keras_deepseek.studio.findings import Thresholds
+from keras_deepseek.studio.curve_findings import Thresholds
 
 
 @dataclass(frozen=True)

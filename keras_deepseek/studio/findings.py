@@ -1,91 +1,37 @@
 """Findings: sentences that say what the numbers of a run mean, and what to try.
 
-Each is a pure function of arrays, and says nothing of a healthy run.
+Each is a pure function, and says nothing of a healthy run.
 """
 
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from keras_deepseek.studio.curve_findings import (
+    Finding,
+    Points,
+    Thresholds,
+    find_divergence,
+    find_leap,
+    find_not_finite,
+    find_overfitting,
+    find_plateau,
+    find_spike,
+)
 from keras_deepseek.studio.run_reader import RunReader
 
 _LEVELS = ("bad", "warn", "info")
-
-# The least number of points by which each is judged.
-_GROUPS, _FEWEST_GROUPS, _FEWEST_STEPS = 40, 10, 200
-_FEWEST_VALIDATIONS, _FEWEST_RISES = 4, 3
-_FEWEST_VECTORS, _FEWEST_ROWS = 4, 2
-_FEWEST_TIMES = 5
-_LEAST_RISE, _LEAST_JUMP = 0.05, 0.15
-"""A smaller share of the first loss is not worth a word: a single hard row makes a batch jump."""
-_MAX_SPIKE_GROUPS, _SPIKE_WINDOW = 4000, 20
-"""The most groups of points in which spikes are sought, and the groups compared with one."""
-_SPIKE_STEPS, _SUSTAINED_SHARE = 3, 0.25
-"""A spike lasts for this many steps with more than this share of its rise, ..."""
-_OUTLIER_RATIO = 3
-"""... or rises this many times as high as any other of the run."""
-_NOISE_RATIO, _RANGE_RATIO = 3, 5
-"""A spike rises above this many times the noise, and this many times the range of its window."""
-_LEAST_WAIT = 1e-3
-"""A wait of less than this many seconds a step is not worth a word."""
-_LEAST_SHARE = 0.05
-"""A layer that takes a smaller share of the step is not worth a word."""
-_MOST_NAMES = 3
-_LONGEST = 300  # Characters.
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A sentence that says what the numbers of a run mean.
-
-    Args:
-        name: The kind, such as `spike`.
-        level: `bad` (the run is lost or in vain), `warn`, or `info` (how things are).
-        view: The view of the page that shows it: training, model or performance.
-        sentence: What is seen, with its figures.
-        advice: What to try.
-        step: The step at which it begins.
-    """
-
-    name: str
-    level: str
-    view: str
-    sentence: str
-    advice: str
-    step: int | None = None
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The limits of the findings.
-
-    Args:
-        leap: How many times its first value an early loss must reach.
-        spike: How many times the level before it a loss must reach.
-        divergence: How many times its best level a loss must have come back to.
-        plateau: The share by which the loss must fall in the second half of the steps.
-        overfitting: How many times its best value the validation loss must reach.
-        starved_expert: The share of an equal load below which an expert starves.
-        data_wait: The share of a step that may be spent waiting for data.
-        idle: The share of a step in which the device may do nothing.
-    """
-
-    leap: float = 5.0
-    spike: float = 2.0
-    divergence: float = 1.5
-    plateau: float = 0.01
-    overfitting: float = 1.1
-    starved_expert: float = 0.1
-    data_wait: float = 0.2
-    idle: float = 0.3
-
-
-Points = tuple[np.ndarray, np.ndarray]
-"""Steps and values."""
+_MIN_VECTORS, _MIN_ROWS, _MIN_TIMES = 4, 2, 5
+"""The number of steps, of layers or experts, and of measured steps by which a rule judges."""
+_MIN_WAIT = 1e-3
+"""A wait of fewer seconds a step is no finding."""
+_MIN_SHARE = 0.05
+"""A layer that takes a smaller share of the step is no finding."""
+_MAX_NAMES = 3
+_MAX_LENGTH = 300  # Characters.
 
 
 def find(reader: RunReader, thresholds: Thresholds) -> list[Finding]:
@@ -142,7 +88,7 @@ def find_end(
         reason, _, advice = str(properties.get("failure") or "unknown reason").partition(". ")
         # A framework's message can have a thousand lines, which would hide the charts.
         reason, advice = (
-            textwrap.shorten(text, _LONGEST, placeholder=" …") for text in (reason, advice)
+            textwrap.shorten(text, _MAX_LENGTH, placeholder=" …") for text in (reason, advice)
         )
         yield Finding(
             *("failed", "bad", "training", f"The run failed {after}: {reason.rstrip('.')}."),
@@ -159,156 +105,6 @@ def find_end(
         )
 
 
-def find_not_finite(loss: Points, validation: Points, norm: Points) -> Iterator[Finding]:
-    """Finds a loss or a gradient that is NaN or infinite."""
-    named = (("loss", loss), ("validation loss", validation), ("gradient norm", norm))
-    for name, (steps, values) in named:
-        bad = np.flatnonzero(~np.isfinite(values))
-        if not len(bad):
-            continue
-        first = int(steps[bad[0]])
-        if bad[0] == 0:
-            advice = "It is so from the start: look for NaN in the inputs and labels."
-        else:
-            advice = (
-                "Lower the learning rate, clip gradients, or guard steps with a `StepGuard`. If it "
-                "comes back at the same step, look for NaN in that batch."
-            )
-        share = f": {len(bad):,} of {len(values):,} values" if len(bad) > 1 else ""
-        yield Finding(
-            *("not_finite", "bad", "training"),
-            f"The {name} is NaN or infinite from step {first:,} on{share}.",
-            advice,
-            first,
-        )
-        return
-
-
-def find_leap(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds a loss that leaps far above its first value in the first fifth of the steps."""
-    steps, values = loss
-    if len(values) < 5 * _FEWEST_GROUPS:
-        return
-    top = int(np.nanargmax(values[: len(values) // 5]))
-    # The losses of small batches have long tails, and the first of them may be small by chance.
-    if values[0] > 0 and values[top] > limit * np.exp(6 * _noise(values)) * values[0]:
-        yield Finding(
-            *("leap", "bad", "training"),
-            f"The loss leapt from {values[0]:.3g} to {values[top]:.3g} at step {steps[top]:,}: the "
-            "learning rate is too high.",
-            "Lower it tenfold, or warm it up; `Trainer.find_learning_rate` proposes one.",
-            int(steps[top]),
-        )
-
-
-def find_divergence(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds a loss that has grown again and stays there."""
-    steps, values = _in_groups(loss, _GROUPS)
-    if len(values) < _FEWEST_GROUPS:
-        return
-    best = int(np.argmin(values))
-    end = float(np.median(values[-3:]))
-    spread = float(np.median(np.abs(np.diff(values))))
-    grown = max(6 * spread, _LEAST_RISE * values[0])
-    if values[best] > 0 and end > limit * values[best] and end - values[best] > grown:
-        yield Finding(
-            *("divergence", "bad", "training"),
-            f"The loss has grown since step {steps[best]:,}, from {values[best]:.3g} to {end:.3g}.",
-            "Lower the learning rate, or warm it up; `Trainer.find_learning_rate` proposes one. "
-            "Clip gradients.",
-            int(steps[best]),
-        )
-
-
-def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds a loss that jumped and came back: the highest such jump.
-
-    It lasts for three steps, or stands out of the whole run: a small batch may hold a hard row.
-    """
-    steps, values = loss
-    if len(values) < _GROUPS:
-        return
-    group_size = max(1, len(values) // _MAX_SPIKE_GROUPS)
-    starts = np.arange(0, len(values), group_size)
-    peaks = np.fmax.reduceat(values, starts)
-    padded = np.pad(values, (0, _SPIKE_STEPS - 1), "edge")
-    lowest_ahead = np.lib.stride_tricks.sliding_window_view(padded, _SPIKE_STEPS).min(axis=1)
-    window = _SPIKE_WINDOW
-    earlier_peaks = np.lib.stride_tricks.sliding_window_view(peaks, window)[:-1]
-    median = np.median(earlier_peaks, axis=1)
-    rise = peaks[window:] - median
-    sustained_rise = np.fmax.reduceat(lowest_ahead, starts)[window:] - median
-    is_credible = sustained_rise > _SUSTAINED_SHARE * rise
-    highest = int(np.argmax(rise))
-    distant_rises = np.delete(rise, slice(max(0, highest - window), highest + window))
-    is_credible[highest] |= rise[highest] > _OUTLIER_RATIO * distant_rises.max(initial=0.0)
-    min_rise = np.maximum(
-        (limit * np.exp(_NOISE_RATIO * _noise(values)) - 1) * median,
-        _RANGE_RATIO * (earlier_peaks.max(axis=1) - median),
-    )
-    min_rise = np.maximum(min_rise, _LEAST_JUMP * np.median(values[:window]))
-    is_spike = is_credible & (median > 0) & (rise > min_rise)
-    if is_spike.any():
-        highest = int(np.argmax(np.where(is_spike, rise, 0.0)))
-        start = starts[window + highest]
-        index = int(start + np.nanargmax(values[start : start + group_size]))
-        yield Finding(
-            *("spike", "warn", "training"),
-            f"The loss jumped at step {steps[index]:,}, from {median[highest]:.3g} to "
-            f"{values[index]:.3g}.",
-            "Clip gradients, or look at the data of that step. If it comes back, lower the "
-            "learning rate.",
-            int(steps[index]),
-        )
-
-
-def find_plateau(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds a loss that stopped falling after it has hardly fallen.
-
-    A loss that has fallen by more than a fifth may rest: data with noise have a floor.
-    """
-    steps, values = _in_groups(loss, _GROUPS)
-    if len(values) < _GROUPS or steps[-1] < _FEWEST_STEPS:
-        return
-    start = float(np.mean(values[:2]))
-    middle, end = float(np.mean(values[16:24])), float(np.mean(values[-8:]))
-    noise = float(np.std(values[20:])) / np.sqrt(8)
-    if end > 0.8 * start and abs(middle - end) < max(limit * start, 2 * noise):
-        yield Finding(
-            *("plateau", "warn", "training"),
-            f"The loss has not fallen since step {steps[20]:,}: it stays at {end:.3g}, and began "
-            f"at {start:.3g}.",
-            "Try another learning rate (`Trainer.find_learning_rate`), check that the labels "
-            "belong to the inputs, and that no layer is frozen by mistake.",
-            int(steps[20]),
-        )
-
-
-def find_overfitting(loss: Points, validation: Points, limit: float) -> Iterator[Finding]:
-    """Finds a validation loss that rises, or stays far above, while the training loss falls."""
-    steps, values = validation
-    is_finite = np.isfinite(values)
-    steps, values = steps[is_finite], values[is_finite]
-    if len(values) < _FEWEST_VALIDATIONS or not len(loss[0]):
-        return
-    level = np.median(np.lib.stride_tricks.sliding_window_view(values, 3), axis=1)
-    best, start = int(np.argmin(level)), loss[1][0]
-    rise = level[-1] - level[best]
-    jitter = float(np.median(np.abs(np.diff(values[best:]))))
-    train, end = np.interp(steps[[best + 1, -1]], *loss)
-    has_risen = rise > max((limit - 1) * level[best], 2 * jitter, _LEAST_RISE / 2 * start)
-    is_apart = end < 0.5 * level[-1] and level[-1] - end > 0.1 * start
-    if len(level) - best >= _FEWEST_RISES and end < train and (has_risen or is_apart):
-        yield Finding(
-            *("overfitting", "warn", "training"),
-            f"The model overfits since step {steps[best + 1]:,}: the validation loss rose from "
-            f"{level[best]:.3g} to {level[-1]:.3g} while the training loss fell to {end:.3g}.",
-            "Keep the weights of that step (`EarlyStopping`), add data or augmentation, or "
-            "regularize: dropout, weight decay, a smaller model.",
-            int(steps[best + 1]),
-        )
-
-
 def find_dead_layers(
     labels: Sequence[str], steps: Sequence[int], gradients: np.ndarray, updates: np.ndarray
 ) -> Iterator[Finding]:
@@ -321,7 +117,7 @@ def find_dead_layers(
         updates: The ratios of updates to weights.
     """
     count = gradients.shape[1]
-    if count < _FEWEST_VECTORS or len(labels) < _FEWEST_ROWS:
+    if count < _MIN_VECTORS or len(labels) < _MIN_ROWS:
         return
     lately = slice(-max(3, count // 5), None)
     last, change = (np.median(matrix[:, lately], axis=1) for matrix in (gradients, updates))
@@ -368,7 +164,7 @@ def find_starved_experts(
         matrix: The loads, a column for each step.
         limit: The share of an equal load below which an expert starves.
     """
-    if matrix.shape[1] < _FEWEST_VECTORS:
+    if matrix.shape[1] < _MIN_VECTORS:
         return
     load = matrix[:, -max(3, matrix.shape[1] // 5) :].mean(axis=1)
     layers: dict[str, list[int]] = {}
@@ -377,7 +173,7 @@ def find_starved_experts(
     for layer, rows in layers.items():
         total = load[rows].sum()
         starved = [row for row in rows if load[row] < limit * total / len(rows)]
-        if total <= 0 or not starved or len(rows) < _FEWEST_ROWS:
+        if total <= 0 or not starved or len(rows) < _MIN_ROWS:
             continue
         names = [labels[row].rpartition("/")[2] for row in starved]
         gets = 100 * load[starved].sum() / total
@@ -400,14 +196,14 @@ def find_bottleneck(
     """Finds whether a step waits for its data, for the host to start operations, or computes."""
     wait = idle = None
     waits, seconds = waits[np.isfinite(waits)][-200:], seconds[np.isfinite(seconds)][-200:]
-    if min(len(waits), len(seconds)) >= _FEWEST_TIMES and seconds.mean() > 0:
+    if min(len(waits), len(seconds)) >= _MIN_TIMES and seconds.mean() > 0:
         wait = float(waits.mean() / seconds.mean())
     if profile:
         parts = profile["parts"]
         total = sum(parts.values()) or 1.0
         idle = parts.get("idle", 0.0) / total
         wait = parts.get("data_wait", 0.0) / total if wait is None else wait
-    is_short = len(waits) > 0 and waits.mean() < _LEAST_WAIT
+    is_short = len(waits) > 0 and waits.mean() < _MIN_WAIT
     if wait is not None and wait > limits.data_wait and not is_short:
         yield Finding(
             *("data_wait", "warn", "performance"),
@@ -439,7 +235,7 @@ def find_expensive_layer(profile: Mapping[str, Any]) -> Iterator[Finding]:
     }
     total = sum(profile["parts"].values())
     path = max(layers, key=lambda layer: layers[layer], default=None)
-    if path is not None and layers[path] > _LEAST_SHARE * total:
+    if path is not None and layers[path] > _MIN_SHARE * total:
         yield Finding(
             *("expensive_layer", "info", "performance"),
             f"{path} takes {100 * layers[path] / total:.0f} % of the step.",
@@ -448,27 +244,7 @@ def find_expensive_layer(profile: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _shorten(text: str) -> str:
-    return textwrap.shorten(text, _LONGEST, placeholder=" …")
-
-
-def _noise(values: np.ndarray) -> float:
-    """Returns by how much the logarithms of losses differ from step to step."""
-    differences = np.abs(np.diff(np.log(values[values > 0])))
-    return float(np.median(differences)) if len(differences) else 0.0
-
-
-def _in_groups(points: Points, count: int) -> Points:
-    """Returns the median of each of at most `count` groups of points, with its first step."""
-    steps, values = points
-    is_finite = np.isfinite(values)
-    steps, values = steps[is_finite], values[is_finite]
-    if len(values) <= count:
-        return steps, values
-    groups = np.array_split(np.arange(len(values)), count)
-    return (
-        np.array([steps[group[0]] for group in groups]),
-        np.array([np.median(values[group]) for group in groups]),
-    )
+    return textwrap.shorten(text, _MAX_LENGTH, placeholder=" …")
 
 
 def _named(labels: Sequence[str], chosen: np.ndarray) -> str:
@@ -476,6 +252,6 @@ def _named(labels: Sequence[str], chosen: np.ndarray) -> str:
 
 
 def _enumerate(names: Sequence[str]) -> str:
-    if len(names) > _MOST_NAMES:
+    if len(names) > _MAX_NAMES:
         return f"{names[0]}, {names[1]} and {len(names) - 2} others"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

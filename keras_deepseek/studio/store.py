@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.studio.findings import Thresholds, find
+from keras_deepseek.studio.curve_findings import Thresholds
+from keras_deepseek.studio.findings import find
 from keras_deepseek.studio.run_reader import RunReader
 
 MAX_PIXELS, MAX_SERIES = 4096, 1000

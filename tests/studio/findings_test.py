@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.studio.findings import (
+from keras_deepseek.studio.curve_findings import (
     Thresholds,
-    find_bottleneck,
-    find_dead_layers,
-    find_end,
-    find_expensive_layer,
     find_leap,
     find_not_finite,
     find_overfitting,
     find_plateau,
     find_spike,
+)
+from keras_deepseek.studio.findings import (
+    find_bottleneck,
+    find_dead_layers,
+    find_end,
+    find_expensive_layer,
 )
 from keras_deepseek.studio.store import Store
 from tests.oracles.run_records import invent
