@@ -195,7 +195,7 @@ def test_exported(case, tmp_path):
         pytest.skip("It is not among those to export.")
     form = "onnx" if BACKEND == "torch" else "savedmodel"
     path = tmp_path / ("model.onnx" if form == "onnx" else "model")
-    assert Exporter(case.model, form, optimize=True, verbose=False).export(path).verified
+    assert Exporter(case.model, form, optimize_graph=True, verbose=0).export(path).verified
     case.passed.append(form)
 
 

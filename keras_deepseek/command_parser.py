@@ -31,10 +31,10 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 _SWITCH = {"true": True, "True": True, "1": True, "false": False, "False": False, "0": False}
 
 
-def add_backend_flag(parser: argparse.ArgumentParser, **settings: Any) -> None:
+def add_backend_flag(parser: argparse.ArgumentParser) -> None:
     """Adds `--backend`, the framework that Keras runs on. `cli` reads it before Keras is loaded."""
     text = "tensorflow, jax or torch (default: the backend that Keras would use)"
-    parser.add_argument("--backend", **{"help": text, **settings})
+    parser.add_argument("--backend", help=text)
 
 
 def add_custom_objects_flag(parser: Any, defines: str = "defines custom layers") -> None:

@@ -74,14 +74,14 @@ def unknown_name_message(kind: str, received: object, accepted_names: Iterable[s
     """Returns the error message for an unknown name, with the nearest known one.
 
     Args:
-        kind: string. The kind of name, as in "export backend".
+        kind: string. The kind of name, as in "export format".
         received: The unknown name.
         accepted_names: The names to choose from.
 
     Example:
 
-    >>> unknown_name_message("export backend", "onxx", ["onnx", "savedmodel"])
-    "Unknown export backend 'onxx': did you mean 'onnx'? Known: onnx, savedmodel."
+    >>> unknown_name_message("export format", "onxx", ["onnx", "savedmodel"])
+    "Unknown export format 'onxx': did you mean 'onnx'? Known: onnx, savedmodel."
     """
     names = sorted(accepted_names)
     nearest = difflib.get_close_matches(str(received).lower(), names, n=1)

@@ -26,11 +26,11 @@ OPSETS = range(13, 26)
 """The supported versions of ONNX's default operator set."""
 
 
-def check_backend(name: Any, backends: Iterable[str]) -> None:
+def check_format(name: Any, formats: Iterable[str]) -> None:
     """Rejects the name of an unknown format; the message has the nearest known one."""
-    names = [*backends, "custom"]
+    names = [*formats, "custom"]
     if not isinstance(name, str) or name not in names:
-        raise InvalidInputError(unknown_name_message("export backend", name, names))
+        raise InvalidInputError(unknown_name_message("export format", name, names))
 
 
 def check_opset(opset: Any) -> int:
@@ -141,7 +141,7 @@ def check_custom_sources(custom_objects_from: Sequence[str | os.PathLike[str]]) 
 
 
 def check_precision(
-    backend: str,
+    format_name: str,
     precision: str | None,
     *,
     has_calibration: bool,
@@ -150,10 +150,10 @@ def check_precision(
     """Rejects an unknown or unsupported precision, and int8 without calibration data."""
     if precision is not None and precision not in PRECISIONS:
         raise InvalidInputError(unknown_name_message("precision", precision, PRECISIONS))
-    if precision == INT8 and backend not in int8_formats:
+    if precision == INT8 and format_name not in int8_formats:
         raise InvalidInputError(
             f"Only {' and '.join(int8_formats)} can be written in int8; received "
-            f"backend={backend!r}."
+            f"the format {format_name!r}."
         )
     if precision == INT8 and not has_calibration:
         raise InvalidInputError(

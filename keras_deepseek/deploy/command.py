@@ -8,7 +8,7 @@ from keras_deepseek.deploy.formats.format_list import FLAGS, FORMATS, INT8_FORMA
 
 NAME = "export"
 HELP = f"export a Keras model to {', '.join(FORMATS)}, and verify that it computes the same"
-_NOT_OF_BENCHMARK = ("output", "name", "precision", "optimize", "samples", "check")
+_NOT_OF_BENCHMARK = ("output", "name", "precision", "optimize_graph", "samples", "check")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the format to write: {', '.join(FORMATS)}; the name of a format that a module of "
         "--custom-objects-from registers; or custom: the registered format whose suffix OUT has",
     )
-    add_backend_flag(parser, action=_BackendOrFormat)
-    parser.set_defaults(old_format=None)
+    add_backend_flag(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for their ranges",
     )
     parser.add_argument(
-        "--optimize",
+        "--optimize-graph",
         action="store_true",
         help="write the model as graph optimization rewrites it, to compute less",
     )
@@ -61,15 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         names = ", ".join(entry.name for entry in FORMATS.values() if flag in entry.flags)
         settings = {**flag.settings, "help": f"{names}: {flag.settings['help']}"}
         of_formats.add_argument(flag.flag, dest=flag.option, **settings)
-
-
-class _BackendOrFormat(argparse.Action):
-    """Takes Keras's backend. The name of a format, the old meaning of the flag, is kept apart."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        from keras_deepseek.backend import NAMES
-
-        setattr(namespace, "backend" if values in NAMES else "old_format", values)
 
 
 def _add_verification(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
         calibration=calibration,
         samples=samples,
         custom_objects_from=arguments.custom_objects_from,
-        optimize=arguments.optimize,
+        optimize_graph=arguments.optimize_graph,
         verify=arguments.verify,
         **_options(arguments),
     )
@@ -148,42 +138,21 @@ def _load_data(arguments: argparse.Namespace) -> tuple[Any, list[Any] | None]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Rejects invalid command-line arguments before Keras is loaded, which takes seconds."""
-    from keras_deepseek.artifacts.export_arguments import check_backend, check_custom_sources
+    from keras_deepseek.artifacts.export_arguments import check_custom_sources, check_format
     from keras_deepseek.checks import KERAS_FILE, check_file_exists
     from keras_deepseek.errors import InvalidInputError
 
-    _read_old_format(arguments)
     if not (arguments.benchmark or (arguments.format and arguments.output)):
         raise InvalidInputError("Pass --format and --output, or --benchmark to compare formats.")
     sources = check_custom_sources(arguments.custom_objects_from)
     if arguments.format and not sources:  # Such a module may register a format.
-        check_backend(arguments.format, FORMATS)
+        check_format(arguments.format, FORMATS)
     if arguments.benchmark:
         _check_benchmark(arguments)
     else:
         _check_flags(arguments)
         _check_export(arguments)
     check_file_exists(arguments.model, KERAS_FILE)
-
-
-def _read_old_format(arguments: argparse.Namespace) -> None:
-    """Reads `--backend FORMAT`, the old spelling of `--format FORMAT`."""
-    import logging
-
-    from keras_deepseek.backend import NAMES
-    from keras_deepseek.errors import InvalidInputError, unknown_name_message
-
-    old = arguments.old_format
-    if old is None:
-        return
-    if arguments.format is not None:
-        raise InvalidInputError(unknown_name_message("--backend", old, NAMES))
-    logging.getLogger(__name__).warning(
-        "--backend %s is the old spelling of --format %s. --backend names the framework of Keras.",
-        old,
-        old,
-    )
-    arguments.format = old
 
 
 def _check_export(arguments: argparse.Namespace) -> None:
@@ -232,7 +201,7 @@ def _check_benchmark(arguments: argparse.Namespace) -> None:
     """Rejects command-line flags that a comparison of formats would ignore."""
     from keras_deepseek.errors import InvalidInputError
 
-    ignored = {name: f"--{name}" for name in _NOT_OF_BENCHMARK}
+    ignored = {name: f"--{name.replace('_', '-')}" for name in _NOT_OF_BENCHMARK}
     ignored |= {flag.option: flag.flag for flag in FLAGS}
     flags = [
         flag for name, flag in ignored.items() if getattr(arguments, name) not in (None, False)

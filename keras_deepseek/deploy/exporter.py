@@ -52,7 +52,7 @@ from keras_deepseek.deploy.make_artifact import check_artifact, fit_samples, mak
 from keras_deepseek.deploy.open_artifact import open_artifact
 from keras_deepseek.deploy.optimize_job import optimize_job
 from keras_deepseek.deploy.samples.verification_data import choose_data
-from keras_deepseek.deploy.stage_display import StageDisplay
+from keras_deepseek.deploy.stage_display import StageDisplay, check_verbose
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
@@ -93,11 +93,12 @@ class Exporter:
             layers, for an export through another process; a single one needs no sequence. Imported
             modules are found without it; so are classes of a notebook if `cloudpickle` is
             installed. Defaults to `()`.
-        optimize: boolean. Writes the model as `graph.optimize` rewrites it to compute less, by cost
-            alone, and compares the artifact with the model itself. Defaults to `False`.
+        optimize_graph: boolean. Writes the model as `graph.optimize` rewrites it to compute less,
+            by cost alone, and compares the artifact with the model itself. Defaults to `False`.
         verify: string. `"raise"`, or `"warn"`: if no route gives a right artifact, the first wrong
             one is written with the state `failed`, and a warning is issued. Defaults to `"raise"`.
-        verbose: boolean. Shows each stage, on a terminal with its time. Defaults to `True`.
+        verbose: `"auto"` or `1` for each stage, on a terminal with its time; `2` for plain lines;
+            `0` for nothing. Defaults to `"auto"`.
         **options: Arguments of the format. Of ONNX: `opset` (integer from 13 to 25, 18),
             `simplified` (boolean, `True`), `fused` (boolean, `True`: fuses operators that ONNX has
             one operator for), `products_in_float16` and `rolled` (booleans, `False`). Of
@@ -108,7 +109,7 @@ class Exporter:
             "tokens_axis_1": (1, 16, 64)}`, or the three shapes by input.
 
     Raises:
-        InvalidInputError: The backend or an option is unknown or does not fit, an argument has a
+        InvalidInputError: The format or an option is unknown or does not fit, an argument has a
             wrong type or value, or the model is not built.
         MissingExtraError: A package for this format is not installed.
         NotSupportedError: Plain TensorRT was requested and no GPU is visible.
@@ -118,7 +119,7 @@ class Exporter:
     >>> import keras
     >>> from keras_deepseek.deploy import Exporter
     >>> model = keras.Sequential([keras.Input((4,), name="features"), keras.layers.Dense(3)])
-    >>> Exporter(model, backend="onnx", verbose=False).signature.inputs[0].name
+    >>> Exporter(model, backend="onnx", verbose=0).signature.inputs[0].name
     'features'
     """
 
@@ -133,21 +134,21 @@ class Exporter:
         calibration: Any = None,
         samples: Sequence[Any] | None = None,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
-        optimize: bool = False,
+        optimize_graph: bool = False,
         verify: Literal["raise", "warn"] = "raise",
-        verbose: bool = True,
+        verbose: int | str = "auto",
         **options: Any,
     ) -> None:
         self.backend = backend
         self.name = str(getattr(model, "name", "model")) if name is None else check_model_name(name)
-        self._verbose = verbose
+        self._verbose = check_verbose(verbose)
         self._custom_objects_from = check_custom_sources(custom_objects_from)
         if verify not in ("raise", "warn"):
             raise InvalidInputError(
                 unknown_name_message("value of verify", verify, ("raise", "warn"))
             )
         self._allows_difference = verify == "warn"
-        self._optimize = check_boolean("optimize", optimize)
+        self._optimize_graph = check_boolean("optimize_graph", optimize_graph)
         check_precision(
             backend, precision, has_calibration=calibration is not None, int8_formats=INT8_FORMATS
         )
@@ -191,13 +192,13 @@ class Exporter:
         export_format = chosen.export_format
         as_file = bool(export_format.suffix) and target.name.endswith(export_format.suffix)
         check_target_file(target) if as_file else check_target(target)
-        with staging_folder(target) as work, StageDisplay(is_shown=self._verbose) as say:
+        with staging_folder(target) as work, StageDisplay(self._verbose) as say:
             folder = work / "artifact"
             folder.mkdir()
             with unchanged_state(self._model.model):
                 job = self._job(chosen)
                 artifact = make_artifact(
-                    optimize_job(job, say) if self._optimize else job, folder, say
+                    optimize_job(job, say) if self._optimize_graph else job, folder, say
                 )
             if as_file:
                 _check_alone(folder, export_format.entry, target)

@@ -21,7 +21,7 @@ from keras_deepseek.checks import check_file_path, check_integer, check_number
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.registry import known_formats
-from keras_deepseek.deploy.stage_display import StageDisplay
+from keras_deepseek.deploy.stage_display import StageDisplay, check_verbose
 from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError, unknown_name_message
 
 _NUM_WARM_UPS = 3
@@ -84,7 +84,7 @@ class LatencyTable:
 
 def compare_latencies(
     model: keras.Model,
-    backends: Sequence[str] | None = None,
+    formats: Sequence[str] | None = None,
     *,
     batch_sizes: Sequence[int] = (1, 8, 32),
     length: int = 64,
@@ -92,7 +92,7 @@ def compare_latencies(
     calibration: Any = None,
     custom_objects_from: Sequence[str] = (),
     run_record: str | os.PathLike[str] | None = None,
-    verbose: bool = True,
+    verbose: int | str = "auto",
 ) -> LatencyTable:
     """Exports a model in each format, and compares the latencies with that of the model itself.
 
@@ -102,7 +102,7 @@ def compare_latencies(
 
     Args:
         model: `keras.Model`, built.
-        backends: list of strings, the formats. Defaults to `None`: all that are known.
+        formats: list of strings. Defaults to `None`: all that are known.
         batch_sizes: integers, in rows. Defaults to `(1, 8, 32)`.
         length: integer. The size of each free axis. Defaults to `64`.
         seconds: float. The time of measurement for each format and batch size. Defaults to `1.0`.
@@ -111,7 +111,7 @@ def compare_latencies(
         custom_objects_from: as in `Exporter`. Defaults to `()`.
         run_record: string or path. A run record that keeps the result as its document
             `"latencies"`. Defaults to `None`.
-        verbose: boolean. Shows each format as its export begins. Defaults to `True`.
+        verbose: as in `Exporter`: shows each format as its export begins. Defaults to `"auto"`.
 
     Returns:
         A `LatencyTable`. A format that can't be exported or run is left out, with the reason.
@@ -125,22 +125,23 @@ def compare_latencies(
     >>> import keras
     >>> from keras_deepseek.deploy import compare_latencies
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> table = compare_latencies(model, backends=[], batch_sizes=[2], seconds=0.01)
+    >>> table = compare_latencies(model, formats=[], batch_sizes=[2], seconds=0.01)
     >>> [(row.format, row.batch_size) for row in table.rows]
     [('keras', 2)]
     """
-    _check(backends, batch_sizes, length, seconds)
+    _check(formats, batch_sizes, length, seconds)
+    check_verbose(verbose)
     if run_record is not None:
         check_file_path("run_record", run_record)
     named = NamedModel(model)
     of_model = backend.current().inference.compile_inference(named)
     shared: dict[str, Any] = {"custom_objects_from": custom_objects_from}
-    formats = [(name, shared) for name in (known_formats() if backends is None else backends)]
+    exports = [(name, shared) for name in (known_formats() if formats is None else formats)]
     if calibration is not None:
-        formats.append(("onnx", {**shared, "precision": "int8", "calibration": calibration}))
+        exports.append(("onnx", {**shared, "precision": "int8", "calibration": calibration}))
     with temporary_folder("keras_deepseek_latencies") as work:
-        with StageDisplay(is_shown=verbose) as say:
-            exported, left_out = _export_all(model, formats, work, say)
+        with StageDisplay(verbose) as say:
+            exported, left_out = _export_all(model, exports, work, say)
         batches = _batches(named, batch_sizes, length)
         rows = list(_time_all({"keras": of_model, **exported}, batches, seconds, left_out))
     table = LatencyTable(tuple(rows), left_out)
@@ -151,9 +152,9 @@ def compare_latencies(
 
 
 def _check(
-    backends: Sequence[str] | None, batch_sizes: Sequence[int], length: int, seconds: float
+    formats: Sequence[str] | None, batch_sizes: Sequence[int], length: int, seconds: float
 ) -> None:
-    for argument, value in (("backends", backends or []), ("batch_sizes", batch_sizes)):
+    for argument, value in (("formats", formats or []), ("batch_sizes", batch_sizes)):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise InvalidInputError(f"`{argument}` must be a list; received {value!r}.")
     if not batch_sizes:
@@ -162,25 +163,25 @@ def _check(
         check_integer("batch_sizes", size)
     check_integer("length", length)
     check_number("seconds", seconds, above=0)
-    for name in backends or ():
+    for name in formats or ():
         if name not in known_formats():
             raise InvalidInputError(unknown_name_message("format", name, known_formats()))
 
 
 def _export_all(
     model: keras.Model,
-    formats: Iterable[tuple[str, dict[str, Any]]],
+    exports: Iterable[tuple[str, dict[str, Any]]],
     work: Path,
     say: Callable[[str], None],
 ) -> tuple[dict[str, InferenceFunction], dict[str, str]]:
     """Exports the model to each format; returns loaded functions, and reasons of those left out."""
     infer: dict[str, InferenceFunction] = {}
     left_out: dict[str, str] = {}
-    for name, arguments in formats:
+    for name, arguments in exports:
         label = f"{name} {arguments.get('precision', '')}".rstrip()
         say(f"exporting and verifying {label}")
         try:  # The exporter's own report would name the temporary folder.
-            exporter = Exporter(model, name, verbose=False, **arguments)
+            exporter = Exporter(model, name, verbose=0, **arguments)
             exporter.export(work / label)
             infer[label] = exporter.load(work / label)
         except KerasDeepSeekError as error:

@@ -1,24 +1,34 @@
 """The progress display of an export's stages."""
 
 import time
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from keras_deepseek.errors import InvalidInputError
+
 CHILD_MARK = "keras_deepseek export stage: "
 """The start of a line in which a child process names its stage."""
+
+
+def check_verbose(verbose: Any) -> int | str:
+    """Checks and returns the argument `verbose`."""
+    if verbose not in ("auto", 0, 1, 2):
+        raise InvalidInputError(f'`verbose` must be "auto", 0, 1 or 2; received {verbose!r}.')
+    checked: int | str = verbose
+    return checked
 
 
 class StageDisplay:
     """A progress display, called with the name of each export stage as it begins.
 
     On a terminal the current stage is shown with its time, and each finished one leaves a line.
-    Elsewhere, each stage is a line as it begins.
+    Elsewhere, and with `verbose=2`, each stage is a line as it begins. `verbose=0` shows nothing.
     """
 
-    def __init__(self, *, is_shown: bool, console: Console | None = None) -> None:
-        self._is_shown = is_shown
+    def __init__(self, verbose: int | str, console: Console | None = None) -> None:
+        self._is_shown = verbose != 0
         self._console = console or Console(highlight=False)
         self._stage: str | None = None
         self._began = 0.0
@@ -29,7 +39,7 @@ class StageDisplay:
             console=self._console,
             transient=True,
         )
-        self._is_live = is_shown and self._console.is_terminal
+        self._is_live = verbose in ("auto", 1) and self._console.is_terminal
 
     def __enter__(self) -> Self:
         if self._is_live:

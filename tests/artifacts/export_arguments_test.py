@@ -6,8 +6,8 @@ import pytest
 from keras_deepseek.artifacts.export_arguments import (
     bind_rows,
     check_artifact_path,
-    check_backend,
     check_classes,
+    check_format,
     check_model_name,
     check_opset,
     check_samples,
@@ -61,10 +61,10 @@ def test_a_file_is_not_written_over_a_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["onxx", None, 5, []])
 def test_another_format_than_there_is_has_its_nearest_name(name):
-    check_backend("custom", ["onnx"])
-    check_backend("onnx", ["onnx"])
-    with pytest.raises(InvalidInputError, match=r"Unknown export backend .*Known: custom, onnx"):
-        check_backend(name, ["onnx"])
+    check_format("custom", ["onnx"])
+    check_format("onnx", ["onnx"])
+    with pytest.raises(InvalidInputError, match=r"Unknown export format .*Known: custom, onnx"):
+        check_format(name, ["onnx"])
 
 
 @pytest.mark.parametrize("opset", [12, 26, "18", 18.0, True, None])

@@ -31,15 +31,6 @@ def test_a_file_becomes_a_bundle(digits, tmp_path, tensorflow_installed):
     assert "opset 17" in manifest.route
 
 
-def test_the_old_spelling_of_the_format_is_read_with_a_warning(tmp_path, caplog):
-    words = ("--backend", "onnx", "-o", tmp_path / "out")
-    with pytest.raises(InvalidInputError, match=r"No file at .*nothing\.keras"):
-        run(tmp_path / "nothing.keras", *words)
-    assert "--backend onnx is the old spelling of --format onnx" in caplog.text
-    with pytest.raises(InvalidInputError, match="Unknown --backend 'onnx'"):
-        run(tmp_path / "nothing.keras", *words, "--format", "savedmodel")
-
-
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InvalidInputError, match=r"No file at .*nothing\.keras"):
         run(tmp_path / "nothing.keras", "--format", "onnx", "-o", tmp_path / "out")
@@ -70,8 +61,8 @@ def test_what_is_wrong_in_itself_is_refused_before_keras_is_loaded(tmp_path):
     engine = [model, "--format", "tensorrt", *out]
     rows = str(tmp_path / "rows.npz")
     cases = {
-        "Unknown export backend 'onxx': did you mean 'onnx'": [model, "--format", "onxx", *out],
-        "backend 'saved_model': did you": [model, "--benchmark", "--format", "saved_model"],
+        "Unknown export format 'onxx': did you mean 'onnx'": [model, "--format", "onxx", *out],
+        "format 'saved_model': did you": [model, "--benchmark", "--format", "saved_model"],
         "`opset` must be an integer from 13 to 25; received 12": [*onnx, "--opset", "12"],
         "from 13 to 25; received 26": [*engine, "--opset", "26"],
         "--format savedmodel has no --opset. Leave it out, or pass --format onnx or ": [
@@ -214,12 +205,12 @@ def test_an_engines_sizes_and_gpus_are_read(digits, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "flags", [("--flavor", "rtx"), ("--compute-capability", "89"), ("--profile", "batch=1,4,32")]
 )
-@pytest.mark.parametrize("backend", ["onnx", "custom"])
-def test_options_of_an_engine_are_of_engines_alone(tmp_path, backend, flags):
+@pytest.mark.parametrize("form", ["onnx", "custom"])
+def test_options_of_an_engine_are_of_engines_alone(tmp_path, form, flags):
     with pytest.raises(
-        InvalidInputError, match=rf"--format {backend} has no {flags[0]}\. .*--format tensorrt\."
+        InvalidInputError, match=rf"--format {form} has no {flags[0]}\. .*--format tensorrt\."
     ):
-        run("digits.keras", "--format", backend, "-o", tmp_path / "out", *flags)
+        run("digits.keras", "--format", form, "-o", tmp_path / "out", *flags)
 
 
 def test_a_custom_path_without_a_suffix_is_refused(dense, tmp_path, monkeypatch):
@@ -239,13 +230,13 @@ def test_formats_are_compared_and_nothing_is_kept(digits, tmp_path, capsys, tens
     assert [path.name for path in tmp_path.iterdir()] == ["digits.keras"]
 
 
-def test_without_a_backend_or_an_output_both_are_asked_for(digits, tmp_path):
+def test_export_needs_a_format_and_an_output(digits, tmp_path):
     digits.save(tmp_path / "digits.keras")
     with pytest.raises(InvalidInputError, match="--format and --output"):
         run(tmp_path / "digits.keras", "--format", "onnx")
 
 
-def test_what_a_comparison_would_not_heed_is_refused(digits, tmp_path):
+def test_benchmark_rejects_flags_it_would_ignore(digits, tmp_path):
     digits.save(tmp_path / "digits.keras")
     with pytest.raises(InvalidInputError, match="leave --precision, --opset out"):
         run(tmp_path / "digits.keras", "--benchmark", "--precision", "float16", "--opset", "20")

@@ -54,7 +54,7 @@ def test_a_table_has_a_line_for_each_format():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"backends": "onnx"}, "`backends` must be a list; received 'onnx'"),
+        ({"formats": "onnx"}, "`formats` must be a list; received 'onnx'"),
         ({"batch_sizes": 3}, "`batch_sizes` must be a list; received 3"),
         ({"batch_sizes": []}, "`batch_sizes` is empty"),
         ({"batch_sizes": [1.5]}, "`batch_sizes` must be a positive integer, received 1.5"),
@@ -74,7 +74,7 @@ def test_an_unknown_format_is_refused(dense):
 
 def test_a_run_record_keeps_the_table(dense, tmp_path):
     table = compare_latencies(
-        dense, backends=[], batch_sizes=[2], seconds=0.01, run_record=tmp_path / "run.sqlite"
+        dense, formats=[], batch_sizes=[2], seconds=0.01, run_record=tmp_path / "run.sqlite"
     )
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
         (row,) = record.document("latencies")["rows"]

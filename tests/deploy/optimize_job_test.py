@@ -19,7 +19,7 @@ def classifier():
 
 
 def test_the_artifact_of_a_model_computes_less(classifier, tmp_path, capsys):
-    exporter = Exporter(classifier, "savedmodel", optimize=True)
+    exporter = Exporter(classifier, "savedmodel", optimize_graph=True)
     assert exporter.export(tmp_path / "optimized").verified
     assert "multiply-adds, now" in capsys.readouterr().out
     assert exporter.check(tmp_path / "optimized").verified
@@ -31,13 +31,13 @@ def test_the_artifact_of_a_model_computes_less(classifier, tmp_path, capsys):
 
 def test_a_model_without_slack_is_exported_as_it_is(tmp_path, capsys):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
-    assert Exporter(model, "savedmodel", optimize=True).export(tmp_path / "out").verified
+    assert Exporter(model, "savedmodel", optimize_graph=True).export(tmp_path / "out").verified
     assert "there is nothing to optimize" in capsys.readouterr().out
 
 
 def test_a_wrong_value_is_refused(classifier):
-    with pytest.raises(InvalidInputError, match="`optimize` must be True or False"):
-        Exporter(classifier, "savedmodel", optimize="all")
+    with pytest.raises(InvalidInputError, match="`optimize_graph` must be True or False"):
+        Exporter(classifier, "savedmodel", optimize_graph="all")
 
 
 class Subclassed(keras.Model):

@@ -4,13 +4,14 @@ import re
 import pytest
 from rich.console import Console
 
-from keras_deepseek.deploy.stage_display import StageDisplay
+from keras_deepseek.deploy.stage_display import StageDisplay, check_verbose
+from keras_deepseek.errors import InvalidInputError
 
 
-def shown(*stages, is_terminal=True, is_shown=True):
+def shown(*stages, is_terminal=True, verbose="auto"):
     file = io.StringIO()
     console = Console(file=file, force_terminal=is_terminal, width=100)
-    with StageDisplay(is_shown=is_shown, console=console) as show:
+    with StageDisplay(verbose, console) as show:
         for stage in stages:
             show(stage)
     return file.getvalue()
@@ -28,12 +29,23 @@ def test_on_a_terminal_each_stage_leaves_a_line_with_its_time():
 def test_elsewhere_a_stage_is_a_line_as_it_begins(capsys):
     file = io.StringIO()
     console = Console(file=file, force_terminal=False)
-    with StageDisplay(is_shown=True, console=console) as show:
+    with StageDisplay("auto", console) as show:
         show("onnx: writing")
         assert capsys.readouterr().out == "onnx: writing\n"
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_nothing_is_shown_where_nothing_is_asked_for(is_terminal, capsys):
-    assert shown("onnx: writing", is_terminal=is_terminal, is_shown=False) == ""
+def test_verbose_0_shows_nothing(is_terminal, capsys):
+    assert shown("onnx: writing", is_terminal=is_terminal, verbose=0) == ""
     assert capsys.readouterr().out == ""
+
+
+def test_verbose_2_shows_plain_lines_on_a_terminal(capsys):
+    assert shown("onnx: writing", verbose=2) == ""
+    assert capsys.readouterr().out == "onnx: writing\n"
+
+
+@pytest.mark.parametrize("verbose", [3, "all", None])
+def test_unknown_verbose_is_rejected(verbose):
+    with pytest.raises(InvalidInputError, match='`verbose` must be "auto", 0, 1 or 2'):
+        check_verbose(verbose)

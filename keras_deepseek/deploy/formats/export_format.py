@@ -26,7 +26,7 @@ class ExportFormat(ABC):
     well: `register_exporter` gives it the defaults.
 
     Attributes:
-        name: string. The `backend=` that users pass. The manifest holds it, too.
+        name: string. The name that users pass to `Exporter`. The manifest holds it, too.
         suffix: string. The ending of a path that asks for the file alone, as in `".onnx"`; empty
             where an artifact is a folder.
         entry: string. The file inside the bundle that a runtime loads; `"."` for the whole folder.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.export_arguments import check_backend
+from keras_deepseek.artifacts.export_arguments import check_format
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import DISPLAY_NAMES
 from keras_deepseek.backend.export.named_model import NamedModel
@@ -41,7 +41,7 @@ def choose_format(
     The options may be those of either. A registered format takes none. The int8 calibration goes to
     the format that a backend writes.
     """
-    check_backend(name, known_formats())
+    check_format(name, known_formats())
     is_plain = not options and calibration is None
     if name in _registered and (is_plain or name not in FORMATS):
         check_no_options(name, options)
@@ -84,7 +84,7 @@ def check_no_options(name: str, options: Mapping[str, Any]) -> None:
     """Rejects options for a registered format, since the user has constructed it already."""
     if options:
         raise InvalidInputError(
-            f"backend={name!r} takes no options; received {', '.join(options)}. Pass them to a "
+            f"The format {name!r} takes no options; received {', '.join(options)}. Pass them to a "
             "registered format when you make it, as in "
             f"register_exporter(MyFormat({', '.join(f'{key}=...' for key in options)}))."
         )
@@ -199,13 +199,13 @@ def format_for_suffix(path: Path) -> ExportFormat:
     suffixes = {entry.suffix: name for name, entry in _registered.items() if entry.suffix}
     folders = [name for name, entry in _registered.items() if not entry.suffix]
     without = (
-        f" Without a suffix there is {', '.join(folders)}: pass that name as the backend."
+        f" Without a suffix there is {', '.join(folders)}: pass that name in place of 'custom'."
         if folders
         else ""
     )
     raise InvalidInputError(
         f"'custom' means the registered format whose suffix the path has, and no registered format "
         f"writes {path.name!r}: with a suffix there are {suffixes or 'none'}.{without} Register "
-        "one with keras_deepseek.deploy.register_exporter, or pass the format's name as the "
-        "backend."
+        "one with keras_deepseek.deploy.register_exporter, or pass the name of a format "
+        "in place of 'custom'."
     )
