@@ -16,22 +16,25 @@ from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
-from keras_deepseek.deploy.onnx_passes.check_operators import check_operators
-from keras_deepseek.deploy.onnx_passes.fusions.fuse import fuse
+from keras_deepseek.deploy.onnx_passes.fusions import fuse
 from keras_deepseek.deploy.onnx_passes.fusions.roll_normalizations import roll_normalizations
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
-from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import all_nodes
-from keras_deepseek.deploy.onnx_passes.keep_nan import keep_nan
-from keras_deepseek.deploy.onnx_passes.precision.check_bfloat16 import check_bfloat16
-from keras_deepseek.deploy.onnx_passes.precision.products_in_float16 import products_in_float16
-from keras_deepseek.deploy.onnx_passes.precision.quantize import quantize
-from keras_deepseek.deploy.onnx_passes.precision.to_bfloat16 import to_bfloat16
-from keras_deepseek.deploy.onnx_passes.raise_opset import raise_opset
-from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
-from keras_deepseek.deploy.onnx_passes.save import load, save
-from keras_deepseek.deploy.onnx_passes.simplify import simplify
-from keras_deepseek.deploy.onnx_passes.wrap_integers import wrap_integers
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, all_nodes, import_package
+from keras_deepseek.deploy.onnx_passes.kernel_differences import keep_nan, wrap_integers
+from keras_deepseek.deploy.onnx_passes.onnx_file import (
+    check_names,
+    check_operators,
+    load,
+    raise_opset,
+    rename,
+    save,
+    simplify,
+)
+from keras_deepseek.deploy.onnx_passes.precision import (
+    check_bfloat16,
+    products_in_float16,
+    quantize,
+    to_bfloat16,
+)
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 _COMMON_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}

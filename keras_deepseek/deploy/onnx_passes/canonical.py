@@ -9,7 +9,7 @@ other.
 from collections.abc import Iterator
 from typing import Any
 
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, replace_inputs
+from keras_deepseek.deploy.onnx_passes.graph_view import inner_graphs, replace_inputs
 from keras_deepseek.errors import ExportError
 
 

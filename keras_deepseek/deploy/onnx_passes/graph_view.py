@@ -1,5 +1,6 @@
 """A view of an ONNX graph by tensor names, with which passes find and replace nodes."""
 
+import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +10,69 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, replace_inputs
-from keras_deepseek.deploy.onnx_passes.save import is_on_disk
+from keras_deepseek.errors import MissingExtraError
 
 _HALF_BYTES = 2
 _MAX_SHAPE_ELEMENTS = 128
 """The largest number of elements of a weight that shapes may depend on."""
+
+
+def import_package(name: str) -> Any:
+    """Imports a module of the pip extra `onnx`, or raises a `MissingExtraError`."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package, _, _ = name.partition(".")
+        raise MissingExtraError(package, "onnx", "to export and verify ONNX") from error
+
+
+def inner_graphs(node: Any) -> Iterator[Any]:
+    """Yields the subgraphs of a node, in order."""
+    for attribute in node.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
+
+
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """Yields the nodes of a graph and of its subgraphs."""
+    for node in graph.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from all_nodes(inner)
+
+
+def replace_inputs(graph: Any, source: Callable[[str], str]) -> None:
+    """Renames node inputs in a graph and its subgraphs by the function `source`, in place.
+
+    Outputs keep their names.
+    """
+    for node in graph.node:
+        node.input[:] = [source(name) for name in node.input]
+        for inner in inner_graphs(node):
+            replace_inputs(inner, source)
+            for value in inner.output:
+                value.name = source(value.name)
+
+
+def make_loop_body(
+    onnx: Any, name: str, nodes: list[Any], carried: str, result: str, dtype: int, shape: Any = None
+) -> Any:
+    """Makes the body of a `Loop` whose nodes compute the tensor `result` from `carried`.
+
+    The next round gets the result as `carried`. Nodes read the number of the round, from 0 on, as
+    `NAME_index`.
+    """
+    make, value = onnx.helper, onnx.helper.make_tensor_value_info
+    boolean, whole = onnx.TensorProto.BOOL, onnx.TensorProto.INT64
+    goes_on, kept_on = f"{name}_goes_on", f"{name}_kept_on"
+    inputs = [value(f"{name}_index", whole, []), value(goes_on, boolean, [])]
+    return make.make_graph(
+        [make.make_node("Identity", [goes_on], [kept_on]), *nodes],
+        f"{name}_body",
+        [*inputs, value(carried, dtype, shape)],
+        [value(kept_on, boolean, []), value(result, dtype, shape)],
+    )
 
 
 class GraphView:
@@ -177,6 +234,11 @@ def in_both_orders(node: Any) -> Iterator[tuple[str, str]]:
     first, second = node.input
     yield first, second
     yield second, first
+
+
+def is_on_disk(tensor: Any) -> bool:
+    """Returns True if a weight's values are in a second file and not in the graph."""
+    return bool(tensor.data_location == import_package("onnx").TensorProto.EXTERNAL)
 
 
 def drop_unused(graph: Any) -> bool:

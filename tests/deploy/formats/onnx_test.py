@@ -9,7 +9,7 @@ from keras_deepseek.backend.export import one_file
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
-from keras_deepseek.deploy.onnx_passes import import_package, save
+from keras_deepseek.deploy.onnx_passes import graph_view, onnx_file
 from keras_deepseek.deploy.samples.random_batches import make_samples
 from keras_deepseek.errors import (
     ExportError,
@@ -94,7 +94,7 @@ def test_a_backend_that_writes_one_file_is_passed_over_for_large_weights(monkeyp
 @pytest.mark.parametrize("precision", [None, "float16"])
 def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precision):
     monkeypatch.setattr(one_file, "LARGEST_FILE", 1_000)
-    monkeypatch.setattr(save, "_LEAST_BESIDE", 1_024)
+    monkeypatch.setattr(onnx_file, "_LEAST_BESIDE", 1_024)
     encoder = build_encoder()
     named = NamedModel(encoder, precision)
     assert OnnxFormat().write(named, tmp_path).endswith(", its weights beside it")
@@ -110,7 +110,7 @@ def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(import_package.importlib, "import_module", missing)
+    monkeypatch.setattr(graph_view.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnx\]"):
         OnnxFormat().write(NamedModel(digits), tmp_path)
 
@@ -140,7 +140,7 @@ def test_an_output_of_an_inputs_name_is_refused_before_work_is_done(backend, tmp
 def test_weights_beyond_one_file_ask_for_a_folder(digits, tmp_path, monkeypatch):
     import onnxruntime
 
-    monkeypatch.setattr(save, "LARGEST_FILE", 1_000)
+    monkeypatch.setattr(onnx_file, "LARGEST_FILE", 1_000)
     exporter = Exporter(digits, "onnx", verbose=False)
     with pytest.raises(ExportError, match=r"can't hold this model.*export\('digits'\)"):
         exporter.export(tmp_path / "digits.onnx")

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.check_operators import check_operators
+from keras_deepseek.deploy.onnx_passes.onnx_file import check_operators
 from keras_deepseek.errors import ExportError
 
 

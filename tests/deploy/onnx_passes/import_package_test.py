@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.graph_view import import_package
 from keras_deepseek.errors import MissingExtraError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.deploy.onnx_passes.graph_view import inner_graphs
 
 
 def test_branches_and_bodies_are_found_and_others_have_none():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.keep_nan import keep_nan
+from keras_deepseek.deploy.onnx_passes.kernel_differences import keep_nan
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.raise_opset import raise_opset
+from keras_deepseek.deploy.onnx_passes.onnx_file import raise_opset
 from keras_deepseek.errors import ExportError
 
 

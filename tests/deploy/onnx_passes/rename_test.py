@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
+from keras_deepseek.deploy.onnx_passes.onnx_file import check_names, rename
 from keras_deepseek.errors import InvalidInputError
 
 

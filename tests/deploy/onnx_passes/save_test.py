@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes import save as module
-from keras_deepseek.deploy.onnx_passes.save import is_on_disk, load, save
+from keras_deepseek.deploy.onnx_passes import onnx_file as module
+from keras_deepseek.deploy.onnx_passes.onnx_file import is_on_disk, load, save
 
 
 @pytest.mark.parametrize(("largest", "files"), [(10**9, 1), (1_000, 2)])

@@ -1,7 +1,7 @@
 import pytest
 
+from keras_deepseek.deploy.onnx_passes.fusions.sizes import read_shape
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
-from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 
 WEIGHTS = """int64[2] two = {0, 1}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] minus = {-1},
     int64[1] least = {-9223372036854775808}, int64[1] step = {2}, float[1] number = {1.5}"""

@@ -3,8 +3,8 @@ import logging
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes import simplify as module
-from keras_deepseek.deploy.onnx_passes.simplify import simplify
+from keras_deepseek.deploy.onnx_passes import onnx_file as module
+from keras_deepseek.deploy.onnx_passes.onnx_file import simplify
 
 
 def test_what_does_nothing_is_left_out(make_graph, run):

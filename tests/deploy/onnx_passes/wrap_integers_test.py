@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.wrap_integers import wrap_integers
+from keras_deepseek.deploy.onnx_passes.kernel_differences import wrap_integers
 
 onnx = pytest.importorskip("onnx")
 LARGE = {

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
-from keras_deepseek.deploy.onnx_passes.inner_graphs import make_loop_body
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, make_loop_body
 
 _COMBINING = ("Div", "Mul", "Sub", "Add")
 _LONGEST_STEP = 6

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.add_masks import add_masks
+from keras_deepseek.deploy.onnx_passes.fusions.attention import add_masks
 
 INPUTS = "float[N,H,Q,K] scores, float[N,H,K,D] values, bool[M,1,1,K] mask"
 OUTPUTS = "float[A,B,C,E] y"

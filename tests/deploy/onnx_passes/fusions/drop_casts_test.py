@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.drop_casts import drop_casts
+from keras_deepseek.deploy.onnx_passes.fusions.redundant_nodes import drop_casts
 
 MASK = """mask = Greater (x, zero)  number = Cast <to = 1> (mask)
     most = ReduceMax (number, axes)  again = Cast <to = 9> (most)  y = Where (again, x, zero)"""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.drop_expands import drop_expands
+from keras_deepseek.deploy.onnx_passes.fusions.sizes import drop_expands
 
 INPUTS = "float[N,S,4] x, float[T,4] positions"
 WEIGHTS = """int64[1] first = {0}, int64[1] second = {1}, int32[1] four = {4},

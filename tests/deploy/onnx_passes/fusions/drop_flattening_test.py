@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.drop_flattening import drop_flattening
+from keras_deepseek.deploy.onnx_passes.fusions.products import drop_flattening
 
 WEIGHTS = """float[4,2] w = {1, 2, 3, 4, 5, 6, 7, 8}, int64[2] flat = {-1, 4},
     int64[2] first = {0, 1}, int32[1] columns32 = {2}"""

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.einsum_to_matmul import einsum_to_matmul
+from keras_deepseek.deploy.onnx_passes.fusions.products import einsum_to_matmul
 
 
 def weight(*shape):

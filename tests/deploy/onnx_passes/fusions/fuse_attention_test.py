@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.fuse_attention import fuse_attention
+from keras_deepseek.deploy.onnx_passes.fusions.attention import fuse_attention
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 
 INPUTS = "float[N,2,Q,4] q, float[N,2,K,4] k, float[N,2,K,4] v"

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.fuse_layer_normalization import (
+from keras_deepseek.deploy.onnx_passes.fusions.normalizations import (
     fuse_layer_normalization,
 )
 

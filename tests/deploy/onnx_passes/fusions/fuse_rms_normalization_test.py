@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.fuse_rms_normalization import fuse_rms_normalization
+from keras_deepseek.deploy.onnx_passes.fusions.normalizations import fuse_rms_normalization
 
 WEIGHTS = """float[4] scale = {1, 2, 3, 4}, int64[1] axes = {-1}, float epsilon = {0.000001},
     float one = {1}, float two = {2}"""

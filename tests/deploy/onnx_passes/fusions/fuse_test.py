@@ -8,9 +8,8 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy.onnx_passes.fusions.fuse import fuse
-from keras_deepseek.deploy.onnx_passes.raise_opset import raise_opset
-from keras_deepseek.deploy.onnx_passes.simplify import simplify
+from keras_deepseek.deploy.onnx_passes.fusions import fuse
+from keras_deepseek.deploy.onnx_passes.onnx_file import raise_opset, simplify
 
 
 def build_block():

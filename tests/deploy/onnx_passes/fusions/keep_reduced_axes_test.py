@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.keep_reduced_axes import keep_reduced_axes
+from keras_deepseek.deploy.onnx_passes.fusions.redundant_nodes import keep_reduced_axes
 
 WEIGHTS = """int64[1] axes = {2}, int64[1] first = {0}, int64[1] second = {1}, int64[1] one = {1},
     float nothing = {0.5}, bool yes = {1}, bool no = {0}, int64[3] fixed = {-1, 3, 1}"""

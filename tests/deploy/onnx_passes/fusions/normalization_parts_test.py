@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions import normalization_parts as parts
+from keras_deepseek.deploy.onnx_passes.fusions import normalizations as parts
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 
 WEIGHTS = """int64[1] last = {-1}, int64[1] third = {2}, int64[1] second = {1},

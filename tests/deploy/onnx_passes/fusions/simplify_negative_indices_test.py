@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.simplify_negative_indices import (
+from keras_deepseek.deploy.onnx_passes.fusions.redundant_nodes import (
     simplify_negative_indices,
 )
 

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.simplify_sizes import simplify_sizes
+from keras_deepseek.deploy.onnx_passes.fusions.sizes import simplify_sizes
 
 INPUTS = "float[N,S,4] x, float[9,4] table"
 WEIGHTS = """int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int32[1] four = {4},

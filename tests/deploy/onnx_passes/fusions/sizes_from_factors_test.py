@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.sizes_from_factors import sizes_from_factors
+from keras_deepseek.deploy.onnx_passes.fusions.sizes import sizes_from_factors
 
 INPUTS = "float[N,H,Q,D] q, float[N,H,D,K] k"
 OUTPUTS = "float[A,B,C,E] y, int32[1] size"

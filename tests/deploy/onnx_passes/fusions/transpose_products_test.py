@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.transpose_products import transpose_products
+from keras_deepseek.deploy.onnx_passes.fusions.products import transpose_products
 
 INPUTS = "float[N,K,H,D] k, float[N,Q,H,D] q"
 NODES = """keys = Transpose <perm = [0, 2, 1, 3]> (k)

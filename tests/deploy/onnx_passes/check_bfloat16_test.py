@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.precision.check_bfloat16 import check_bfloat16
+from keras_deepseek.deploy.onnx_passes.precision import check_bfloat16
 from keras_deepseek.errors import InvalidInputError
 
 onnx = pytest.importorskip("onnx")

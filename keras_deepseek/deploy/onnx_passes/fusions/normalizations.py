@@ -1,4 +1,8 @@
-"""Matchers for parts of normalizations: means over the last axes, inverse roots and scales."""
+"""Fusion passes for layer and RMS normalization, into ONNX's operators of opset 17 and 23.
+
+Keras computes a layer normalization as `x * f + (bias - mean * f)`, where `f` is the scale by the
+deviation. Runtimes do not recognize this form, and it reads and writes the tensor eight times.
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,6 +13,9 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, in_both_orders
 
 _SQUARE = 2.0
+
+_LAYER_OPSET = 17
+_RMS_OPSET = 23
 
 
 class Mean(NamedTuple):
@@ -168,3 +175,115 @@ def _count_last_axes(view: GraphView, reduction: Any) -> int:
     if shape is not None:
         sorted_axes = sorted({axis % len(shape) - len(shape) for axis in sorted_axes})
     return len(sorted_axes) if sorted_axes == list(range(-len(sorted_axes), 0)) else 0
+
+
+def fuse_layer_normalization(view: GraphView) -> int:
+    """Replaces exact layer normalizations over the last axes by one operator.
+
+    Returns the number of replacements.
+    """
+    return view.rewrite(_fuse_layer, "Add") if view.opset >= _LAYER_OPSET else 0
+
+
+def _fuse_layer(view: GraphView, last: Any) -> list[Any] | None:
+    for scaled, shift in in_both_orders(last):
+        product = view.producer(scaled, "Mul")
+        if product is None:
+            continue
+        for shift_product, bias, bias_nodes in with_constant(view, shift, "Add"):
+            moved = view.producer(shift_product, "Mul")
+            for x, factor in in_both_orders(product) if moved is not None else ():
+                fused = _fuse_parts(view, last, x, factor, moved, bias, [product, *bias_nodes])
+                if fused is not None:
+                    return fused
+    return None
+
+
+def _fuse_parts(
+    view: GraphView,
+    last: Any,
+    x: str,
+    factor: str,
+    moved: Any,
+    bias: Array | None,
+    nodes: list[Any],
+) -> list[Any] | None:
+    """Returns the fused node of `x * factor + (moved + bias)`, or `None`.
+
+    `moved` must be `-mean(x) * factor`.
+    """
+    for negated, same_factor in in_both_orders(moved):
+        negative = view.producer(negated, "Neg")
+        if same_factor != factor or negative is None:
+            continue
+        mean = find_mean(view, negative.input[0])
+        if mean is None or mean.source != x:
+            continue
+        nodes = [*nodes, moved, negative, *mean.nodes]
+        for inverse, scale, scale_nodes in with_constant(view, factor, "Mul"):
+            deviation = _find_deviation(view, inverse, x, mean.num_axes)
+            if deviation is not None:
+                epsilon, more = deviation
+                mean = mean._replace(nodes=[*nodes, *scale_nodes, *more])
+                return write_normalization(
+                    view, "LayerNormalization", last, mean, epsilon, scale, bias
+                )
+    return None
+
+
+def _find_deviation(
+    view: GraphView, inverse: str, x: str, num_axes: int
+) -> tuple[float, list[Any]] | None:
+    """Returns the epsilon and the nodes of `1 / sqrt(variance(x) + epsilon)`."""
+    root = find_inverse_root(view, inverse)
+    variance = find_mean_square(view, root.source) if root else None
+    difference = view.producer(variance.source, "Sub") if variance else None
+    if root is None or variance is None or difference is None or difference.input[0] != x:
+        return None
+    mean = find_mean(view, difference.input[1])
+    if mean is None or mean.source != x or not mean.num_axes == variance.num_axes == num_axes:
+        return None
+    return root.epsilon, [*root.nodes, *variance.nodes, difference, *mean.nodes]
+
+
+def fuse_rms_normalization(view: GraphView) -> int:
+    """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes by one operator.
+
+    Returns the number of replacements.
+    """
+    if view.opset < _RMS_OPSET:
+        return 0
+    used: set[int] = set()
+
+    def fuse(view: GraphView, last: Any) -> list[Any] | None:
+        for x, inverse, scale, nodes in _readings(view, last) if id(last) not in used else ():
+            fused = _fuse_rms(view, last, x, inverse, scale, nodes)
+            if fused is not None:
+                used.update(map(id, nodes))
+                return fused
+        return None
+
+    # Last first: a normalization with its scale is found before the same one without.
+    return view.rewrite(fuse, "Mul", last_first=True)
+
+
+def _readings(view: GraphView, last: Any) -> Iterator[tuple[str, str, Array | None, list[Any]]]:
+    """Yields the parts of a scaled normalization: `(x * root) * scale` or `x * (root * scale)`."""
+    for first, second in in_both_orders(last):
+        scale = view.constant(second)
+        product = view.producer(first, "Mul") if scale is not None else None
+        for x, inverse in in_both_orders(product) if product is not None else ():
+            yield x, inverse, scale, [product]
+        for inverse, factor, nodes in with_constant(view, second, "Mul"):
+            yield first, inverse, factor, nodes
+
+
+def _fuse_rms(
+    view: GraphView, last: Any, x: str, inverse: str, scale: Array | None, nodes: list[Any]
+) -> list[Any] | None:
+    root = find_inverse_root(view, inverse)
+    square = find_mean_square(view, root.source) if root else None
+    if root is None or square is None or square.source != x:
+        return None
+    square = square._replace(nodes=[*nodes, *root.nodes, *square.nodes])
+    return write_normalization(view, "RMSNormalization", last, square, root.epsilon, scale)

@@ -3,7 +3,7 @@ import importlib
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.precision.to_bfloat16 import to_bfloat16
+from keras_deepseek.deploy.onnx_passes.precision import to_bfloat16
 
 
 def test_float16_becomes_bfloat16_everywhere(make_graph):

@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.precision.quantize import quantize
+from keras_deepseek.deploy.onnx_passes.precision import quantize
 
 
 def test_products_are_in_int8_and_near(dense, run):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.precision.products_in_float16 import products_in_float16
+from keras_deepseek.deploy.onnx_passes.precision import products_in_float16
 
 
 def run(model, **inputs):

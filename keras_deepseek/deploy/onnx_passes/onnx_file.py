@@ -1,0 +1,181 @@
+"""Steps between the file that an exporter writes and the passes: reading, checks, names, opset.
+
+Large weights may be in a second file.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.export.one_file import LARGEST_FILE
+from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.onnx_passes.graph_view import (
+    all_nodes,
+    import_package,
+    inner_graphs,
+    is_on_disk,
+)
+from keras_deepseek.errors import ExportError, InvalidInputError
+
+_LEAST_BESIDE = 2**20
+"""Bytes. Weights of a large graph stay on disk from this size on."""
+
+_logger = logging.getLogger(__name__)
+
+
+def load(path: Path) -> tuple[Any, bool]:
+    """Reads an ONNX graph; returns it, and True if its large weights were left on disk.
+
+    They stay in `path.data`, where the exporter wrote them; the graph has only their shapes.
+    """
+    onnx = import_package("onnx")
+    if not _data(path).exists():
+        return onnx.load(path), False
+    model = onnx.load(path, load_external_data=False)
+    import_package("onnx.external_data_helper")
+    for tensor in model.graph.initializer:
+        external_data = {entry.key: entry.value for entry in tensor.external_data}
+        if is_on_disk(tensor) and int(external_data["length"]) < _LEAST_BESIDE:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+    return model, True
+
+
+def save(model: Any, path: Path) -> None:
+    """Writes a graph as `path`, and its weights as `path.data` if one file can't hold them.
+
+    Weights that are in `path.data` already stay there.
+    """
+    onnx = import_package("onnx")
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=size > LARGEST_FILE,
+        location=_data(path).name,
+        size_threshold=1024,
+    )
+
+
+def _data(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
+
+
+def check_operators(model: Any) -> None:
+    """Raises an `ExportError` that names each operator missing from the graph's opset.
+
+    The message also has their layers. tf2onnx only logs operators that it can't convert, and writes
+    them by TensorFlow's name.
+    """
+    onnx = import_package("onnx")
+    version = next(entry.version for entry in model.opset_import if not entry.domain)
+    lacking: dict[str, str] = {}
+    for node in all_nodes(model.graph):
+        if not node.domain and not onnx.defs.has(node.op_type, version, ""):
+            lacking.setdefault(node.op_type, node.name.rpartition("/")[0])
+    if lacking:
+        named = (f"{kind} in {layer!r}" if layer else kind for kind, layer in lacking.items())
+        raise ExportError(
+            f"its exporter can't write {', '.join(named)} as ONNX (opset {version} has no such "
+            "operator)"
+        )
+
+
+def rename(graph: Any, signature: Signature) -> None:
+    """Renames a graph's inputs and outputs to those of a signature, by order, in place."""
+    _separate_outputs(graph)
+    new_names = {}
+    for values, specs in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            new_names[value.name] = spec.name
+            _name_free_axes(value, spec)
+    _rename_tensors(graph, new_names, used_names=set(new_names.values()) - set(new_names))
+
+
+def check_names(signature: Signature) -> None:
+    """Rejects a signature in which an output has the same name as an input."""
+    both = {spec.name for spec in signature.inputs} & {spec.name for spec in signature.outputs}
+    if both:
+        raise InvalidInputError(
+            "ONNX has one tensor per name, and these are names of an input and of an output: "
+            f"{', '.join(sorted(both))}. Give the outputs other names."
+        )
+
+
+def _separate_outputs(graph: Any) -> None:
+    """Inserts an `Identity` for each output that is also an input or another output."""
+    used_names = {value.name for value in graph.input}
+    for index, value in enumerate(graph.output):
+        if value.name in used_names:
+            name = f"{value.name}__output_{index}"
+            graph.node.add(op_type="Identity", input=[value.name], output=[name])
+            value.name = name
+        used_names.add(value.name)
+
+
+def _name_free_axes(value: Any, spec: TensorSpec) -> None:
+    for axis, (size, dim) in enumerate(
+        zip(spec.shape, value.type.tensor_type.shape.dim, strict=False)
+    ):
+        if size is None:
+            dim.dim_param = "batch" if axis == 0 else f"{spec.name}_axis_{axis}"
+
+
+def _rename_tensors(graph: Any, new_names: dict[str, str], used_names: set[str]) -> None:
+    """Renames tensors in a graph and its subgraphs.
+
+    Other subgraph tensors whose names are taken get new ones.
+    """
+
+    def new_name(name: str) -> str:
+        return new_names.get(name, f"{name}__inner" if name in used_names else name)
+
+    for node in graph.node:
+        node.input[:] = [new_name(name) for name in node.input]
+        node.output[:] = [new_name(name) for name in node.output]
+        for inner in inner_graphs(node):
+            _rename_tensors(inner, new_names, used_names)
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = new_name(value.name)
+
+
+def simplify(model: Any) -> Any:
+    """Returns a graph simplified by onnxslim, or the given graph if onnxslim fails."""
+    onnx, onnxslim = import_package("onnx"), import_package("onnxslim")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    try:
+        simple = onnxslim.slim(copy)
+        _put_back_inputs(simple.graph, model.graph)
+        onnx.checker.check_model(simple)
+    except Exception as error:  # noqa: BLE001 - whatever fails, the given graph is right.
+        _logger.warning("The ONNX graph is not simplified, because onnxslim failed: %s", error)
+        return model
+    return simple
+
+
+def _put_back_inputs(simple: Any, graph: Any) -> None:
+    """Restores unused graph inputs that onnxslim has removed."""
+    inputs = {value.name: value for value in simple.input}
+    all_inputs = [inputs.get(value.name, value) for value in graph.input]
+    copies = [type(value).FromString(value.SerializeToString()) for value in all_inputs]
+    del simple.input[:]
+    simple.input.extend(copies)
+
+
+def raise_opset(model: Any, opset: int) -> Any:
+    """Converts a graph to a newer opset; returns it unchanged if it has that opset."""
+    (written,) = {entry.version for entry in model.opset_import if not entry.domain}
+    if written == opset:
+        return model
+    onnx = import_package("onnx")
+    import_package("onnx.version_converter")
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as error:  # The converter's C++ code raises several types.
+        raise ExportError(
+            f"It was written with opset {written}, and onnx {onnx.__version__} can't convert that "
+            f"to the requested opset {opset}: {failure_reason(error)}. Pass opset={written}."
+        ) from error

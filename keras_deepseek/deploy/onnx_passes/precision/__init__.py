@@ -1,1 +1,0 @@
-"""Passes that change the dtype in which an ONNX graph computes."""
