@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -5,8 +7,11 @@ from keras_deepseek.deploy.onnx_passes.graph_view import (
     GraphView,
     attribute,
     drop_unused,
+    import_package,
     in_both_orders,
+    inner_graphs,
 )
+from keras_deepseek.errors import MissingExtraError
 
 WEIGHTS = "float[2] pair = {1, 2}, float[1] third = {0.33333334}, int64 whole = {3}, bool yes = {1}"
 
@@ -38,7 +43,7 @@ def test_numbers(model):
     assert not view.is_number("third", 0.33335)
 
 
-def test_what_is_inner(model):
+def test_uses_within_nodes(model):
     view = GraphView(model)
     add, absolute, product, last = model.graph.node
     assert view.are_only_used_within([add, absolute, product], last)
@@ -133,3 +138,22 @@ def test_attributes_and_orders(model):
     node = GraphView(model).node("Softmax", ["x"], "y", axis=2)
     assert (attribute(node, "axis"), attribute(node, "unheard", 7)) == (2, 7)
     assert list(in_both_orders(model.graph.node[2])) == [("a", "b"), ("b", "a")]
+
+
+def test_installed_package_is_imported():
+    assert import_package("json") is json
+
+
+def test_missing_package_names_its_extra():
+    with pytest.raises(MissingExtraError, match=r"`not_there` .*keras_deepseek\[onnx\]"):
+        import_package("not_there.inner")
+
+
+def test_branches_and_bodies_are_found_and_others_have_none():
+    helper = pytest.importorskip("onnx.helper")
+    graphs = [helper.make_graph([], name, [], []) for name in ("first", "second", "third")]
+    node = helper.make_node("If", ["x"], ["y"], then_branch=graphs[0], else_branch=graphs[1])
+    assert sorted(graph.name for graph in inner_graphs(node)) == ["first", "second"]
+    node = helper.make_node("Own", ["x"], ["y"], bodies=graphs, scale=2.0)
+    assert [graph.name for graph in inner_graphs(node)] == ["first", "second", "third"]
+    assert not list(inner_graphs(helper.make_node("Relu", ["x"], ["y"])))

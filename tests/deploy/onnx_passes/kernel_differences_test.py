@@ -3,13 +3,36 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.kernel_differences import wrap_integers
+from keras_deepseek.deploy.onnx_passes.kernel_differences import keep_nan, wrap_integers
 
 onnx = pytest.importorskip("onnx")
 LARGE = {
     "int32": np.array([[2**30, 2**30, 3, 2**31 - 1], [70000, -70000, 3, 1], [-(2**31), -1, 5, 7]]),
     "int64": np.array([[2**62, 2**62, 3, 2**63 - 1], [2**40, 3, -(2**25), 1], [-1, 5, 2**53, 1]]),
 }
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_a_recurrence_is_nan_from_the_step_of_a_nan_on(direction, parse, check_pass, run_all, draw):
+    sides = 2 if direction == "bidirectional" else 1
+    model = parse(
+        f'y, h, c = LSTM <hidden_size = 3, direction = "{direction}"> (x, w, r, b)',
+        f"float[S,N,4] x, float[{sides},12,4] w, float[{sides},12,3] r, float[{sides},24] b",
+        "float[A,B,C,D] y, float[E,F,G] h, float[I,J,K] c",
+    )
+    arrays = draw(x=(5, 3, 4), w=(sides, 12, 4), r=(sides, 12, 3), b=(sides, 24))
+    assert check_pass(keep_nan, model, [arrays], tolerance=0)[0] == 1
+    arrays["x"][2, 1, 0] = np.nan
+    arrays["x"][3, 0, 2] = np.inf
+    sequence, *last = map(np.isnan, run_all(model, arrays))
+    steps = np.arange(5)
+    spoilt = {"forward": [steps >= 2], "reverse": [steps <= 2]}
+    spoilt["bidirectional"] = spoilt["forward"] + spoilt["reverse"]
+    expected = np.zeros((5, sides, 3, 3), bool)
+    expected[:, :, 1] = np.stack(spoilt[direction], axis=1)[..., None]
+    np.testing.assert_array_equal(sequence, expected)
+    for state in last:
+        np.testing.assert_array_equal(state, expected[2])
 
 
 @pytest.fixture(params=LARGE)
@@ -83,7 +106,7 @@ def test_powers_wrap_around(wrapped, dtype, power):
     np.testing.assert_array_equal(received, expected)
 
 
-def test_what_stands_in_a_branch_wraps_around(wrapped):
+def test_integers_in_branches_wrap_around(wrapped):
     nodes = """
         small = Cast <to = 9> (flag)
         y = If (small) <
@@ -109,7 +132,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_the_rest_stays(parse, name):
+def test_other_integers_stay(parse, name):
     weights = "int64[1] axes = {0}, int32 one = {1}"
     model = parse(KEPT[name], "int32[N,M] x", "int32[A,B] y", weights)
     op_counts = Counter(node.op_type for node in model.graph.node)
