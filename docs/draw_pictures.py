@@ -39,7 +39,7 @@ STATIONS = [
     ("deploy", "deploy.exporter.Exporter.export"),
     ("deploy", "deploy.make_artifact.make_artifact"),
     ("deploy", "deploy.formats.onnx.OnnxFormat.write"),
-    ("deploy", "deploy.verification.verify_artifact.verify"),
+    ("deploy", "deploy.verification.verify"),
     ("inference", "inference.executors.open_executor.open_executor"),
     ("artifacts", "artifacts.bundle.Bundle.open"),
     ("inference", "inference.http.http_application.HttpApplication.handle"),

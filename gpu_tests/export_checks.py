@@ -14,7 +14,7 @@ import numpy as np
 from gpu_tests.place import Place, Skipped
 from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import TITLES, import_library
 from keras_deepseek.deploy import Exporter
-from keras_deepseek.deploy.formats.tensorrt_engine.capabilities import TURING, known_capabilities
+from keras_deepseek.deploy.formats.tensorrt_engine.flavor import TURING, known_capabilities
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.testing import assert_close

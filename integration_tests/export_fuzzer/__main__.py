@@ -26,11 +26,11 @@ from integration_tests.second_look import call, compute, difference, tolerance
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter, register_exporter
-from keras_deepseek.deploy.export_report import ExportReport
+from keras_deepseek.deploy.export_job import ExportReport
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
-from keras_deepseek.deploy.samples.random_batches import make_samples
+from keras_deepseek.deploy.samples import make_samples
 from keras_deepseek.errors import ExportError
 
 _SECONDS = 300

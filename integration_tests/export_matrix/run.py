@@ -22,9 +22,9 @@ from integration_tests.export_matrix.artifact_runner import ArtifactRunner
 from integration_tests.export_matrix.fresh_batches import fresh_batches
 from integration_tests.second_look import compute, difference, tolerance
 from keras_deepseek.deploy import Exporter, register_exporter
-from keras_deepseek.deploy.export_report import ExportReport
+from keras_deepseek.deploy.artifact_files import installed_versions
+from keras_deepseek.deploy.export_job import ExportReport
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
-from keras_deepseek.deploy.installed_versions import installed_versions
 from keras_deepseek.errors import KerasDeepSeekError
 
 FORMATS = ("onnx", "savedmodel", "tensorrt", "openvino")

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keras_deepseek.deploy.export_report import ExportReport
+    from keras_deepseek.deploy.export_job import ExportReport
     from keras_deepseek.deploy.exporter import Exporter
     from keras_deepseek.deploy.formats.export_format import ExportFormat
     from keras_deepseek.deploy.formats.registry import register_exporter
@@ -24,7 +24,7 @@ __all__ = [
 ]
 _MODULES = {
     "ExportFormat": "formats.export_format",
-    "ExportReport": "export_report",
+    "ExportReport": "export_job",
     "Exporter": "exporter",
     "Latency": "latencies",
     "LatencyTable": "latencies",

@@ -1,15 +1,23 @@
-"""Dataclasses for one export: the job, the result of a route, and the final artifact."""
+"""The job of an export, the results of its routes, and the report."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
-from keras_deepseek.artifacts.manifest import Verification
+from keras_deepseek.artifacts.manifest import ALIKE, Verification
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.registry import ChosenFormat
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.graph.optimization import optimize
+from keras_deepseek.graph.passes import PASSES
+
+_OF_THE_BACKEND = "attention"
+"""The pass that chooses by the speed of the running backend. The artifact runs elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +94,85 @@ class MadeArtifact:
     route: str
     verification: Verification
     passed_over: tuple[str, ...] = ()
+
+
+def optimize_job(job: ExportJob, say: Callable[[str], None]) -> ExportJob:
+    """Returns an export job whose model computes less, compared with the model of the given job."""
+    named = job.model
+    say(f"{job.export_format.name}: optimizing the graph")
+    passes = [name for name in PASSES if name != _OF_THE_BACKEND]
+    alternatives = [samples[0] for samples in job.alternative_samples]
+    for sample in [job.samples[0], *alternatives]:
+        with contextlib.suppress(InvalidInputError):  # The model does not take these sizes.
+            inputs = named.pack_inputs(sample)
+            optimized = optimize(named.model, inputs, measure=False, passes=passes)
+            break
+    else:
+        return job  # The export says what is wrong with the samples.
+    report = optimized.report
+    if report is None or not {*(report.passes or ())} - {"identities"}:
+        say(f"{job.export_format.name}: there is nothing to optimize")
+        return job
+    original_count, optimized_count = report.multiply_adds
+    say(f"{job.export_format.name}: {original_count:,} multiply-adds, now {optimized_count:,}")
+    return replace(job, model=NamedModel(optimized, named.precision), reference=named)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The report on an export or a check.
+
+    Args:
+        path: `pathlib.Path`. The bundle, or the file if a file was requested.
+        format: string. The name of the format.
+        route: string. How the artifact was made.
+        verification: `artifacts.Verification`.
+        passed_over: tuple of strings. The routes that were tried before, each with its reason.
+        seconds: float. The duration, in seconds.
+
+    Example:
+
+    >>> from pathlib import Path
+    >>> from keras_deepseek.artifacts import Verification
+    >>> verification = Verification("unverified", reason="an engine needs a GPU")
+    >>> print(ExportReport(Path("m.trt"), "tensorrt", "by hand", verification, (), 2.5))
+    m.trt: tensorrt, unverified: an engine needs a GPU (by hand, 2.5 s)
+    """
+
+    path: Path
+    format: str
+    route: str
+    verification: Verification
+    passed_over: tuple[str, ...]
+    seconds: float
+
+    @property
+    def verified(self) -> bool:
+        """True if the artifact was verified: it computes what the model computes."""
+        return self.verification.state == "verified"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Shows the report in a notebook as `print` does."""
+        printer.text(str(self))
+
+    def __str__(self) -> str:
+        agreement = "".join(
+            f", {name}: {measures['relative_error']:.1%} off"
+            + (
+                f", {measures['same_largest']:.1%} same answer"
+                if "same_largest" in measures
+                else ""
+            )
+            for name, measures in self.verification.agreement.items()
+        )
+        nonfinite = self.verification.nonfinite
+        if nonfinite not in ("", ALIKE):
+            agreement += f"; {nonfinite}"
+        by = f" by {', '.join(names)}" if len(names := self.verification.signatures) > 1 else ""
+        outcome = (
+            f"verified on {self.verification.num_samples} batches{by}, largest difference "
+            f"{self.verification.largest_difference:.2g}{agreement}"
+            if self.verified
+            else f"{self.verification.state}: {self.verification.reason.rstrip('.')}"
+        )
+        return f"{self.path}: {self.format}, {outcome} ({self.route}, {self.seconds:.1f} s)"

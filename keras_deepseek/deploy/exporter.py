@@ -14,11 +14,6 @@ from typing import Any, Literal
 
 import keras
 
-from keras_deepseek.artifacts.bundle import (
-    check_target,
-    publish_bundle,
-    publish_file,
-)
 from keras_deepseek.artifacts.export_arguments import (
     INT8,
     PRECISIONS,
@@ -27,7 +22,6 @@ from keras_deepseek.artifacts.export_arguments import (
     check_model_name,
     check_precision,
     check_samples,
-    check_target_file,
 )
 from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import InferenceFunction
@@ -35,8 +29,13 @@ from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.checks import check_boolean
-from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
-from keras_deepseek.deploy.export_report import ExportReport
+from keras_deepseek.deploy.artifact_files import (
+    installed_versions,
+    is_one_file,
+    open_artifact,
+    publish,
+)
+from keras_deepseek.deploy.export_job import ExportJob, ExportReport, MadeArtifact, optimize_job
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.format_list import INT8_FORMATS
@@ -47,11 +46,8 @@ from keras_deepseek.deploy.formats.registry import (
     format_for_suffix,
 )
 from keras_deepseek.deploy.input_signature import with_input_signature
-from keras_deepseek.deploy.installed_versions import installed_versions
 from keras_deepseek.deploy.make_artifact import check_artifact, fit_samples, make_artifact
-from keras_deepseek.deploy.open_artifact import open_artifact
-from keras_deepseek.deploy.optimize_job import optimize_job
-from keras_deepseek.deploy.samples.verification_data import choose_data
+from keras_deepseek.deploy.samples import choose_data
 from keras_deepseek.deploy.stage_display import StageDisplay, check_verbose
 from keras_deepseek.errors import (
     ExportError,
@@ -190,8 +186,7 @@ class Exporter:
         target = check_artifact_path(path)
         chosen = self._chosen_for(target)
         export_format = chosen.export_format
-        as_file = bool(export_format.suffix) and target.name.endswith(export_format.suffix)
-        check_target_file(target) if as_file else check_target(target)
+        as_file = is_one_file(target, export_format)
         with staging_folder(target) as work, StageDisplay(self._verbose) as say:
             folder = work / "artifact"
             folder.mkdir()
@@ -200,11 +195,7 @@ class Exporter:
                 artifact = make_artifact(
                     optimize_job(job, say) if self._optimize_graph else job, folder, say
                 )
-            if as_file:
-                _check_alone(folder, export_format.entry, target)
-                publish_file(folder / export_format.entry, target)
-            else:
-                publish_bundle(folder, target, self._manifest(export_format, artifact))
+            publish(folder, target, self._manifest(export_format, artifact), as_file=as_file)
         report = ExportReport(
             path=target,
             format=export_format.name,
@@ -334,14 +325,3 @@ def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | N
         check_no_options(backend, options)
         return None
     return choose_format(backend, options)
-
-
-def _check_alone(folder: Path, entry: str, target: Path) -> None:
-    """Raises an error if one file was requested and the artifact has more."""
-    other_files = sorted(path.name for path in folder.iterdir() if path.name != entry)
-    if other_files:
-        raise ExportError(
-            f"One file, {target.name!r}, can't hold this model: its weights are in "
-            f"{', '.join(other_files)}. Pass a folder, as in export({target.stem!r}), for all "
-            "files."
-        )

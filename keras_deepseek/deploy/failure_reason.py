@@ -1,11 +1,23 @@
-"""Summary of an exporter's error in one line."""
+"""Summary of an exporter's error in one line, with the layer and operator at which it failed.
 
+Exporters seldom name these. They are found in the frames of the traceback.
+"""
+
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
+from types import FrameType
 
-from keras_deepseek.deploy.failure_place import failure_place
+import keras
+
 from keras_deepseek.errors import KerasDeepSeekError
+
+_COMPILED = ("closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit")
+"""JAX primitives that only contain others."""
+_NODES = ("eqn", "equation", "node")
+"""The names of exporters' local variables that hold the current operator."""
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300
@@ -14,6 +26,61 @@ DISK_IS_FULL = os.strerror(errno.ENOSPC)
 _TORCH_NOTICE = "The error above occurred when calling torch.export"
 """A line that PyTorch may write before or after the reason."""
 _NUM_LINES = 2  # Keras's first line has the place, and its second the reason.
+
+
+@contextlib.contextmanager
+def whole_tracebacks() -> Iterator[None]:
+    """A context manager that makes Keras keep its own frames in tracebacks."""
+    were_filtered = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        if were_filtered:
+            keras.config.enable_traceback_filtering()
+
+
+def failure_place(error: BaseException) -> str:
+    """Returns the layer and operator in which an exporter's error was raised; `""` if unknown."""
+    layers: list[str] = []
+    operator, scope = "", ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if name := _layer_name(frame):
+            layers = [*layers[: layers.index(name)], name] if name in layers else [*layers, name]
+        frame_names = _operator(frame)
+        operator, scope = frame_names[0] or operator, frame_names[1] or scope
+        traceback = traceback.tb_next
+    layer_path = "/".join(layers) or scope
+    where = f"in {layer_path!r}" if layer_path else ""
+    return ", ".join(words for words in (where, f"at {operator}" if operator else "") if words)
+
+
+def _layer_name(frame: FrameType) -> str:
+    """Returns the name of the layer or operation whose method a frame runs; `""` for a model."""
+    layer = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
+    if isinstance(layer, keras.Model) or not isinstance(layer, keras.Layer | keras.Operation):
+        return ""
+    return str(layer.name)
+
+
+def _operator(frame: FrameType) -> tuple[str, str]:
+    """Returns the operator that an exporter handles in a stack frame, and the layers around it."""
+    for name in _NODES:
+        node = frame.f_locals.get(name) if name in frame.f_code.co_varnames else None
+        if node is None:
+            continue
+        module = type(node).__module__.partition(".")[0]
+        if module == "jax" and hasattr(node, "primitive"):
+            kind, scopes = str(node.primitive.name), str(node.source_info.name_stack).split("/")
+            scopes = [scope for scope in scopes if not scope.endswith(")")]  # Such as `vmap()`.
+            return "" if kind in _COMPILED else kind, "/".join(scopes)
+        if module == "tf2onnx":
+            return str(node.type), str(node.name).rpartition("/")[0]
+        if module == "torch" and hasattr(node, "target"):
+            return str(node.target), ""
+    return "", ""
 
 
 def failure_reason(error: BaseException) -> str:

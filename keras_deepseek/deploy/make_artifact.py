@@ -26,7 +26,7 @@ from keras_deepseek.deploy.routes.route import (
     check_packages,
     find_routes,
 )
-from keras_deepseek.deploy.verification.verify_artifact import (
+from keras_deepseek.deploy.verification import (
     Expected,
     Run,
     compare_nonfinite,

@@ -11,7 +11,7 @@ from keras_deepseek.deploy import ExportFormat
 from keras_deepseek.deploy.export_job import ExportJob
 from keras_deepseek.deploy.formats.format_list import FORMATS
 from keras_deepseek.deploy.formats.registry import DuckTypedFormat
-from keras_deepseek.deploy.samples.random_batches import make_samples
+from keras_deepseek.deploy.samples import make_samples
 
 
 def build_digits() -> keras.Model:

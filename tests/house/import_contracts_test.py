@@ -24,7 +24,7 @@ VIOLATIONS = [
     ("rows", "deploy/__init__.py", "import keras_deepseek.cli"),
     ("training", "training/step/precision.py", "import keras_deepseek.training.fit.step_plan"),
     ("training", "training/data/length_buckets.py", "import keras_deepseek.training.step"),
-    ("deploy", "deploy/samples/random_batches.py", "import keras_deepseek.deploy.routes.route"),
+    ("deploy", "deploy/samples.py", "import keras_deepseek.deploy.routes.route"),
     ("deploy", "deploy/formats/onnx.py", "import keras_deepseek.deploy.exporter"),
     ("frameworks", "layers/__init__.py", "import torch.nn"),
     ("frameworks", "inference/__init__.py", "def late():\n    import tensorflow"),

@@ -1,6 +1,6 @@
 """The SavedModel export format: a folder for TensorFlow Serving and TensorFlow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,14 +11,22 @@ from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signatu
 from keras_deepseek.backend.export.example_signatures import CLASSIFY, REGRESS, classify, regress
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
-from keras_deepseek.backend.runtimes.saved_model import load_saved_model
+from keras_deepseek.backend.runtimes.saved_model import import_tensorflow, load_saved_model
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.formats.export_format import ExportFormat
-from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
-from keras_deepseek.deploy.samples.random_batches import make_accepted_samples
+from keras_deepseek.deploy.samples import make_accepted_samples
 from keras_deepseek.errors import NotSupportedError
 
 _DEFAULT = "serving_default"
+
+_PLACE = ("assets.extra", "tf_serving_warmup_requests")
+_BYTES_TYPE = 2
+"""The wire type of strings, bytes and messages."""
+_PREDICT_LOG = 6  # In PredictionLog.
+_REQUEST = 1  # In PredictLog.
+_MODEL_SPEC, _INPUTS = 1, 2  # In PredictRequest.
+_NAME, _SIGNATURE_NAME = 1, 3  # In ModelSpec.
+_KEY, _VALUE = 1, 2  # In an entry of a map.
 
 
 class SavedModelFormat(ExportFormat):
@@ -106,3 +114,39 @@ class SavedModelFormat(ExportFormat):
             return self._classify
         width = signature.outputs[0].shape[-1] if signature.outputs[0].shape else None
         return tuple(str(index) for index in range(width or 0))
+
+
+def write_warmup_requests(
+    folder: Path, model_name: str, samples: Iterable[dict[str, Array]]
+) -> None:
+    """Writes a warmup request for each sample, at most 1,000, into the SavedModel's assets.
+
+    They are records of the protocol buffer `PredictionLog`. Its fields are written by their public
+    numbers, since the package that has the classes requires one release of TensorFlow.
+    """
+    tf = import_tensorflow("to write warm-up requests")
+    path = folder.joinpath(*_PLACE)
+    path.parent.mkdir()
+    spec = _field(_NAME, model_name.encode()) + _field(_SIGNATURE_NAME, b"serving_default")
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for sample in samples:
+            request = _field(_MODEL_SPEC, spec)
+            for name in sorted(sample):
+                tensor = tf.make_tensor_proto(sample[name]).SerializeToString()
+                entry = _field(_KEY, name.encode()) + _field(_VALUE, tensor)
+                request += _field(_INPUTS, entry)
+            writer.write(_field(_PREDICT_LOG, _field(_REQUEST, request)))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Encodes a protocol buffer field that holds a string, bytes or a message."""
+    return _varint(number << 3 | _BYTES_TYPE) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """Encodes an integer: seven bits a byte, the lowest first; a high bit means more."""
+    encoded = bytearray()
+    while value >> 7:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])

@@ -125,7 +125,7 @@ def _changeable_sources() -> dict[str, int]:
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.export.named_model import NamedModel
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
-    from keras_deepseek.deploy.failure_place import whole_tracebacks
+    from keras_deepseek.deploy.failure_reason import whole_tracebacks
     from keras_deepseek.deploy.formats.export_format import run_format
     from keras_deepseek.deploy.formats.registry import choose_format
     from keras_deepseek.deploy.routes.custom_objects import load_objects, receive

@@ -18,7 +18,7 @@ from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend import DISPLAY_NAMES
 from keras_deepseek.backend.keras_private.layers import without_new_nodes
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
-from keras_deepseek.deploy.failure_place import whole_tracebacks
+from keras_deepseek.deploy.failure_reason import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
 from keras_deepseek.deploy.routes.child import load_batches, save_batches
 from keras_deepseek.deploy.routes.child_process import Say, run_in_child

@@ -10,7 +10,7 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.onnx_passes import graph_view, onnx_file
-from keras_deepseek.deploy.samples.random_batches import make_samples
+from keras_deepseek.deploy.samples import make_samples
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,

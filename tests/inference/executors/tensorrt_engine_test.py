@@ -20,8 +20,10 @@ from keras_deepseek.artifacts import (
 from keras_deepseek.artifacts.bundle import publish_bundle
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
-from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import build_engine
-from keras_deepseek.deploy.formats.tensorrt_engine.profiles import resolve_profiles
+from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import (
+    build_engine,
+    resolve_profiles,
+)
 from keras_deepseek.errors import ExportError
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.executors import open_executor

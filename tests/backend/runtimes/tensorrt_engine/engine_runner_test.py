@@ -5,8 +5,10 @@ import pytest
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import EngineRunner
-from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import build_engine
-from keras_deepseek.deploy.formats.tensorrt_engine.profiles import resolve_profiles
+from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import (
+    build_engine,
+    resolve_profiles,
+)
 from keras_deepseek.errors import ExportError, NotSupportedError
 from tests.oracles.tensorrt_stand_in import Context
 

@@ -1,15 +1,19 @@
+import keras
 import numpy as np
 import pytest
 
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import draw_batch
-from keras_deepseek.deploy.samples.random_batches import (
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.deploy.samples import (
+    choose_data,
     hold_out,
     make_accepted_samples,
     make_extreme_samples,
     make_optional_samples,
     make_samples,
 )
+from keras_deepseek.errors import InvalidInputError
 
 
 def samples_of(model):
@@ -65,7 +69,7 @@ def test_further_batches_are_small_and_large_and_of_large_numbers():
     assert make_extreme_samples(model, NamedModel(model).signature) == []
 
 
-def test_what_masking_takes_for_padding_ends_the_first_row():
+def test_first_row_ends_in_padding_of_masking():
     from keras import Input, Model, layers
 
     x = Input((12, 4), name="x")
@@ -153,7 +157,7 @@ def drawn_by(layer, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int16", "float32"])
-def test_what_is_looked_up_is_of_the_vocabulary_with_a_few_that_are_unknown(dtype):
+def test_lookup_samples_are_of_the_vocabulary_with_a_few_unknown(dtype):
     from keras import layers
 
     pytest.importorskip("tensorflow")
@@ -169,7 +173,7 @@ def test_what_is_looked_up_is_of_the_vocabulary_with_a_few_that_are_unknown(dtyp
     assert (drawn[:, :6] != 3).all()
 
 
-def test_what_takes_no_unknown_number_is_given_none():
+def test_layers_without_unknown_values_get_none():
     from keras import layers
 
     pytest.importorskip("tensorflow")
@@ -221,3 +225,88 @@ def test_a_batch_that_is_shorter_than_a_convolution_is_not_verified_on(tmp_path)
     model = Model(x, layers.Dense(1, activation="sigmoid")(layers.GlobalMaxPooling1D()(hidden)))
     report = Exporter(model, "onnx", verbose=False).export(tmp_path / "bundle")
     assert report.verification.state == "verified"
+
+
+def test_own_samples_are_what_it_is_verified_on(digits, tmp_path, tensorflow_installed):
+    images = np.zeros((2, 8, 8, 1))
+    exporter = Exporter(digits, "onnx", samples=[images, images[:1]], verbose=False)
+    assert exporter.export(tmp_path / "digits").verification.num_samples == 2
+
+
+@pytest.mark.parametrize("samples", [[], [np.zeros((2, 7, 8, 1))], [np.zeros((0, 8, 8, 1))]])
+def test_samples_that_do_not_fit_are_refused(digits, samples):
+    with pytest.raises(InvalidInputError):
+        Exporter(digits, "savedmodel", samples=samples)
+
+
+def test_int8_is_made_for_data_and_verified_on_others(digits, tmp_path, tensorflow_installed):
+    import onnx
+
+    images = np.random.default_rng(0).random((40, 8, 8, 1))
+    report = Exporter(digits, "onnx", precision="int8", calibration=images, verbose=False).export(
+        tmp_path / "small.onnx"
+    )
+    assert report.verification.num_samples == 3  # Of 1, 3 and 4 rows, a fifth of what was given.
+    assert report.verification.agreement["probabilities"]["relative_error"] < 0.05
+    assert "% off" in str(report)
+    assert "int8 for the ranges of 32 rows of image" in report.route
+    nodes = onnx.load(tmp_path / "small.onnx").graph.node
+    assert any(node.op_type == "QuantizeLinear" for node in nodes)
+
+
+def test_samples_that_move_no_output_verify_nothing(tmp_path, tensorflow_installed):
+    inputs = keras.Input((3,), name="features")
+    saturated = keras.layers.Dense(
+        2, activation="sigmoid", kernel_initializer="ones", bias_initializer="ones", name="share"
+    )(inputs * 1e4 + 1e6)
+    exporter = Exporter(keras.Model(inputs, saturated), "onnx", verbose=False)
+    report = exporter.export(tmp_path / "saturated.onnx")
+    assert report.verification.state == "unverified"
+    assert "output 'share' hardly changes" in report.verification.reason
+    rows = np.linspace(-110.0, -90.0, 6, dtype="float32")[:, None] * np.ones(3, "float32")
+    exporter = Exporter(keras.Model(inputs, saturated), "onnx", samples=[rows], verbose=False)
+    assert exporter.check(tmp_path / "saturated.onnx").verified
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (np.zeros((0, 8, 8, 1), "float32"), "has no rows"),
+        (np.full((3, 8, 8, 1), np.nan, "float32"), "NaN or infinity in input 'image'"),
+    ],
+)
+def test_rows_that_give_no_ranges_are_refused(digits, rows, match):
+    with pytest.raises(InvalidInputError, match=match):
+        Exporter(digits, "onnx", precision="int8", calibration=rows)
+
+
+def count_rows(batches):
+    return sum(len(batch["input_0"]) for batch in batches)
+
+
+def test_a_fifth_of_the_rows_is_verified_on_where_there_are_no_samples(dense):
+    named, rows = NamedModel(dense), np.ones((40, 4), "float32")
+    data = choose_data(named, None, rows)
+    assert (count_rows(data.calibration), count_rows(data.samples)) == (32, 8)
+    data = choose_data(named, [rows[:3]], rows)
+    assert (count_rows(data.calibration), count_rows(data.samples)) == (40, 3)
+    assert not data.has_random_samples
+
+
+def test_without_data_all_is_drawn(dense):
+    data = choose_data(NamedModel(dense), None, None)
+    assert data.has_random_samples
+    assert data.calibration is None
+    assert all(
+        (data.samples, data.alternative_samples, data.optional_samples, data.extreme_samples)
+    )
+
+
+def test_inputs_with_unequal_rows_are_refused_by_the_argument():
+    left_input, right_input = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    model = keras.Model([left_input, right_input], keras.layers.Add()([left_input, right_input]))
+    rows = {"left": np.ones((5, 4)), "right": np.ones((6, 4))}
+    with pytest.raises(InvalidInputError, match=r"^`calibration`: Inputs differ in batch size"):
+        Exporter(model, "onnx", precision="int8", calibration=rows)
+    with pytest.raises(InvalidInputError, match=r"^`samples\[0\]`: Inputs differ in batch size"):
+        Exporter(model, "onnx", samples=[rows])

@@ -2,7 +2,9 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek import __version__
 from keras_deepseek.deploy import Exporter
+from keras_deepseek.deploy.artifact_files import installed_versions
 from keras_deepseek.errors import BundleError, ExportError
 
 
@@ -33,3 +35,12 @@ def test_a_saved_model_is_checked_on_every_backend(digits, tmp_path, tensorflow_
     exporter = Exporter(digits, "savedmodel", verbose=False)
     exporter.export(tmp_path / "digits")
     assert exporter.check(tmp_path / "digits").verified
+
+
+def test_installed_versions_leave_out_missing_packages():
+    versions = installed_versions()
+    assert versions["keras_deepseek"] == __version__
+    assert versions["keras"] == keras.__version__
+    assert keras.backend.backend() in versions
+    assert all(versions.values())
+    assert installed_versions(["pytest", "not-there"]).keys() - versions.keys() == {"pytest"}

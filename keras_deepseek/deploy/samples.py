@@ -1,14 +1,18 @@
-"""Random batches on which an artifact is verified."""
+"""The input batches on which an artifact is verified: the user's, or random ones."""
 
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.export_arguments import bind_rows, check_calibration
+from keras_deepseek.artifacts.rows_file import cut_batches
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.export.free_axes import count_free_lengths
 from keras_deepseek.backend.export.named_model import NamedModel
@@ -27,6 +31,8 @@ _MOST_ROWS, _LARGEST_ROW = 20, 2**18
 """The rows of the largest batch, and the largest number of values in a row of it."""
 _UNEQUAL_LENGTHS = (9, 13, 16, 6)
 """The lengths of the free axes, in turn, so that a swap of two axes shows."""
+
+Batches = list[dict[str, Array]]
 
 
 def make_samples(
@@ -129,3 +135,47 @@ def _make_batch(
     shapes = batch_shapes(signature, batch_size, lengths)
     # The seed makes batches differ even if their size is fixed.
     return draw_batch(model, signature, shapes, seed=batch_size)
+
+
+@dataclass(frozen=True)
+class VerificationData:
+    """The input batches of an export. `ExportJob` explains the kinds of samples."""
+
+    samples: Batches
+    alternative_samples: list[Batches] = field(default_factory=list)
+    optional_samples: Batches = field(default_factory=list)
+    extreme_samples: Batches = field(default_factory=list)
+    calibration: Batches | None = None
+    has_random_samples: bool = False
+
+
+def choose_data(
+    named: NamedModel, samples: Sequence[Any] | None, calibration: Any
+) -> VerificationData:
+    """Checks the user's samples and calibration rows, and returns the batches to use.
+
+    Without samples, it takes a part of `calibration`, or random batches.
+    """
+    signature = named.signature
+    rows = held_out = ranges = None
+    if calibration is not None:
+        rows = check_calibration(bind_rows("calibration", signature, calibration))
+        if samples is None:  # With samples, all rows serve for the ranges.
+            rows, held_out = hold_out(rows)
+        ranges = cut_batches(rows)
+    if samples is not None:
+        batches = [
+            bind_rows(f"samples[{index}]", signature, sample)
+            for index, sample in enumerate(samples)
+        ]
+        return VerificationData(batches, calibration=ranges)
+    if held_out is not None:
+        return VerificationData(cut_batches(held_out), calibration=ranges)
+    model = named.model
+    return VerificationData(
+        make_samples(model, signature),
+        alternative_samples=[make_samples(model, signature, ROUND_LENGTHS)],
+        optional_samples=make_optional_samples(model, signature),
+        extreme_samples=make_extreme_samples(model, signature),
+        has_random_samples=True,
+    )

@@ -1,1 +1,0 @@
-"""The input batches on which an artifact is verified."""

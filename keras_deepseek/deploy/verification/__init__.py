@@ -1,1 +1,0 @@
-"""Comparison of the outputs of an artifact with those of its model."""
