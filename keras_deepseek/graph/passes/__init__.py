@@ -1,21 +1,21 @@
-"""The rewrites of a graph, one a file."""
+"""The passes that rewrite a graph, in the order in which they run."""
 
 from collections.abc import Collection
 
 from keras_deepseek.graph.ir import Graph, Pass, Rewrite, Value
-from keras_deepseek.graph.passes.attention import fuse_attention
-from keras_deepseek.graph.passes.batch_norm import fold_batch_norms
-from keras_deepseek.graph.passes.equal_operations import merge_equal_operations
-from keras_deepseek.graph.passes.identities import remove_identities
-from keras_deepseek.graph.passes.product_order import reorder_products
-from keras_deepseek.graph.passes.split_sums import split_sums
-from keras_deepseek.graph.passes.unread_rows import cut_unread_rows
+from keras_deepseek.graph.passes.dead_rows import eliminate_dead_rows
+from keras_deepseek.graph.passes.fusions import fold_batch_norms, fuse_attention
+from keras_deepseek.graph.passes.matrix_chain_order import reorder_products, split_sums
+from keras_deepseek.graph.passes.redundant_operations import (
+    merge_common_subexpressions,
+    remove_identities,
+)
 
 PASSES: dict[str, Pass] = {
     "identities": remove_identities,
-    "equal_operations": merge_equal_operations,  # Common subexpression elimination.
+    "equal_operations": merge_common_subexpressions,  # Common subexpression elimination.
     "batch_norm": fold_batch_norms,
-    "unread_rows": cut_unread_rows,  # Dead-row elimination.
+    "unread_rows": eliminate_dead_rows,  # Dead-row elimination.
     "split_sums": split_sums,
     "product_order": reorder_products,  # Matrix-chain order.
     "attention": fuse_attention,  # Last: products are not reordered through it.

@@ -1,23 +1,22 @@
-"""Products of several tensors: gathered from the graph, put in the cheapest order, and recorded."""
+"""Products of several tensors, gathered from the graph as one einsum, and their costs."""
 
 import dataclasses
 import itertools
 import math
 import string
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import keras
 
 from keras_deepseek.graph.ir import CONSTANT, WEIGHT, Graph, Node, Shape, Value
-from keras_deepseek.graph.trace import record
 
 ELEMENT_COST = 4.0
 """The cost of moving one number, in multiply-adds."""
 
-_MOST_OPERANDS = 7  # `OrderSearch` tries all orders.
+_MOST_OPERANDS = 7  # All orders are tried.
 _MOST_NODES = 50
-_LETTERS = string.ascii_letters
+LETTERS = string.ascii_letters
 _FIRST_LABEL = 0x100
 
 
@@ -52,7 +51,7 @@ def as_product(node: Node) -> Product | None:
     if node.kind in ("Multiply", "Divide", "TrueDivide"):
         return _scaling(node)
     if (axes := permutation(node)) is not None:
-        labels = _LETTERS[: len(axes)]
+        labels = LETTERS[: len(axes)]
         return Product([node.args[0]], [labels], "".join(labels[axis] for axis in axes), [node])
     return None
 
@@ -95,7 +94,7 @@ def _einsum(node: Node) -> Product | None:
         spread = {operand.shape[: len(operand.shape) - len(term) + 3] for operand, term in pairs}
         if len(spread) > 1 or not all(term.startswith("...") for term in (*labels, out)):
             return None
-        unused = [letter for letter in _LETTERS if letter not in text]
+        unused = [letter for letter in LETTERS if letter not in text]
         letters = "".join(unused[: len(spread.pop())])
         labels, out = [term.replace("...", letters) for term in labels], out.replace("...", letters)
     sizes: dict[str, int] = {}
@@ -111,7 +110,7 @@ def _matmul(node: Node) -> Product | None:
     if not (isinstance(first, Value) and isinstance(second, Value)):
         return None
     rank = len(first.shape)
-    labels, new = _LETTERS[:rank], _LETTERS[rank]
+    labels, new = LETTERS[:rank], LETTERS[rank]
     if rank >= 2 and len(second.shape) == 2:
         return Product([first, second], [labels, labels[-1] + new], labels[:-1] + new, [node])
     if rank == len(second.shape) > 2 and first.shape[:-2] == second.shape[:-2]:
@@ -128,7 +127,7 @@ def _scaling(node: Node) -> Product | None:
     for value, factor in pairs:
         is_tensor = isinstance(value, Value) and value.dtype == node.spec.dtype
         if is_tensor and _is_scalar(factor) and not _is_scalar(value):
-            labels = _LETTERS[: len(value.shape)]
+            labels = LETTERS[: len(value.shape)]
             return Product([value], [labels], labels, [node], [factor])
     return None
 
@@ -268,98 +267,3 @@ def node_cost(node: Node, with_gradient: Collection[Node]) -> float:
     if not product.factors:  # A transpose is most often a view.
         return 0.0
     return 2 * elements((math.prod(product.sizes().values()),))
-
-
-class OrderSearch:
-    """The cheapest order of a product, by dynamic programming over all groups of its operands.
-
-    A group is a set of indices of operands that are multiplied with each other first.
-    """
-
-    def __init__(self, product: Product, with_gradient: Collection[Node]) -> None:
-        self._product = product
-        self._gradients = [operand.node in with_gradient for operand in product.operands]
-        self._sizes = product.sizes()
-        self._all = frozenset(range(len(product.operands)))
-        self._best: dict[frozenset[int], tuple[float, list[frozenset[int]]]] = {}
-        cost = self._solve(self._all)[0]
-        # The scalar factors multiply the smallest tensor.
-        self._scaled = min(self._groups(self._all), key=self._count)
-        self.cost = cost + 2 * len(product.factors) * ELEMENT_COST * self._count(self._scaled)
-
-    def _groups(self, group: frozenset[int]) -> Iterator[frozenset[int]]:
-        """Yields some operands, and the groups of them that are multiplied first."""
-        yield group
-        for factor in self._solve(group)[1]:
-            yield from self._groups(factor)
-
-    def _count(self, group: frozenset[int]) -> int:
-        """Returns the number of elements of the product of some operands."""
-        return math.prod(self._sizes[label] for label in self._labels_of(group))
-
-    def _labels_of(self, group: frozenset[int]) -> set[str]:
-        """Returns the labels that the product of some operands keeps."""
-        labels = self._product.labels
-        outside = {*self._product.out}.union(*(labels[index] for index in self._all - group))
-        return outside & {label for index in group for label in labels[index]}
-
-    def _solve(self, group: frozenset[int]) -> tuple[float, list[frozenset[int]]]:
-        """Returns the least cost of the product of some operands, and its two factors as groups."""
-        if len(group) == 1:
-            return 0.0, []
-        if group not in self._best:
-            halves = (
-                frozenset(half)
-                for number in range(1, len(group) // 2 + 1)
-                for half in itertools.combinations(sorted(group), number)
-            )
-            # As they stand, for a matmul.
-            pairs = (sorted((half, group - half), key=min) for half in halves)
-            costs = [(self._cost(pair), pair) for pair in pairs]
-            self._best[group] = min(costs, key=lambda solution: solution[0])
-        return self._best[group]
-
-    def _cost(self, pair: list[frozenset[int]]) -> float:
-        first, second = pair
-        gradients = sum(any(self._gradients[index] for index in half) for half in pair)
-        first_labels, second_labels = self._labels_of(first), self._labels_of(second)
-        out_labels = self._labels_of(first | second)
-        cost = product_cost(first_labels, second_labels, out_labels, self._sizes, gradients)
-        return self._solve(first)[0] + self._solve(second)[0] + cost
-
-    def record(self, layer: str) -> Value:
-        """Records the product in the cheapest order, and returns its value."""
-        return self._record(self._all, layer)[0]
-
-    def _record(self, group: frozenset[int], layer: str) -> tuple[Value, str]:
-        if len(group) == 1:
-            (index,) = group
-            value, out = self._product.operands[index], self._product.labels[index]
-        else:
-            first, second = (self._record(half, layer) for half in self._best[group][1])
-            out = self._product.out
-            if group != self._all:
-                remaining = self._labels_of(group)
-                labels = dict.fromkeys(first[1] + second[1])
-                out = "".join(label for label in labels if label in remaining)
-            value = _record_product(*first, *second, out, layer)
-        for factor in self._product.factors if group == self._scaled else ():
-            value = record(keras.ops.multiply, value, factor, layer=layer)
-        return value, out
-
-
-def _record_product(
-    first: Value, first_labels: str, second: Value, second_labels: str, out: str, layer: str
-) -> Value:
-    """Records a matmul if the axes stand as it needs them, else an einsum."""
-    batch = second_labels[:-2]
-    if (
-        batch + first_labels[-1:] == second_labels[:-1]
-        and batch == (first_labels[:-2] if batch else "")
-        and out == first_labels[:-1] + second_labels[-1]
-    ):
-        return record(keras.ops.matmul, first, second, layer=layer)
-    subscripts = f"{first_labels},{second_labels}->{out}"
-    used = "".join(dict.fromkeys(first_labels + second_labels))
-    subscripts = subscripts.translate(str.maketrans(used, _LETTERS[: len(used)]))
-    return record(keras.ops.einsum, subscripts, first, second, layer=layer)

@@ -42,7 +42,7 @@ class _Cut:
     """The layers of the products that the cut saves, of this node and before it."""
 
 
-def cut_unread_rows(graph: Graph, training: bool) -> Changes:
+def eliminate_dead_rows(graph: Graph, training: bool) -> Changes:
     """Computes only the rows that slices and indices read. Works in inference and training.
 
     Dropout then draws fewer random numbers, so a training step draws others than before.
