@@ -1,8 +1,7 @@
 """Graph optimization: a Keras model that computes the same with less work."""
 
 from keras_deepseek.graph.optimization import optimize
-from keras_deepseek.graph.optimized_model import OptimizedModel
-from keras_deepseek.graph.report import OptimizationReport
+from keras_deepseek.graph.optimized_model import OptimizationReport, OptimizedModel
 
 __all__ = ["OptimizationReport", "OptimizedModel", "optimize"]
 

@@ -15,10 +15,10 @@ from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
 from keras_deepseek.graph.ir import Rewrite
 from keras_deepseek.graph.known_code import CannotOpenError, protected_attributes
-from keras_deepseek.graph.optimized_model import OptimizedModel
+from keras_deepseek.graph.model_lock import lock_of
+from keras_deepseek.graph.optimized_model import OptimizationReport, OptimizedModel
 from keras_deepseek.graph.passes import PASSES
-from keras_deepseek.graph.plans import Plan, lock_of
-from keras_deepseek.graph.report import OptimizationReport
+from keras_deepseek.graph.plans import Plan
 from keras_deepseek.graph.trace import as_symbols, call_model, describe_error
 from keras_deepseek.graph.verify import flat_call, time_together
 

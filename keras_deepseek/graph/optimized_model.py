@@ -1,20 +1,119 @@
-"""The optimized model: the original's variables, run by programs."""
+"""The two ways that a model runs by programs: as an optimized model, and in a training step."""
 
+import contextlib
+import dataclasses
+import functools
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
+from keras import tree
 
 from keras_deepseek.backend.export.model_wrapper import ModelWrapper
-from keras_deepseek.backend.keras_private.layers import first_call_shapes, functional_graph
+from keras_deepseek.backend.keras_private.layers import (
+    first_call_shapes,
+    functional_graph,
+    infers_shapes,
+)
+from keras_deepseek.backend.keras_private.sample_values import longest_sequence
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.graph.ir import Leaf, Rewrite, Shape
+from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plan, Plans
-
-if TYPE_CHECKING:
-    from keras_deepseek.graph.report import OptimizationReport
+from keras_deepseek.graph.trace import TemporaryCall, as_symbols
 
 _STEPS = ("compute_loss", "train_step", "test_step", "predict_step")
+
+_EXAMPLE_ROWS, _EXAMPLE_LENGTH = 32, 128
+"""The sizes that stand for unknown ones, where costs are compared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationReport:
+    """The findings of `graph.optimize`: what it rewrote, kept and measured.
+
+    Args:
+        mode: `"inference"` or `"train"`.
+        passes: The passes that were kept. `None` if the original is run.
+        operations: The number of operations and whole layers, before and after, without those of
+            gradients.
+        multiply_adds: The multiply-adds of products and convolutions outside of whole layers,
+            before and after, at the sizes of the example inputs. With `mode="train"` they include
+            the gradients.
+        rewrites: The changes that each kept pass made.
+        leaves: The layers that were kept whole, by path, and the reasons.
+        free_axes: The axes of the inputs whose size may change without a new program, as in
+            `"axis 0 of input 0"`. Those that `and` joins must have the same size. Defaults to `()`.
+        largest_difference: The largest absolute difference between the outputs. Defaults to `None`:
+            nothing was compared.
+        speed_up: The original's time over the optimized model's. Defaults to `None`: not measured.
+        pass_speed_ups: The time without a pass over the time with it, for each pass measured. The
+            entry `"flat program"` is the original's time over that of a program without passes.
+            Defaults to an empty dict.
+        failure: The pass, the layer and the difference of a verification that failed. Defaults to
+            `None`: none failed.
+
+    Example:
+
+    >>> report = OptimizationReport("train", None, (9, 9), (640, 640), {}, {})
+    >>> print(report)
+    train: 9 operations, now 9
+    640 multiply-adds with gradients, now 640
+    The original is used: nothing that pays was found.
+    """
+
+    mode: str
+    passes: tuple[str, ...] | None
+    operations: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    rewrites: dict[str, list[Rewrite]]
+    leaves: dict[str, Leaf]
+    free_axes: tuple[str, ...] = ()
+    largest_difference: float | None = None
+    speed_up: float | None = None
+    pass_speed_ups: dict[str, float] = dataclasses.field(default_factory=dict)
+    failure: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as dicts, lists, texts and numbers, for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        old_operations, new_operations = self.operations
+        old_multiply_adds, new_multiply_adds = self.multiply_adds
+        gradients = " with gradients" if self.mode == "train" else ""
+        lines = [
+            f"{self.mode}: {old_operations:,} operations, now {new_operations:,}",
+            f"{old_multiply_adds:,} multiply-adds{gradients}, now {new_multiply_adds:,}",
+        ]
+        if self.free_axes:
+            lines.append(f"of any size: {', '.join(self.free_axes)}")
+        if self.failure:
+            lines.append(f"The original is used: {self.failure}")
+        elif self.passes is None:
+            lines.append("The original is used: nothing that pays was found.")
+        if self.speed_up is not None:
+            lines.append(f"{self.speed_up:.2f} times as fast as the original")
+        if self.speed_up is not None and (speed := self.pass_speed_ups.get("flat program")):
+            lines.append(f"flat program, without passes ({speed:.2f} times)")
+        for name, rewrites in self.rewrites.items():
+            speed = self.pass_speed_ups.get(name)
+            lines.append(name + (f" ({speed:.2f} times)" if speed else ""))
+            layers_of_text: dict[str, list[str]] = {}
+            for rewrite in rewrites:
+                layers = ", ".join(filter(None, rewrite.layers))
+                layers_of_text.setdefault(rewrite.text, []).append(layers)
+            for text, layer_names in layers_of_text.items():
+                many = f"  {text} x {len(layer_names)}, first in {layer_names[0]}"
+                lines.append(many if layer_names[1:] else f"  {layer_names[0]}: {text}")
+        if self.leaves:
+            lines.append("kept whole")
+        for path, leaf in self.leaves.items():
+            lines.append(f"  {path} ({leaf.layer_class}): {leaf.reason}")
+        return "\n".join(lines)
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -201,3 +300,49 @@ def _describe_input(symbol: keras.KerasTensor) -> keras.InputSpec:
     """Returns a spec for an export, of any batch size."""
     shape = (None, *symbol.shape[1:])
     return keras.InputSpec(shape=shape, dtype=symbol.dtype, name=symbol.name)
+
+
+class ProgramCall(TemporaryCall):
+    """The `call` of a model by programs that all passes have rewritten.
+
+    Costs alone decide; nothing is timed. The model's own call is run before the model is built, for
+    inputs without a program that was compared with it, and while Keras infers shapes.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        self._plans: Plans | None = None
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Makes this object the `call` of the model in a `with` block, then restores its own."""
+        with own_attributes(self._model, call=self):
+            yield
+
+    def has_program(self, inputs: Any, *, training: bool = False) -> bool:
+        """Returns True if a program runs for these inputs, and False if the model does."""
+        return self._plans is not None and self._plans.has_program(inputs, training)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the outputs of the model for the arguments of its `call`."""
+        own_call = functools.partial(type(self._model).call, self._model, *args, **kwargs)
+        training = kwargs.pop("training", None)
+        # The mask of a dict of inputs is a dict, of `None` where there is none.
+        has_others = len(args) != 1 or any(leaf is not None for leaf in tree.flatten(kwargs))
+        if has_others or not self._model.built or infers_shapes():
+            return own_call()
+        with self._lock:
+            if self._plans is None:
+                self._plans = Plans(self._model, tuple(PASSES), _example(self._model, args[0]))
+        return self._plans.run(args[0], bool(training), own_call)
+
+
+def _example(model: keras.Model, inputs: Any) -> Any:
+    """Returns symbols like the inputs, with sizes in place of those that are unknown."""
+    length = min(longest_sequence(model) or _EXAMPLE_LENGTH, _EXAMPLE_LENGTH)
+
+    def fill(shape: Any) -> Shape:
+        return tuple(size or (length if axis else _EXAMPLE_ROWS) for axis, size in enumerate(shape))
+
+    return as_symbols(inputs, [fill(tensor.shape) for tensor in tree.flatten(inputs)])

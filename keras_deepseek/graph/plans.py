@@ -2,14 +2,9 @@
 
 import bisect
 import collections
-import contextlib
 import functools
 import logging
-import operator
-import threading
-import types
-import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,9 +14,7 @@ from keras import ops, tree
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.export.random_batch import draw_batch
-from keras_deepseek.backend.keras_private.layer_precision import PolicyKey
 from keras_deepseek.backend.keras_private.layers import (
-    flatten_layers,
     functional_graph,
     infers_shapes,
     inner_layers,
@@ -29,8 +22,10 @@ from keras_deepseek.backend.keras_private.layers import (
 from keras_deepseek.backend.keras_private.masks import read_mask
 from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.free_sizes import trace_free, with_sizes
+from keras_deepseek.graph.input_kinds import InputKey, InputKinds
 from keras_deepseek.graph.ir import Shape, count_operations
-from keras_deepseek.graph.known_code import CannotOpenError, find_foreign_code
+from keras_deepseek.graph.known_code import CannotOpenError
+from keras_deepseek.graph.model_lock import lock_of
 from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import count_multiply_adds
 from keras_deepseek.graph.program import Program
@@ -47,6 +42,16 @@ _log = logging.getLogger(__name__)
 
 _MOST_PLANS = 256
 """The most kinds and shapes of inputs that a model remembers. The least recent is dropped."""
+_MOST_SETTINGS = 32
+"""The most states of the layers' attributes for which programs are made."""
+
+
+class _FirstRunError(Exception):
+    """The failure of a program in its first run, and the path of the layer at fault if known."""
+
+    def __init__(self, failure: Exception, layer: str | None) -> None:
+        super().__init__(str(failure))
+        self.failure, self.layer = failure, layer
 
 
 class Plan:
@@ -99,6 +104,17 @@ class Plan:
         self.shapes = shapes
         """The sizes of the trace."""
 
+    def run(self, inputs: Any) -> Any:
+        """Runs the program; raises a `_FirstRunError` if it fails before it has ever run."""
+        try:
+            outputs = self.program(inputs)
+        except Exception as error:
+            if self.has_run:
+                raise
+            raise _FirstRunError(error, self.program.failed_layer(error)) from error
+        self.has_run = True
+        return outputs
+
     def fits(self, shapes: Sequence[Shape]) -> bool:
         """Returns True if the program may get inputs of these shapes."""
         if list(map(len, shapes)) != list(map(len, self.shapes)):
@@ -123,13 +139,7 @@ class Plans:
         self._model = model
         self._passes = passes
         self.example = example
-        layers = flatten_layers(model)
-        self._layers = [layer for layer in layers if layer.variables]
-        self._settings = [
-            (layer, _settings_getter(layer))
-            for layer in layers  # A model has attributes of its training.
-            if not isinstance(layer, keras.Model) and not find_foreign_code(layer)
-        ]
+        self._kinds = InputKinds(model, example)
         self._settings_of_calls: set[Any] = set()
         self._plans = _RecentPlans()
         self._proved = _RecentPlans()
@@ -145,39 +155,35 @@ class Plans:
         no new layer is at fault: then the model runs.
         """
         tensors = [inputs] if hasattr(inputs, "shape") else tree.flatten(inputs)
-        is_masked = any(read_mask(tensor) is not None for tensor in tensors)
-        if is_masked or self._differs or infers_shapes():
+        if self._differs or infers_shapes() or any(read_mask(x) is not None for x in tensors):
             return self.run_original(otherwise)
-        key = self._key(inputs, tensors, training)
-        self._settings_of_calls.add(key[0][1])
-        if len(self._settings_of_calls) > _MOST_SETTINGS:
-            self._differs = True
-            self._warn("attributes of its layers change all the time")
+        key = self._kinds.key(inputs, tensors, training)
+        if self._is_unsteady(key):
             return self.run_original(otherwise)
-        whole: frozenset[str] = frozenset()
+        whole: set[str] = set()
+        if key not in self._proved:
+            self._proved.add(key, self._try_to_prove(inputs, training, whole))
         while True:
-            if key not in self._proved or whole:
-                self._proved.add(key, self._try_to_prove(inputs, training, whole))
-            with self._lock:
-                plan = self._proved.get(key)
-                if plan is None:
-                    return otherwise()
-                self._proved.move_to_end(key)
-                try:
-                    outputs = plan.program(inputs)
-                except Exception as error:
-                    if plan.has_run:
-                        raise
-                    failure = error
+            try:
+                with self._lock:
+                    plan = self._proved.use(key)
+                    return otherwise() if plan is None else plan.run(inputs)
+            except _FirstRunError as error:
+                if error.layer is None or error.layer in whole:
+                    self._warn(describe_error(error.failure))
+                    self._proved.add(key, None)  # The model raises the error too, or is right.
                 else:
-                    plan.has_run = True
-                    return outputs
-            layer = plan.program.failed_layer(failure)
-            if layer is None or layer in whole:
-                self._warn(describe_error(failure))
-                self._proved.add(key, None)  # The model raises the error too, or is right.
-            else:
-                whole |= {layer}
+                    whole.add(error.layer)
+                    self._proved.add(key, self._try_to_prove(inputs, training, whole))
+
+    def _is_unsteady(self, key: InputKey) -> bool:
+        """Returns True if the layers' attributes change too often, and then drops all programs."""
+        self._settings_of_calls.add(key.settings)
+        if len(self._settings_of_calls) <= _MOST_SETTINGS:
+            return False
+        self._differs = True
+        self._warn("attributes of its layers change all the time")
+        return True
 
     def run_original(self, original: Callable[[], Any]) -> Any:
         """Calls the original model, at a time when no other thread traces it."""
@@ -186,7 +192,7 @@ class Plans:
 
     def has_program(self, inputs: Any, training: bool) -> bool:
         """Returns True if a program runs for these inputs: it was compared with the model."""
-        return self._proved.get(self._key(inputs, tree.flatten(inputs), training)) is not None
+        return self._proved.get(self._key(inputs, training)) is not None
 
     def make(self, inputs: Any, training: bool) -> Plan:
         """Returns a plan for tensors or `KerasTensor`s: a new one, if no other fits.
@@ -212,23 +218,27 @@ class Plans:
             return plan
 
     def _make(self, inputs: Any, training: bool, whole: Collection[str] = ()) -> Plan:
-        tensors = tree.flatten(inputs)
-        key = kind, shapes, _ = self._key(inputs, tensors, training)
-        same_kind = (plan for plan_key, plan in self._plans.items() if plan_key[0] == kind and plan)
-        fitting = (plan for plan in same_kind if plan.fits(shapes))
-        plan = None if whole else next(fitting, None)
+        key = self._key(inputs, training)
+        plan = None if whole else self._find_fitting(key)
         self._plans.add(key, None)  # It stays if no program can be made.
-        if not all(map(_is_dense, tensors)):
+        if not all(map(_is_dense, tree.flatten(inputs))):
             raise CannotOpenError("gets sparse or ragged inputs")
-        if any(0 in shape for shape in shapes):  # Operations of TensorFlow fail on it.
+        if any(0 in shape for shape in key.shapes):  # Operations of TensorFlow fail on it.
             raise CannotOpenError("gets an empty batch")
         if plan is None:
-            example = as_symbols(inputs, self._fill_unknown_sizes(shapes))
+            example = as_symbols(inputs, self._kinds.fill_unknown_sizes(key.shapes))
             plan = Plan(self._model, example, training=training, passes=self._passes, whole=whole)
-        if not plan.fits(shapes):
+        if not plan.fits(key.shapes):
             raise CannotOpenError("fixes a size that its inputs leave open")
         self._plans.add(key, plan)
         return plan
+
+    def _find_fitting(self, key: InputKey) -> Plan | None:
+        """Returns a plan made for inputs of the same kind that takes these shapes."""
+        for plan_key, plan in self._plans.items():
+            if plan is not None and plan_key.kind == key.kind and plan.fits(key.shapes):
+                return plan
+        return None
 
     def _prove(
         self, inputs: Any, training: bool, whole: Collection[str] = (), *, resizes: bool = False
@@ -247,7 +257,7 @@ class Plans:
                 raise CannotOpenError(f"has an operation that fails: {error}") from error
             return self._prove(inputs, training, {*whole, layer}, resizes=resizes)
         plan.largest_difference = max(difference, plan.largest_difference or 0.0)
-        self._proved.add(self._key(inputs, tree.flatten(inputs), training), plan)
+        self._proved.add(self._key(inputs, training), plan)
         return plan
 
     def _try_to_prove(self, inputs: Any, training: bool, whole: Collection[str]) -> Plan | None:
@@ -279,10 +289,10 @@ class Plans:
         Where these are not known, fewer and more rows and steps than the example's are tried too.
         """
         traced = tree.flatten(inputs)
-        _, shapes, _ = self._key(inputs, traced, training)
+        shapes = self._key(inputs, training).shapes
         is_open = any(None in shape for shape in shapes)
         names = [f"input_{index}" for index in range(len(shapes))]
-        sizes = dict(zip(names, self._fill_unknown_sizes(shapes), strict=True))
+        sizes = dict(zip(names, self._kinds.fill_unknown_sizes(shapes), strict=True))
         specs = [
             TensorSpec(name, sizes[name], keras.backend.standardize_dtype(tensor.dtype))
             for name, tensor in zip(names, traced, strict=True)
@@ -318,119 +328,32 @@ class Plans:
             self._warnings.add(reason)
             _log.warning("Model %r runs as it is: %s.", self._model.name, reason.rstrip("."))
 
-    def _key(self, inputs: Any, tensors: list[Any], training: bool) -> Any:
-        """Returns the kind of inputs, their shapes and their classes."""
-        # In training, a frozen BatchNormalization computes something else.
-        trainable = training and tuple(map(_read_trainable, self._layers))
-        # A callback may change an attribute of a layer, such as `negative_slope`, or its `call`.
-        settings = tuple(
-            ["call" in vars(layer) for layer, _ in self._settings]
-            + [read(layer) for layer, read in self._settings]
-        )
-        kind = trainable, settings, PolicyKey(self._layers), _structure(inputs)
-        # Symbolic sizes, as in `torch.export`, are unknown ones.
-        shapes = [
-            tuple([size if type(size) is int else None for size in tensor.shape])
-            for tensor in tensors
-        ]
-        return kind, tuple(shapes), tuple(map(type, tensors))
-
-    def _fill_unknown_sizes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
-        """Returns shapes with the sizes of the example inputs in place of unknown sizes."""
-        example_shapes = [tuple(symbol.shape) for symbol in tree.flatten(self.example)]
-        if list(map(len, example_shapes)) == list(map(len, shapes)):
-            shapes = [
-                tuple(
-                    example_size if size is None else size
-                    for size, example_size in zip(*shape_pair, strict=True)
-                )
-                for shape_pair in zip(shapes, example_shapes, strict=True)
-            ]
-        if any(None in shape for shape in shapes):
-            raise CannotOpenError("gets inputs of an unknown size")
-        return shapes
+    def _key(self, inputs: Any, training: bool) -> InputKey:
+        return self._kinds.key(inputs, tree.flatten(inputs), training)
 
 
-class SharedLock:
-    """A lock that many threads hold together in a `with` block, or one alone."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._holders: list[int] = []
-
-    def __enter__(self) -> None:
-        with self._condition:
-            self._holders.append(threading.get_ident())
-
-    def __exit__(self, *_: object) -> None:
-        with self._condition:
-            self._holders.remove(threading.get_ident())
-            self._condition.notify_all()
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Holds the lock alone. A thread that holds it already does not wait for itself."""
-        with self._condition:
-            this_thread = {threading.get_ident()}
-            self._condition.wait_for(lambda: this_thread.issuperset(self._holders))
-            yield
-
-
-class _RecentPlans(collections.OrderedDict[Any, Plan | None]):
+class _RecentPlans(collections.OrderedDict[InputKey, Plan | None]):
     """The plans of the kinds and shapes of inputs that came last."""
 
-    def add(self, key: Any, plan: Plan | None) -> None:
+    def add(self, key: InputKey, plan: Plan | None) -> None:
         """Adds a plan, or `None` for inputs that have none, as the newest."""
         self[key] = plan
         self.move_to_end(key)
         if len(self) > _MOST_PLANS:
             self.popitem(last=False)
 
+    def use(self, key: InputKey) -> Plan | None:
+        """Returns the plan for a key, which becomes the newest."""
+        plan = self.get(key)
+        if plan is not None:
+            self.move_to_end(key)
+        return plan
+
 
 def _in_new_thread(function: Callable[[], Any]) -> Any:
     """Calls a function where no framework traces or compiles what it does."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
-
-
-_locks: weakref.WeakKeyDictionary[keras.Model, SharedLock] = weakref.WeakKeyDictionary()
-_making_locks = threading.Lock()
-
-
-def lock_of(model: keras.Model) -> SharedLock:
-    """Returns the lock of a model: traces hold it alone, its optimized models to call."""
-    with _making_locks:
-        return _locks.setdefault(model, SharedLock())
-
-
-def _settings_getter(layer: keras.Layer) -> Callable[[keras.Layer], Any]:
-    """Returns a function that reads the numbers, texts and functions among a layer's attributes."""
-    names = [
-        name
-        for name, value in vars(layer).items()
-        if isinstance(value, _SETTINGS) and name not in _NO_SETTINGS
-    ]
-    return operator.attrgetter(*names, "name")
-
-
-_MOST_SETTINGS = 32
-"""The most states of the layers' attributes for which programs are made."""
-
-_SETTINGS = (bool, int, float, str, types.FunctionType)
-_NO_SETTINGS = {"_called", "built", "training", "call", "stop_training", "stop_evaluating"}
-"""Attributes that Keras itself changes from call to call."""
-
-_read_trainable = operator.attrgetter("trainable")
-_dtype_name = functools.cache(keras.backend.standardize_dtype)
-
-
-def _structure(inputs: Any) -> Any:
-    """Returns the nesting and the dtypes of inputs, as something hashable."""
-    if isinstance(inputs, dict):
-        return tuple((name, _structure(inputs[name])) for name in sorted(inputs))
-    if isinstance(inputs, list | tuple):
-        return type(inputs), *map(_structure, inputs)
-    return _dtype_name(inputs.dtype)
 
 
 def _is_dense(tensor: Any) -> bool:

@@ -10,8 +10,9 @@ from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Node, Value
 from keras_deepseek.graph.known_code import CannotOpenError
+from keras_deepseek.graph.model_lock import lock_of
 from keras_deepseek.graph.optimized_model import OptimizedModel
-from keras_deepseek.graph.plans import Plan, lock_of
+from keras_deepseek.graph.plans import Plan
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

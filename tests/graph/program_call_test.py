@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_deepseek.graph.program_call import ProgramCall
+from keras_deepseek.graph.optimized_model import ProgramCall
 
 
 @pytest.fixture

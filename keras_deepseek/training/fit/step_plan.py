@@ -13,7 +13,7 @@ from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
 from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.graph.program_call import ProgramCall
+from keras_deepseek.graph.optimized_model import ProgramCall
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.data.position_data import check_data, check_targets
 from keras_deepseek.training.fit.finite_check import FiniteCheck
