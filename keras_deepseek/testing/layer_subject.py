@@ -1,4 +1,4 @@
-"""The layer under test in `LayerTestCase`, with its inputs and helpers to call it."""
+"""The layer under test in `LayerTestCase`, and layers that attach or record a mask."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,37 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.export.named_model import NamedModel
 
 SEED = 1337
+
+
+class AttachMask(keras.Layer):
+    """A layer that returns its input with a given mask attached, like `Masking`.
+
+    Args:
+        mask: Boolean array.
+    """
+
+    def __init__(self, mask: Array) -> None:
+        super().__init__()
+        self.given_mask = mask
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return keras.ops.convert_to_tensor(self.given_mask)
+
+
+class RecordMask(keras.Layer):
+    """A layer that returns its input, and stores the input's mask in `mask`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.supports_masking = True
+        self.mask: Array | None = None
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        self.mask = None if mask is None else keras.ops.convert_to_numpy(mask)
+        return inputs
 
 
 @dataclass(frozen=True)

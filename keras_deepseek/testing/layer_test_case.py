@@ -17,16 +17,16 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.testing.finite_differences import assert_gradients
 from keras_deepseek.testing.layer_subject import (
     SEED,
+    AttachMask,
     LayerSubject,
+    RecordMask,
     is_float,
     to_arrays,
     to_tensors,
 )
-from keras_deepseek.testing.mask_layers import AttachMask, RecordMask
-from keras_deepseek.testing.tolerances import assert_close
+from keras_deepseek.testing.tolerances import assert_close, assert_gradients
 
 Oracle = Callable[[keras.Layer, Any], Any]
 

@@ -2,9 +2,18 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.testing.layer_subject import LayerSubject, is_float, to_arrays, to_tensors
+from keras_deepseek.testing.layer_subject import (
+    AttachMask,
+    LayerSubject,
+    RecordMask,
+    is_float,
+    to_arrays,
+    to_tensors,
+)
 
 DENSE = (keras.layers.Dense, {"units": 2})
+
+MASK = np.array([[True, False, True]])
 
 
 def test_one_shape_gives_one_array():
@@ -114,3 +123,23 @@ def test_the_objective_gives_integer_outputs_no_weight():
 def test_bfloat16_is_a_float():
     assert is_float(keras.ops.ones((), "bfloat16"))
     assert not is_float(np.ones((), "int32"))
+
+
+def test_an_attached_mask_arrives_through_a_layer_of_keras():
+    recorder = RecordMask()
+    x = AttachMask(MASK)(keras.ops.ones((1, 3, 2)))
+    recorder(keras.layers.Dense(4)(x))
+    np.testing.assert_array_equal(recorder.mask, MASK)
+
+
+def test_a_dropped_mask_is_recorded_as_none():
+    recorder = RecordMask()
+    x = AttachMask(MASK)(keras.ops.ones((1, 3, 2)))
+    recorder(keras.layers.GlobalAveragePooling1D()(x))
+    assert recorder.mask is None
+
+
+def test_values_pass_unchanged():
+    x = np.random.default_rng(0).normal(size=(1, 3, 2)).astype("float32")
+    outputs = RecordMask()(AttachMask(MASK)(keras.ops.convert_to_tensor(x)))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(outputs), x)

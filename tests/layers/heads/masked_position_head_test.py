@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import MaskedPositionHead
 from keras_deepseek.testing import LayerTestCase, assert_close
-from keras_deepseek.testing.mask_layers import RecordMask
+from keras_deepseek.testing.layer_subject import RecordMask
 from tests.oracles.parity import check_case, make_layer, read_cases
 
 CASES = read_cases("masked_position_head")

@@ -13,7 +13,7 @@ from keras_deepseek.layers import (
     SwiGLU,
 )
 from keras_deepseek.testing import LayerTestCase, assert_close
-from keras_deepseek.testing.mask_layers import AttachMask, RecordMask
+from keras_deepseek.testing.layer_subject import AttachMask, RecordMask
 from tests.oracles.parity import check_case, make_layer, read_cases
 
 CASES = read_cases("manifold_constrained_hyper_connections")
