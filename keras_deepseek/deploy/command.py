@@ -115,13 +115,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the format's options that were given on the command line."""
     values = {flag: getattr(arguments, flag.option) for flag in FLAGS}
     return {flag.option: flag.read(value) for flag, value in values.items() if value is not None}
 
 
 def _load_data(arguments: argparse.Namespace) -> tuple[Any, list[Any] | None]:
-    """Loads the rows for calibration and the batches for verification; `None` if not given."""
     from keras_deepseek.artifacts.rows_file import cut_batches, load_rows
 
     calibration = load_rows(arguments.calibrate) if arguments.calibrate else None
@@ -156,7 +154,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _check_export(arguments: argparse.Namespace) -> None:
-    """Rejects arguments that are invalid for an export or for the check of an artifact."""
     from keras_deepseek.artifacts import export_arguments as rules
     from keras_deepseek.artifacts.bundle import Bundle, check_target
 

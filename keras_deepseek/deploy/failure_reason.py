@@ -58,7 +58,6 @@ def failure_place(error: BaseException) -> str:
 
 
 def _layer_name(frame: FrameType) -> str:
-    """Returns the name of the layer or operation whose method a frame runs; `""` for a model."""
     layer = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
     if isinstance(layer, keras.Model) or not isinstance(layer, keras.Layer | keras.Operation):
         return ""

@@ -174,7 +174,6 @@ def _export_all(
     work: Path,
     say: Callable[[str], None],
 ) -> tuple[dict[str, InferenceFunction], dict[str, str]]:
-    """Exports the model to each format; returns loaded functions, and reasons of those left out."""
     infer: dict[str, InferenceFunction] = {}
     left_out: dict[str, str] = {}
     for name, arguments in exports:
@@ -192,7 +191,6 @@ def _export_all(
 def _batches(
     named: NamedModel, batch_sizes: Iterable[int], length: int
 ) -> dict[int, dict[str, Array]]:
-    """Makes one random batch of each requested batch size."""
     batches = {}
     for batch_size in batch_sizes:
         shapes = batch_shapes(named.signature, batch_size, itertools.repeat(length))

@@ -79,7 +79,6 @@ def _running_route(export_format: ExportFormat) -> Route:
 
 
 def _runner(route: Route, job: ExportJob, folder: Path) -> Run:
-    """Returns a function that runs a route's artifact on further batches."""
     return lambda samples: (
         route.run(replace(job, samples=samples, extreme_samples=()), folder).outputs
     )
@@ -166,7 +165,6 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
 def _try_route(
     job: ExportJob, route: Route, expected: Expected, folder: Path, say: Callable[[str], None]
 ) -> MadeArtifact:
-    """Makes an artifact by one route, and compares its outputs with the model's."""
     export_format = job.export_format
     export_format.check_backend(job.model, route.backend)
     check_packages(export_format, route)
@@ -229,7 +227,6 @@ def _verify_built(
 
 
 def _failure(job: ExportJob, passed_over: list[str], errors: list[Exception]) -> str:
-    """Returns the error message for an export whose routes all failed, with their reasons."""
     missing = [error for error in errors if isinstance(error, MissingExtraError)]
     name = f"{job.model.model.name!r} can't be exported as {job.export_format.name}"
     if len(missing) == len(passed_over):

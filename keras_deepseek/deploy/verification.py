@@ -71,7 +71,6 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
 def _infer_accepted(
     infer: InferenceFunction, samples: Sequence[dict[str, Array]]
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
-    """Returns the batches for which a model gives finite outputs, with these outputs."""
     accepted, finite_outputs = [], []
     for sample in samples:
         with contextlib.suppress(Exception):  # Any backend's error: it takes no such batch.
@@ -85,7 +84,6 @@ def _infer_accepted(
 def _infer_first(
     infer: InferenceFunction, lists: list[list[dict[str, Array]]]
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
-    """Returns the first list of batches that a model accepts, and its outputs."""
     failures = []
     for samples in lists:
         try:
@@ -239,7 +237,6 @@ def _find_differences(
     run: Run,
     precisions: Mapping[str, str | None],
 ) -> list[str]:
-    """Runs an artifact on batches, and describes each output that differs from the model's."""
     try:
         with np.errstate(all="ignore"):
             outputs = run(batches) or [{} for _ in batches]
@@ -271,7 +268,6 @@ def _describe_difference(name: str, expected: Array, received: Array, mask: Arra
 
 
 def _extend(job: ExportJob) -> Callable[[dict[str, Array]], dict[str, Array]]:
-    """Returns a function that adds the format's derived outputs to a model's outputs."""
     return lambda outputs: {**outputs, **job.export_format.further_outputs(outputs)}
 
 
@@ -293,7 +289,6 @@ def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
 
 
 def _least_precision(layers: list[keras.Layer]) -> str | None:
-    """Returns the lowest half precision that some layers compute in; `None` if they use none."""
     dtypes = {layer.compute_dtype for layer in layers}
     return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)
 

@@ -135,7 +135,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _random_inputs(model: Any, batch_size: int, length: int | None) -> Any:
-    """Returns random inputs for a model. All open axes are of one length."""
     from keras_deepseek.backend.export.named_model import NamedModel
     from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
     from keras_deepseek.backend.keras_private.sample_values import longest_sequence

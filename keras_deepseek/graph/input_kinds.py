@@ -103,7 +103,6 @@ class InputKinds:
 
 
 def _settings_getter(layer: keras.Layer) -> Callable[[keras.Layer], Any]:
-    """Returns a function that reads the numbers, texts and functions among a layer's attributes."""
     names = [
         name
         for name, value in vars(layer).items()
@@ -113,7 +112,6 @@ def _settings_getter(layer: keras.Layer) -> Callable[[keras.Layer], Any]:
 
 
 def _structure(inputs: Any) -> Any:
-    """Returns the nesting and the dtypes of inputs, as something hashable."""
     if isinstance(inputs, dict):
         return tuple((name, _structure(inputs[name])) for name in sorted(inputs))
     if isinstance(inputs, list | tuple):

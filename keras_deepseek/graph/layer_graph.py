@@ -65,7 +65,6 @@ class _Drawing:
         self._exits: set[tuple[int, Value]] = set()  # Pairs: a layer, and a value that leaves it.
 
     def draw(self, graph: Graph) -> GraphNode:
-        """Returns the model's node."""
         inputs = {id(node) for node in graph.inputs}
         nodes = [node for node in graph.nodes() if node.operation is not None or id(node) in inputs]
         for node in nodes:
@@ -102,7 +101,6 @@ class _Drawing:
         return self._drawn_layers[path]
 
     def _connect(self, value: Value, reader: _Position) -> None:
-        """Adds the edges of a value, out of the layers that made it and into those of a reader."""
         producer = self._position_of_node.get(id(value.node))
         if producer is None:
             if reader:
@@ -138,7 +136,6 @@ def _add_edge(layer: GraphNode, start: End, end: End) -> None:
 
 
 def _sum_operations(node: GraphNode) -> int:
-    """Gives each layer the operations of all that it holds, and returns them."""
     if node.children:
         node.flops = sum(map(_sum_operations, node.children))
     return node.flops or 0

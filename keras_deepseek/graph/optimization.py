@@ -89,8 +89,6 @@ def optimize(
 
 
 class _Optimization:
-    """One call of `optimize`."""
-
     def __init__(self, model: keras.Model, inputs: Any, mode: str, measure: bool) -> None:
         self._model = model
         self._inputs = inputs
@@ -101,7 +99,6 @@ class _Optimization:
         self._models: dict[tuple[str, ...] | None, OptimizedModel] = {}
 
     def run(self, names: Sequence[str]) -> OptimizedModel:
-        """Returns the optimized model, with those of the passes that pay."""
         try:
             plan = self._with(names).plan(self._training)
         except CannotOpenError as error:
@@ -129,8 +126,6 @@ class _Optimization:
         return self._models[key]
 
     def _verify(self, tried: Sequence[str]) -> tuple[float | None, str | None]:
-        """Returns the largest difference, and the reason if the comparison fails."""
-
         def compare(passes: Sequence[str]) -> float:
             model = self._with(passes)
             modes = dict.fromkeys([False, self._training])
@@ -231,7 +226,6 @@ def _check(model: Any, mode: str) -> None:
 
 
 def _pass_names(passes: Any) -> list[str]:
-    """Returns the names of the passes to try, in the order in which they run."""
     if isinstance(passes, str) or not isinstance(passes, Iterable | None):
         raise InvalidInputError(f"Expected a list of passes, received {passes!r}.")
     names = list(PASSES if passes is None else passes)

@@ -297,7 +297,6 @@ class OptimizedModel(ModelWrapper):
 
 
 def _describe_input(symbol: keras.KerasTensor) -> keras.InputSpec:
-    """Returns a spec for an export, of any batch size."""
     shape = (None, *symbol.shape[1:])
     return keras.InputSpec(shape=shape, dtype=symbol.dtype, name=symbol.name)
 
@@ -339,7 +338,6 @@ class ProgramCall(TemporaryCall):
 
 
 def _example(model: keras.Model, inputs: Any) -> Any:
-    """Returns symbols like the inputs, with sizes in place of those that are unknown."""
     length = min(longest_sequence(model) or _EXAMPLE_LENGTH, _EXAMPLE_LENGTH)
 
     def fill(shape: Any) -> Shape:

@@ -234,7 +234,6 @@ class Plans:
         return plan
 
     def _find_fitting(self, key: InputKey) -> Plan | None:
-        """Returns a plan made for inputs of the same kind that takes these shapes."""
         for plan_key, plan in self._plans.items():
             if plan is not None and plan_key.kind == key.kind and plan.fits(key.shapes):
                 return plan
@@ -323,7 +322,6 @@ class Plans:
         return paths[number - 1] if 0 < number <= len(paths) else "an operation or a pass"
 
     def _warn(self, reason: str) -> None:
-        """Warns once for each reason that the model runs in place of a program."""
         if reason not in self._warnings:
             self._warnings.add(reason)
             _log.warning("Model %r runs as it is: %s.", self._model.name, reason.rstrip("."))
@@ -333,17 +331,13 @@ class Plans:
 
 
 class _RecentPlans(collections.OrderedDict[InputKey, Plan | None]):
-    """The plans of the kinds and shapes of inputs that came last."""
-
     def add(self, key: InputKey, plan: Plan | None) -> None:
-        """Adds a plan, or `None` for inputs that have none, as the newest."""
         self[key] = plan
         self.move_to_end(key)
         if len(self) > _MOST_PLANS:
             self.popitem(last=False)
 
     def use(self, key: InputKey) -> Plan | None:
-        """Returns the plan for a key, which becomes the newest."""
         plan = self.get(key)
         if plan is not None:
             self.move_to_end(key)

@@ -77,7 +77,6 @@ class _Writer:
         self.source = f"def program({arguments}):\n    {body}\n"
 
     def function(self) -> Callable[..., Any]:
-        """Returns the function that the source code defines."""
         exec(compile(self.source, _FILE, "exec"), self._scope)
         function: Callable[..., Any] = self._scope["program"]
         return function
@@ -123,7 +122,6 @@ class _Writer:
         return self._name("argument", argument)
 
     def _name(self, text: str, value: Any) -> str:
-        """Binds a value to a new name that resembles a text."""
         stem = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text)
         stem = re.sub(r"\W", "_", stem).lower().strip("_") or "value"
         number = self._counts[stem] = self._counts.get(stem, 0) + 1

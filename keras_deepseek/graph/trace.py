@@ -148,7 +148,6 @@ class _History:
         self._alive: list[keras.KerasTensor] = []  # An id is unique only while its object is alive.
 
     def set_value(self, symbol: keras.KerasTensor, value: Value) -> None:
-        """Makes a symbol stand for a value."""
         self._values[id(symbol)] = value
         self._alive.append(symbol)
 
@@ -215,8 +214,6 @@ class _History:
 
 
 class _Trace:
-    """One trace of a model."""
-
     def __init__(self, model: keras.Model, whole: frozenset[str], opens_foreign: bool) -> None:
         self._model = model
         self._whole = whole
@@ -230,7 +227,6 @@ class _Trace:
         self._history = _History()
 
     def run(self, inputs: Any, training: bool) -> Graph:
-        """Calls the model on symbols, and returns the graph."""
         kwargs = {"training": training} if self._model._call_has_training_arg else {}
         symbols = tree.flatten(inputs)
         nodes = [Node(INPUT, [Spec(symbol.shape, symbol.dtype)]) for symbol in symbols]
@@ -387,7 +383,6 @@ def _looks_like_bias(argument: Any) -> bool:
 
 
 def _history_node(symbol: keras.KerasTensor) -> Any:
-    """Returns the node of Keras's history that made a symbol."""
     history: Any = getattr(symbol, "_keras_history", None)
     if history is None or isinstance(history.operation, keras.layers.InputLayer | None):
         raise CannotOpenError("reads a symbol that is not one of the model's inputs")

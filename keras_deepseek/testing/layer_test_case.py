@@ -277,7 +277,6 @@ class LayerTestCase(unittest.TestCase):
 
 
 def _named_arguments(layer_class: type[keras.Layer]) -> set[str]:
-    """Returns the parameter names of a layer class's own `__init__`."""
     parameters = inspect.signature(layer_class.__init__).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {parameter.name for parameter in parameters if parameter.kind in kinds} - {"self"}

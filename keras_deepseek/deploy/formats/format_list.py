@@ -69,7 +69,6 @@ def _read_classes(labels: list[str]) -> bool | tuple[str, ...]:
 
 
 def _read_profile(words: list[str]) -> dict[str, tuple[int, ...]]:
-    """Parses words like `batch=1,4,32` to sizes by axis name."""
     from keras_deepseek.errors import InvalidInputError
 
     profile = {}

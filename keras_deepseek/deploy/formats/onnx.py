@@ -198,7 +198,6 @@ class OnnxFormat(ExportFormat):
 
 
 def _describe_rows(batches: Sequence[dict[str, Array]]) -> str:
-    """Describes the int8 calibration: the number of rows and the input names, not the data."""
     num_rows = sum(len(next(iter(batch.values()))) for batch in batches)
     return f"int8 for the ranges of {num_rows} rows of {', '.join(batches[0])}"
 

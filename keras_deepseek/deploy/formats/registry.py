@@ -151,7 +151,6 @@ def register_exporter(export_format: ExportFormat) -> None:
 
 
 def _check_members(export_format: ExportFormat) -> None:
-    """Rejects an export format whose names are no strings, or that names an unknown backend."""
     for member in ("name", "suffix", "entry"):
         value = getattr(export_format, member)
         if not isinstance(value, str) or not (value or member == "suffix"):

@@ -60,7 +60,6 @@ def _settle_copies(graph: Any) -> None:
 
 
 def _order(graph: Any) -> None:
-    """Sorts nodes by the order in which outputs need them, and weights by their nodes."""
     for node in graph.node:
         for inner in inner_graphs(node):
             _order(inner)

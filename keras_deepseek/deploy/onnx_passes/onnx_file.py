@@ -157,7 +157,6 @@ def simplify(model: Any) -> Any:
 
 
 def _put_back_inputs(simple: Any, graph: Any) -> None:
-    """Restores unused graph inputs that onnxslim has removed."""
     inputs = {value.name: value for value in simple.input}
     all_inputs = [inputs.get(value.name, value) for value in graph.input]
     copies = [type(value).FromString(value.SerializeToString()) for value in all_inputs]

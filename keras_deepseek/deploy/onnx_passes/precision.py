@@ -76,7 +76,6 @@ def check_bfloat16(model: Any, latest: int) -> None:
 
 
 def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int]]:
-    """Returns the operators with a bfloat16 input, each with the index of that input."""
     brief = import_package("onnx").TensorProto.BFLOAT16
     values = [*graph.input, *graph.output, *graph.value_info]
     names = outer.union(
@@ -128,7 +127,6 @@ def _change(onnx: Any, graph: Any, outer: set[str]) -> None:
 
 
 def _between_casts(onnx: Any, node: Any, name: str) -> list[Any]:
-    """Returns a product node in float16, with the `Cast` nodes before and after it."""
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     casts = []
     for index, tensor in enumerate(node.input):

@@ -100,14 +100,12 @@ def say(stage: str) -> None:
 
 
 def _adopt_settings(process: dict[str, Any]) -> None:
-    """Adopts the parent process's module path, working directory and temporary folder."""
     sys.path[:] = process["path"]
     os.chdir(process["folder"])
     os.environ["TMPDIR"] = tempfile.tempdir = process["temporary"]
 
 
 def _release_model() -> None:
-    """Frees the memory of a job's model, and resets Keras's automatic layer names."""
     import keras
 
     keras.backend.clear_session()

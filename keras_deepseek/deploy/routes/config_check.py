@@ -73,13 +73,11 @@ def _find_problem(layer: keras.Layer) -> str | None:
 
 
 def _parameters(kind: type) -> list[inspect.Parameter]:
-    """Returns the parameters of a class's `__init__`, without `self`."""
     init = vars(_home(kind, "__init__"))["__init__"]
     return [*inspect.signature(init).parameters.values()][1:]
 
 
 def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
-    """Returns the parameters except `*args` and `**kwargs`."""
     return [
         parameter
         for parameter in parameters
@@ -88,7 +86,6 @@ def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
 
 
 def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
-    """Returns True if a parameter has no default, or the layer's value differs from it."""
     if parameter.default is parameter.empty:
         return True
     value = getattr(layer, parameter.name, parameter.default)
@@ -97,10 +94,8 @@ def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
 
 
 def _home(kind: type, method: str) -> type:
-    """Returns the class in the inheritance order that defines a method."""
     return next(base for base in kind.__mro__ if method in vars(base))
 
 
 def _is_from_keras(kind: type, method: str) -> bool:
-    """Returns True if a class inherits a method from a Keras class."""
     return _home(kind, method).__module__.partition(".")[0] == "keras"

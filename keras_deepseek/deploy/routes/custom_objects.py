@@ -82,7 +82,6 @@ def find_custom_objects(
 
 
 def _has_no_file(name: str) -> bool:
-    """Returns True if a loaded module has no source file, as one created at run time."""
     module = sys.modules.get(name)
     attributes = ("__file__", "__path__")
     return module is not None and all(

@@ -127,7 +127,6 @@ def check_packages(export_format: ExportFormat, route: Route) -> None:
 
 
 def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) -> None:
-    """Writes the files of an export job, which the child process reads, into a folder."""
     sources: tuple[str, ...] = ()
     if not is_written:
         model = job.model.model

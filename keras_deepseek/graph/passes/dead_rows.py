@@ -26,7 +26,6 @@ class _Rows:
     number: int
 
     def cut(self, value: Value, layer: str) -> Value:
-        """Records the slice of a value."""
         key = [slice(None)] * len(value.shape)
         key[self.axis] = slice(self.start, self.stop)
         return record(lambda x: x[tuple(key)], value, layer=layer)

@@ -81,7 +81,6 @@ class _OrderSearch:
             yield from self._groups(factor)
 
     def _count(self, group: frozenset[int]) -> int:
-        """Returns the number of elements of the product of some operands."""
         return math.prod(self._sizes[label] for label in self._labels_of(group))
 
     def _labels_of(self, group: frozenset[int]) -> set[str]:
@@ -115,7 +114,6 @@ class _OrderSearch:
         return self._solve(first)[0] + self._solve(second)[0] + cost
 
     def record(self, layer: str) -> Value:
-        """Records the product in the cheapest order, and returns its value."""
         return self._record(self._all, layer)[0]
 
     def _record(self, group: frozenset[int], layer: str) -> tuple[Value, str]:

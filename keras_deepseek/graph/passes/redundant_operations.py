@@ -74,7 +74,6 @@ def merge_common_subexpressions(graph: Graph, training: bool) -> Changes:
 
 
 def _key(node: Node, replacements: dict[Value, Value]) -> Any:
-    """Returns a key that is the same for nodes with the same result."""
     if node.kind == WEIGHT:
         return WEIGHT, id(node.content), node.spec.dtype
     if node.kind == CONSTANT:

@@ -96,7 +96,6 @@ def _resolve_profile(signature: Signature, profile: Mapping[str, Any]) -> Profil
 
 
 def _sizes_of(spec: TensorSpec, axes: tuple[int | str, ...], value: Any) -> dict[str, Sizes]:
-    """Returns the sizes of an input's free axes, from the three shapes that a user gave."""
     if not _are_shapes(value) or any(
         len(shape) != len(axes)
         or any(axis not in (size, str(axis)) for axis, size in zip(axes, shape, strict=True))

@@ -118,8 +118,6 @@ def _find_any(view: GraphView, mask: str, output: str) -> list[Any]:
 
 @dataclass
 class _Scores:
-    """The scores before an attention softmax: queries, keys, factor and mask."""
-
     product: Any
     scale: float = 1.0
     mask: str = ""
@@ -198,7 +196,6 @@ def _find_scores(view: GraphView, name: str) -> _Scores | None:
 
 
 def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
-    """Returns True if queries, keys and values have equal heads, and none is broadcast."""
     heads = queries[1]
     if not isinstance(heads, int) or keys[1] != heads or values[1] != heads:
         return False
@@ -206,7 +203,6 @@ def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
 
 
 def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]:
-    """Returns keys with features as the last axis, instead of positions."""
     transpose = view.producer(name, "Transpose")
     order, source = [0, 1, 3, 2], name
     if transpose is not None:

@@ -234,7 +234,6 @@ def _fuse_parts(
 def _find_deviation(
     view: GraphView, inverse: str, x: str, num_axes: int
 ) -> tuple[float, list[Any]] | None:
-    """Returns the epsilon and the nodes of `1 / sqrt(variance(x) + epsilon)`."""
     root = find_inverse_root(view, inverse)
     variance = find_mean_square(view, root.source) if root else None
     difference = view.producer(variance.source, "Sub") if variance else None

@@ -223,7 +223,6 @@ def _turn_product(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _turn(rank: int) -> list[int]:
-    """Returns the permutation of axes that swaps the last two."""
     axes = list(range(rank))
     return [*axes[:-2], *reversed(axes[-2:])]
 
@@ -260,7 +259,6 @@ def _scale(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _find_factor(view: GraphView, node: Any) -> tuple[str, float | None]:
-    """Returns the tensor and the constant of a multiplication; `None` without a constant."""
     if node.op_type == "Div":
         pairs, power = [tuple(node.input)], -1.0
     else:

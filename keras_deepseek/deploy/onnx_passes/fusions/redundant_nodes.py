@@ -93,7 +93,6 @@ def _is_negative(view: GraphView, condition: str, indices: str) -> bool:
 
 
 def _is_added(view: GraphView, name: str, indices: str, size: int | str | None) -> bool:
-    """Returns True if a tensor is the indices plus a given size."""
     node = view.producer(name, "Add")
     if node is None or not isinstance(size, int):
         return False

@@ -74,7 +74,6 @@ def _uses(step: _Step) -> int:
 
 
 def _read_step(view: GraphView, last: Any) -> _Step | None:
-    """Returns the normalization step whose last node is given, or `None`."""
     for index, start in enumerate(last.input):
         nodes = _read_function(view, last.input[1 - index], start)
         if nodes and view.are_only_used_within(nodes, last):

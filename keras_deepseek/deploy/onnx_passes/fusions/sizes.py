@@ -76,7 +76,6 @@ def _read_axes(view: GraphView, node: Any) -> list[Size] | None:
 
 
 def _select_sizes(view: GraphView, node: Any, sizes: list[Size]) -> list[Size] | None:
-    """Returns the sizes that a `Gather` or `Slice` node selects from a list of sizes."""
     numbers = [view.constant(name) for name in node.input[1:]]
     if any(array is None or array.size != 1 for array in numbers) and node.op_type == "Slice":
         return None
@@ -117,7 +116,6 @@ def _ask_factor(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _find_factor_of_size(view: GraphView, size: Any) -> tuple[str, int] | None:
-    """Returns the factor of a `MatMul` that has a size of the product, and the factor's axis."""
     if isinstance(size, int):
         return None
     name, axis = size
@@ -220,7 +218,6 @@ def _write_sizes(
 
 
 def _join_runs(sizes: list[Size]) -> list[list[Size]]:
-    """Groups sizes into runs, each of which is one constant or one `Shape` node."""
     runs: list[list[Size]] = []
     for size in sizes:
         previous = runs[-1][-1] if runs else None
