@@ -68,10 +68,7 @@ class ExportJob:
     def in_format(self, chosen: ChosenFormat) -> Self:
         """Returns a copy of the job for another export format."""
         return replace(
-            self,
-            export_format=chosen.export_format,
-            options=chosen.options,
-            source=chosen.source,
+            self, export_format=chosen.export_format, options=chosen.options, source=chosen.source
         )
 
 

@@ -10,11 +10,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.compare_outputs import (
-    agreements,
-    compare_outputs,
-    differing_places,
-)
+from keras_deepseek.artifacts.compare_outputs import agreements, compare_outputs, differing_places
 from keras_deepseek.artifacts.manifest import ALIKE, Verification
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
@@ -144,10 +140,7 @@ def verify(expected: Expected, result: RouteResult, job: ExportJob) -> Verificat
 
 
 def verify_with_redraw(
-    expected: Expected,
-    result: RouteResult,
-    job: ExportJob,
-    run: Run,
+    expected: Expected, result: RouteResult, job: ExportJob, run: Run
 ) -> tuple[Verification, str]:
     """Verifies an artifact like `verify`, after replacing a batch at which the model has a tie.
 
@@ -156,10 +149,7 @@ def verify_with_redraw(
     verification = verify(expected, result, job)
     if verification.state != "failed" or not job.has_random_samples or job.precision is not None:
         return verification, ""
-    infer, extend = (
-        backend.current().inference.plain_inference(job.expected_model),
-        _extend(job),
-    )
+    infer, extend = (backend.current().inference.plain_inference(job.expected_model), _extend(job))
 
     def infer_all(sample: dict[str, Array]) -> dict[str, Array]:
         return extend(infer(sample))

@@ -34,11 +34,7 @@ from keras_deepseek.backend.keras_private.scopes import scoped_values
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.backend.keras_private.variables import stored_dtype
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
-from keras_deepseek.graph.known_code import (
-    CannotOpenError,
-    find_foreign_code,
-    protected_attributes,
-)
+from keras_deepseek.graph.known_code import CannotOpenError, find_foreign_code, protected_attributes
 
 _BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
 """Attributes in which Keras lists the variables of a layer."""

@@ -119,9 +119,7 @@ class LayerTestCase(unittest.TestCase):
         )
         subject.call(revived, subject.symbolic_inputs())
         self.assertEqual(
-            _describe_weights(revived),
-            _describe_weights(layer),
-            "from_config: other weights",
+            _describe_weights(revived), _describe_weights(layer), "from_config: other weights"
         )
 
     def check_saving(self, subject: LayerSubject) -> None:

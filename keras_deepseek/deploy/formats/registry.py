@@ -32,9 +32,7 @@ class ChosenFormat:
 
 
 def choose_format(
-    name: str,
-    options: Mapping[str, Any],
-    calibration: Sequence[dict[str, Array]] | None = None,
+    name: str, options: Mapping[str, Any], calibration: Sequence[dict[str, Array]] | None = None
 ) -> ChosenFormat:
     """Creates an export format by name, and the format that it is built from if any.
 

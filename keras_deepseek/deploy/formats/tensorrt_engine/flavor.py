@@ -16,11 +16,7 @@ from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import (
     TITLES,
     import_library,
 )
-from keras_deepseek.errors import (
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
+from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
 
 FLAVORS = ("auto", "tensorrt", "rtx")
 

@@ -175,11 +175,7 @@ def _is_indirect(view: GraphView, name: str) -> bool:
 
 
 def _without_whole_axes(
-    shape: list[int | str | None],
-    starts: Any,
-    ends: Any,
-    axes: Any = None,
-    steps: Any = None,
+    shape: list[int | str | None], starts: Any, ends: Any, axes: Any = None, steps: Any = None
 ) -> list[list[Size]]:
     """Returns the starts, ends, axes and steps of a `Slice` without axes that it takes whole."""
     axes = list(range(len(starts))) if axes is None else axes
