@@ -16,7 +16,10 @@ import numpy.typing as npt
 from keras_deepseek.errors import InvalidInputError, did_you_mean
 
 Array = npt.NDArray[Any]
-InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
+Batch = dict[str, Array]
+"""The arrays of a batch of inputs or outputs, by name."""
+
+InferenceFunction = Callable[[Batch], Batch]
 """A function from a batch's inputs by name to its outputs by name."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from keras_deepseek.artifacts.manifest import ALIKE, Verification
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.registry import ChosenFormat
@@ -29,8 +29,8 @@ class ExportJob:
         options: The format's arguments without calibration. `None` for a registered format, which
             another process can't make by its name.
         custom_objects_from: Modules, by name or by file, that define the model's custom layers.
-        optional_samples: Batches that are used only if the model itself takes them.
-        extreme_samples: Batches of large numbers, also optional, and compared less strictly.
+        optional_samples: list[Batch] that are used only if the model itself takes them.
+        extreme_samples: list[Batch] of large numbers, also optional, and compared less strictly.
         alternative_samples: Lists like `samples`, tried in turn if the model does not take those.
         allows_difference: Whether an artifact that computes something else is kept.
         precision: The artifact's, `"int8"` included; `None` for the model's own.
@@ -43,14 +43,14 @@ class ExportJob:
     model: NamedModel
     export_format: ExportFormat
     options: dict[str, Any] | None
-    samples: list[dict[str, Array]]
+    samples: list[Batch]
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
-    optional_samples: Sequence[dict[str, Array]] = ()
-    extreme_samples: Sequence[dict[str, Array]] = ()
-    alternative_samples: Sequence[list[dict[str, Array]]] = ()
+    optional_samples: Sequence[Batch] = ()
+    extreme_samples: Sequence[Batch] = ()
+    alternative_samples: Sequence[list[Batch]] = ()
     allows_difference: bool = False
     precision: str | None = None
-    calibration: Sequence[dict[str, Array]] | None = None
+    calibration: Sequence[Batch] | None = None
     has_random_samples: bool = False
     source: ChosenFormat | None = None
     reference: NamedModel | None = None
@@ -61,7 +61,7 @@ class ExportJob:
         return (self.reference or self.model).in_precision(None)
 
     @property
-    def batches(self) -> list[dict[str, Array]]:
+    def batches(self) -> list[Batch]:
         """All batches to run the artifact on: the samples, then the batches of large numbers."""
         return [*self.samples, *self.extreme_samples]
 
@@ -80,7 +80,7 @@ class RouteResult:
     """
 
     how: str
-    outputs: list[dict[str, Array]] | None
+    outputs: list[Batch] | None
     reason: str = ""
 
 

@@ -13,7 +13,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.run_record import RunRecord
-from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.artifacts.signature import Batch, InferenceFunction
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
@@ -188,9 +188,7 @@ def _export_all(
     return infer, left_out
 
 
-def _batches(
-    named: NamedModel, batch_sizes: Iterable[int], length: int
-) -> dict[int, dict[str, Array]]:
+def _batches(named: NamedModel, batch_sizes: Iterable[int], length: int) -> dict[int, Batch]:
     batches = {}
     for batch_size in batch_sizes:
         shapes = batch_shapes(named.signature, batch_size, itertools.repeat(length))
@@ -202,7 +200,7 @@ def _batches(
 
 def _time_all(
     infer: dict[str, InferenceFunction],
-    batches: dict[int, dict[str, Array]],
+    batches: dict[int, Batch],
     seconds: float,
     left_out: dict[str, str],
 ) -> Iterable[Latency]:

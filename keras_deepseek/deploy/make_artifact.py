@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 
 from keras_deepseek.artifacts.manifest import Verification
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.integer_products import integer_products
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
@@ -101,7 +101,7 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
         )
         return job, ""
 
-    def that_fit(samples: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
+    def that_fit(samples: Sequence[Batch]) -> list[Batch]:
         return [
             sample
             for sample in samples

@@ -13,7 +13,7 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.artifacts.export_arguments import bind_rows, check_calibration
 from keras_deepseek.artifacts.rows_file import cut_batches
-from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.artifacts.signature import Array, Batch, Signature
 from keras_deepseek.backend.export.free_axes import count_free_lengths
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
@@ -32,12 +32,10 @@ _MOST_ROWS, _LARGEST_ROW = 20, 2**18
 _UNEQUAL_LENGTHS = (9, 13, 16, 6)
 """The lengths of the free axes, in turn, so that a swap of two axes shows."""
 
-Batches = list[dict[str, Array]]
-
 
 def make_samples(
     model: keras.Model, signature: Signature, lengths: tuple[int, ...] = LENGTHS
-) -> list[dict[str, Array]]:
+) -> list[Batch]:
     """Returns random input batches of several batch sizes and lengths that fit a model.
 
     Floats are drawn from a standard normal distribution. If the input first goes through a
@@ -53,7 +51,7 @@ def make_samples(
     ]
 
 
-def make_accepted_samples(model: NamedModel) -> list[dict[str, Array]]:
+def make_accepted_samples(model: NamedModel) -> list[Batch]:
     """Returns random batches on which a model runs without an error; `[]` if there are none."""
     infer = backend.current().inference.plain_inference(model)
     for lengths in (LENGTHS, ROUND_LENGTHS):
@@ -65,7 +63,7 @@ def make_accepted_samples(model: NamedModel) -> list[dict[str, Array]]:
     return []
 
 
-def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+def make_optional_samples(model: keras.Model, signature: Signature) -> list[Batch]:
     """Returns random batches that a model may reject, such as very small and large ones.
 
     One is small and one is large, which shows a choice by size that was fixed when the model was
@@ -84,7 +82,7 @@ def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict
     return batches
 
 
-def make_extreme_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+def make_extreme_samples(model: keras.Model, signature: Signature) -> list[Batch]:
     """Returns a random batch of extreme floats; `[]` for a model without float inputs.
 
     An unstable formula fails on them. A stable one may be less precise on them than on others, too.
@@ -114,7 +112,7 @@ def _make_extreme(array: Array) -> Array:
     return array
 
 
-def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+def hold_out(arrays: Batch) -> tuple[Batch, Batch]:
     """Splits rows in two: every fifth one for verification, the others for calibration.
 
     Fewer than 20 rows serve for both.
@@ -131,7 +129,7 @@ def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Arra
 
 def _make_batch(
     model: keras.Model, signature: Signature, batch_size: int, lengths: Iterator[int]
-) -> dict[str, Array]:
+) -> Batch:
     shapes = batch_shapes(signature, batch_size, lengths)
     # The seed makes batches differ even if their size is fixed.
     return draw_batch(model, signature, shapes, seed=batch_size)
@@ -141,11 +139,11 @@ def _make_batch(
 class VerificationData:
     """The input batches of an export. `ExportJob` explains the kinds of samples."""
 
-    samples: Batches
-    alternative_samples: list[Batches] = field(default_factory=list)
-    optional_samples: Batches = field(default_factory=list)
-    extreme_samples: Batches = field(default_factory=list)
-    calibration: Batches | None = None
+    samples: list[Batch]
+    alternative_samples: list[list[Batch]] = field(default_factory=list)
+    optional_samples: list[Batch] = field(default_factory=list)
+    extreme_samples: list[Batch] = field(default_factory=list)
+    calibration: list[Batch] | None = None
     has_random_samples: bool = False
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.artifacts.compare_outputs import agreements, compare_outputs, differing_places
 from keras_deepseek.artifacts.manifest import ALIKE, Verification
-from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.artifacts.signature import Array, Batch, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.output_layers import layers_by_output
@@ -26,7 +26,7 @@ _NONFINITE = {"NaN": (np.nan,), "infinity": (np.inf, -np.inf)}
 _HALF_PRECISIONS = ("bfloat16", "float16")
 """The half precisions that a layer may compute in, the least precise one first."""
 
-Run = Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None]
+Run = Callable[[list[Batch]], list[Batch] | None]
 """A function that runs an artifact on batches; it returns `None` if it can't be run here."""
 
 _TRIES = 8
@@ -37,8 +37,8 @@ _SEED = 1_000
 class Expected(NamedTuple):
     """The outputs expected of an artifact: the model's, for samples and for extreme batches."""
 
-    usual: list[dict[str, Array]]
-    extreme: list[dict[str, Array]]
+    usual: list[Batch]
+    extreme: list[Batch]
 
 
 def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
@@ -65,8 +65,8 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
 
 
 def _infer_accepted(
-    infer: InferenceFunction, samples: Sequence[dict[str, Array]]
-) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    infer: InferenceFunction, samples: Sequence[Batch]
+) -> tuple[list[Batch], list[Batch]]:
     accepted, finite_outputs = [], []
     for sample in samples:
         with contextlib.suppress(Exception):  # Any backend's error: it takes no such batch.
@@ -78,8 +78,8 @@ def _infer_accepted(
 
 
 def _infer_first(
-    infer: InferenceFunction, lists: list[list[dict[str, Array]]]
-) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    infer: InferenceFunction, lists: list[list[Batch]]
+) -> tuple[list[Batch], list[Batch]]:
     failures = []
     for samples in lists:
         try:
@@ -151,7 +151,7 @@ def verify_with_redraw(
         return verification, ""
     infer, extend = (backend.current().inference.plain_inference(job.expected_model), _extend(job))
 
-    def infer_all(sample: dict[str, Array]) -> dict[str, Array]:
+    def infer_all(sample: Batch) -> Batch:
         return extend(infer(sample))
 
     precisions = _precisions(job, expected)
@@ -202,7 +202,7 @@ def compare_nonfinite(
     return replace(verification, nonfinite="; ".join(differences) or ALIKE)
 
 
-def _spoil(sample: dict[str, Array], job: ExportJob, values: tuple[float, ...]) -> dict[str, Array]:
+def _spoil(sample: Batch, job: ExportJob, values: tuple[float, ...]) -> Batch:
     """Puts values into the floats of a batch: one into its first row, several into the others.
 
     Floats that index a table stay. Returns `{}` if there are no others.
@@ -222,8 +222,8 @@ def _spoil(sample: dict[str, Array], job: ExportJob, values: tuple[float, ...]) 
 
 
 def _find_differences(
-    references: dict[str, dict[str, Array]],
-    batches: list[dict[str, Array]],
+    references: dict[str, Batch],
+    batches: list[Batch],
     run: Run,
     precisions: Mapping[str, str | None],
 ) -> list[str]:
@@ -257,7 +257,7 @@ def _describe_difference(name: str, expected: Array, received: Array, mask: Arra
     )
 
 
-def _extend(job: ExportJob) -> Callable[[dict[str, Array]], dict[str, Array]]:
+def _extend(job: ExportJob) -> Callable[[Batch], Batch]:
     return lambda outputs: {**outputs, **job.export_format.further_outputs(outputs)}
 
 
@@ -285,13 +285,13 @@ def _least_precision(layers: list[keras.Layer]) -> str | None:
 
 def resample_argmax_tie(
     model: NamedModel,
-    samples: list[dict[str, Array]],
+    samples: list[Batch],
     infer: InferenceFunction,
-    run: Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None],
-    expected: list[dict[str, Array]],
-    received: list[dict[str, Array]],
+    run: Callable[[list[Batch]], list[Batch] | None],
+    expected: list[Batch],
+    received: list[Batch],
     precisions: dict[str, str | None],
-) -> tuple[list[dict[str, Array]], list[dict[str, Array]]] | None:
+) -> tuple[list[Batch], list[Batch]] | None:
     """Replaces the one random batch at which rounding decides the model's outputs (a tie).
 
     Returns `expected` and `received` with the outputs for the new batch. `None` if the artifact
@@ -327,9 +327,9 @@ def resample_argmax_tie(
 
 def _all_change(
     infer: InferenceFunction,
-    sample: dict[str, Array],
-    outputs: dict[str, Array],
-    masks: dict[str, Array],
+    sample: Batch,
+    outputs: Batch,
+    masks: Batch,
     precisions: dict[str, str | None],
 ) -> bool:
     """Returns True if rounding-size changes of a batch change every one of the marked outputs."""
@@ -343,7 +343,7 @@ def _all_change(
     return not any(mask.any() for mask in unexplained.values())
 
 
-def _nudge(generator: np.random.Generator, sample: dict[str, Array]) -> dict[str, Array]:
+def _nudge(generator: np.random.Generator, sample: Batch) -> Batch:
     """Moves the floats of a batch by one unit in the last place, up or down.
 
     Repeated values and whole numbers stay: they may have a meaning, as padding has, and a tie among

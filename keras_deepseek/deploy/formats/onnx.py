@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_deepseek import __version__, backend
 from keras_deepseek.artifacts.export_arguments import OPSETS, check_opset
-from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.artifacts.signature import Batch, InferenceFunction, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.one_file import fits_one_file
 from keras_deepseek.backend.host_values import count_bytes
@@ -54,7 +54,7 @@ class OnnxFormat(ExportFormat):
         fused: Whether several operators become one, if ONNX has one for them: `LayerNormalization`,
             from opset 20 on `Gelu`, from 23 on `RMSNormalization` and, up to 24, `Attention`; and
             an `Einsum` of two tensors becomes `MatMul`.
-        calibration: Batches by input name. If given, products compute in int8, by their ranges.
+        calibration: list[Batch] by input name. If given, products compute in int8, by their ranges.
         products_in_float16: Whether products that an export in float16 leaves in float32 compute in
             float16 as well, as TensorRT requires for GPUs of compute capability 7.5.
         rolled: Whether repeated normalizations, as Sinkhorn's, become a `Loop`, as TensorRT
@@ -78,7 +78,7 @@ class OnnxFormat(ExportFormat):
         opset: int = 18,
         simplified: bool = True,
         fused: bool = True,
-        calibration: Sequence[dict[str, Array]] | None = None,
+        calibration: Sequence[Batch] | None = None,
         products_in_float16: bool = False,
         rolled: bool = False,
     ) -> None:
@@ -156,7 +156,7 @@ class OnnxFormat(ExportFormat):
         how = f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes of {num_written}{beside}"
         return how if self.calibration is None else f"{how}, {_describe_rows(self.calibration)}"
 
-    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:
         """Runs `model.onnx` on the CPU: with onnxruntime, or for bfloat16 with ONNX's evaluator."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]
@@ -197,7 +197,7 @@ class OnnxFormat(ExportFormat):
             proto.metadata_props.add(key=key, value=value)
 
 
-def _describe_rows(batches: Sequence[dict[str, Array]]) -> str:
+def _describe_rows(batches: Sequence[Batch]) -> str:
     num_rows = sum(len(next(iter(batch.values()))) for batch in batches)
     return f"int8 for the ranges of {num_rows} rows of {', '.join(batches[0])}"
 
@@ -216,7 +216,7 @@ def _computes_in_bfloat16(path: Path) -> bool:
 def _load_reference(path: Path, lacking: str) -> InferenceFunction:
     """Loads a file into ONNX's own evaluator, which is slow but supports bfloat16."""
 
-    def infer(sample: dict[str, Array]) -> dict[str, Array]:
+    def infer(sample: Batch) -> Batch:
         try:
             evaluator = import_package("onnx.reference").ReferenceEvaluator(str(path))
             outputs = evaluator.run(None, sample)

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.artifacts.signature import Batch, InferenceFunction, Signature
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.runtimes.openvino_model import (
@@ -53,7 +53,7 @@ class OpenVINOFormat(ExportFormat):
         openvino.save_model(converted, folder / self.entry, compress_to_fp16=False)
         return f"OpenVINO {openvino.__version__.partition('-')[0]} from {how}"
 
-    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:
         """Runs the OpenVINO model in its own precision, not in the CPU's default precision."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.export_arguments import check_format
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend import DISPLAY_NAMES
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.formats.export_format import ExportFormat
@@ -32,7 +32,7 @@ class ChosenFormat:
 
 
 def choose_format(
-    name: str, options: Mapping[str, Any], calibration: Sequence[dict[str, Array]] | None = None
+    name: str, options: Mapping[str, Any], calibration: Sequence[Batch] | None = None
 ) -> ChosenFormat:
     """Creates an export format by name, and the format that it is built from if any.
 
@@ -64,7 +64,7 @@ def _with_source(
     export_format: ExportFormat,
     options: dict[str, Any] | None,
     source_options: Mapping[str, Any],
-    calibration: Sequence[dict[str, Array]] | None,
+    calibration: Sequence[Batch] | None,
 ) -> ChosenFormat:
     source = None
     if export_format.source:
@@ -182,9 +182,9 @@ class DuckTypedFormat(ExportFormat):
         how: str = self._wrapped.write(model, folder)
         return how
 
-    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:
         """Calls `run` of the user's export format."""
-        outputs: list[dict[str, Array]] = self._wrapped.run(folder, samples)
+        outputs: list[Batch] = self._wrapped.run(folder, samples)
         return outputs
 
 

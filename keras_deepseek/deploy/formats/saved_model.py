@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.export_arguments import check_classes
-from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.artifacts.signature import Array, Batch, InferenceFunction, Signature
 from keras_deepseek.backend.export.example_signatures import CLASSIFY, REGRESS, classify, regress
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
@@ -68,7 +68,7 @@ class SavedModelFormat(ExportFormat):
             write_warmup_requests(folder, model.model.name, make_accepted_samples(model))
         return f"SavedModel with {', '.join(self.signatures)}"
 
-    def further_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
+    def further_outputs(self, outputs: Batch) -> Batch:
         """Returns the expected outputs of the signatures other than `serving_default`, by name."""
         if not self._further:
             return {}
@@ -77,7 +77,7 @@ class SavedModelFormat(ExportFormat):
         expected = {CLASSIFY: rows, REGRESS: rows.reshape(len(rows), -1)[:, 0]}
         return {name: expected[name] for name in self._further}
 
-    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:
         """Runs all signatures of the SavedModel with TensorFlow, without Keras."""
         infer = self.load(folder)
         loaded = infer.loaded  # type: ignore[attr-defined]
@@ -96,10 +96,10 @@ class SavedModelFormat(ExportFormat):
         return load_saved_model(folder)
 
     @property
-    def _further(self) -> dict[str, Callable[[Any, dict[str, Array]], Array]]:
+    def _further(self) -> dict[str, Callable[[Any, Batch], Array]]:
         """Functions that run the classify and regress signatures on rows, by signature name."""
         classes = self._classify if isinstance(self._classify, tuple) else None
-        functions: dict[str, Callable[[Any, dict[str, Array]], Array]] = {}
+        functions: dict[str, Callable[[Any, Batch], Array]] = {}
         if self._classify is not False:
             functions[CLASSIFY] = lambda loaded, rows: classify(loaded, rows, classes)
         if self._regress:
@@ -116,9 +116,7 @@ class SavedModelFormat(ExportFormat):
         return tuple(str(index) for index in range(width or 0))
 
 
-def write_warmup_requests(
-    folder: Path, model_name: str, samples: Iterable[dict[str, Array]]
-) -> None:
+def write_warmup_requests(folder: Path, model_name: str, samples: Iterable[Batch]) -> None:
     """Writes a warmup request for each sample, at most 1,000, into the SavedModel's assets.
 
     They are records of the protocol buffer `PredictionLog`. Its fields are written by their public

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.artifacts.signature import Batch, InferenceFunction, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
 from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import DTYPES, EngineRunner
@@ -119,7 +119,7 @@ class TensorRTFormat(ExportFormat):
         if not visible_gpus.count_gpus():
             raise NotSupportedError("a TensorRT engine runs on a GPU, and none is visible here")
 
-    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:
         """Runs the TensorRT engine on the GPU."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.onnx_passes.graph_view import import_package, infer_graph, inner_graphs
 from keras_deepseek.errors import InvalidInputError
@@ -138,14 +138,14 @@ def _between_casts(onnx: Any, node: Any, name: str) -> list[Any]:
     return [*casts, node, after]
 
 
-def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
+def quantize(model: Any, batches: Sequence[Batch]) -> Any:
     """Returns a float32 graph with int8 products, calibrated on the user's batches."""
     onnx = import_package("onnx")
     quantization = import_package("onnxruntime.quantization")
     remaining = iter(batches)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
-        def get_next(self) -> dict[str, Array] | None:
+        def get_next(self) -> Batch | None:
             return next(remaining, None)
 
     with temporary_folder("keras_deepseek_int8") as folder:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, Batch
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.stage_display import CHILD_MARK
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
@@ -30,7 +30,7 @@ _IDLE_TIMEOUT = 120.0
 """Seconds without a job after which the process ends. One of TensorFlow holds about 800 MB."""
 
 
-def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
+def save_batches(path: Path, batches: list[Batch]) -> None:
     """Writes a list of batches, each a dict of arrays, into one `.npz` file."""
     arrays = {
         # `.npz` has no bfloat16: its bits are stored as uint16, and the dtype in the key.
@@ -42,9 +42,9 @@ def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
-def load_batches(path: Path) -> list[dict[str, Array]]:
+def load_batches(path: Path) -> list[Batch]:
     """Reads the list of batches that `save_batches` wrote."""
-    batches: dict[int, dict[str, Array]] = {}
+    batches: dict[int, Batch] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
             index, dtype, name = key.split(":", 2)
