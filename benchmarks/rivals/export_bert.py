@@ -135,7 +135,7 @@ def _clocked() -> Iterator[list[float]]:
         return run
 
     functions = [(OnnxFormat, "run"), (SavedModelFormat, "run")]
-    functions += [(make_artifact, "compute_expected"), (make_artifact, "verify_with_redraw")]
+    functions += [(make_artifact, "compute_expected"), (make_artifact, "verify_resampling_ties")]
     with contextlib.ExitStack() as stack:
         for owner, name in functions:
             stack.enter_context(mock.patch.object(owner, name, clock(getattr(owner, name))))

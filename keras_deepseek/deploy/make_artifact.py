@@ -32,7 +32,7 @@ from keras_deepseek.deploy.verification import (
     compare_nonfinite,
     compute_expected,
     verify,
-    verify_with_redraw,
+    verify_resampling_ties,
 )
 from keras_deepseek.errors import (
     ExportError,
@@ -130,29 +130,26 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
     differing: MadeArtifact | None = None
     differing_folder = folder.with_name(f"{folder.name}.differs")
     for route in find_routes(job.export_format):
-        try:
-            artifact = _try_route(job, route, expected, folder, say)
-        except InvalidInputError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever was raised, the next route is tried.
-            reason = failure_reason(error)
+        result = _try_route(job, route, expected, folder, say)
+        if isinstance(result, Exception):
+            reason = failure_reason(result)
             _check_free_space(folder, reason)
-            errors.append(error)
-            if not isinstance(error, MissingExtraError | NotSupportedError):
-                say(f"{format_name}: {reason}")
+            errors.append(result)
         else:
-            reason = artifact.verification.reason
+            reason = result.verification.reason
             artifact = replace(
-                artifact, route=f"{artifact.route}{left_out}", passed_over=tuple(passed_over)
+                result, route=f"{result.route}{left_out}", passed_over=tuple(passed_over)
             )
             if artifact.verification.state != "failed":
                 return artifact
-            say(f"{format_name}: {reason}")
             if job.allows_difference and differing is None:
                 differing = artifact
                 folder.rename(differing_folder)
+        if not isinstance(result, MissingExtraError | NotSupportedError):
+            say(f"{format_name}: {reason}")
         passed_over.append(f"through {route.name}: {reason}")
-        _empty(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
     if differing is not None:
         folder.rmdir()
         differing_folder.rename(folder)
@@ -164,6 +161,21 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
 
 def _try_route(
     job: ExportJob, route: Route, expected: Expected, folder: Path, say: Callable[[str], None]
+) -> MadeArtifact | Exception:
+    """Returns the artifact of a route, verified or not, or the error for which it has none.
+
+    An `InvalidInputError` would be that of all routes, and is raised.
+    """
+    try:
+        return _run_route(job, route, expected, folder, say)
+    except InvalidInputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever was raised, the next route is tried.
+        return error
+
+
+def _run_route(
+    job: ExportJob, route: Route, expected: Expected, folder: Path, say: Callable[[str], None]
 ) -> MadeArtifact:
     export_format = job.export_format
     export_format.check_backend(job.model, route.backend)
@@ -173,7 +185,7 @@ def _try_route(
     _check_entry(export_format, folder)
 
     run = _runner(route, job, folder)
-    verification, note = verify_with_redraw(expected, result, job, run)
+    verification, note = verify_resampling_ties(expected, result, job, run)
     run = _runner(_running_route(export_format), job, folder)
     verification = compare_nonfinite(verification, expected, job, folder, run)
     return MadeArtifact(f"{result.how}{note}", verification)
@@ -282,8 +294,3 @@ def _check_free_space(folder: Path, reason: str) -> None:
             f"The disk of {' or '.join(map(repr, full or folders))} is full: {reason}. Free some "
             "space, or use another disk."
         )
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()

@@ -1,12 +1,11 @@
 """Verification of an artifact: its outputs must equal the model's on the same batches."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from keras_deepseek import backend
@@ -139,7 +138,7 @@ def verify(expected: Expected, result: RouteResult, job: ExportJob) -> Verificat
     )
 
 
-def verify_with_redraw(
+def verify_resampling_ties(
     expected: Expected, result: RouteResult, job: ExportJob, run: Run
 ) -> tuple[Verification, str]:
     """Verifies an artifact like `verify`, after replacing a batch at which the model has a tie.
@@ -268,26 +267,23 @@ def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
         return dict.fromkeys(names, job.precision)
     layers = layers_by_output(job.expected_model)
     precision_by_output = {
-        name: _least_precision(output_layers) for name, output_layers in layers.items()
+        name: _lowest_half_precision({layer.compute_dtype for layer in output_layers})
+        for name, output_layers in layers.items()
     }
     # A format's further outputs count as computed in the least precision of all outputs.
-    least = next(
-        (precision for precision in _HALF_PRECISIONS if precision in precision_by_output.values()),
-        None,
-    )
+    least = _lowest_half_precision(precision_by_output.values())
     return {name: precision_by_output.get(name, least) for name in names}
 
 
-def _least_precision(layers: list[keras.Layer]) -> str | None:
-    dtypes = {layer.compute_dtype for layer in layers}
-    return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)
+def _lowest_half_precision(dtypes: Collection[str | None]) -> str | None:
+    return next((precision for precision in _HALF_PRECISIONS if precision in dtypes), None)
 
 
 def resample_argmax_tie(
     model: NamedModel,
     samples: list[Batch],
     infer: InferenceFunction,
-    run: Callable[[list[Batch]], list[Batch] | None],
+    run: Run,
     expected: list[Batch],
     received: list[Batch],
     precisions: dict[str, str | None],

@@ -46,18 +46,13 @@ class Flavor:
         return f"{TITLES[self.name]} {self.module.__version__}"
 
 
-def check_flavor(name: str) -> None:
-    """Rejects an unknown flavor of TensorRT."""
-    if name not in FLAVORS:
-        raise InvalidInputError(unknown_name_message("flavor", name, FLAVORS))
-
-
 def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
     """Imports the requested library; for `"auto"`, plain TensorRT if it can build here, else RTX.
 
     Only TensorRT-RTX can build for given compute capabilities.
     """
-    check_flavor(name)
+    if name not in FLAVORS:
+        raise InvalidInputError(unknown_name_message("flavor", name, FLAVORS))
     if name == "auto":
         return _import_flavor(_choose(wants_capabilities=wants_capabilities))
     if name == "tensorrt" and wants_capabilities:
