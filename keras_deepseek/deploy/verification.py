@@ -155,7 +155,7 @@ def verify_resampling_ties(
 
     precisions = _precisions(job, expected)
     with contextlib.suppress(Exception):  # An error of any backend: the artifact stays failed.
-        redrawn = resample_argmax_tie(
+        redrawn = _resample_argmax_tie(
             job.expected_model,
             job.samples,
             infer_all,
@@ -279,7 +279,7 @@ def _lowest_half_precision(dtypes: Collection[str | None]) -> str | None:
     return next((precision for precision in _HALF_PRECISIONS if precision in dtypes), None)
 
 
-def resample_argmax_tie(
+def _resample_argmax_tie(
     model: NamedModel,
     samples: list[Batch],
     infer: InferenceFunction,

@@ -27,21 +27,17 @@ class HeldWeight(keras.Layer):
         self.read_dtype = read_dtype
 
     def build(self, input_shape: Any) -> None:
-        """Creates the weight."""
         self.weight = self.add_weight(
             shape=self.weight_shape, dtype=self.weight_dtype, initializer="zeros", autocast=False
         )
 
     def call(self, inputs: Any) -> Any:
-        """Returns the weight."""
         return ops.cast(self.weight, self.read_dtype)
 
     def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
-        """Returns the shape and dtype of the weight."""
         return keras.KerasTensor(self.weight_shape, self.read_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments."""
         arguments = ("weight_shape", "weight_dtype", "read_dtype")
         return {**super().get_config(), **{name: getattr(self, name) for name in arguments}}
 

@@ -10,15 +10,15 @@ from keras_deepseek.artifacts.signature import Array
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 """The largest error that rounding can explain, relative to the largest expected magnitude."""
 
-FINITE_DIFFERENCE_TOLERANCE = 1e-2
+_FINITE_DIFFERENCE_TOLERANCE = 1e-2
 """The tolerance for finite differences, which lose half of float32's digits."""
 
-STEP = 5e-4
+_STEP = 5e-4
 """Small enough to cross few kinks (of a ReLU, a clip), large enough to exceed rounding errors."""
 
-NUM_DIRECTIONS = 4
+_NUM_DIRECTIONS = 4
 
-ROUNDING = 4 * float(np.finfo("float32").eps)
+_ROUNDING = 4 * float(np.finfo("float32").eps)
 
 
 def assert_close(
@@ -83,21 +83,21 @@ def assert_gradients(
     """
     rng = np.random.default_rng(0)
     here = function(arrays)
-    noise = ROUNDING * float(np.linalg.norm(here)) / STEP
+    noise = _ROUNDING * float(np.linalg.norm(here)) / _STEP
     for index, (array, gradient, name) in enumerate(zip(arrays, gradients, names, strict=True)):
 
         def moved(step: Array, index: int = index, array: Array = array) -> Array:
             return function([*arrays[:index], array + step, *arrays[index + 1 :]])
 
-        steps = STEP * rng.choice([-1.0, 1.0], (NUM_DIRECTIONS, *array.shape)).astype(array.dtype)
-        derived = [np.vdot(gradient.astype("float64"), step / STEP) for step in steps]
-        ahead = [np.sum(moved(step) - here) / STEP for step in steps]
-        behind = [np.sum(here - moved(-step)) / STEP for step in steps]
+        steps = _STEP * rng.choice([-1.0, 1.0], (_NUM_DIRECTIONS, *array.shape)).astype(array.dtype)
+        derived = [np.vdot(gradient.astype("float64"), step / _STEP) for step in steps]
+        ahead = [np.sum(moved(step) - here) / _STEP for step in steps]
+        behind = [np.sum(here - moved(-step)) / _STEP for step in steps]
         measured = np.clip(derived, np.minimum(ahead, behind), np.maximum(ahead, behind))
         largest = float(np.abs(measured).max()) or 1.0
         assert_close(
             derived,
             measured,
-            FINITE_DIFFERENCE_TOLERANCE + noise / largest,
+            _FINITE_DIFFERENCE_TOLERANCE + noise / largest,
             f"Gradient by {name} against finite differences",
         )

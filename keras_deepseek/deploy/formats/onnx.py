@@ -90,7 +90,6 @@ class OnnxFormat(ExportFormat):
         self.rolled = check_boolean("rolled", rolled)
 
     def check_signature(self, signature: Signature) -> None:
-        """Rejects a signature in which an input and an output share a name."""
         check_names(signature)
 
     def check_backend(self, model: NamedModel, name: str) -> None:
@@ -162,7 +161,6 @@ class OnnxFormat(ExportFormat):
         return [infer(sample) for sample in samples]
 
     def load(self, folder: Path) -> InferenceFunction:
-        """Loads `model.onnx` as a function from arrays by name to arrays by name."""
         runtime = import_package("onnxruntime")
         try:
             session = runtime.InferenceSession(
@@ -176,7 +174,6 @@ class OnnxFormat(ExportFormat):
         return lambda sample: dict(zip(names, session.run(None, sample), strict=True))
 
     def operators_losing_nan(self, folder: Path) -> Sequence[str]:
-        """Returns the operators of `model.onnx` whose onnxruntime kernels may lose NaN."""
         proto, _ = load(folder / self.entry)
         return sorted({node.op_type for node in all_nodes(proto.graph)} & _LOSING_NAN)
 

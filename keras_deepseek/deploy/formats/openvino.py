@@ -35,11 +35,9 @@ class OpenVINOFormat(ExportFormat):
         self._onnx = OnnxFormat(opset)
 
     def check_signature(self, signature: Signature) -> None:
-        """Rejects a signature in which an input and an output share a name."""
         self._onnx.check_signature(signature)
 
     def check_backend(self, model: NamedModel, name: str) -> None:
-        """Raises an error if the backend can't export the model to ONNX."""
         self._onnx.check_backend(model, name)
 
     def write(self, model: NamedModel, folder: Path) -> str:
@@ -59,7 +57,6 @@ class OpenVINOFormat(ExportFormat):
         return [infer(sample) for sample in samples]
 
     def load(self, folder: Path) -> InferenceFunction:
-        """Loads the OpenVINO model as a function from arrays by name to arrays by name."""
         return OpenVINOModel(folder / self.entry, "to run OpenVINO").run
 
 

@@ -178,12 +178,10 @@ class DuckTypedFormat(ExportFormat):
                 setattr(self, member, getattr(wrapped, member))
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Calls `write` of the user's export format."""
         how: str = self._wrapped.write(model, folder)
         return how
 
     def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:
-        """Calls `run` of the user's export format."""
         outputs: list[Batch] = self._wrapped.run(folder, samples)
         return outputs
 

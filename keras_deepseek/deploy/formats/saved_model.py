@@ -57,7 +57,6 @@ class SavedModelFormat(ExportFormat):
         self.signatures = (_DEFAULT, *self._further)
 
     def check_signature(self, signature: Signature) -> None:
-        """Rejects a model whose inputs and outputs do not fit `classify` or `regress`."""
         ServingSignatures(self._classes(signature), self._regress).check(signature)
 
     def write(self, model: NamedModel, folder: Path) -> str:
@@ -69,7 +68,6 @@ class SavedModelFormat(ExportFormat):
         return f"SavedModel with {', '.join(self.signatures)}"
 
     def further_outputs(self, outputs: Batch) -> Batch:
-        """Returns the expected outputs of the signatures other than `serving_default`, by name."""
         if not self._further:
             return {}
         (output,) = outputs.values()

@@ -72,12 +72,10 @@ class TensorRTFormat(ExportFormat):
         resolve_profiles(signature, self._profiles)
 
     def check_precision(self, precision: str | None) -> None:
-        """Rejects a precision that the target GPUs of the engine do not support."""
         if TURING in self.capabilities:
             check_turing(self.flavor.module, precision)
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Raises an error, because an engine is not written from a model but built from ONNX."""
         raise NotSupportedError(
             "A TensorRT engine is built from an ONNX file: export through "
             "Exporter(model, 'tensorrt'), which verifies that file first."
@@ -110,21 +108,17 @@ class TensorRTFormat(ExportFormat):
         return distinct_shapes
 
     def takes(self, signature: Signature, shapes: Shapes) -> bool:
-        """Returns True if a batch of these input shapes is within the sizes of a profile."""
         profiles = resolve_profiles(signature, self._profiles)
         return any(profile.takes(shapes) for profile in profiles)
 
     def check_runnable(self) -> None:
-        """Raises a `NotSupportedError` if no GPU is visible."""
         if not visible_gpus.count_gpus():
             raise NotSupportedError("a TensorRT engine runs on a GPU, and none is visible here")
 
     def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:
-        """Runs the TensorRT engine on the GPU."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]
 
     def load(self, folder: Path) -> InferenceFunction:
-        """Loads the engine as a function from arrays by name to arrays by name."""
         self.check_runnable()
         return EngineRunner(self.flavor.module, (folder / self.entry).read_bytes()).run

@@ -15,7 +15,7 @@ Sizes = tuple[int, int, int]
 
 Shape = tuple[int, ...]
 
-BOUNDS = ("smallest", "usual", "largest")
+_BOUNDS = ("smallest", "usual", "largest")
 _BATCH_SIZES: Sizes = (1, 4, 32)
 _LENGTHS: Sizes = (1, 16, 64)
 
@@ -88,7 +88,7 @@ def _resolve_profile(signature: Signature, profile: Mapping[str, Any]) -> Profil
     shapes = {
         name: tuple(
             tuple(complete[axis][bound] if isinstance(axis, str) else axis for axis in axes)
-            for bound in range(len(BOUNDS))
+            for bound in range(len(_BOUNDS))
         )
         for name, axes in axes_of.items()
     }
@@ -102,7 +102,7 @@ def _sizes_of(spec: TensorSpec, axes: tuple[int | str, ...], value: Any) -> dict
         for shape in value
     ):
         raise InvalidInputError(
-            f"Input {spec.name!r} in profiles= must have three shapes, the {', '.join(BOUNDS)}, "
+            f"Input {spec.name!r} in profiles= must have three shapes, the {', '.join(_BOUNDS)}, "
             f"that fit {spec}; received {value!r}."
         )
     return {
@@ -117,16 +117,16 @@ def _sizes_of(spec: TensorSpec, axes: tuple[int | str, ...], value: Any) -> dict
 def _are_shapes(value: Any) -> bool:
     return (
         isinstance(value, Sequence)
-        and len(value) == len(BOUNDS)
+        and len(value) == len(_BOUNDS)
         and all(isinstance(shape, Sequence) and not isinstance(shape, str) for shape in value)
     )
 
 
 def _check_sizes(axis: str, value: Any) -> Sizes:
     sizes = tuple(value) if isinstance(value, Sequence) else ()
-    if len(sizes) != len(BOUNDS) or not all(type(size) is int for size in sizes):
+    if len(sizes) != len(_BOUNDS) or not all(type(size) is int for size in sizes):
         raise InvalidInputError(
-            f"The sizes of {axis} in profiles= must be three integers, the {', '.join(BOUNDS)}; "
+            f"The sizes of {axis} in profiles= must be three integers, the {', '.join(_BOUNDS)}; "
             f"received {value!r}."
         )
     smallest, usual, largest = sizes
@@ -145,11 +145,10 @@ def check_nodes(parser: Any, onnx_file: Path) -> None:
     """
     if parser.supports_model_v2(onnx_file.read_bytes(), str(onnx_file)):
         return
-    raise ExportError(f"TensorRT can't take this model: {describe_errors(parser)}")
+    raise ExportError(f"TensorRT can't take this model: {_describe_errors(parser)}")
 
 
-def describe_errors(parser: Any) -> str:
-    """Returns a message with each error of a TensorRT parser: node name, operator and reason."""
+def _describe_errors(parser: Any) -> str:
     return "; ".join(dict.fromkeys(_parser_errors(parser))) or "it gives no reason."
 
 
@@ -182,7 +181,7 @@ def build_engine(
     network = _make_network(tensorrt, builder)
     parser = tensorrt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx_file)):
-        raise ExportError(f"TensorRT can't take this model: {describe_errors(parser)}")
+        raise ExportError(f"TensorRT can't take this model: {_describe_errors(parser)}")
     config = builder.create_builder_config()
     for profile in profiles:
         config.add_optimization_profile(_make_profile(builder, profile))

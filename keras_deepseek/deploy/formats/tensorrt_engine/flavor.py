@@ -18,7 +18,7 @@ from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import (
 )
 from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
 
-FLAVORS = ("auto", "tensorrt", "rtx")
+_FLAVORS = ("auto", "tensorrt", "rtx")
 
 _PURPOSES = {
     "tensorrt": "to build an engine of plain TensorRT (NVIDIA's own index has it: add "
@@ -51,8 +51,8 @@ def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
 
     Only TensorRT-RTX can build for given compute capabilities.
     """
-    if name not in FLAVORS:
-        raise InvalidInputError(unknown_name_message("flavor", name, FLAVORS))
+    if name not in _FLAVORS:
+        raise InvalidInputError(unknown_name_message("flavor", name, _FLAVORS))
     if name == "auto":
         return _import_flavor(_choose(wants_capabilities=wants_capabilities))
     if name == "tensorrt" and wants_capabilities:

@@ -32,10 +32,7 @@ _REPEATED_AXIS = 3
 
 
 def add_masks(view: GraphView) -> int:
-    """Replaces `Where` nodes around an attention softmax by adding the mask to the scores.
-
-    Returns the number of changed attentions.
-    """
+    """Replaces `Where` nodes around an attention softmax by adding the mask to the scores."""
     mask_tensors: dict[tuple[str, float], str] = {}
     return view.rewrite(lambda view, product: _add_mask(view, product, mask_tensors), "MatMul")
 
@@ -125,7 +122,7 @@ class _Scores:
 
 
 def fuse_attention(view: GraphView) -> int:
-    """Replaces scaled dot-product attention by `Attention`; returns the number of replacements.
+    """Replaces scaled dot-product attention by `Attention`.
 
     Keys and values whose heads are repeated for groups of queries are taken before the repetition.
     """

@@ -17,10 +17,7 @@ _ROOT_OF_2_BY_PI = float(np.sqrt(2.0 / np.pi))
 
 
 def fuse_gelu(view: GraphView) -> int:
-    """Replaces exact GELU, `x / 2 * (1 + erf(x / sqrt(2)))`, and its `tanh` approximation.
-
-    Returns the number of replacements.
-    """
+    """Replaces exact GELU, `x / 2 * (1 + erf(x / sqrt(2)))`, and its `tanh` approximation."""
     return view.rewrite(_fuse, "Mul")
 
 

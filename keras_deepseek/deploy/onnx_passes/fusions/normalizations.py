@@ -99,7 +99,7 @@ def with_constant(
             yield tensor, constant, [node]
 
 
-def write_normalization(
+def _write_normalization(
     view: GraphView,
     op_type: str,
     last: Any,
@@ -178,10 +178,7 @@ def _count_last_axes(view: GraphView, reduction: Any) -> int:
 
 
 def fuse_layer_normalization(view: GraphView) -> int:
-    """Replaces exact layer normalizations over the last axes by one operator.
-
-    Returns the number of replacements.
-    """
+    """Replaces exact layer normalizations over the last axes by one operator."""
     return view.rewrite(_fuse_layer, "Add") if view.opset >= _LAYER_OPSET else 0
 
 
@@ -225,7 +222,7 @@ def _fuse_parts(
             if deviation is not None:
                 epsilon, more = deviation
                 mean = mean._replace(nodes=[*nodes, *scale_nodes, *more])
-                return write_normalization(
+                return _write_normalization(
                     view, "LayerNormalization", last, mean, epsilon, scale, bias
                 )
     return None
@@ -246,10 +243,7 @@ def _find_deviation(
 
 
 def fuse_rms_normalization(view: GraphView) -> int:
-    """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes by one operator.
-
-    Returns the number of replacements.
-    """
+    """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes by one operator."""
     if view.opset < _RMS_OPSET:
         return 0
     used: set[int] = set()
@@ -285,4 +279,4 @@ def _fuse_rms(
     if root is None or square is None or square.source != x:
         return None
     square = square._replace(nodes=[*nodes, *root.nodes, *square.nodes])
-    return write_normalization(view, "RMSNormalization", last, square, root.epsilon, scale)
+    return _write_normalization(view, "RMSNormalization", last, square, root.epsilon, scale)

@@ -34,10 +34,7 @@ class _Axes:
 
 
 def einsum_to_matmul(view: GraphView) -> int:
-    """Replaces each `Einsum` that is a product of two tensors by a `MatMul`.
-
-    Returns the number of replacements.
-    """
+    """Replaces each `Einsum` that is a product of two tensors by a `MatMul`."""
     return view.rewrite(_write_product, "Einsum")
 
 
@@ -154,10 +151,7 @@ def _give_output(
 
 
 def drop_flattening(view: GraphView) -> int:
-    """Replaces `Reshape(MatMul(Reshape(x), kernel))` by an equal `MatMul(x, kernel)`.
-
-    Returns the number of replacements.
-    """
+    """Replaces `Reshape(MatMul(Reshape(x), kernel))` by an equal `MatMul(x, kernel)`."""
     return view.rewrite(_multiply, "Reshape")
 
 
@@ -193,8 +187,7 @@ def _is_same(view: GraphView, node: Any, product: Any, flat: Any) -> bool:
 def transpose_products(view: GraphView) -> int:
     """Replaces `Transpose(MatMul(a, b))` if `a` or `b` is itself a `Transpose`.
 
-    The factors of attention scores are smaller than these, and transposed anyway. Returns the
-    number of replacements.
+    The factors of attention scores are smaller than these, and transposed anyway.
     """
     return view.rewrite(_turn_product, "Transpose")
 
@@ -231,8 +224,7 @@ def fold_scales(view: GraphView) -> int:
     """Replaces `MatMul(x, kernel) * number` by a product with a scaled kernel.
 
     A bias, `Reshape` or `Transpose` may stand in between. Only float32 is changed. A power of two
-    changes no digit; another number rounds each weight once more. Returns the number of
-    replacements.
+    changes no digit; another number rounds each weight once more.
     """
     return view.rewrite(_scale, "Mul", "Div")
 

@@ -24,8 +24,7 @@ _REDUCTIONS_OF_JAX = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceMax",
 def drop_casts(view: GraphView) -> int:
     """Replaces `Cast(Cast(x))` by `x` if the types are equal and the first cast is lossless.
 
-    Returns the number of replacements. Reductions of axes of size 1 are removed first, since they
-    may stand between the casts.
+    Reductions of axes of size 1 are removed first, since they may stand between the casts.
     """
     return view.rewrite(_skip_reduction, *_REDUCTIONS) + view.rewrite(_skip_casts, "Cast")
 
@@ -59,9 +58,9 @@ def _skip_casts(view: GraphView, node: Any) -> list[Any] | None:
 def simplify_negative_indices(view: GraphView) -> int:
     """Replaces `Gather(x, Where(indices < 0, indices + n, indices))` if `x` has `n` rows.
 
-    An `Embedding` writes it. Returns the number of replacements. Indices from `-n` to `n - 1` give
-    the same. Others are errors in the backends, and in onnxruntime as well. Those from `-2 n` to
-    `-n - 1` were no error in onnxruntime before, and are one afterwards.
+    An `Embedding` writes it. Indices from `-n` to `n - 1` give the same. Others are errors in the
+    backends, and in onnxruntime as well. Those from `-2 n` to `-n - 1` were no error in onnxruntime
+    before, and are one afterwards.
     """
     return view.rewrite(_gather, "Gather")
 
@@ -104,9 +103,8 @@ def _is_added(view: GraphView, name: str, indices: str, size: int | str | None) 
 def keep_reduced_axes(view: GraphView) -> int:
     """Replaces `Expand(Reshape(Reduce(x, keepdims=0)))` by a `Reduce` with `keepdims=1`.
 
-    JAX reduces without keeping axes, for which jax2onnx writes six nodes. Returns the number of
-    replacements. A `Where` with a constant condition is removed, too, if its branches have one
-    shape.
+    JAX reduces without keeping axes, for which jax2onnx writes six nodes. A `Where` with a constant
+    condition is removed, too, if its branches have one shape.
     """
     return view.rewrite(_reduce, "Expand") + view.rewrite(_choose, "Where")
 

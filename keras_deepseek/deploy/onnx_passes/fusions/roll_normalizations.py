@@ -36,8 +36,6 @@ def roll_normalizations(view: GraphView) -> int:
     """Replaces three or more equal rounds of `x / f(x)` steps by a `Loop`.
 
     A round has up to four steps.
-
-    Returns the number of replacements.
     """
     by_last = {}
     for steps in _chains(view):

@@ -93,8 +93,7 @@ def _select_sizes(view: GraphView, node: Any, sizes: list[Size]) -> list[Size] |
 def sizes_from_factors(view: GraphView) -> int:
     """Replaces the size of a product's last two axes by the same size read from a factor.
 
-    A use of the shape of attention scores keeps runtimes from fusing them with the softmax. Returns
-    the number of replacements.
+    A use of the shape of attention scores keeps runtimes from fusing them with the softmax.
     """
     return 0 if view.opset < _FIRST_OPSET else view.rewrite(_ask_factor, "Slice", "Gather")
 
@@ -135,7 +134,7 @@ def _find_factor_of_size(view: GraphView, size: Any) -> tuple[str, int] | None:
 def simplify_sizes(view: GraphView) -> int:
     """Replaces computed sizes of `Reshape`, `Expand` and `Slice` by sizes read from a shape.
 
-    Returns the number of replacements. A `Slice` loses the axes that it takes whole.
+    A `Slice` loses the axes that it takes whole.
     """
     if view.opset < _FIRST_OPSET:
         return 0
@@ -229,10 +228,7 @@ def _join_runs(sizes: list[Size]) -> list[list[Size]]:
 
 
 def drop_expands(view: GraphView) -> int:
-    """Replaces `Expand(x, sizes)` by `x` if another input of the operator has these sizes.
-
-    Returns the number of replacements.
-    """
+    """Replaces `Expand(x, sizes)` by `x` if another input of the operator has these sizes."""
     return view.rewrite(_without_expands, *_BROADCASTING)
 
 
