@@ -18,7 +18,7 @@ The way of a request, as a guide to the code:
 6. The second half of the route encodes the outputs, or `errors` gives the status. Then `monitoring`
    counts the request, and logs and traces it if that is turned on.
 
-`engine` puts all of this together, and `remote_model` downloads a model that is named by a URI.
+`engine` puts all of this together, and `model_download` downloads a model that is named by a URI.
 `command` is `keras-deepseek serve`, whose arguments `serve_settings` reads. The contracts in
 pyproject.toml say who may import whom.
 """
@@ -36,9 +36,9 @@ from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
+from keras_deepseek.inference.model_download import fetch_model
 from keras_deepseek.inference.models.config import read_model_config
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.remote_model import fetch_model
 from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,

@@ -295,7 +295,7 @@ def run(arguments: argparse.Namespace) -> None:
     import logging
 
     from keras_deepseek.inference.engine import ServingEngine
-    from keras_deepseek.inference.remote_model import fetch_model, is_uri
+    from keras_deepseek.inference.model_download import fetch_model, is_uri
     from keras_deepseek.inference.serve_settings import read_settings
     from keras_deepseek.inference.server.admin_server import AdminServer
     from keras_deepseek.inference.server.open_files import raise_limit

@@ -21,6 +21,7 @@ from keras_deepseek.inference.engine_servers import make_servers, wait_until_sto
 from keras_deepseek.inference.http.http_application import HttpApplication
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import MAX_BODY_BYTES, HttpServer
+from keras_deepseek.inference.model_download import fetch_model, is_uri
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_repository import ModelRepository
@@ -28,7 +29,6 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import ServedModel
 from keras_deepseek.inference.monitoring.request_log import DEFAULT_SAMPLE, RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
-from keras_deepseek.inference.remote_model import fetch_model, is_uri
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.admin_server import AdminServer
 from keras_deepseek.inference.server.model_control import ModelControlMode

@@ -28,8 +28,8 @@ from keras_deepseek.artifacts import (
 )
 from keras_deepseek.artifacts.bundle import Bundle, publish_bundle
 from keras_deepseek.artifacts.staging_folder import staging_folder
-from keras_deepseek.inference import ServingEngine, fetch_model, remote_model
-from keras_deepseek.inference.remote_model import is_uri
+from keras_deepseek.inference import ServingEngine, fetch_model, model_download
+from keras_deepseek.inference.model_download import is_uri
 
 SIZE = 3 * 2**20
 
@@ -42,8 +42,7 @@ class Site(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Page)
         self.folder = folder
-        self.requests: list[tuple[str, str | None]] = []
-        self.sends_parts = True
+        self.requests: list[str] = []
         self.cut_after = SIZE * 10
         self.is_silent = False
         self.has_stalled = threading.Event()
@@ -74,22 +73,17 @@ class Page(http.server.BaseHTTPRequestHandler):
         _, sign, name = path.partition("/resolve/" + "c" * 40)
         file = self.server.folder / (name if sign else path).lstrip("/")
         if self.command == "GET":
-            self.server.requests.append((file.name, self.headers["Range"]))
+            self.server.requests.append(file.name)
         if not file.is_file():
             return self.answer(404, b"nothing here")
         data = file.read_bytes()
-        start = 0
-        if self.headers["Range"] and self.server.sends_parts:
-            start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0])
-        return self.answer(206 if start else 200, data[start:], start, len(data))
+        return self.answer(200, data)
 
-    def answer(self, status, body, start=0, size=0):
+    def answer(self, status, body):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", '"1"')
         self.send_header("X-Repo-Commit", "c" * 40)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         self.end_headers()
         if self.command == "GET":
             if self.server.is_silent and len(body) == SIZE:
@@ -118,7 +112,7 @@ def site(tmp_path):
 
 @pytest.fixture
 def few_retries(monkeypatch):
-    monkeypatch.setattr(remote_model, "_RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(model_download, "_RETRIES", {"max_retries": 0})
 
 
 def write_bundle(path, size=SIZE):
@@ -152,7 +146,7 @@ def test_a_bundle_is_downloaded_once_and_again_when_it_changes(site, tmp_path, c
     assert (Bundle.open(path).path / "weights/data.bin").read_bytes() == original.read_bytes()
     site.requests.clear()
     assert fetch_model(uri, cache) == path
-    assert site.requests == [("bundle.json", None)]
+    assert site.requests == ["bundle.json"]
     shutil.rmtree(site.folder / "digits/1")
     write_bundle(site.folder / "digits/1")
     assert fetch_model(uri, cache) != path
@@ -180,23 +174,20 @@ def test_a_bundle_that_was_altered_in_the_cache_is_downloaded_again(site, tmp_pa
     assert (path / "model.onnx").read_bytes() == b"a graph"
 
 
-@pytest.mark.parametrize("sends_parts", [True, False])
-def test_an_interrupted_download_leaves_no_model_and_is_continued(
-    site, few_retries, tmp_path, sends_parts
+def test_an_interrupted_download_leaves_no_model_and_keeps_its_whole_files(
+    site, few_retries, tmp_path
 ):
     uri, cache = f"{site.url}/digits/1", tmp_path / "cache"
     site.cut_after = SIZE // 2
     with pytest.raises(InvalidInputError, match=r"digits/1 can't be read: \w+: .*\.$"):
         fetch_model(uri, cache)
     assert all(entry.name.startswith(".") for entry in cache.iterdir())
-    (part,) = cache.glob(".*.partial/weights/data.bin")
-    size = part.stat().st_size
-    assert 0 < size <= SIZE // 2
-    site.cut_after, site.sends_parts = SIZE * 10, sends_parts
+    (folder,) = cache.glob(".*.partial")
+    assert [file.name for file in folder.rglob("*")] == ["model.onnx"]
+    site.cut_after = SIZE * 10
     site.requests.clear()
     assert Bundle.open(fetch_model(uri, cache))
-    ranges = [byte_range for name, byte_range in site.requests if name == "data.bin"]
-    assert ranges == ([f"bytes={size}-"] if sends_parts else [f"bytes={size}-", None])
+    assert site.requests == ["bundle.json", "data.bin"]
     assert not list(cache.glob(".*.partial"))
 
 
@@ -260,7 +251,7 @@ def test_processes_that_need_the_same_model_download_it_once(site, tmp_path):
     command = [sys.executable, "-c", call, f"{site.url}/digits/1", str(tmp_path / "cache")]
     children = [subprocess.Popen(command) for _ in range(2)]
     assert [child.wait(60) for child in children] == [0, 0]
-    assert [name for name, _ in site.requests].count("data.bin") == 1
+    assert site.requests.count("data.bin") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -355,7 +346,7 @@ def test_a_repository_of_the_hub_is_downloaded(site, tmp_path, path):
     first, second = done.stdout.split()
     assert first == second
     assert Bundle.open(first)
-    assert [name for name, _ in site.requests].count("data.bin") == 1
+    assert site.requests.count("data.bin") == 1
 
 
 @pytest.mark.parametrize(
@@ -394,7 +385,7 @@ def test_a_full_disk_is_told_before_the_download_and_during_it(site, tmp_path, m
     uri, cache = f"{site.url}/digits/1", tmp_path / "cache"
     with monkeypatch.context() as patch:
         usage = namedtuple("usage", "free")(1000)
-        patch.setattr(remote_model.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(model_download.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(NotSupportedError, match="is full: 3,145,735 bytes are needed, 1,000"):
             fetch_model(uri, cache)
     with monkeypatch.context() as patch:
@@ -402,7 +393,7 @@ def test_a_full_disk_is_told_before_the_download_and_during_it(site, tmp_path, m
         def fail(_path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(remote_model, "flush_to_disk", fail)
+        patch.setattr(model_download, "flush_to_disk", fail)
         with pytest.raises(NotSupportedError, match=r"is full: No space.*--cache-dir"):
             fetch_model(uri, cache)
     assert Bundle.open(fetch_model(uri, cache))
@@ -410,7 +401,7 @@ def test_a_full_disk_is_told_before_the_download_and_during_it(site, tmp_path, m
 
 def test_a_cache_that_can_t_be_written_is_named(site, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(NotSupportedError, match=r"cache' can't be made: File exists"):
+    with pytest.raises(NotSupportedError, match=r"cache' cannot be written: File exists"):
         fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
 
 

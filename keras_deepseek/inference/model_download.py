@@ -1,9 +1,8 @@
 """Downloads of models from object stores, web servers and the Hugging Face hub, into a cache.
 
-A model is downloaded into a hidden folder of the cache, which moves to its place when it is whole.
-A download that was interrupted is continued. Of several processes, one downloads and the others
-wait. The name of a folder in the cache has a hash of the URI and one of the files' versions, so a
-folder never changes. When the store is down, the newest folder of the URI is taken.
+obstore reads stores and web servers, huggingface_hub reads the hub. A model is downloaded into a
+hidden folder of the cache, which moves to its final path when it is whole. The name of a folder in
+the cache has a hash of the URI and one of the files' versions, so a folder never changes.
 """
 
 import contextlib
@@ -15,8 +14,7 @@ import re
 import shutil
 import tempfile
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,42 +44,13 @@ _logger = logging.getLogger(__name__)
 _SCHEMES = ("az", "gs", "hf", "http", "https", "s3")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FILE_SUFFIXES = (".keras", ".onnx")
-_NOTES = ".hub"
-"""The folder of huggingface_hub in a model that is being downloaded."""
-
 _DOWN = ("GenericError", "ConnectError", "ConnectTimeout", "ReadTimeout")
 """The errors of obstore and of huggingface_hub's HTTP client for a server that does not answer."""
 
 _DOWN_STATUS = range(500, 600)
-_LARGEST_MANIFEST = 2**26
 _CHUNK_BYTES = 2**20
 _CLIENT_OPTIONS = {"timeout": "24h", "read_timeout": "60s"}
 _RETRIES = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
-
-
-@dataclass(frozen=True)
-class _RemoteFile:
-    """A file of a remote model. `version` changes with its content, if the server has one."""
-
-    name: str
-    size: int
-    version: str = ""
-
-
-class _Source(ABC):
-    """The place of a remote model."""
-
-    @abstractmethod
-    def read_manifest(self) -> str | None:
-        """Returns the text of `bundle.json`, or `None` if there is none."""
-
-    @abstractmethod
-    def list_files(self) -> list[_RemoteFile]:
-        """Returns the files of a model that is no bundle."""
-
-    @abstractmethod
-    def download(self, file: _RemoteFile, folder: Path) -> Iterator[int]:
-        """Downloads a file into a folder, or the rest of it. Yields the bytes that are new."""
 
 
 def is_uri(model: Any) -> bool:
@@ -119,13 +88,13 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
     >>> path = fetch_model("s3://models/digits/1", cache_dir="models")  # doctest: +SKIP
     >>> engine = ServingEngine(path)  # doctest: +SKIP
     """
-    cache = _default_cache() if cache_dir is None else Path(cache_dir)
-    fetched: Future[Path] = Future()
-    # In another thread, because obstore answers no signal while it waits for a server.
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(cache_home, "keras_deepseek") if cache_dir is None else Path(cache_dir)
     scheme, sign, location = uri.partition("://")
-    uri = scheme + sign + location.rstrip("/")
-    work = threading.Thread(target=_fetch, args=(uri, cache, fetched), daemon=True)
-    work.start()
+    fetched: Future[Path] = Future()
+    arguments = (scheme + sign + location.rstrip("/"), cache, fetched)
+    # In another thread, because obstore answers no signal while it waits for a server.
+    threading.Thread(target=_fetch, args=arguments, daemon=True).start()
     return fetched.result()
 
 
@@ -136,28 +105,34 @@ def _fetch(uri: str, cache: Path, fetched: "Future[Path]") -> None:
         fetched.set_exception(error)
 
 
+@dataclass(frozen=True)
+class _RemoteModel:
+    """The files of a model by name, with their sizes in bytes and their versions, if known."""
+
+    source: "_Store | _Hub"
+    files: Mapping[str, tuple[int, str]]
+    manifest: str | None
+
+
 def _find_or_download(uri: str, cache: Path) -> Path:
+    """Returns the model in the cache; the newest copy there while its store is down."""
     stem = re.sub(r"[^\w.-]", "_", PurePosixPath(uri).name).lstrip(".")
     stem = f"{stem}-{_hash(uri)}"
     try:
         with _errors_of(uri, cache):
-            source = _open_source(uri)
-            manifest = source.read_manifest()
-            files = source.list_files() if manifest is None else _files_of(manifest)
+            model = _find(uri)
     except _StoreDownError as error:
         copies = sorted(cache.glob(f"{stem}-*"), key=lambda folder: folder.stat().st_mtime)
         if not copies:
             raise
         _logger.warning("The cache's newest copy is served. %s", error)
         return _choose_path(copies[-1])
-    for file in files:
-        _check_name(uri, file.name)
-    folder = cache / f"{stem}-{_hash(repr((manifest, sorted(map(repr, files)))))}"
+    folder = cache / f"{stem}-{_hash(model.manifest or repr(sorted(model.files.items())))}"
     with _errors_of(uri, cache):
-        _make_folder(cache)
+        cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f".{folder.name}.lock"):
-            if not _is_whole(folder, manifest):
-                _download(uri, source, manifest, files, folder)
+            if not _is_whole(folder, model.manifest):
+                _download(uri, model, folder)
     return _choose_path(folder)
 
 
@@ -168,25 +143,22 @@ def _hash(text: str) -> str:
 def _choose_path(folder: Path) -> Path:
     """Returns the file of a folder that is a model of one file, or the folder."""
     files = list(folder.iterdir())
-    is_file = len(files) == 1 and files[0].name.endswith(_FILE_SUFFIXES)
-    return files[0] if is_file else folder
+    return files[0] if len(files) == 1 and _file_name(files[0].name) else folder
 
 
-def _make_folder(cache: Path) -> None:
+def _is_whole(folder: Path, manifest: str | None) -> bool:
+    """Returns true if the cache has the model. A bundle that was altered there is removed."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotSupportedError(
-            f"The cache {str(cache)!r} can't be made: {error.strerror}. Choose another folder with "
-            "--cache-dir."
-        ) from error
+        if manifest is not None and folder.exists():
+            Bundle.open(folder)
+    except BundleError as error:
+        _logger.warning("Downloads the model again. %s", error)
+        shutil.rmtree(folder)
+    return folder.exists()
 
 
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_deepseek"
-
-
-def _open_source(uri: str) -> _Source:
+def _find(uri: str) -> _RemoteModel:
+    """Asks a server for the files of a model."""
     parts = urlsplit(uri)
     if parts.scheme not in _SCHEMES:
         raise InvalidInputError(unknown_name_message("scheme of a URI", parts.scheme, _SCHEMES))
@@ -199,77 +171,107 @@ def _open_source(uri: str) -> _Source:
             f"Received {uri!r}. Use https, since http would let others change the model. Only this "
             "machine itself may be named by http."
         )
-    return _Hub(uri) if parts.scheme == "hf" else _ObjectStore(uri)
-
-
-def _files_of(manifest: str) -> list[_RemoteFile]:
-    files = Manifest.from_json(manifest).files
-    return [_RemoteFile(name, content["bytes"]) for name, content in files.items()]
-
-
-def _check_name(uri: str, name: str) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise InvalidInputError(f"The model at {uri} has a file named {name!r}, which is refused.")
-
-
-def _is_whole(folder: Path, manifest: str | None) -> bool:
-    """Returns true if the cache has the model. A bundle that was altered there is removed."""
-    if not folder.exists():
-        return False
+    source = _Hub(uri) if parts.scheme == "hf" else _Store(uri)
     try:
-        if manifest is not None:
-            Bundle.open(folder)
-    except BundleError as error:
-        _logger.warning("Downloads the model again. %s", error)
-        shutil.rmtree(folder)
-        return False
-    return True
+        manifest = None if source.file else _read_manifest(source)
+    except FileNotFoundError:
+        manifest = None
+    if manifest is None:
+        files = _choose_files(uri, source.list_files())
+    else:
+        contents = Manifest.from_json(manifest).files
+        files = {name: (content["bytes"], "") for name, content in contents.items()}
+    for name in files:
+        if "\\" in name or name.startswith("/") or ".." in name.split("/"):
+            raise InvalidInputError(
+                f"The model at {uri} has a file named {name!r}, which is refused."
+            )
+    return _RemoteModel(source, files, manifest)
 
 
-def _download(
-    uri: str, source: _Source, manifest: str | None, files: Sequence[_RemoteFile], folder: Path
-) -> None:
-    """Downloads what is missing of a model, verifies it, and moves it to its place."""
+def _read_manifest(source: "_Store | _Hub") -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, MANIFEST_NAME)
+        sum(source.download(MANIFEST_NAME, path))
+        return path.read_text(encoding="utf-8")
+
+
+def _choose_files(uri: str, listing: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+    """Returns the files of the one model that has no manifest."""
+    keras = [name for name in listing if "/" not in name and name.endswith(".keras")]
+    if _file_name(uri) in listing:
+        names = [_file_name(uri)]
+    elif listing.keys() & {"saved_model.pb", "saved_model.pbtxt"}:
+        names = list(listing)
+    elif "model.onnx" in listing:
+        names = [name for name in listing if name.startswith("model.onnx")]
+    elif len(keras) == 1:
+        names = keras
+    else:
+        raise InvalidInputError(
+            f"No model at {uri}. Expected a bundle, a SavedModel, model.onnx or one `.keras` file; "
+            f"found {', '.join(sorted(listing)[:5]) or 'nothing'}."
+        )
+    return {name: listing[name] for name in names}
+
+
+def _file_name(path: str) -> str:
+    """Returns the name of the model file that a path ends with; `""` for a folder."""
+    return PurePosixPath(path).name if path.endswith(_FILE_SUFFIXES) else ""
+
+
+def _download(uri: str, model: _RemoteModel, folder: Path) -> None:
+    """Downloads the missing files of a model, verifies it, and moves it to its path."""
     partial = folder.with_name(f".{folder.name}.partial")
     partial.mkdir(exist_ok=True)
-    total = sum(file.size for file in files)
-    present = sum((partial / file.name).stat().st_size for file in files if _has(partial, file))
+    sizes = {name: size for name, (size, _) in model.files.items()}
+    missing = [name for name in sizes if not (partial / name).is_file()]
+    total = sum(sizes.values())
+    present = total - sum(sizes[name] for name in missing)
     free = shutil.disk_usage(partial).free
     if free < total - present:
         raise OSError(errno.ENOSPC, f"{total - present:,} bytes are needed, {free:,} are free")
-    _logger.info("Downloads %s: %d files, %s bytes.", uri, len(files), f"{total:,}")
+    _logger.info("Downloads %s: %d files, %s bytes.", uri, len(sizes), f"{total:,}")
     tenth = 0
     try:
-        for file in files:
-            (partial / file.name).parent.mkdir(parents=True, exist_ok=True)
-            for size in source.download(file, partial):
+        for name in missing:
+            for size in _download_file(model.source, name, sizes[name], partial):
                 present += size
                 if total and present * 10 // total > tenth:
                     tenth = present * 10 // total
                     _logger.info("%s: %d %%.", uri, 10 * tenth)
-            flush_to_disk(partial / file.name)
-    except Exception:
-        if not present:
-            shutil.rmtree(partial)
-        raise
-    shutil.rmtree(partial / _NOTES, ignore_errors=True)
-    if manifest is not None:
-        (partial / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
-        try:
+        if model.manifest is not None:
+            (partial / MANIFEST_NAME).write_text(model.manifest, encoding="utf-8")
             Bundle.open(partial)
-        except BundleError:
-            shutil.rmtree(partial)
-            raise
+    except BundleError:
+        shutil.rmtree(partial)
+        raise
     partial.rename(folder)
     flush_to_disk(folder.parent)
 
 
-def _has(folder: Path, file: _RemoteFile) -> bool:
-    return (folder / file.name).is_file()
+def _download_file(
+    source: "_Store | _Hub", name: str, expected: int, folder: Path
+) -> Iterator[int]:
+    """Downloads a file, and moves it to its name when it is whole. Yields numbers of bytes."""
+    parts = folder / ".part"
+    try:
+        parts.mkdir(exist_ok=True)
+        yield from source.download(name, parts / "file")
+        size = (parts / "file").stat().st_size
+        if size != expected:
+            raise BundleError(
+                f"{name!r} has {size} bytes where {expected} were expected: it is being written, "
+                "or was replaced."
+            )
+        flush_to_disk(parts / "file")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (parts / "file").replace(folder / name)
+    finally:
+        shutil.rmtree(parts)
 
 
-class _ObjectStore(_Source):
+class _Store:
     """A bucket or a web server, by obstore. Credentials come from its environment variables."""
 
     def __init__(self, uri: str) -> None:
@@ -278,92 +280,42 @@ class _ObjectStore(_Source):
             from obstore import store
         except ImportError as error:
             raise MissingExtraError("obstore", "remote", f"to serve {uri}") from error
+        self.file = _file_name(uri)
         self._uri = uri
         self._obstore = obstore
-        self._file = PurePosixPath(uri).name if uri.endswith(_FILE_SUFFIXES) else ""
         # With options of its own, obstore no longer reads this variable.
         is_s3_over_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1")
+        is_http = uri.startswith("http:") or (uri.startswith("s3:") and is_s3_over_http)
         self._store: Any = store.from_url(
-            uri.removesuffix(self._file),
-            client_options={
-                **_CLIENT_OPTIONS,
-                "allow_http": uri.startswith("http:")
-                or (uri.startswith("s3:") and is_s3_over_http),
-            },
+            uri.removesuffix(self.file),
+            client_options={**_CLIENT_OPTIONS, "allow_http": is_http},
             retry_config=_RETRIES,
         )
 
-    def read_manifest(self) -> str | None:
-        if self._file:
-            return None
-        try:
-            result = self._obstore.get(self._store, MANIFEST_NAME)
-        except FileNotFoundError:
-            return None
-        if result.meta["size"] > _LARGEST_MANIFEST:
-            raise BundleError(f"Its {MANIFEST_NAME} has {result.meta['size']} bytes.")
-        return bytes(result.bytes()).decode()
-
-    def list_files(self) -> list[_RemoteFile]:
-        if self._file:
-            return [_describe(self._obstore.head(self._store, self._file))]
-        if self._uri.startswith("http"):
+    def list_files(self) -> dict[str, tuple[int, str]]:
+        if self.file:
+            metas = [self._obstore.head(self._store, self.file)]
+        elif self._uri.startswith("http"):
             raise InvalidInputError(
                 f"There is no {self._uri}/{MANIFEST_NAME}. Expected the URI of a bundle, or of a "
                 "`.keras` or `.onnx` file."
             )
-        files = [_describe(meta) for part in self._obstore.list(self._store) for meta in part]
-        return _choose_files(self._uri, [file for file in files if not file.name.endswith("/")])
+        else:
+            metas = [meta for part in self._obstore.list(self._store) for meta in part]
+        return {
+            meta["path"]: (meta["size"], meta["e_tag"] or str(meta["last_modified"]))
+            for meta in metas
+            if not meta["path"].endswith("/")
+        }
 
-    def download(self, file: _RemoteFile, folder: Path) -> Iterator[int]:
-        path = folder / file.name
-        with path.open("ab") as stream:
-            if stream.tell() > file.size:
-                stream.truncate(0)
-            if stream.tell() == file.size:
-                return
-            result = self._open(file, stream)
-            if result.meta["size"] != file.size:
-                raise BundleError(
-                    f"{file.name!r} has {result.meta['size']} bytes where {file.size} were "
-                    "expected: it is being written, or was replaced."
-                )
+    def download(self, name: str, path: Path) -> Iterator[int]:
+        result = self._obstore.get(self._store, name)
+        with path.open("wb") as stream:
             for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
                 yield stream.write(chunk)
 
-    def _open(self, file: _RemoteFile, stream: Any) -> Any:
-        """Requests the rest of a file; all of it, if the server can't send a part."""
-        if stream.tell():
-            with contextlib.suppress(self._obstore.exceptions.NotSupportedError):
-                options = {"range": {"offset": stream.tell()}}
-                return self._obstore.get(self._store, file.name, options=options)
-            stream.truncate(0)
-        return self._obstore.get(self._store, file.name)
 
-
-def _describe(meta: Any) -> _RemoteFile:
-    return _RemoteFile(meta["path"], meta["size"], meta["e_tag"] or str(meta["last_modified"]))
-
-
-def _choose_files(uri: str, files: Sequence[_RemoteFile]) -> list[_RemoteFile]:
-    """Returns the files of the one model that a folder has."""
-    names = {file.name for file in files}
-    if names & {"saved_model.pb", "saved_model.pbtxt"}:
-        return list(files)
-    onnx = [file for file in files if file.name.startswith("model.onnx")]
-    keras = [file for file in files if "/" not in file.name and file.name.endswith(".keras")]
-    if "model.onnx" in names:
-        return onnx
-    if len(keras) == 1:
-        return keras
-    listing = ", ".join(sorted(names)[:5]) or "nothing"
-    raise InvalidInputError(
-        f"No model at {uri}. Expected a bundle, a SavedModel, model.onnx or one `.keras` file; "
-        f"found {listing}."
-    )
-
-
-class _Hub(_Source):
+class _Hub:
     """A repository on the Hugging Face hub, by huggingface_hub, at one commit."""
 
     def __init__(self, uri: str) -> None:
@@ -377,52 +329,31 @@ class _Hub(_Source):
             import huggingface_hub
         except ImportError as error:
             raise MissingExtraError("huggingface_hub", "hub", f"to serve {uri}") from error
-        self._uri = uri
         self._hub = huggingface_hub
-        self._repository = match[1]
-        info = huggingface_hub.HfApi().model_info(match[1], revision=match[2], files_metadata=True)
+        self._repository, revision, path = match[1], match[2], match[3] or ""
+        self.file = _file_name(path)
+        self._folder = f"{path.removesuffix(self.file)}/".lstrip("/").replace("//", "/")
+        info = huggingface_hub.HfApi().model_info(
+            self._repository, revision=revision, files_metadata=True
+        )
         self._commit = info.sha
         self._sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-        path = match[3] or ""
-        is_file = path.endswith(_FILE_SUFFIXES)
-        self._file = PurePosixPath(path).name if is_file else ""
-        self._folder = path.removesuffix(self._file).strip("/")
 
-    def read_manifest(self) -> str | None:
-        name = self._full_name(MANIFEST_NAME)
-        if self._file or name not in self._sizes:
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            return Path(self._fetch(name, folder)).read_text(encoding="utf-8")
-
-    def list_files(self) -> list[_RemoteFile]:
-        start = self._full_name("")
-        files = [
-            _RemoteFile(name.removeprefix(start), size, self._commit)
+    def list_files(self) -> dict[str, tuple[int, str]]:
+        return {
+            name.removeprefix(self._folder): (size, self._commit)
             for name, size in self._sizes.items()
-            if name.startswith(start)
-        ]
-        if self._file:
-            return [file for file in files if file.name == self._file] or _choose_files(
-                self._uri, []
-            )
-        return _choose_files(self._uri, files)
+            if name.startswith(self._folder + self.file)
+        }
 
-    def download(self, file: _RemoteFile, folder: Path) -> Iterator[int]:
-        if _has(folder, file):
-            return
-        Path(self._fetch(self._full_name(file.name), folder / _NOTES)).replace(folder / file.name)
-        yield file.size
-
-    def _fetch(self, name: str, folder: str | Path) -> str:
-        """Downloads a file into a folder, where huggingface_hub also keeps its notes."""
-        path: str = self._hub.hf_hub_download(
-            self._repository, name, revision=self._commit, local_dir=folder
+    def download(self, name: str, path: Path) -> Iterator[int]:
+        if self._folder + name not in self._sizes:
+            raise FileNotFoundError(self._folder + name)
+        file = self._hub.hf_hub_download(
+            self._repository, self._folder + name, revision=self._commit, local_dir=path.parent
         )
-        return path
-
-    def _full_name(self, name: str) -> str:
-        return f"{self._folder}/{name}" if self._folder else name
+        Path(file).replace(path)
+        yield path.stat().st_size
 
 
 @contextlib.contextmanager
