@@ -5,15 +5,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.batching.batch_totals import BatchDecision
 
 Reason = Literal["full", "idle", "gathered", "waited", "deadline", "closing", "retried"]
 """The reason why a batch left the queue. `"full"`: it had the most rows. `"idle"`: the model was
@@ -21,6 +19,25 @@ idle, and waiting would not have paid. `"gathered"`: the expected rows had come.
 had not come in time. `"deadline"`: a deadline was near. `"closing"`: the batcher is closing.
 `"retried"`: it is one request alone, after its batch had failed.
 """
+
+
+@dataclass(frozen=True)
+class BatchDecision:
+    """The record of one batch: why it left the queue, its rows and its times.
+
+    Args:
+        rows: Rows of requests, without padding.
+        queue_age: Seconds that the oldest request had waited.
+        seconds: Seconds in the model.
+        started: The time when it started, in seconds of the batcher's clock.
+    """
+
+    reason: Reason
+    rows: int
+    padded_rows: int
+    queue_age: float
+    seconds: float
+    started: float = 0.0
 
 
 class Request:

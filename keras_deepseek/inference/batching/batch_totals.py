@@ -7,30 +7,11 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from keras_deepseek.inference.batching.batch import Reason
+from keras_deepseek.inference.batching.batch import BatchDecision, Reason
 from keras_deepseek.inference.histogram import ROWS, SECONDS, Histogram, HistogramValues
 
 NUM_DECISIONS = 256
 """The number of last batches whose records are kept."""
-
-
-@dataclass(frozen=True)
-class BatchDecision:
-    """The record of one batch: why it left the queue, its rows and its times.
-
-    Args:
-        rows: Rows of requests, without padding.
-        queue_age: Seconds that the oldest request had waited.
-        seconds: Seconds in the model.
-        started: The time when it started, in seconds of the batcher's clock.
-    """
-
-    reason: Reason
-    rows: int
-    padded_rows: int
-    queue_age: float
-    seconds: float
-    started: float = 0.0
 
 
 @dataclass(frozen=True)

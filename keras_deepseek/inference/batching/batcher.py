@@ -12,11 +12,10 @@ from typing import Literal
 
 from keras_deepseek.artifacts.signature import InferenceFunction
 from keras_deepseek.inference.batching.adaptive_policy import AdaptivePolicy
-from keras_deepseek.inference.batching.batch import Batch, Request
+from keras_deepseek.inference.batching.batch import Batch, BatchDecision, Request
 from keras_deepseek.inference.batching.batch_queue import BatchQueue
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.batch_totals import (
-    BatchDecision,
     BatchStatistics,
     BatchTotals,
 )

@@ -6,18 +6,14 @@ An engine starts with such a file, or receives a config over gRPC (`control.repl
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_name
-from keras_deepseek.inference.models.model_folder import ModelFolder, Policy
+from keras_deepseek.inference.models.model_folder import Loader, ModelFolder, Policy
 from keras_deepseek.inference.protocols.tf_serving_model_service import (
     ModelConfig,
     parse_config_text,
 )
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.models.model_repository import ModelRepository
 
 
 def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
@@ -59,12 +55,12 @@ def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
     return models
 
 
-def make_folders(repository: "ModelRepository", models: Sequence[ModelConfig]) -> list[ModelFolder]:
+def make_folders(repository: Loader, models: Sequence[ModelConfig]) -> list[ModelFolder]:
     """Returns a `ModelFolder` for each model. It does not begin to follow them."""
     return [_make_folder(repository, model) for model in models]
 
 
-def _make_folder(repository: "ModelRepository", model: ModelConfig) -> ModelFolder:
+def _make_folder(repository: Loader, model: ModelConfig) -> ModelFolder:
     check_name(model.name)
     policies: dict[str, Policy] = {
         "latest": model.num_versions,

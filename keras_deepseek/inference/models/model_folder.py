@@ -5,9 +5,9 @@ It polls the folder, and calls `ModelRepository` to load new versions and to clo
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from keras_deepseek.artifacts.bundle import is_bundle
 from keras_deepseek.checks import check_integer
@@ -16,9 +16,8 @@ from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.model_path import kind_of_model, stamp_of
 from keras_deepseek.inference.models.model_options import ModelOptions
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.models.model_repository import ModelRepository
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.served_model import ServedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +51,21 @@ def _may_be_model(path: Path) -> bool:
         return True
 
 
+class Loader(Protocol):
+    """The part of `ModelRepository` that loads and unloads the versions of a folder."""
+
+    options: ModelOptions
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]: ...
+
+    def load(
+        self, model: Path, *, name: str, version: int, keep: None, options: ModelOptions
+    ) -> ModelVersion: ...
+
+    def unload(self, name: str, version: int) -> None: ...
+
+
 class ModelFolder:
     """Serves the versions in a folder, and loads and closes versions as the folder changes.
 
@@ -62,7 +76,7 @@ class ModelFolder:
 
     def __init__(
         self,
-        repository: "ModelRepository",
+        repository: Loader,
         folder: Path,
         name: str,
         options: ModelOptions,

@@ -1,14 +1,11 @@
 """The numbers and states of versions in the words of the protocols, for HTTP and gRPC."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
+from keras_deepseek.inference.models.served_model import ServedModel
 from keras_deepseek.inference.protocols.open_inference_models import ModelState
 from keras_deepseek.inference.protocols.tf_serving import VersionStatus
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.models.served_model import ServedModel
 
 PLATFORM = "keras_deepseek"
 """The platform of a model in Open Inference's metadata."""
@@ -39,14 +36,14 @@ def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> Ver
 
 
 def find_states(
-    served: "ServedModel | None", version: int | None
+    served: ServedModel | None, version: int | None
 ) -> list[ModelVersion | FailedVersion]:
     """Returns the given version of a model, or all versions, including failed ones."""
     states = {} if served is None else served.states
     return [state for number, state in states.items() if version in (None, number)]
 
 
-def repository_states(models: "Mapping[str, ServedModel]") -> list[ModelState]:
+def repository_states(models: Mapping[str, ServedModel]) -> list[ModelState]:
     """Returns Open Inference's state of every version of every model."""
     return [
         ModelState(name, str(number), version.state == "AVAILABLE", version.state)

@@ -1,6 +1,7 @@
 import dataclasses
 
-from keras_deepseek.inference.batching.batch_totals import NUM_DECISIONS, BatchDecision, BatchTotals
+from keras_deepseek.inference.batching.batch import BatchDecision
+from keras_deepseek.inference.batching.batch_totals import NUM_DECISIONS, BatchTotals
 
 NOW = {"waiting_rows": 4, "queue_age": 0.5, "overhead": 0.1, "per_row": 0.01, "replicas": 2}
 

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.batch_totals import BatchDecision
+from keras_deepseek.inference.batching.batch import BatchDecision, Request
 from keras_deepseek.inference.monitoring import access_log
 from keras_deepseek.inference.monitoring.access_log import LOGGER, AccessLog, choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace

@@ -1,7 +1,6 @@
 import pytest
 
-from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.batch_totals import BatchDecision
+from keras_deepseek.inference.batching.batch import BatchDecision, Request
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 
 
