@@ -1,9 +1,8 @@
 """The files that travel between processes: bundles, run records and checkpoints."""
 
-from keras_deepseek.artifacts.bundle import Bundle, is_bundle
+from keras_deepseek.artifacts.bundle import Bundle, Manifest, Verification, is_bundle
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
-from keras_deepseek.artifacts.manifest import Manifest, Verification
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.errors import (

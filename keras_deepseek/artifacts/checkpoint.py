@@ -5,11 +5,13 @@
 renamed. So a file is either complete or is detected as damaged.
 """
 
+import base64
 import contextlib
 import json
+import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,15 +19,26 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.errors import CheckpointError, NotSupportedError
+from keras_deepseek.artifacts.staging_folder import flush_to_disk
+from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupportedError
 
 FORM = 1
 """The version of the files that this release writes. A higher version is refused."""
 
 PARTIAL = ".partial"
 """The ending of a file's name until it is complete."""
+
+_KIND = "$kind"
+"""The key that marks values which JSON has no type for. A dict that holds this key itself is
+stored as a list of pairs."""
+
+_COLLECTIONS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "dict": dict}
+
+_MAX_DEPTH = 64
+
+_MAX_WORD = 2**53
+"""Larger integers are written in hexadecimal, since some readers of JSON round them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            _sync_folder(path.parent)
+            flush_to_disk(path.parent)
         except (OSError, ValueError) as error:  # A ValueError: the zip could not be closed.
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -180,12 +193,69 @@ def _plain(array: Array) -> Array:
     return array.view(f"u{array.dtype.itemsize}")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flushes the directory entries of a folder to the disk, if the system allows that."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def pack_state(state: Any) -> tuple[Any, list[Array]]:
+    """Converts nested values into JSON values and a list of arrays, which JSON refers to by index.
+
+    Beside its weights, a training has numbers, lists, and some arrays. Takes `None`, booleans,
+    numbers, strings, bytes, NumPy arrays and scalars; dicts, lists, tuples and sets of them.
+    """
+    arrays: list[Array] = []
+    return _pack(state, arrays, 0), arrays
+
+
+def unpack_state(packed: Any, arrays: Sequence[Array]) -> Any:
+    """Restores the nested values from the two results of `pack_state`."""
+    if isinstance(packed, list):
+        return [unpack_state(value, arrays) for value in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if _KIND not in packed:
+        return {name: unpack_state(value, arrays) for name, value in packed.items()}
+    kind, value = packed[_KIND], packed["value"]
+    if kind in _COLLECTIONS:
+        return _COLLECTIONS[kind](unpack_state(value, arrays))
+    readers: dict[str, Callable[[Any], Any]] = {
+        "array": lambda index: arrays[index],
+        "scalar": lambda index: arrays[index][()],
+        "float": float,
+        "integer": lambda text: int(text, 16),
+        "bytes": base64.b64decode,
+    }
+    return readers[kind](value)
+
+
+def _pack(value: Any, arrays: list[Array], depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise InvalidInputError(f"The state is nested more than {_MAX_DEPTH} levels deep.")
+    if value is None or type(value) in (bool, str):
+        return value
+    if type(value) is int:
+        return value if abs(value) <= _MAX_WORD else _mark("integer", hex(value))
+    if type(value) is float:
+        return value if math.isfinite(value) else _mark("float", repr(value))
+    if type(value) is bytes:
+        return _mark("bytes", base64.b64encode(value).decode("ascii"))
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind != "O":
+        arrays.append(np.asarray(value))
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        return _mark(kind, len(arrays) - 1)
+    return _pack_items(value, arrays, depth)
+
+
+def _pack_items(value: Any, arrays: list[Array], depth: int) -> Any:
+    if isinstance(value, Mapping):
+        if all(type(name) is str for name in value) and _KIND not in value:
+            return {name: _pack(item, arrays, depth + 1) for name, item in value.items()}
+        pairs = [tuple(pair) for pair in value.items()]
+        return _mark("dict", _pack(pairs, arrays, depth + 1))
+    if type(value) in (list, tuple, set):
+        items = [_pack(item, arrays, depth + 1) for item in value]
+        return items if type(value) is list else _mark(type(value).__name__, items)
+    raise InvalidInputError(
+        f"A {type(value).__name__} can't be saved: {value!r:.80}. Expected numbers, strings, NumPy "
+        "arrays, and dicts, lists, tuples and sets of them."
+    )
+
+
+def _mark(kind: str, value: Any) -> dict[str, Any]:
+    return {_KIND: kind, "value": value}

@@ -211,7 +211,6 @@ def _largest_difference(
 
 
 def _allowed(values: Array, tolerance: float, least_scale: float = 0.0) -> Array:
-    """Returns the largest difference that each value of an output may have."""
     scale = max(_LEAST_SCALE, least_scale, _largest_magnitude(values))
     return tolerance * np.where(_is_masked(values), np.abs(values), scale)
 
@@ -239,7 +238,6 @@ def _is_masked(values: Array) -> Array:
 
 
 def _unit(array: Array) -> float:
-    """Returns the machine epsilon of an array's dtype."""
     is_float = str(array.dtype) in TOLERANCES and array.dtype.kind == "f"
     return float(np.finfo(array.dtype).eps) if is_float else 2.0**-7
 

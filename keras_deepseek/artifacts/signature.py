@@ -141,7 +141,6 @@ class TensorSpec:
 
 
 def _describe(array: Array, dtype: str) -> str:
-    """Returns an error text for JSON values that don't fit a dtype."""
     if array.dtype.kind not in "SUO":
         kind = "text" if dtype == "object" else dtype
         return f"dtype {array.dtype}, whose values can't all be {kind}"

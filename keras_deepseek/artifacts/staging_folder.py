@@ -2,12 +2,15 @@
 
 Such a folder is beside the path, and is locked as long as its process lives. The next process that
 writes to the same path removes the folder of a killed one. Temporary folders work in the same way.
+Two paths are exchanged atomically where the operating system can.
 """
 
 import contextlib
+import ctypes
 import glob
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +27,9 @@ except ImportError:  # Windows has no such locks: the folders of killed processe
 _SUFFIX = ".partial"
 _LONGEST_WAIT = 0.2
 """Seconds. A process that locks the folder only to clean up is done by then."""
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @contextmanager
@@ -86,7 +92,6 @@ def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
 
 
 def _remove_left(target: Path) -> None:
-    """Removes staging folders for `target` that ended processes have left behind."""
     prefix = f".{target.name}."
     for folder in list(target.parent.glob(f"{glob.escape(prefix)}*{_SUFFIX}")):
         middle = folder.name.removeprefix(prefix).removesuffix(_SUFFIX)
@@ -119,3 +124,50 @@ def _lock(stack: contextlib.ExitStack, folder: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swaps two existing files or folders of one file system atomically.
+
+    A process that is killed then leaves no moment in which neither path exists. Returns False and
+    changes nothing if the system can't.
+    """
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:  # The C library is older than 2018.
+        return False
+    paths = _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second)
+    return bool(rename(*paths, _RENAME_EXCHANGE) == 0)
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Moves a folder to a path of the same file system, atomically if possible.
+
+    An old folder there is removed.
+    """
+    if not target.is_dir():
+        folder.rename(target)
+        return
+    if exchange(folder, target):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Blocks until the content of a file or folder is written to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders.
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,9 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from keras_deepseek import __version__
-from keras_deepseek.artifacts.bundle import Bundle, check_target, publish_bundle, publish_file
+from keras_deepseek.artifacts.bundle import (
+    Bundle,
+    Manifest,
+    check_target,
+    publish_bundle,
+    publish_file,
+)
 from keras_deepseek.artifacts.export_arguments import check_target_file
-from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.formats.export_format import ExportFormat

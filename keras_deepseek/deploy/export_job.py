@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from keras_deepseek.artifacts.manifest import ALIKE, Verification
+from keras_deepseek.artifacts.bundle import ALIKE, Verification
 from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.formats.export_format import ExportFormat

@@ -23,7 +23,6 @@ from keras_deepseek.artifacts.export_arguments import (
     check_precision,
     check_samples,
 )
-from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import InferenceFunction
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.export.named_model import NamedModel

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import keras
 
-from keras_deepseek.artifacts.manifest import Verification
+from keras_deepseek.artifacts.bundle import Verification
 from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.integer_products import integer_products

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.bundle import ALIKE, Verification
 from keras_deepseek.artifacts.compare_outputs import agreements, compare_outputs, differing_places
-from keras_deepseek.artifacts.manifest import ALIKE, Verification
 from keras_deepseek.artifacts.signature import Array, Batch, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import draw_batch

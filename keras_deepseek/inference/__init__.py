@@ -14,7 +14,7 @@ The way of a request, as a guide to the code:
    A thread of `batcher` runs it, and `delivery` returns each request its rows: to a waiting
    thread, or in one turn of an event loop.
 5. `executors` compute: a live Keras model, or a bundle in its own runtime, here or in another
-   process. `registry` names them by the format of a bundle.
+   process. `open_executor` finds them by the format of a bundle.
 6. The second half of the route encodes the outputs, or `errors` gives the status. Then `monitoring`
    counts the request, and logs and traces it if that is turned on.
 

@@ -22,9 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from keras_deepseek.artifacts.bundle import MANIFEST_NAME, Bundle
-from keras_deepseek.artifacts.exchange import flush_to_disk
-from keras_deepseek.artifacts.manifest import Manifest
+from keras_deepseek.artifacts.bundle import MANIFEST_NAME, Bundle, Manifest
+from keras_deepseek.artifacts.staging_folder import flush_to_disk
 from keras_deepseek.errors import (
     BundleError,
     InvalidInputError,
@@ -141,7 +140,6 @@ def _hash(text: str) -> str:
 
 
 def _choose_path(folder: Path) -> Path:
-    """Returns the file of a folder that is a model of one file, or the folder."""
     files = list(folder.iterdir())
     return files[0] if len(files) == 1 and _file_name(files[0].name) else folder
 
@@ -158,7 +156,6 @@ def _is_whole(folder: Path, manifest: str | None) -> bool:
 
 
 def _find(uri: str) -> _RemoteModel:
-    """Asks a server for the files of a model."""
     parts = urlsplit(uri)
     if parts.scheme not in _SCHEMES:
         raise InvalidInputError(unknown_name_message("scheme of a URI", parts.scheme, _SCHEMES))
@@ -358,7 +355,6 @@ class _Hub:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Context manager that holds a lock file, and waits for the process that has it."""
     with path.open("w") as stream:
         if fcntl is not None:
             try:

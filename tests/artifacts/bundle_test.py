@@ -8,15 +8,15 @@ import pytest
 from keras_deepseek.artifacts.bundle import (
     MANIFEST_NAME,
     Bundle,
+    Manifest,
+    Verification,
     check_target,
     is_bundle,
     publish_bundle,
     publish_file,
 )
-from keras_deepseek.artifacts.exchange import exchange
-from keras_deepseek.artifacts.manifest import Manifest, Verification
 from keras_deepseek.artifacts.signature import Signature
-from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.artifacts.staging_folder import exchange, staging_folder
 from keras_deepseek.errors import BundleError, InvalidInputError
 
 MANIFEST = Manifest(
@@ -94,7 +94,9 @@ def test_a_process_killed_as_it_replaces_a_bundle_leaves_one(tmp_path):
 
 def test_where_folders_can_not_be_exchanged_they_are_renamed(tmp_path, monkeypatch):
     write_bundle(tmp_path / "digits")
-    monkeypatch.setattr("keras_deepseek.artifacts.exchange.exchange", lambda first, second: False)
+    monkeypatch.setattr(
+        "keras_deepseek.artifacts.staging_folder.exchange", lambda first, second: False
+    )
     write_bundle(tmp_path / "digits", b"newer")
     assert os.listdir(tmp_path) == ["digits"]
     assert (Bundle.open(tmp_path / "digits").path / "model.bin").read_bytes() == b"newer"

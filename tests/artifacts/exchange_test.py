@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from keras_deepseek.artifacts.exchange import exchange, flush_to_disk, replace_folder
+from keras_deepseek.artifacts.staging_folder import exchange, flush_to_disk, replace_folder
 
 
 def make_two(folder):
@@ -43,7 +43,9 @@ def test_another_system_and_an_old_c_library_have_none(tmp_path, monkeypatch):
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr("keras_deepseek.artifacts.exchange.exchange", lambda *paths: False)
+        monkeypatch.setattr(
+            "keras_deepseek.artifacts.staging_folder.exchange", lambda *paths: False
+        )
     first, second = make_two(tmp_path)
     flush_to_disk(first)
     replace_folder(first, second)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from keras_deepseek.artifacts.manifest import FORM, Manifest, Verification, _seal
+from keras_deepseek.artifacts.bundle import FORM, Manifest, Verification, _seal
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.errors import BundleError
 

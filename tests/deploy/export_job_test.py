@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 from keras_deepseek import graph
-from keras_deepseek.artifacts.manifest import Verification
+from keras_deepseek.artifacts.bundle import Verification
 from keras_deepseek.deploy import Exporter, ExportReport
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference import ServingEngine

@@ -40,10 +40,10 @@ VIOLATIONS = [
     (
         "serving",
         "inference/batching/shape_queue.py",
-        "import keras_deepseek.inference.models.states",
+        "import keras_deepseek.inference.models.served_model",
     ),
     ("serving", "inference/http/message.py", "import keras_deepseek.inference.grpc.answers"),
-    ("serving", "inference/models/states.py", "import keras_deepseek.inference.engine"),
+    ("serving", "inference/models/warm_up.py", "import keras_deepseek.inference.engine"),
     (
         "serving",
         "inference/monitoring/request_log.py",

@@ -21,7 +21,7 @@ import pytest
 from keras_deepseek import inference
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ServingEngine, command
-from keras_deepseek.inference.executors import onnx_runtime
+from keras_deepseek.inference.executors import runtimes
 
 MAIN = """
 import argparse
@@ -313,7 +313,7 @@ def test_a_warm_up_that_fails_is_told_in_a_line_and_its_traceback_in_the_log(
         return {"y": inputs["x"]}
 
     path = str(bundle_of("onnx").path)
-    monkeypatch.setattr(onnx_runtime.OnnxRuntime, "run", run)
+    monkeypatch.setattr(runtimes.OnnxRuntime, "run", run)
     message = (
         r"^The warm-up of version 1 of the model 'double' failed with ArithmeticError: it is too "
         r"large\. A batch of 4 rows raised it\.$"

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.batcher import Batcher
-from keras_deepseek.inference.batching.client_order import ClientOrder
+from keras_deepseek.inference.batching.delivery import ClientOrder
 from keras_deepseek.inference.errors import DeadlineExceededError, OverloadedError
 
 MAX_QUEUE_ROWS = 20

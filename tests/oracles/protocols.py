@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
 from keras_deepseek.inference.protocols import messages
-from keras_deepseek.inference.protocols.dtypes import DTYPES, dtype_of
 from keras_deepseek.inference.protocols.messages import message_pool
+from keras_deepseek.inference.protocols.tensor_bytes import DTYPES, dtype_of
 
 DESCRIPTORS = Path(messages.__file__).parent / "proto" / "descriptors.binpb"
 

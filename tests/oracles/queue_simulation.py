@@ -13,12 +13,15 @@ from statistics import fmean, pstdev
 
 import numpy as np
 
-from keras_deepseek.inference.batching.adaptive_policy import AdaptivePolicy
 from keras_deepseek.inference.batching.batch import Batch, Request
 from keras_deepseek.inference.batching.batch_queue import BatchQueue
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.batcher import batch_buckets
-from keras_deepseek.inference.batching.batching_policy import BatchingPolicy, FixedPolicy
+from keras_deepseek.inference.batching.batching_policy import (
+    AdaptivePolicy,
+    BatchingPolicy,
+    FixedPolicy,
+)
 from keras_deepseek.inference.errors import OverloadedError
 
 LIMIT = 32

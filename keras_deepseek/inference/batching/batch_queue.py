@@ -3,7 +3,7 @@
 It forms batches, decides when they leave, and refuses requests.
 
 It never waits, and every call gets the time as an argument. `shape_queue` holds requests of equal
-shapes. `batching_policy` and `adaptive_policy` say how long they wait for more. `batcher` runs the
+shapes. `batching_policy` says how long they wait for more. `batcher` runs the
 batches.
 """
 

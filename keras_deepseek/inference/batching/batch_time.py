@@ -1,6 +1,6 @@
 """Measures the time that a model takes for a batch, and predicts it by the number of rows.
 
-`adaptive_policy` and `batch_queue` use it.
+`batching_policy` and `batch_queue` use it.
 """
 
 import math

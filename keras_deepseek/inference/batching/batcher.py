@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from keras_deepseek.artifacts.signature import InferenceFunction
-from keras_deepseek.inference.batching.adaptive_policy import AdaptivePolicy
 from keras_deepseek.inference.batching.batch import Batch, BatchDecision, Request
 from keras_deepseek.inference.batching.batch_queue import BatchQueue
 from keras_deepseek.inference.batching.batch_time import BatchTime
@@ -19,9 +18,12 @@ from keras_deepseek.inference.batching.batch_totals import (
     BatchStatistics,
     BatchTotals,
 )
-from keras_deepseek.inference.batching.batching_policy import BatchingPolicy, FixedPolicy
-from keras_deepseek.inference.batching.deadline_watch import DeadlineWatch
-from keras_deepseek.inference.batching.disconnects import find_disconnected
+from keras_deepseek.inference.batching.batching_policy import (
+    AdaptivePolicy,
+    BatchingPolicy,
+    FixedPolicy,
+)
+from keras_deepseek.inference.batching.late_requests import DeadlineWatch, find_disconnected
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
 
 _MAX_WAIT = 0.005
@@ -227,7 +229,6 @@ class Batcher:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _give_up(self) -> None:
-        """Answers all waiting and running requests with an error."""
         with self._condition:
             self._is_given_up = True
             requests = self._queue.clear()

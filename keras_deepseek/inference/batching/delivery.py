@@ -1,4 +1,4 @@
-"""Delivers answers from the model's threads: to a thread that waits, or to an event loop.
+"""Delivers answers from the model's threads: to a thread, to an event loop, or in a client's order.
 
 An event loop gets one wake-up for all answers of a batch.
 """
@@ -6,8 +6,9 @@ An event loop gets one wake-up for all answers of a batch.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from threading import RLock
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.batching.batch import Request
@@ -18,6 +19,8 @@ Settle = Callable[[Request], None]
 """A function that takes a finished request, on its event loop."""
 
 _logger = logging.getLogger(__name__)
+
+Deliver = Callable[[Request], None]
 
 
 def open_future() -> tuple[Answer, Callable[[Request], None]]:
@@ -86,3 +89,34 @@ def _settle_all(finished: deque[tuple[Settle, Request]]) -> None:
             settle(request)
         except Exception:  # The other requests must be settled, too.
             _logger.exception("An answer could not be handed over.")
+
+
+class ClientOrder:
+    """Holds an answer back until the answers of the client's earlier requests were delivered.
+
+    Replicas may finish them in another order.
+    """
+
+    def __init__(self) -> None:
+        # It is held during delivery: two threads must not deliver to one client at once.
+        self._lock = RLock()
+        self._queues: dict[Hashable, deque[tuple[Request, Deliver]]] = {}
+
+    def add(self, client: Hashable, request: Request, deliver: Deliver) -> None:
+        """Adds a client's next request to the order. The caller calls `settle` when it is over.
+
+        `deliver` is called in the client's order if there is an answer.
+        """
+        with self._lock:
+            self._queues.setdefault(client, deque()).append((request, deliver))
+
+    def settle(self, client: Hashable) -> None:
+        """Delivers the finished answers of a client, up to the first that is not finished."""
+        with self._lock:
+            queue = self._queues.get(client)
+            while queue and queue[0][0].is_over:
+                request, deliver = queue.popleft()
+                if request.has_answer:
+                    deliver(request)
+            if not queue:
+                self._queues.pop(client, None)

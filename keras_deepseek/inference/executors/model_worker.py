@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.executors.executor import Executor, as_executor, check_outputs
+from keras_deepseek.inference.executors.isolated_model import receive_message, send_message
 from keras_deepseek.inference.executors.open_executor import open_executor
-from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
 
 
 def open_source(

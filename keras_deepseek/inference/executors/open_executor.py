@@ -1,20 +1,20 @@
 """Opens the executor of a model: of a Keras model, of a path, or of an object that is one already.
 
-A runtime is imported only when a model needs it.
+A runtime is imported only when a model needs it. Other packages add executor classes by an entry
+point of the group `keras_deepseek.executors`, named after the bundle format that they run.
 """
 
 import logging
 import os
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.artifacts.bundle import Bundle, is_bundle
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.inference.executors.executor import Executor, as_executor
-from keras_deepseek.inference.executors.model_path import kind_of_model
-from keras_deepseek.inference.executors.registry import find_executor_class
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +22,23 @@ _PATH = (
     "the path of a bundle (the folder that an export wrote), of a SavedModel, of an `.onnx` or of "
     "a `.keras` file"
 )
+
+ENTRY_POINT_GROUP = "keras_deepseek.executors"
+
+_ROOM = "keras_deepseek.inference.executors"
+
+BUILT_IN = {
+    "keras": f"{_ROOM}.keras_model:KerasModel",
+    "onnx": f"{_ROOM}.runtimes:OnnxRuntime",
+    "openvino": f"{_ROOM}.runtimes:OpenVINOModel",
+    "savedmodel": f"{_ROOM}.runtimes:SavedModel",
+    "tensorrt": f"{_ROOM}.runtimes:TensorRTEngine",
+}
+"""`module:class` by format. A module is imported when a model of its format is opened."""
+
+Kind = Literal["bundle", "keras", "onnx", "savedmodel"]
+
+_SAVED_MODEL_NAMES = ("saved_model.pb", "saved_model.pbtxt")
 
 
 def open_executor(
@@ -52,7 +69,6 @@ def open_executor(
 
 
 def _is_of_keras(model: Any) -> bool:
-    """Returns true for objects of Keras's classes, without importing Keras."""
     return any(parent.__module__.split(".")[0] == "keras" for parent in type(model).__mro__)
 
 
@@ -82,3 +98,69 @@ def _open_bundle(
         )
     executor_class = find_executor_class(bundle.manifest.format)
     return executor_class.from_bundle(bundle, custom_objects_from, threads)
+
+
+def find_executor_class(name: str) -> type[Executor]:
+    """Returns the executor class of a format. A built-in format can't be replaced."""
+    if name in BUILT_IN:
+        built_in: type[Executor] = EntryPoint(name, BUILT_IN[name], ENTRY_POINT_GROUP).load()
+        return built_in
+    points = {point.value: point for point in entry_points(group=ENTRY_POINT_GROUP, name=name)}
+    if not points:
+        installed = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+        raise NotSupportedError(
+            f"No executor is registered for the format {name!r}. Export the model as "
+            f"{', '.join(sorted({*BUILT_IN, *installed}))}, or install a package that registers an "
+            f"executor for {name!r} under the entry point group {ENTRY_POINT_GROUP!r}."
+        )
+    if len(points) > 1:
+        raise InvalidInputError(
+            f"Several executors are registered for the format {name!r}: {sorted(points)}. "
+            "Uninstall all but one of their packages."
+        )
+    return _load(*points.values())
+
+
+def _load(point: EntryPoint) -> type[Executor]:
+    try:
+        loaded = point.load()
+    except (ImportError, AttributeError) as error:
+        raise NotSupportedError(
+            f"The executor {point.value!r} of the format {point.name!r} can't be imported: {error}."
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Executor)):
+        raise InvalidInputError(
+            f"The entry point {point.value!r} of the format {point.name!r} is no subclass of "
+            f"keras_deepseek.inference.Executor: {loaded!r:.100}."
+        )
+    return loaded
+
+
+def kind_of_model(path: Path) -> Kind | None:
+    """Returns the kind of model at a path, or `None` if there is none.
+
+    A folder may be a bundle, a SavedModel, or hold `model.onnx`; a file `.keras` or `.onnx`.
+    """
+    if path.is_file():
+        kinds: dict[str, Kind] = {".keras": "keras", ".onnx": "onnx"}
+        return kinds.get(path.suffix)
+    if is_bundle(path):
+        return "bundle"
+    if any((path / name).is_file() for name in _SAVED_MODEL_NAMES):
+        return "savedmodel"
+    return "onnx" if (path / "model.onnx").is_file() else None
+
+
+def stamp_of(path: Path) -> object:
+    """Returns a value that changes when any file in a folder changes, or `None` on an error.
+
+    It holds the names, sizes and times of change, and whether the files may be read. It opens none.
+    """
+    try:
+        files = [(file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
+    except OSError:  # The folder is being removed, or can't be read.
+        return None
+    return tuple(
+        (str(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK))
+        for file, state in files
+    )

@@ -8,7 +8,7 @@ from keras_deepseek.inference.grpc.answers import StatusError
 from keras_deepseek.inference.grpc.tf_serving_rpc import check_named, find, version_of
 from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
-from keras_deepseek.inference.models.states import find_states, version_status
+from keras_deepseek.inference.models.served_model import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_model_service
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
 

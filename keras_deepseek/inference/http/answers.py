@@ -9,7 +9,7 @@ from keras_deepseek.inference.errors import NOT_OF_MODEL, STATUSES, OverloadedEr
 from keras_deepseek.inference.http.message import HttpError, HttpResponse
 from keras_deepseek.inference.http.operation import ERROR, ErrorForm
 from keras_deepseek.inference.http.routing import Parameters
-from keras_deepseek.inference.models.states import version_number
+from keras_deepseek.inference.models.served_model import version_number
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.protocols.json_text import to_json
 

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from keras_deepseek.inference.batching.disconnects import find_closed
+from keras_deepseek.inference.batching.late_requests import find_closed
 from keras_deepseek.inference.http.message import EXTENSION, Exchange, HttpError
 
 if TYPE_CHECKING:

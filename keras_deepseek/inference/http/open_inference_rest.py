@@ -18,9 +18,9 @@ from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
 from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
 from keras_deepseek.inference.models import control
-from keras_deepseek.inference.models.states import PLATFORM, repository_states
+from keras_deepseek.inference.models.served_model import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
-from keras_deepseek.inference.protocols.open_inference_priority import read_timeout_and_priority
+from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.inference.protocols.dtypes import dtype_of
+from keras_deepseek.inference.protocols.tensor_bytes import dtype_of
 
 Schema = dict[str, Any]
 

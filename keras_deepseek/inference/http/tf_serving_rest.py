@@ -13,7 +13,7 @@ from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpRe
 from keras_deepseek.inference.http.operation import LIST, OBJECT, DescribeModel, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
 from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
-from keras_deepseek.inference.models.states import find_states, version_status
+from keras_deepseek.inference.models.served_model import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.engine import Engine

@@ -14,7 +14,7 @@ from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
 from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.executors.model_path import kind_of_model, stamp_of
+from keras_deepseek.inference.executors.open_executor import kind_of_model, stamp_of
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import ServedModel

@@ -16,8 +16,7 @@ from keras_deepseek.inference.arguments import check_name, check_version
 from keras_deepseek.inference.batching.delivery import LoopDelivery
 from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.models.config import make_folders
-from keras_deepseek.inference.models.config_reload import ConfigReload
+from keras_deepseek.inference.models.config import ConfigReload, make_folders
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_version import ModelVersion
@@ -246,7 +245,6 @@ class ModelRepository:
         return any(str(number) == version for number in served.versions)
 
     def _open_first(self, model: Any, version: int) -> None:
-        """Loads the models that the constructor was given, or opens their folders."""
         if _is_config(model):
             for folder in make_folders(self, model):
                 self._open_folder(folder)

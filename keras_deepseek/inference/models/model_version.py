@@ -18,7 +18,7 @@ from keras_deepseek.inference.arguments import check_batch_axis, check_request_o
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
 from keras_deepseek.inference.batching.batcher import Batcher
-from keras_deepseek.inference.batching.client_order import ClientOrder
+from keras_deepseek.inference.batching.delivery import ClientOrder
 from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
 from keras_deepseek.inference.batching.padding import Padder
 from keras_deepseek.inference.errors import ClosedError
@@ -27,8 +27,11 @@ from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.response_cache import ResponseCache
-from keras_deepseek.inference.models.row_dependence import find_row_dependence
-from keras_deepseek.inference.models.warm_up import check_padding, run_every_size
+from keras_deepseek.inference.models.warm_up import (
+    check_padding,
+    find_row_dependence,
+    run_every_size,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -232,7 +235,6 @@ class ModelVersion:
         self._warn_of_row_dependence(lengths)
 
     def _warn_of_row_dependence(self, lengths: Sequence[int]) -> None:
-        """Logs a warning if the answer to a row depends on the other rows of its batch."""
         executor = self._executors[0]
         sizes = [size for spec in executor.signature.inputs for size in spec.shape[1:]]
         is_free = None in sizes and not lengths
@@ -252,8 +254,6 @@ class ModelVersion:
     def _pad(
         padder: Padder, inputs: dict[str, Array], deliver: Callable[[Request], None]
     ) -> tuple[dict[str, Array], Callable[[Request], None]]:
-        """Returns padded inputs, and a function that cuts the outputs and delivers them."""
-
         def cut(request: Request) -> None:
             if request.outputs is not None:
                 request.outputs = padder.cut(request.outputs, inputs)
@@ -287,8 +287,6 @@ class FailedVersion:
 
 
 def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:
-    """Returns a delivery function that also puts the answer into the cache."""
-
     def deliver_and_keep(request: Request) -> None:
         if request.outputs is not None:
             cache.put(key, request.outputs)

@@ -103,7 +103,6 @@ def _is_plain(content: Any) -> bool:
 
 
 def _to_list(value: Any) -> Any:
-    """Converts an array that `orjson` and `json` can't write to a list."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} can't be written as JSON.")

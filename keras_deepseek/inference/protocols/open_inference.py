@@ -11,20 +11,18 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, TensorSpec
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.dtypes import (
-    Dtype,
-    dtype_of_numpy,
-    dtype_of_open_inference,
-)
 from keras_deepseek.inference.protocols.json_text import load_json, to_json
-from keras_deepseek.inference.protocols.open_inference_classes import (
+from keras_deepseek.inference.protocols.open_inference_parameters import (
     PARAMETER,
     largest,
     read_count,
 )
 from keras_deepseek.inference.protocols.rows import refuse_text
 from keras_deepseek.inference.protocols.tensor_bytes import (
+    Dtype,
     check_shape,
+    dtype_of_numpy,
+    dtype_of_open_inference,
     from_bytes,
     shape_array,
     string_array,
@@ -213,7 +211,6 @@ def _read_tensor(tensor: dict[str, Any], raw_bytes: memoryview, where: str) -> t
 
 
 def _from_data(name: str, data: Any, dtype: Dtype, shape: tuple[int, ...]) -> Array:
-    """Parses a tensor whose values are in the JSON, flat or nested."""
     where = f"Input {name!r}"
     if dtype.is_bytes:
         return shape_array(string_array(_texts_of(data, where)), shape, where)

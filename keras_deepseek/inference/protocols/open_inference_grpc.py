@@ -11,11 +11,6 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.protocols.dtypes import (
-    Dtype,
-    dtype_of_numpy,
-    dtype_of_open_inference,
-)
 from keras_deepseek.inference.protocols.messages import (
     Message,
     new_message,
@@ -27,11 +22,14 @@ from keras_deepseek.inference.protocols.open_inference import (
     RequestedOutput,
     read_parameters,
 )
-from keras_deepseek.inference.protocols.open_inference_classes import PARAMETER, read_count
+from keras_deepseek.inference.protocols.open_inference_parameters import PARAMETER, read_count
 from keras_deepseek.inference.protocols.tensor_bytes import (
+    Dtype,
     check_count,
     check_shape,
     check_tensors,
+    dtype_of_numpy,
+    dtype_of_open_inference,
     from_bytes,
     shape_array,
     string_array,

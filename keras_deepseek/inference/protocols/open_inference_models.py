@@ -7,8 +7,8 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.protocols.dtypes import dtype_of
 from keras_deepseek.inference.protocols.json_text import load_json
+from keras_deepseek.inference.protocols.tensor_bytes import dtype_of
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
 """The protocol extensions that the server supports."""

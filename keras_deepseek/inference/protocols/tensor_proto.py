@@ -12,11 +12,13 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.protocols.dtypes import Dtype, dtype_of_numpy, dtype_of_tf_number
 from keras_deepseek.inference.protocols.messages import Message, new_message
 from keras_deepseek.inference.protocols.tensor_bytes import (
+    Dtype,
     check_shape,
     check_tensors,
+    dtype_of_numpy,
+    dtype_of_tf_number,
     from_bytes,
     shape_array,
     string_array,
@@ -109,7 +111,6 @@ def listed_values(values: Any, dtype: np.dtype[Any], where: str) -> Array:
 
 
 def _kind_of(message: Message, where: str) -> tuple[Dtype, tuple[int, ...]]:
-    """Returns the dtype and the shape that a `TensorProto` names."""
     dtype = dtype_of_tf_number(message.dtype, where)
     if message.tensor_shape.unknown_rank:
         raise InvalidInputError(f"{where}: received a tensor without a shape. Set tensor_shape.")
@@ -117,7 +118,6 @@ def _kind_of(message: Message, where: str) -> tuple[Dtype, tuple[int, ...]]:
 
 
 def _is_short(message: Message, dtype: Dtype, shape: tuple[int, ...]) -> bool:
-    """Returns true if a `TensorProto` has a list that is shorter than its shape."""
     if message.tensor_content:
         return False
     return len(getattr(message, dtype.tf_values)) < math.prod(shape)

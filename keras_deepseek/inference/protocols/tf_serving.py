@@ -13,15 +13,15 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError, did_you_mean
-from keras_deepseek.inference.protocols.base64_objects import is_base64_object
-from keras_deepseek.inference.protocols.dtypes import DTYPES
 from keras_deepseek.inference.protocols.json_text import load_object, to_json
 from keras_deepseek.inference.protocols.rows import (
     decode_inputs,
     encode_columns,
     inputs_from_rows,
+    is_base64_object,
     rows_from_outputs,
 )
+from keras_deepseek.inference.protocols.tensor_bytes import DTYPES
 
 SIGNATURE_NAME = "serving_default"
 """The only signature of a model. A request may name it or none."""

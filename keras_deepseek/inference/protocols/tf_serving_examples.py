@@ -14,9 +14,9 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.protocols.base64_objects import decode_string, is_base64_object
 from keras_deepseek.inference.protocols.json_text import load_object, to_json
 from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols.rows import decode_string, is_base64_object
 from keras_deepseek.inference.protocols.tensor_bytes import string_array, strings_of
 from keras_deepseek.inference.protocols.tf_serving import check_signature_name
 
@@ -164,7 +164,6 @@ def _read_feature(name: str, feature: Any) -> list[Any]:
 
 
 def _stack(spec: TensorSpec, examples: Sequence[Example]) -> Array:
-    """Stacks the features for one input into an array, with one row for each example."""
     missing = [number for number, example in enumerate(examples) if spec.name not in example]
     if missing:
         raise InvalidInputError(
@@ -192,7 +191,6 @@ def _whole_example_input(signature: Signature) -> str | None:
 
 
 def _serialize(example: Example) -> bytes:
-    """Returns an example as the bytes that TensorFlow's `parse_example` reads."""
     message = new_message("tensorflow.Example")
     for name, values in example.items():
         feature = message.features.feature[name]

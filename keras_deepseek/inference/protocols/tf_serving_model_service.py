@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.dtypes import DTYPES
 from keras_deepseek.inference.protocols.messages import (
     Message,
     new_message,
     parse_message,
     parse_message_text,
 )
+from keras_deepseek.inference.protocols.tensor_bytes import DTYPES
 from keras_deepseek.inference.protocols.tf_serving import (
     PREDICT_METHOD,
     SIGNATURE_NAME,

@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.exchange import flush_to_disk, replace_folder
-from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.artifacts.staging_folder import flush_to_disk, replace_folder, staging_folder
 from keras_deepseek.checks import check_path
 from keras_deepseek.errors import (
     BundleError,

@@ -13,9 +13,8 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.exchange import flush_to_disk
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.artifacts.staging_folder import flush_to_disk, staging_folder
 from keras_deepseek.checks import check_path
 from keras_deepseek.errors import BundleError, CheckpointError, InvalidInputError
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, read_header

@@ -1,12 +1,12 @@
 import pytest
 
-from keras_deepseek.inference.batching.adaptive_policy import (
+from keras_deepseek.inference.batching.batch_time import BatchTime
+from keras_deepseek.inference.batching.batcher import batch_buckets
+from keras_deepseek.inference.batching.batching_policy import (
     MOMENTS_BETWEEN_LESSONS,
     NUM_MOMENTS,
     AdaptivePolicy,
 )
-from keras_deepseek.inference.batching.batch_time import BatchTime
-from keras_deepseek.inference.batching.batcher import batch_buckets
 from tests.oracles.queue_simulation import (
     bursts,
     make_queue,

@@ -1,7 +1,7 @@
 import numpy as np
 
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.client_order import ClientOrder
+from keras_deepseek.inference.batching.delivery import ClientOrder
 
 
 def add(order, client, delivered):

@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.deadline_watch import NUM_KEPT, DeadlineWatch
+from keras_deepseek.inference.batching.late_requests import NUM_KEPT, DeadlineWatch
 
 
 def request_of(deadline):

@@ -5,7 +5,7 @@ import pytest
 
 from keras_deepseek.inference.batching.batch import Batch, Request, Slice
 from keras_deepseek.inference.batching.batcher import Batcher
-from keras_deepseek.inference.batching.disconnects import find_disconnected
+from keras_deepseek.inference.batching.late_requests import find_disconnected
 
 
 @pytest.fixture

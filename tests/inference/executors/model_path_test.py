@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from keras_deepseek.inference.executors.model_path import kind_of_model, onnx_file, stamp_of
+from keras_deepseek.inference.executors.open_executor import kind_of_model, stamp_of
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,6 @@ def test_a_file_is_known_by_its_name(tmp_path, name, kind):
     assert kind_of_model(tmp_path / name) is None
     (tmp_path / name).write_bytes(b"")
     assert kind_of_model(tmp_path / name) == kind
-
-
-def test_an_onnx_file_stands_for_itself_and_in_a_folder(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"")
-    assert onnx_file(tmp_path) == onnx_file(tmp_path / "model.onnx") == tmp_path / "model.onnx"
 
 
 @pytest.mark.parametrize("has_manifest", [True, False])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import Signature
+from keras_deepseek.inference.executors.isolated_model import receive_message, send_message
 from keras_deepseek.inference.executors.model_worker import open_source, work
-from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
 from tests.oracles.faulty_executor import FAILS, Faulty
 
 SOURCE = "tests.oracles.faulty_executor:Faulty"

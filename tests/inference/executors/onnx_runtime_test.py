@@ -14,7 +14,7 @@ from keras_deepseek.artifacts import (
 )
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.executors import open_executor
-from keras_deepseek.inference.executors.onnx_runtime import OnnxRuntime
+from keras_deepseek.inference.executors.runtimes import OnnxRuntime
 
 
 @pytest.fixture
@@ -53,6 +53,12 @@ def test_a_bundle_is_run_with_the_signature_of_its_manifest(bundle_of, rows):
     executor = OnnxRuntime(bundle.entry, bundle.manifest.signature)
     assert executor.signature == bundle.manifest.signature
     assert executor.run(rows(1, 2, 3))["y"][:, 0].tolist() == [2, 4, 6]
+
+
+def test_a_path_is_that_of_the_file_or_of_its_folder(write):
+    path = write({"x": ("FLOAT", [None, 2])}, {"y": ("FLOAT", [None, 2])})
+    for executor in (OnnxRuntime.from_path(path), OnnxRuntime.from_path(path.parent)):
+        assert executor.signature.inputs == (TensorSpec("x", (None, 2), "float32"),)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the threads of a process")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
-from keras_deepseek.inference.executors.openvino_model import OpenVINOModel
+from keras_deepseek.inference.executors.runtimes import OpenVINOModel
 from tests.inference.conftest import DOUBLE
 
 needs_openvino = pytest.mark.skipif(

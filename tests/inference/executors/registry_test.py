@@ -5,7 +5,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import Executor, ServingEngine
-from keras_deepseek.inference.executors.registry import BUILT_IN, find_executor_class
+from keras_deepseek.inference.executors.open_executor import BUILT_IN, find_executor_class
 
 MODULE = """
 from keras_deepseek.inference import Executor

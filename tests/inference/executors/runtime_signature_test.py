@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
-from keras_deepseek.inference.executors.runtime_signature import (
+from keras_deepseek.inference.executors.executor import (
     RuntimeTensor,
     check_names,
     make_signature,

@@ -17,7 +17,7 @@ from keras_deepseek.artifacts import (
     TensorSpec,
 )
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.executors.saved_model import SavedModel
+from keras_deepseek.inference.executors.runtimes import SavedModel
 
 WITHOUT = find_spec("tensorflow") is None
 needs_tensorflow = pytest.mark.skipif(WITHOUT, reason="TensorFlow is not installed")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
-from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
+from keras_deepseek.inference.executors.isolated_model import receive_message, send_message
 
 
 @pytest.fixture

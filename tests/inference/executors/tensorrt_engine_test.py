@@ -27,7 +27,7 @@ from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import (
 from keras_deepseek.errors import ExportError
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.executors import open_executor
-from keras_deepseek.inference.executors.tensorrt_engine import TensorRTEngine
+from keras_deepseek.inference.executors.runtimes import TensorRTEngine
 
 SIGNATURE = Signature(
     inputs=(TensorSpec("input_0", (None, 4), "float32"),),

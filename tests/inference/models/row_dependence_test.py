@@ -3,7 +3,7 @@ import pytest
 
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.models.row_dependence import find_row_dependence
+from keras_deepseek.inference.models.warm_up import find_row_dependence
 
 
 class Rows:

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.models.states import (
+from keras_deepseek.inference.models.served_model import (
     find_states,
     repository_states,
     version_number,

@@ -3,8 +3,8 @@ import sys
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
-from keras_deepseek.inference.monitoring import trace_provider
-from keras_deepseek.inference.monitoring.trace_provider import find_provider
+from keras_deepseek.inference.monitoring import request_traces
+from keras_deepseek.inference.monitoring.request_traces import find_provider
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def exporters(sdk, monkeypatch):
     def exporters(**variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        trace_provider._make_provider.cache_clear()
+        request_traces._make_provider.cache_clear()
         provider = find_provider(True)
         assert find_provider(True) is provider  # All servers of a process share it.
         providers.append(provider)
@@ -33,7 +33,7 @@ def exporters(sdk, monkeypatch):
         return [type(processor.span_exporter).__module__ for processor in processors]
 
     yield exporters
-    trace_provider._make_provider.cache_clear()
+    request_traces._make_provider.cache_clear()
     for provider in providers:
         provider.shutdown()
 
@@ -81,7 +81,7 @@ def test_an_exporter_that_there_is_not_is_refused(exporters, variables, message)
 
 
 def test_an_exporter_of_another_package_is_named_with_it(exporters, monkeypatch):
-    monkeypatch.setattr(trace_provider, "_OTLP", {"grpc": "otlp_proto_other"})
+    monkeypatch.setattr(request_traces, "_OTLP", {"grpc": "otlp_proto_other"})
     with pytest.raises(InvalidInputError, match="'opentelemetry-exporter-otlp-proto-other'"):
         exporters(OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="grpc")
 

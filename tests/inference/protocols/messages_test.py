@@ -7,13 +7,13 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.protocols import messages
-from keras_deepseek.inference.protocols.dtypes import DTYPES
 from keras_deepseek.inference.protocols.messages import (
     message_pool,
     new_message,
     parse_message,
     parse_message_text,
 )
+from keras_deepseek.inference.protocols.tensor_bytes import DTYPES
 from tests.oracles.protocols import (
     DESCRIPTORS,
     calls_of,

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.inference.protocols import open_inference_classes
+from keras_deepseek.inference.protocols import open_inference_parameters
 
 
 def top(values, count, dtype="float32"):
-    return open_inference_classes.largest(np.asarray(values).astype(dtype), count, "x").tolist()
+    return open_inference_parameters.largest(np.asarray(values).astype(dtype), count, "x").tolist()
 
 
 def test_the_largest_come_first_with_their_places():
@@ -43,15 +43,15 @@ def test_more_axes_are_counted_as_one():
 @pytest.mark.parametrize("array", [np.zeros(3), np.array(1.5), np.array([[b"a"]], object)])
 def test_an_output_without_rows_of_numbers_is_refused(array):
     with pytest.raises(InvalidInputError, match="rows of numbers"):
-        open_inference_classes.largest(array, 1, "x")
+        open_inference_parameters.largest(array, 1, "x")
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.0, "1", [1]])
 def test_a_count_is_an_integer_of_at_least_1(value):
     with pytest.raises(InvalidInputError, match="x: received classification="):
-        open_inference_classes.read_count(value, "x")
+        open_inference_parameters.read_count(value, "x")
 
 
 def test_without_the_parameter_the_output_itself_is_wanted():
-    assert open_inference_classes.read_count(None, "x") == 0
-    assert open_inference_classes.read_count(3, "x") == 3
+    assert open_inference_parameters.read_count(None, "x") == 0
+    assert open_inference_parameters.read_count(3, "x") == 3

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.inference.protocols.open_inference_priority import (
+from keras_deepseek.inference.protocols.open_inference_parameters import (
     TimeoutAndPriority,
     read_timeout_and_priority,
 )

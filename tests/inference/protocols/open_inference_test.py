@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference.protocols import open_inference
-from keras_deepseek.inference.protocols.dtypes import dtype_of
 from keras_deepseek.inference.protocols.open_inference import InferCall, RequestedOutput
-from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
+from keras_deepseek.inference.protocols.tensor_bytes import dtype_of, to_bytes
 from tests.oracles.protocols import NUMBERS, arrays, import_client, same, skip_without
 
 FLOATS = np.arange(6, dtype="float32").reshape(2, 3)

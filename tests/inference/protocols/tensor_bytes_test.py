@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference.protocols import tensor_bytes
-from keras_deepseek.inference.protocols.dtypes import DTYPES, dtype_of
+from keras_deepseek.inference.protocols.tensor_bytes import DTYPES, dtype_of
 from tests.oracles.protocols import NUMBERS, arrays, same
 
 FLOAT, BOOL, BYTES = dtype_of("float32"), dtype_of("bool"), dtype_of("object")

@@ -1,22 +1,23 @@
-"""A thread that wakes the batcher when a deadline passes, though all replicas are busy."""
+"""Finds requests whose answers would come too late: a deadline has passed, or a client hung up."""
 
 import heapq
 import itertools
 import math
+import select
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from keras_deepseek.inference.batching.batch import Request
+from keras_deepseek.inference.batching.batch import Batch, Request
 
 NUM_KEPT = 1024
 """With more requests than these, answered ones are removed from the heap."""
 
 
 class DeadlineWatch:
-    """The thread that calls `wake` when the next deadline passes. `wake` should call `take_due`.
+    """The thread that calls `wake` when the next deadline passes, though all replicas are busy.
 
-    The first deadline starts the thread.
+    `wake` should call `take_due`. The first deadline starts the thread.
     """
 
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
@@ -87,3 +88,29 @@ class DeadlineWatch:
                     self._condition.wait(None if due == math.inf else longest)
                     continue
             self._wake()
+
+
+def find_disconnected(batch: Batch) -> list[Request]:
+    """Returns the batch's requests whose clients have closed their end, by one system call.
+
+    An event loop reads the end of a connection after the request, in a later turn. Meanwhile a free
+    model may take the request.
+    """
+    connected = [
+        (connection, part.request)
+        for part in batch.slices
+        if (connection := part.request.connection) is not None
+    ]
+    if not connected:
+        return []
+    closed = find_closed(connection for connection, _ in connected)
+    return [request for connection, request in connected if connection in closed]
+
+
+def find_closed(connections: Iterable[int]) -> set[int]:
+    """Returns the descriptors of the connections whose other end is closed, by one system call."""
+    poll = select.poll()
+    for connection in connections:
+        # Only Linux can tell a closed end apart from data that waits.
+        poll.register(connection, getattr(select, "POLLRDHUP", 0))
+    return {connection for connection, _ in poll.poll(0)}
