@@ -80,7 +80,7 @@ class SavedModel(Executor):
         if signature is None:
             inputs, outputs = (
                 [
-                    RuntimeTensor(name, shape, _saved_model_dtype(dtype))
+                    RuntimeTensor(name, shape, "object" if dtype == "string" else dtype)
                     for name, shape, dtype in tensors
                 ]
                 for tensors in (self._infer.inputs, self._infer.outputs)
