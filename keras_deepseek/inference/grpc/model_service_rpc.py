@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from keras_deepseek.inference.grpc.answers import StatusError
 from keras_deepseek.inference.grpc.tf_serving_rpc import check_named, find, version_of
-from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 from keras_deepseek.inference.models.served_model import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_model_service
@@ -28,7 +27,7 @@ async def reload_config(server: "GrpcServer", data: bytes, _timeout: float | Non
     """Replaces the models by those of a `ReloadConfigRequest`; answers when they are served."""
     models = tf_serving_model_service.parse_reload(data)
     server.check_ready(server.engine.name)
-    await asyncio.to_thread(control.replace_models, server.engine.repository, models)
+    await asyncio.to_thread(server.engine.repository.replace_models, models)
     return tf_serving_model_service.format_reload()
 
 

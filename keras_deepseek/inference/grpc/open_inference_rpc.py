@@ -7,7 +7,6 @@ import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.grpc.answers import Inputs, dispatch, outputs_of
-from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import PLATFORM, repository_states, version_number
 from keras_deepseek.inference.monitoring.request_trace import current_trace
@@ -96,7 +95,7 @@ async def repository_index(server: "GrpcServer", data: bytes, _timeout: float | 
 async def repository_load(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Loads the newest versions in a model's folder; answers when they are served."""
     name = open_inference_grpc.parse_repository_model(data, "RepositoryModelLoad")
-    await asyncio.to_thread(control.load, server.engine.repository, name)
+    await asyncio.to_thread(server.engine.repository.load_folder, name)
     return write_message("inference.RepositoryModelLoadResponse", model_name=name, isLoaded=True)
 
 

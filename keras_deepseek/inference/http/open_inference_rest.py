@@ -17,7 +17,6 @@ from keras_deepseek.inference.http.dispatch import (
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
 from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
-from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.served_model import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
 from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
@@ -122,7 +121,7 @@ async def repository_load(
 ) -> HttpResponse:
     """Loads the versions in a model's folder. Answers when they are served."""
     name = parameters["name"]
-    await asyncio.to_thread(control.load, server.engine.repository, name)
+    await asyncio.to_thread(server.engine.repository.load_folder, name)
     request.trace.model = name
     return answer_json({"name": name, "load": True})
 

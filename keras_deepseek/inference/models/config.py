@@ -1,6 +1,6 @@
 """TF Serving's model config, which lists models and their folders, and the change to another one.
 
-An engine starts with such a file, or receives a config over gRPC (`control.replace_models`).
+An engine starts with such a file, or receives a config over gRPC.
 """
 
 import logging

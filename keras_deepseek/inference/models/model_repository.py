@@ -15,7 +15,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_name, check_version
 from keras_deepseek.inference.batching.delivery import LoopDelivery
 from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
-from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.errors import ClosedError, LoadFailedError, ModelNotFoundError
 from keras_deepseek.inference.models.config import ConfigReload, make_folders
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.models.model_options import ModelOptions
@@ -164,6 +164,29 @@ class ModelRepository:
             for folder in reload.changed:
                 folder.start()
 
+    def replace_models(self, models: Sequence[ModelConfig]) -> None:
+        """Serves these models and no others. On an error nothing changes."""
+        labels = {model.name: model.labels for model in models}
+        self.replace_folders(make_folders(self, models), labels)
+
+    def load_folder(self, name: str) -> None:
+        """Loads the versions in a model's folder. A model without one must be served already.
+
+        Raises:
+            ModelNotFoundError: No folder is followed for the name, and no such model is served.
+            LoadFailedError: No version could be loaded.
+        """
+        for folder in self.folders:
+            if folder.name == name:
+                folder.resume(from_scratch=not self._is_available(name))
+                folder.look(at_once=True)
+        if name not in self.models and all(folder.name != name for folder in self.folders):
+            raise ModelNotFoundError(
+                f"There is no model {name!r}, and no folder is followed for it."
+            )
+        if not self._is_available(name):
+            raise LoadFailedError(name)
+
     def unload(self, name: str | None = None, version: int | None = None) -> None:
         """Closes a version, or a whole model, when its accepted requests are answered."""
         served = self.find_model(name)
@@ -236,6 +259,10 @@ class ModelRepository:
                 f"None; received {options!r}."
             )
         return self.options if options is None else options
+
+    def _is_available(self, name: str) -> bool:
+        versions = self.models[name].versions.values() if name in self.models else ()
+        return any(version.state == "AVAILABLE" for version in versions)
 
     def _is_served(self, model: str, version: str) -> bool:
         """Returns true if a version of a model is served, or any if `version` is empty."""

@@ -9,7 +9,7 @@ import pytest
 import keras_deepseek
 from keras_deepseek.inference import ModelOptions, ServingEngine
 from keras_deepseek.inference.errors import LoadFailedError
-from keras_deepseek.inference.models import control
+from keras_deepseek.inference.models.model_repository import ModelRepository
 from tests.inference.conftest import MANAGED, MANAGER, Doubler
 from tests.oracles.rest_client import RestClient
 
@@ -153,11 +153,11 @@ def test_a_model_is_unloaded_and_loaded_again(client, engine, bundle_of, tmp_pat
 def test_others_are_answered_while_a_model_is_loaded(client, engine, monkeypatch):
     loads, may_end = threading.Event(), threading.Event()
 
-    def load(_engine, _name):
+    def load(_repository, _name):
         loads.set()
         assert may_end.wait(60)
 
-    monkeypatch.setattr(control, "load", load)
+    monkeypatch.setattr(ModelRepository, "load_folder", load)
     with ThreadPoolExecutor(1) as pool:
         other = RestClient(engine.servers[0], **dict(MANAGER))
         answer = pool.submit(other.ask, "POST", "/v2/repository/models/double/load")
@@ -176,10 +176,10 @@ def test_a_model_that_there_is_not_is_not_found(client, call):
 
 
 def test_a_model_that_can_t_be_loaded_is_told_so(client, monkeypatch):
-    def load(_engine, name):
+    def load(_repository, name):
         raise LoadFailedError(name)
 
-    monkeypatch.setattr(control, "load", load)
+    monkeypatch.setattr(ModelRepository, "load_folder", load)
     answer = client.ask("POST", "/v2/repository/models/double/load")
     assert (answer.status, "could not be loaded" in answer.content["error"]) == (500, True)
 

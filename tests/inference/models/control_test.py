@@ -5,7 +5,6 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ModelNotFoundError, ServingEngine
 from keras_deepseek.inference.errors import LoadFailedError
-from keras_deepseek.inference.models import control
 from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -41,8 +40,7 @@ def break_bundle(folder):
 
 def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
     first, second = folder_of("one", 1, 2, 3), folder_of("two", 1, 2, 3)
-    control.replace_models(
-        engine.repository,
+    engine.repository.replace_models(
         [
             ModelConfig("one", str(first)),
             ModelConfig("two", str(second), "specific", versions=(1, 2), labels={"old": 1}),
@@ -52,22 +50,21 @@ def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
     assert engine.find("two", label="old").number == 1
     assert engine.predict([[1, 2]], model="one").tolist() == [[2, 4]]
     version = engine.find("one")
-    control.replace_models(
-        engine.repository,
+    engine.repository.replace_models(
         [ModelConfig("one", str(first)), ModelConfig("two", str(second), "latest", num_versions=2)],
     )
     assert numbers(engine) == {"one": [3], "two": [2, 3]}
     assert engine.find("one") is version  # What has not changed is not loaded again.
-    control.replace_models(engine.repository, [ModelConfig("two", str(second), "all")])
+    engine.repository.replace_models([ModelConfig("two", str(second), "all")])
     assert numbers(engine) == {"two": [1, 2, 3]}
     assert [folder.name for folder in engine.folders] == ["two"]
 
 
 def test_a_new_folder_takes_the_place_of_another_and_is_followed(engine, folder_of):
     first, second = folder_of("first", 1, 2), folder_of("second", 2)
-    control.replace_models(engine.repository, [ModelConfig("one", str(first), "all")])
+    engine.repository.replace_models([ModelConfig("one", str(first), "all")])
     old_version = engine.find("one", 2)
-    control.replace_models(engine.repository, [ModelConfig("one", str(second), "all")])
+    engine.repository.replace_models([ModelConfig("one", str(second), "all")])
     assert numbers(engine) == {"one": [2]}
     assert engine.find("one", 2) is not old_version
     folder_of("second", 3)
@@ -79,7 +76,7 @@ def test_a_new_folder_takes_the_place_of_another_and_is_followed(engine, folder_
 def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
     good = folder_of("good", 1, 2)
     models = [ModelConfig("one", str(good), "all", labels={"stable": 1})]
-    control.replace_models(engine.repository, models)
+    engine.repository.replace_models(models)
     old_state = numbers(engine), list(engine.folders)
     version = engine.find("one")
     faulty = {
@@ -92,7 +89,7 @@ def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
         break_bundle(folder_of("two") / "2")
     changed = ModelConfig("one", str(folder_of("other", 1)), "all")
     with pytest.raises((InvalidInputError, LoadFailedError)) as caught:
-        control.replace_models(engine.repository, [changed, faulty])
+        engine.repository.replace_models([changed, faulty])
     assert isinstance(caught.value, LoadFailedError) == (fault == "broken") == bool(caplog.records)
     assert (numbers(engine), list(engine.folders)) == old_state
     assert engine.find("one") is version
@@ -105,11 +102,11 @@ def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
 
 def test_a_label_of_a_version_that_has_only_come_is_served(engine, folder_of):
     folder = folder_of("one", 1)
-    control.replace_models(engine.repository, [ModelConfig("one", str(folder), "all")])
+    engine.repository.replace_models([ModelConfig("one", str(folder), "all")])
     engine.folders[0].pause()  # So that it is not found by looking.
     folder_of("one", 2)
     labelled = ModelConfig("one", str(folder), "all", labels={"new": 2})
-    control.replace_models(engine.repository, [labelled])
+    engine.repository.replace_models([labelled])
     assert engine.find("one", label="new").number == 2
     assert numbers(engine) == {"one": [1, 2]}
 
@@ -121,17 +118,17 @@ def test_a_model_is_unloaded_until_it_is_loaded_again(engine, folder_of):
     folder_of("one", 2)
     engine.folders[0].look()
     assert "one" not in engine.models
-    control.load(engine.repository, "one")
+    engine.repository.load_folder("one")
     assert numbers(engine)["one"] == [2]
     folder_of("one", 3)
-    control.load(engine.repository, "one")
+    engine.repository.load_folder("one")
     assert numbers(engine)["one"] == [3]
-    control.load(engine.repository, "model")  # It is served, though no folder has it.
+    engine.repository.load_folder("model")  # It is served, though no folder has it.
 
 
 def test_what_can_t_be_loaded_or_unloaded_is_refused(engine, folder_of, caplog):
     with pytest.raises(ModelNotFoundError, match="no model 'one', and no folder"):
-        control.load(engine.repository, "one")
+        engine.repository.load_folder("one")
     with pytest.raises(ModelNotFoundError, match="no model 'one'"):
         engine.unload("one")
     folder = folder_of("one", 1)
@@ -139,5 +136,5 @@ def test_what_can_t_be_loaded_or_unloaded_is_refused(engine, folder_of, caplog):
     engine.unload("one")
     break_bundle(folder / "1")
     with pytest.raises(LoadFailedError, match="'one' could not be loaded"):
-        control.load(engine.repository, "one")
+        engine.repository.load_folder("one")
     assert caplog.records
