@@ -11,13 +11,12 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, TensorSpec
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.json_text import load_json, to_json
+from keras_deepseek.inference.protocols.json_text import load_json, refuse_text, to_json
 from keras_deepseek.inference.protocols.open_inference_parameters import (
     PARAMETER,
     largest,
     read_count,
 )
-from keras_deepseek.inference.protocols.rows import refuse_text
 from keras_deepseek.inference.protocols.tensor_bytes import (
     Dtype,
     check_shape,

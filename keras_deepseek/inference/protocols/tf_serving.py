@@ -13,13 +13,14 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError, did_you_mean
-from keras_deepseek.inference.protocols.json_text import load_object, to_json
-from keras_deepseek.inference.protocols.rows import (
+from keras_deepseek.inference.protocols.json_text import (
     decode_inputs,
     encode_columns,
     inputs_from_rows,
     is_base64_object,
+    load_object,
     rows_from_outputs,
+    to_json,
 )
 from keras_deepseek.inference.protocols.tensor_bytes import DTYPES
 

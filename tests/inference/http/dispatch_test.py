@@ -13,8 +13,11 @@ from keras_deepseek.inference.http.body import read_body
 from keras_deepseek.inference.http.dispatch import dispatch
 from keras_deepseek.inference.http.operation import TEXT, ErrorForm, Operation, fields
 from keras_deepseek.inference.http.routing import Route
-from keras_deepseek.inference.protocols.json_text import load_object
-from keras_deepseek.inference.protocols.rows import inputs_from_rows, rows_from_outputs
+from keras_deepseek.inference.protocols.json_text import (
+    inputs_from_rows,
+    load_object,
+    rows_from_outputs,
+)
 from tests.oracles.rest_client import RestClient
 
 pytest.importorskip("uvicorn")

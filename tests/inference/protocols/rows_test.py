@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
-from keras_deepseek.inference.protocols.json_text import load_object, to_json
-from keras_deepseek.inference.protocols.rows import inputs_from_rows, rows_from_outputs
+from keras_deepseek.inference.protocols.json_text import (
+    inputs_from_rows,
+    load_object,
+    rows_from_outputs,
+    to_json,
+)
 
 TEXT = Signature((TensorSpec("s", (None,), "object"),), ())
 TWO = Signature((TensorSpec("a", (None,), "int32"), TensorSpec("b", (None, 2), "float32")), ())
