@@ -26,7 +26,7 @@ from keras_deepseek.inference.protocols import (
     tf_serving,
     tf_serving_grpc,
 )
-from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message
 from keras_deepseek.inference.protocols.open_inference import InferCall, RequestedOutput
 from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
 

@@ -97,7 +97,7 @@ async def ask_grpc(port: int) -> None:
     import grpc.aio
     import numpy as np
 
-    from keras_deepseek.inference.protocols.messages import new_message
+    from keras_deepseek.inference.protocols.grpc_messages import new_message
     from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
 
     message = new_message("tensorflow.serving.PredictRequest")

@@ -28,7 +28,7 @@ from result import Figure, report
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import GrpcServer, ServingEngine
 from keras_deepseek.inference.protocols import tf_serving_grpc
-from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message
 from keras_deepseek.inference.protocols.tensor_proto import bind_tensor_protos, to_tensor_proto
 from keras_deepseek.inference.server.server import loop_factory
 

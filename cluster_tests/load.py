@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import onnx
 
-from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message
 from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
 
 NAME = "digits"

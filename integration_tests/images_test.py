@@ -64,7 +64,7 @@ import grpc
 import numpy as np
 
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 
 request = new_message("tensorflow.serving.PredictRequest")
 request.model_spec.name = "model"

@@ -22,7 +22,7 @@ import pytest
 pytest.importorskip("uvicorn")
 grpc = pytest.importorskip("grpc")
 
-from keras_deepseek.inference.protocols.messages import new_message  # noqa: E402
+from keras_deepseek.inference.protocols.grpc_messages import new_message  # noqa: E402
 from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto  # noqa: E402
 
 HOST = "127.0.0.1"

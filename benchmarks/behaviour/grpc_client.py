@@ -18,7 +18,7 @@ def has_grpc() -> bool:
 
 def message_of(first: float = ROW[0], model: str = "model") -> bytes:
     """Returns a request of one row, which begins with a number."""
-    from keras_deepseek.inference.protocols.messages import new_message
+    from keras_deepseek.inference.protocols.grpc_messages import new_message
     from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
 
     row = np.full((1, NUM_FEATURES), ROW[0], "float32")

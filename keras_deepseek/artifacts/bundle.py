@@ -23,7 +23,7 @@ MANIFEST_NAME = "bundle.json"
 _LONGEST_POINTER = 1024
 """Bytes of a file that are read to find out whether it is a pointer of Git LFS."""
 
-EXPORT_AGAIN = "Export it again, or copy the whole folder again."
+_EXPORT_AGAIN = "Export it again, or copy the whole folder again."
 
 FORM = 4
 """The version of the manifest that this release writes. A higher version is refused."""
@@ -131,12 +131,12 @@ class Manifest:
             content = json.loads(text)
         except ValueError as error:
             raise BundleError(
-                f"The manifest is incomplete, or not JSON: {error}. {EXPORT_AGAIN}"
+                f"The manifest is incomplete, or not JSON: {error}. {_EXPORT_AGAIN}"
             ) from error
         if not isinstance(content, dict) or not {"sha256", "form"} <= content.keys():
             raise BundleError(
                 "The manifest is not one of keras_deepseek, which have the fields `form` and "
-                f"`sha256`. {EXPORT_AGAIN}"
+                f"`sha256`. {_EXPORT_AGAIN}"
             )
         seal, form = content.pop("sha256"), content.pop("form")
         if not isinstance(form, int) or form > FORM:
@@ -145,7 +145,7 @@ class Manifest:
                 "Upgrade keras_deepseek."
             )
         if seal != _seal({"form": form, **content}):
-            raise BundleError(f"The manifest was altered after it was written. {EXPORT_AGAIN}")
+            raise BundleError(f"The manifest was altered after it was written. {_EXPORT_AGAIN}")
         try:
             return cls(
                 **{
@@ -156,7 +156,7 @@ class Manifest:
             )
         except (TypeError, KeyError) as error:
             raise BundleError(
-                f"A field of the manifest is missing or wrong: {error}. {EXPORT_AGAIN}"
+                f"A field of the manifest is missing or wrong: {error}. {_EXPORT_AGAIN}"
             ) from error
 
 
@@ -311,13 +311,13 @@ def _describe(path: Path) -> dict[str, str | int]:
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
     if not (folder / manifest.entry).resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"Its entry {manifest.entry!r} is outside of it. {EXPORT_AGAIN}")
+        raise BundleError(f"Its entry {manifest.entry!r} is outside of it. {_EXPORT_AGAIN}")
     present = set(_files(folder))
     missing = sorted(set(manifest.files) - present)
     added = sorted(present - set(manifest.files))
     if missing:
         note = f", and there are others: {added}" if added else ""
-        raise BundleError(f"Files are missing: {missing}{note}. {EXPORT_AGAIN}")
+        raise BundleError(f"Files are missing: {missing}{note}. {_EXPORT_AGAIN}")
     if added:
         raise BundleError(f"It holds files that are not in its manifest: {added}. Remove them.")
     for name, expected in manifest.files.items():
@@ -327,7 +327,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
                 check_not_pointer(folder / name, file.read(_LONGEST_POINTER), BundleError)
             raise BundleError(
                 f"{name!r} has {received['bytes']} bytes where {expected['bytes']} were written. "
-                f"{EXPORT_AGAIN}"
+                f"{_EXPORT_AGAIN}"
             )
         if received != dict(expected):
-            raise BundleError(f"{name!r} was altered after it was written. {EXPORT_AGAIN}")
+            raise BundleError(f"{name!r} was altered after it was written. {_EXPORT_AGAIN}")

@@ -37,7 +37,7 @@ from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
 from keras_deepseek.inference.model_download import fetch_model
-from keras_deepseek.inference.models.config import read_model_config
+from keras_deepseek.inference.models.model_config import read_model_config
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,

@@ -17,7 +17,7 @@ from keras_deepseek.inference.arguments import check_addresses
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.cpu_limit import find_cpu_limit
 from keras_deepseek.inference.http.http_limits import HttpLimits
-from keras_deepseek.inference.models.config import read_model_config
+from keras_deepseek.inference.models.model_config import read_model_config
 from keras_deepseek.inference.models.model_folder import find_versions
 from keras_deepseek.inference.server.model_control import ModelControl
 from keras_deepseek.inference.server.tls import (

@@ -21,7 +21,11 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.runtimes.openvino_model import import_openvino
 from keras_deepseek.inference import GrpcServer, HttpLimits, HttpServer, ServingEngine
-from keras_deepseek.inference.protocols.messages import message_pool, new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import (
+    message_pool,
+    new_message,
+    parse_message,
+)
 
 DOUBLE = Signature(
     inputs=(TensorSpec("x", (None, 2), "float32"),),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.protocols import messages
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols import grpc_messages
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -99,7 +99,7 @@ def test_an_attack_is_refused_without_much_memory(client, status_of, path, data,
     "call", [PREDICT, INFER, "inference.GRPCInferenceService/ModelStreamInfer"]
 )
 def test_fields_are_counted_before_a_message_is_parsed(client, status_of, monkeypatch, call):
-    monkeypatch.setattr(messages, "MAX_FIELDS", 100)
+    monkeypatch.setattr(grpc_messages, "MAX_FIELDS", 100)
     data = b"\x12\x00" * 101
     if call == STREAM_INFER:
         answer = next(client.channel.stream_stream(f"/{call}")(iter([data])))

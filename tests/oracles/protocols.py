@@ -11,11 +11,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
-from keras_deepseek.inference.protocols import messages
-from keras_deepseek.inference.protocols.messages import message_pool
+from keras_deepseek.inference.protocols import grpc_messages
+from keras_deepseek.inference.protocols.grpc_messages import message_pool
 from keras_deepseek.inference.protocols.tensor_bytes import DTYPES, dtype_of
 
-DESCRIPTORS = Path(messages.__file__).parent / "proto" / "descriptors.binpb"
+DESCRIPTORS = Path(grpc_messages.__file__).parent / "proto" / "descriptors.binpb"
 
 NUMBERS = [dtype.name for dtype in DTYPES if dtype.name != "object"]
 

@@ -15,15 +15,15 @@ from keras_deepseek.inference.batching.batch import Request
 
 Answer = Future[dict[str, Array]]
 Waiter = asyncio.Future[dict[str, Array]]
-Settle = Callable[[Request], None]
-"""A function that takes a finished request, on its event loop."""
+Deliver = Callable[[Request], None]
+"""A function that takes a finished request."""
+Settle = Deliver
+"""The same, called on the event loop of the request."""
 
 _logger = logging.getLogger(__name__)
 
-Deliver = Callable[[Request], None]
 
-
-def open_future() -> tuple[Answer, Callable[[Request], None]]:
+def open_future() -> tuple[Answer, Deliver]:
     """Returns a future, and the function that sets its result from a finished request."""
     answer: Answer = Future()
 
@@ -44,7 +44,7 @@ class LoopDelivery:
     def __init__(self) -> None:
         self._finished: dict[asyncio.AbstractEventLoop, deque[tuple[Settle, Request]]] = {}
 
-    def to_loop(self, settle: Settle) -> Callable[[Request], None]:
+    def to_loop(self, settle: Settle) -> Deliver:
         """Returns a function that any thread may call with a finished request.
 
         `settle` is called on the running event loop. The caller must call `flush` afterwards.

@@ -23,7 +23,7 @@ _PATH = (
     "a `.keras` file"
 )
 
-ENTRY_POINT_GROUP = "keras_deepseek.executors"
+_ENTRY_POINT_GROUP = "keras_deepseek.executors"
 
 _ROOM = "keras_deepseek.inference.executors"
 
@@ -103,15 +103,15 @@ def _open_bundle(
 def find_executor_class(name: str) -> type[Executor]:
     """Returns the executor class of a format. A built-in format can't be replaced."""
     if name in BUILT_IN:
-        built_in: type[Executor] = EntryPoint(name, BUILT_IN[name], ENTRY_POINT_GROUP).load()
+        built_in: type[Executor] = EntryPoint(name, BUILT_IN[name], _ENTRY_POINT_GROUP).load()
         return built_in
-    points = {point.value: point for point in entry_points(group=ENTRY_POINT_GROUP, name=name)}
+    points = {point.value: point for point in entry_points(group=_ENTRY_POINT_GROUP, name=name)}
     if not points:
-        installed = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+        installed = {point.name for point in entry_points(group=_ENTRY_POINT_GROUP)}
         raise NotSupportedError(
             f"No executor is registered for the format {name!r}. Export the model as "
             f"{', '.join(sorted({*BUILT_IN, *installed}))}, or install a package that registers an "
-            f"executor for {name!r} under the entry point group {ENTRY_POINT_GROUP!r}."
+            f"executor for {name!r} under the entry point group {_ENTRY_POINT_GROUP!r}."
         )
     if len(points) > 1:
         raise InvalidInputError(

@@ -18,7 +18,7 @@ from keras_deepseek.inference.grpc.answers import Refusal, StatusError, refusal_
 from keras_deepseek.inference.grpc.call_records import begin_call, end_request
 from keras_deepseek.inference.grpc.grpc_service import GrpcService, StreamCall, UnaryCall
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
-from keras_deepseek.inference.protocols.messages import check_field_count, message_pool
+from keras_deepseek.inference.protocols.grpc_messages import check_field_count, message_pool
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc.grpc_server import GrpcServer

@@ -11,7 +11,7 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import PLATFORM, repository_states, version_number
 from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
-from keras_deepseek.inference.protocols.messages import parse_message, write_message
+from keras_deepseek.inference.protocols.grpc_messages import parse_message, write_message
 from keras_deepseek.inference.protocols.open_inference import InferCall
 from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
 

@@ -16,7 +16,7 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
 from keras_deepseek.inference.protocols import open_inference_grpc
-from keras_deepseek.inference.protocols.messages import check_field_count
+from keras_deepseek.inference.protocols.grpc_messages import check_field_count
 from keras_deepseek.inference.protocols.open_inference import InferCall
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from keras_deepseek.inference.protocols.messages import message_pool
+from keras_deepseek.inference.protocols.grpc_messages import message_pool
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc.grpc_server import GrpcServer

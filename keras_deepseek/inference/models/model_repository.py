@@ -16,7 +16,7 @@ from keras_deepseek.inference.arguments import check_name, check_version
 from keras_deepseek.inference.batching.delivery import LoopDelivery
 from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
 from keras_deepseek.inference.errors import ClosedError, LoadFailedError, ModelNotFoundError
-from keras_deepseek.inference.models.config import ConfigReload, make_folders
+from keras_deepseek.inference.models.model_config import ConfigReload, make_folders
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_version import ModelVersion

@@ -18,7 +18,7 @@ from keras_deepseek.inference.arguments import check_batch_axis, check_request_o
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
 from keras_deepseek.inference.batching.batcher import Batcher
-from keras_deepseek.inference.batching.delivery import ClientOrder
+from keras_deepseek.inference.batching.delivery import ClientOrder, Deliver
 from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
 from keras_deepseek.inference.batching.padding import Padder
 from keras_deepseek.inference.errors import ClosedError
@@ -43,8 +43,6 @@ MOST_CHARACTERS = 1000
 
 State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
 """TF Serving's words for the state of a version."""
-
-Deliver = Callable[[Request], None]
 
 
 class ModelVersion:
@@ -252,8 +250,8 @@ class ModelVersion:
 
     @staticmethod
     def _pad(
-        padder: Padder, inputs: dict[str, Array], deliver: Callable[[Request], None]
-    ) -> tuple[dict[str, Array], Callable[[Request], None]]:
+        padder: Padder, inputs: dict[str, Array], deliver: Deliver
+    ) -> tuple[dict[str, Array], Deliver]:
         def cut(request: Request) -> None:
             if request.outputs is not None:
                 request.outputs = padder.cut(request.outputs, inputs)

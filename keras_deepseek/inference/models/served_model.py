@@ -20,7 +20,7 @@ MAX_FAILED = 16
 PLATFORM = "keras_deepseek"
 """The platform of a model in Open Inference's metadata."""
 
-MOST_DIGITS = 20
+_MOST_DIGITS = 20
 """Version numbers have fewer digits: TF Serving's are int64. Longer texts would be slow to read."""
 
 
@@ -220,7 +220,7 @@ def _is_available(version: ModelVersion | None) -> bool:
 
 def version_number(text: str) -> int | None:
     """Parses a version number; returns `None` if the text is not one."""
-    return int(text) if text.isdecimal() and len(text) < MOST_DIGITS else None
+    return int(text) if text.isdecimal() and len(text) < _MOST_DIGITS else None
 
 
 def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> VersionStatus:

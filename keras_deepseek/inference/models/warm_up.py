@@ -102,7 +102,7 @@ def relative_difference(expected: Array, received: Array) -> float:
     return float(np.abs(expected - received)[~is_same].max() / max(largest, _LEAST_SCALE))
 
 
-def shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
+def _shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
     """Returns an input's shape with a given number of rows and one length for all free axes."""
     return (rows, *(length if size is None else size for size in spec.shape[1:]))
 
@@ -116,11 +116,11 @@ def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, A
 
 
 def _zeros(spec: TensorSpec, rows: int, length: int) -> Array:
-    return np.zeros(shape_of_batch(spec, rows, length), find_dtype(spec.dtype))
+    return np.zeros(_shape_of_batch(spec, rows, length), find_dtype(spec.dtype))
 
 
 def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
-    sizes = shape_of_batch(spec, rows, length)
+    sizes = _shape_of_batch(spec, rows, length)
     dtype = find_dtype(spec.dtype)
     if dtype.kind in "iub":
         return np.ones(sizes, dtype)  # The token 1 is in every vocabulary.
@@ -164,7 +164,7 @@ def find_row_dependence(executor: Executor, buckets: Sequence[int], length: int)
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
-    shape = shape_of_batch(spec, rows, length)
+    shape = _shape_of_batch(spec, rows, length)
     dtype = find_dtype(spec.dtype)
     if dtype.kind == "b":  # It is probably a mask: it hides nothing.
         return np.ones(shape, dtype)

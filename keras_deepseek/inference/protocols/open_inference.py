@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.signature import Array, TensorSpec
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.protocols.json_text import load_json, refuse_text, to_json
 from keras_deepseek.inference.protocols.open_inference_parameters import (
-    PARAMETER,
+    CLASSIFICATION,
     largest,
     read_count,
 )
@@ -271,7 +271,7 @@ def _read_requested_output(output: Any, is_binary: bool) -> RequestedOutput:
     return RequestedOutput(
         name,
         _flag(parameters, "binary_data", is_binary),
-        read_count(parameters.get(PARAMETER), f"Output {name!r}"),
+        read_count(parameters.get(CLASSIFICATION), f"Output {name!r}"),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.protocols.messages import (
+from keras_deepseek.inference.protocols.grpc_messages import (
     Message,
     new_message,
     parse_message,
@@ -22,7 +22,7 @@ from keras_deepseek.inference.protocols.open_inference import (
     RequestedOutput,
     read_parameters,
 )
-from keras_deepseek.inference.protocols.open_inference_parameters import PARAMETER, read_count
+from keras_deepseek.inference.protocols.open_inference_parameters import CLASSIFICATION, read_count
 from keras_deepseek.inference.protocols.tensor_bytes import (
     Dtype,
     check_count,
@@ -161,7 +161,7 @@ def _read_contents(contents: Message, dtype: Dtype, shape: tuple[int, ...], wher
 def _read_requested_output(output: Message, is_raw: bool) -> RequestedOutput:
     where = f"Output {output.name!r}"
     parameters = _read_parameters(output.parameters, where)
-    return RequestedOutput(output.name, is_raw, read_count(parameters.get(PARAMETER), where))
+    return RequestedOutput(output.name, is_raw, read_count(parameters.get(CLASSIFICATION), where))
 
 
 def _read_parameters(parameters: Mapping[str, Message], where: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from keras_deepseek.inference.protocols.tensor_bytes import string_array
 
 _MIN_RANK = 2
 
-PARAMETER = "classification"
+CLASSIFICATION = "classification"
 """The parameter of a requested output with the number of its largest values to return."""
 
 _LEVELS = 2**64
@@ -29,7 +29,7 @@ def read_count(value: Any, where: str) -> int:
         return 0
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidInputError(
-            f"{where}: received {PARAMETER}={value!r:.30}; expected an integer of at least 1."
+            f"{where}: received {CLASSIFICATION}={value!r:.30}; expected an integer of at least 1."
         )
     return value
 

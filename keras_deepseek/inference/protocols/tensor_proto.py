@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.protocols.messages import Message, new_message
+from keras_deepseek.inference.protocols.grpc_messages import Message, new_message
 from keras_deepseek.inference.protocols.tensor_bytes import (
     Dtype,
     check_shape,

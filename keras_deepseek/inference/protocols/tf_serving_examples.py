@@ -14,13 +14,13 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.protocols.grpc_messages import new_message
 from keras_deepseek.inference.protocols.json_text import (
     decode_string,
     is_base64_object,
     load_object,
     to_json,
 )
-from keras_deepseek.inference.protocols.messages import new_message
 from keras_deepseek.inference.protocols.tensor_bytes import string_array, strings_of
 from keras_deepseek.inference.protocols.tf_serving import check_signature_name
 

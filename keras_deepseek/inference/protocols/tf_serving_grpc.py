@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.messages import (
+from keras_deepseek.inference.protocols.grpc_messages import (
     Message,
     new_message,
     parse_message,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.messages import (
+from keras_deepseek.inference.protocols.grpc_messages import (
     Message,
     new_message,
     parse_message,

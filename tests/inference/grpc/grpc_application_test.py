@@ -14,7 +14,11 @@ import pytest
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.grpc import open_inference_rpc
 from keras_deepseek.inference.monitoring.access_log import LOGGER
-from keras_deepseek.inference.protocols.messages import message_pool, new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import (
+    message_pool,
+    new_message,
+    parse_message,
+)
 from tests.inference.conftest import MANAGED, MANAGER, Doubler
 from tests.oracles.protocols import import_client, read_descriptors, skip_without
 

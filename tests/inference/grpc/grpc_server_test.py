@@ -17,7 +17,7 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import GrpcServer, ServingEngine
 from keras_deepseek.inference.grpc import grpc_server
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")

@@ -9,7 +9,7 @@ import pytest
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.grpc import open_inference_stream
 from keras_deepseek.inference.monitoring.access_log import LOGGER
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")

@@ -4,7 +4,7 @@ import pytest
 
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.grpc import standard_services
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 
 pytest.importorskip("grpc", reason="grpcio is not installed")
 

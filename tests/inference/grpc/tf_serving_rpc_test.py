@@ -5,7 +5,7 @@ import pytest
 
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
 
 pytest.importorskip("grpc", reason="grpcio is not installed")

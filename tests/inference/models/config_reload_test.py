@@ -4,7 +4,7 @@ import pytest
 
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.errors import LoadFailedError
-from keras_deepseek.inference.models.config import ConfigReload
+from keras_deepseek.inference.models.model_config import ConfigReload
 from keras_deepseek.inference.models.model_folder import ModelFolder
 from keras_deepseek.inference.models.served_model import ServedModel
 

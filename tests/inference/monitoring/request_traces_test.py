@@ -19,7 +19,7 @@ from keras_deepseek.inference.http.span_names import name_http
 from keras_deepseek.inference.monitoring import request_traces
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.monitoring.request_traces import RequestTraces, SpanNames
-from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
 export = pytest.importorskip("opentelemetry.sdk.trace.export")

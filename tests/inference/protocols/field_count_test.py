@@ -5,8 +5,8 @@ import pytest
 pytest.importorskip("google.protobuf")
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.inference.protocols import messages
-from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols import grpc_messages
+from keras_deepseek.inference.protocols.grpc_messages import new_message
 
 INFER, PREDICT = "inference.ModelInferRequest", "tensorflow.serving.PredictRequest"
 CLASSIFY = "tensorflow.serving.ClassificationRequest"
@@ -28,7 +28,7 @@ def examples(count):
 
 
 def check(name, data):
-    asyncio.run(messages.check_field_count(name, data))
+    asyncio.run(grpc_messages.check_field_count(name, data))
 
 
 OVERLONG = b"\xaa\x80\x80\x00\x80\x80\x00"
@@ -56,7 +56,7 @@ GROUP = b"\x2b\x2a\x02\xff\xff\x2c"
     ],
 )
 def test_more_fields_than_the_most_are_refused(monkeypatch, name, make, most):
-    monkeypatch.setattr(messages, "MAX_FIELDS", 100)
+    monkeypatch.setattr(grpc_messages, "MAX_FIELDS", 100)
     for count in (most // 2, most):
         check(name, make(count))
     with pytest.raises(InvalidInputError, match="more than 100 fields"):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
-from keras_deepseek.inference.protocols import messages
-from keras_deepseek.inference.protocols.messages import (
+from keras_deepseek.inference.protocols import grpc_messages
+from keras_deepseek.inference.protocols.grpc_messages import (
     message_pool,
     new_message,
     parse_message,
@@ -90,7 +90,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 file = descriptor_pb2.FileDescriptorProto(name="a.proto", package="tensorflow.serving")
 file.message_type.add(name="ModelSpec").field.add(name="other", number=7, type=5, label=1)
 descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
-from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message
 print(new_message("tensorflow.serving.ModelSpec", name="x").name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -99,8 +99,8 @@ print(new_message("tensorflow.serving.ModelSpec", name="x").name)
 
 def test_without_protobuf_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "google.protobuf.descriptor_pool", None)
-    monkeypatch.setattr(messages, "_make_pool", messages._make_pool.__wrapped__)
-    monkeypatch.setattr(messages, "_message_class", messages._message_class.__wrapped__)
+    monkeypatch.setattr(grpc_messages, "_make_pool", grpc_messages._make_pool.__wrapped__)
+    monkeypatch.setattr(grpc_messages, "_message_class", grpc_messages._message_class.__wrapped__)
     for use in (
         lambda: new_message("tensorflow.Example"),
         lambda: parse_message("tensorflow.Example", b""),
@@ -198,7 +198,7 @@ def test_every_field_and_call_of_kserve_is_ours_but_the_names_of_a_repository():
     code = f"""
 from google.protobuf import descriptor_pool
 from kserve.protocol.grpc import grpc_predict_v2_pb2
-from keras_deepseek.inference.protocols.messages import message_pool
+from keras_deepseek.inference.protocols.grpc_messages import message_pool
 from tests.oracles.protocols import calls_of
 theirs, ours = descriptor_pool.Default(), message_pool()
 assert calls_of(theirs, "{OPEN_INFERENCE}").items() <= calls_of(ours, "{OPEN_INFERENCE}").items()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import open_inference_grpc
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 from keras_deepseek.inference.protocols.open_inference import InferCall, RequestedOutput
 from keras_deepseek.inference.protocols.tensor_bytes import DTYPES, dtype_of, to_bytes
 from tests.oracles.protocols import NUMBERS, arrays, import_client, same

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_examples
-from keras_deepseek.inference.protocols.messages import parse_message
+from keras_deepseek.inference.protocols.grpc_messages import parse_message
 from tests.oracles.protocols import import_client
 
 SIGNATURE = Signature(

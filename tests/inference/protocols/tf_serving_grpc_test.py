@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_examples, tf_serving_grpc
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto
 from keras_deepseek.inference.protocols.tf_serving_examples import CLASSIFY_METHOD, REGRESS_METHOD
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec, Task

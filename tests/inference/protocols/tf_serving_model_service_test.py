@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_model_service
-from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tf_serving import VersionStatus
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
 from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
