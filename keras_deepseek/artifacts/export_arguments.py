@@ -12,12 +12,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.checks import check_path, check_sources
-from keras_deepseek.errors import (
-    BundleError,
-    ExportError,
-    InvalidInputError,
-    unknown_name_message,
-)
+from keras_deepseek.errors import BundleError, ExportError, InvalidInputError, unknown_name_message
 
 INT8 = "int8"
 PRECISIONS = ("float16", "bfloat16", INT8)

@@ -126,12 +126,7 @@ class TensorSpec:
         """Returns the fields as values that JSON can hold."""
         size = self.vocabulary_size
         vocabulary = {} if size is None else {"vocabulary_size": size}
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            **vocabulary,
-        }
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, **vocabulary}
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "TensorSpec":

@@ -169,10 +169,7 @@ def _find(uri: str) -> _RemoteModel:
             "machine itself may be named by http."
         )
     source = _Hub(uri) if parts.scheme == "hf" else _Store(uri)
-    try:
-        manifest = None if source.file else _read_manifest(source)
-    except FileNotFoundError:
-        manifest = None
+    manifest = None if source.file else _read_manifest(source)
     if manifest is None:
         files = _choose_files(uri, source.list_files())
     else:
@@ -180,17 +177,16 @@ def _find(uri: str) -> _RemoteModel:
         files = {name: (content["bytes"], "") for name, content in contents.items()}
     for name in files:
         if "\\" in name or name.startswith("/") or ".." in name.split("/"):
-            raise InvalidInputError(
-                f"The model at {uri} has a file named {name!r}, which is refused."
-            )
+            raise InvalidInputError(f"The model at {uri} has a file named {name!r}: refused.")
     return _RemoteModel(source, files, manifest)
 
 
-def _read_manifest(source: "_Store | _Hub") -> str:
-    with tempfile.TemporaryDirectory() as folder:
+def _read_manifest(source: "_Store | _Hub") -> str | None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(FileNotFoundError):
         path = Path(folder, MANIFEST_NAME)
         sum(source.download(MANIFEST_NAME, path))
         return path.read_text(encoding="utf-8")
+    return None
 
 
 def _choose_files(uri: str, listing: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:

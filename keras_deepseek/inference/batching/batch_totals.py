@@ -74,13 +74,7 @@ class BatchTotals:
         self._batch_seconds.add(decision.seconds)
 
     def statistics(
-        self,
-        *,
-        waiting_rows: int,
-        queue_age: float,
-        overhead: float,
-        per_row: float,
-        replicas: int,
+        self, *, waiting_rows: int, queue_age: float, overhead: float, per_row: float, replicas: int
     ) -> BatchStatistics:
         """Returns the totals. The arguments are the present values of the queue."""
         return BatchStatistics(

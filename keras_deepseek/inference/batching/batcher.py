@@ -14,10 +14,7 @@ from keras_deepseek.artifacts.signature import InferenceFunction
 from keras_deepseek.inference.batching.batch import Batch, BatchDecision, Request
 from keras_deepseek.inference.batching.batch_queue import BatchQueue
 from keras_deepseek.inference.batching.batch_time import BatchTime
-from keras_deepseek.inference.batching.batch_totals import (
-    BatchStatistics,
-    BatchTotals,
-)
+from keras_deepseek.inference.batching.batch_totals import BatchStatistics, BatchTotals
 from keras_deepseek.inference.batching.batching_policy import (
     AdaptivePolicy,
     BatchingPolicy,

@@ -68,12 +68,7 @@ def parse_repository_index(body: bytes) -> bool:
 def repository_index(states: Iterable[ModelState], ready: bool = False) -> list[dict[str, Any]]:
     """Returns the response to `POST /v2/repository/index`; `ready` leaves out unready models."""
     return [
-        {
-            "name": state.name,
-            "version": state.version,
-            "state": state.state,
-            "reason": state.reason,
-        }
+        {"name": state.name, "version": state.version, "state": state.state, "reason": state.reason}
         for state in states
         if state.is_ready or not ready
     ]

@@ -71,9 +71,7 @@ def parse_predict(data: bytes) -> PredictMessage:
     """Parses a `PredictRequest`."""
     message = parse_message(_SERVING + "PredictRequest", data)
     return PredictMessage(
-        read_model_spec(message.model_spec),
-        message.inputs,
-        tuple(message.output_filter),
+        read_model_spec(message.model_spec), message.inputs, tuple(message.output_filter)
     )
 
 
@@ -100,9 +98,7 @@ def parse_examples(data: bytes, method: str) -> ExamplesMessage:
 
 
 def format_examples(
-    call: ExamplesMessage,
-    results: Sequence[Classes] | Sequence[float],
-    version: int,
+    call: ExamplesMessage, results: Sequence[Classes] | Sequence[float], version: int
 ) -> bytes:
     """Returns the `ClassificationResponse` or `RegressionResponse` of the version that answered."""
     kind, _, write = _RESULTS[call.method]
