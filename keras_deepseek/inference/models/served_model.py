@@ -210,14 +210,6 @@ class ServedModels(dict[str, ServedModel]):
         raise ModelNotFoundError(f"There is no model {name!r}; those served are {[*self]}.")
 
 
-def _without(by_number: Mapping[int, _Value], number: int) -> dict[int, _Value]:
-    return {key: value for key, value in by_number.items() if key != number}
-
-
-def _is_available(version: ModelVersion | None) -> bool:
-    return version is not None and version.state == "AVAILABLE"
-
-
 def version_number(text: str) -> int | None:
     """Parses a version number; returns `None` if the text is not one."""
     return int(text) if text.isdecimal() and len(text) < _MOST_DIGITS else None
@@ -253,3 +245,11 @@ def repository_states(models: Mapping[str, ServedModel]) -> list[ModelState]:
         for name, served in models.items()
         for number, version in served.states.items()
     ]
+
+
+def _without(by_number: Mapping[int, _Value], number: int) -> dict[int, _Value]:
+    return {key: value for key, value in by_number.items() if key != number}
+
+
+def _is_available(version: ModelVersion | None) -> bool:
+    return version is not None and version.state == "AVAILABLE"

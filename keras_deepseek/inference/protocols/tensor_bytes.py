@@ -10,12 +10,12 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.artifacts.signature import Array, Signature, find_dtype
 from keras_deepseek.errors import InvalidInputError
 
 _LENGTH_BYTES = 4
@@ -41,15 +41,10 @@ class Dtype:
     open_inference: str
     open_inference_values: str
 
-    @cached_property
+    @property
     def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype."""
-        if self.name == "bfloat16":
-            import ml_dtypes
-
-            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-            return bfloat16
-        return np.dtype(self.name)
+        return find_dtype(self.name)
 
     @property
     def is_bytes(self) -> bool:
