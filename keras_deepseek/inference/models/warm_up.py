@@ -102,36 +102,6 @@ def relative_difference(expected: Array, received: Array) -> float:
     return float(np.abs(expected - received)[~is_same].max() / max(largest, _LEAST_SCALE))
 
 
-def _shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
-    """Returns an input's shape with a given number of rows and one length for all free axes."""
-    return (rows, *(length if size is None else size for size in spec.shape[1:]))
-
-
-def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
-    try:
-        return executor.run(inputs)
-    except Exception as error:
-        error.add_note(f"A batch of {rows} rows raised it.")
-        raise
-
-
-def _zeros(spec: TensorSpec, rows: int, length: int) -> Array:
-    return np.zeros(_shape_of_batch(spec, rows, length), find_dtype(spec.dtype))
-
-
-def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
-    sizes = _shape_of_batch(spec, rows, length)
-    dtype = find_dtype(spec.dtype)
-    if dtype.kind in "iub":
-        return np.ones(sizes, dtype)  # The token 1 is in every vocabulary.
-    return generator.normal(size=sizes).astype(dtype)
-
-
-def _without(signature: Signature, reduced: Signature) -> list[TensorSpec]:
-    names = {spec.name for spec in reduced.inputs}
-    return [spec for spec in signature.inputs if spec.name not in names]
-
-
 def find_row_dependence(executor: Executor, buckets: Sequence[int], length: int) -> str | None:
     """Returns a description of how outputs depend on the other rows, or `None` if they don't.
 
@@ -161,6 +131,36 @@ def find_row_dependence(executor: Executor, buckets: Sequence[int], length: int)
         if is_float and relative_difference(outputs[:1], small[name][:1]) > _TOLERANCE_OF_SIZES:
             return f"output {name!r} of a row changes with the batch size"
     return None
+
+
+def _shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
+    """Returns an input's shape with a given number of rows and one length for all free axes."""
+    return (rows, *(length if size is None else size for size in spec.shape[1:]))
+
+
+def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
+    try:
+        return executor.run(inputs)
+    except Exception as error:
+        error.add_note(f"A batch of {rows} rows raised it.")
+        raise
+
+
+def _zeros(spec: TensorSpec, rows: int, length: int) -> Array:
+    return np.zeros(_shape_of_batch(spec, rows, length), find_dtype(spec.dtype))
+
+
+def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
+    sizes = _shape_of_batch(spec, rows, length)
+    dtype = find_dtype(spec.dtype)
+    if dtype.kind in "iub":
+        return np.ones(sizes, dtype)  # The token 1 is in every vocabulary.
+    return generator.normal(size=sizes).astype(dtype)
+
+
+def _without(signature: Signature, reduced: Signature) -> list[TensorSpec]:
+    names = {spec.name for spec in reduced.inputs}
+    return [spec for spec in signature.inputs if spec.name not in names]
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
