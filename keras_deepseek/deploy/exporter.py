@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import keras
 
+from keras_deepseek.artifacts.bundle import Manifest
 from keras_deepseek.artifacts.export_arguments import (
     INT8,
     PRECISIONS,
