@@ -192,7 +192,7 @@ class MultiTokenPrediction(FloatingInputLayer):
         inputs: Any,
         token_ids: Any,
         mask: Any = None,
-        training: bool = False,
+        training: bool | None = None,
         segment_ids: Any = None,
         positions: Any = None,
         inputs_mask: Any = None,
@@ -263,9 +263,9 @@ class MultiTokenPrediction(FloatingInputLayer):
     def _norm_output(self, index: int, hidden: Any) -> Any:
         return self.output_norms[index](hidden) if self.use_output_norm else hidden
 
-    def _needs_logits(self, training: bool) -> bool:
+    def _needs_logits(self, training: bool | None) -> bool:
         is_chunked = isinstance(self.output_head, ChunkedCrossEntropy)
-        return self.return_logits or (training and self.loss_weight > 0 and not is_chunked)
+        return self.return_logits or bool(training and self.loss_weight > 0 and not is_chunked)
 
     def _compute_loss(self, hidden: Any, logits: Any, targets: Any, counted: Any) -> Any:
         head = self.output_head

@@ -171,7 +171,7 @@ class DeepSeekMoE(FloatingInputLayer):
         inputs: Any,
         token_ids: Any = None,
         mask: Any = None,
-        training: bool = False,
+        training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
         mask = inputs_mask if mask is None else mask

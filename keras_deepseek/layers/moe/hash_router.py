@@ -128,7 +128,7 @@ class HashRouter(ExpertRouter):
         inputs: Any,
         token_ids: Any = None,
         mask: Any = None,
-        training: bool = False,
+        training: bool | None = None,
         inputs_mask: Any = None,
     ) -> tuple[Any, Any]:
         mask = inputs_mask if mask is None else mask

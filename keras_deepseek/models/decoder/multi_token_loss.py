@@ -72,7 +72,7 @@ class MultiTokenLoss(keras.Layer):
         hidden_states: Any,
         token_ids: Any,
         mask: Any = None,
-        training: bool = False,
+        training: bool | None = None,
         segment_ids: Any = None,
         positions: Any = None,
     ) -> Any:

@@ -1,154 +1,296 @@
-"""Block-sparse attention by a block plan: multiplies queries only with blocks that they see.
+"""Multi-head attention over a block layout, at a cost linear in the sequence length."""
 
-`block_plan` says what to compute; the layers project queries, keys and values. Blocks of keys and
-values are gathered by a table that is known in advance, in the same way for all layouts and
-backends. Shifted slices instead of the table were not reliably faster, and compiled longer.
-
-Shape suffixes: B batch, S length, N heads, G heads of keys and values, H size of a head, M blocks,
-T positions in a block, and in a group of rows: R rows, Q queries in a row, K keys in a row.
-"""
-
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
+import keras
 import numpy as np
-from keras import ops
 
-from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
-from keras_deepseek.layers.attention.sparse.block_plan import BlockPlan, RowGroup
-from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek import backend
+from keras_deepseek.checks import check_boolean, check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.attention.call_check import check_call, compute_call_spec, read_length
+from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
+from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache
+from keras_deepseek.layers.attention.self_attention_call import read_self_attention
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
+from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
+from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks, plan_rows
+from keras_deepseek.layers.attention.sparse.block_sparse_attention import block_sparse_attention
+from keras_deepseek.layers.attention.sparse.block_sparse_decoding import block_sparse_decoding
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.token_dim import read_dim
 
 
-def block_sparse_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    plan: BlockPlan,
-    key_mask: Any = None,
-    dropout: Callable[[Any], Any] | None = None,
-) -> Any:
-    """Returns softmax(QKᵀ / sqrt(H)) V over visible keys (BSNH); zeros for queries that see none.
+@keras.saving.register_keras_serializable("keras_deepseek")
+class SparseAttention(SelfAttentionLayer):
+    """Multi-head self-attention in which each position sees only some blocks of the sequence.
 
-    Queries are (BSNH), keys and values (BSGH). G divides N; consecutive heads of queries share a
-    head of keys. The H of values may differ; the result has this H. `key_mask` (BS) hides a key
-    from all queries where it is false.
+    Choose it for long sequences. From about a thousand positions it is faster than
+    `keras.layers.MultiHeadAttention`, and it never holds a matrix of length by length. It computes
+
+    ```
+    output = W_o concat_h( softmax(mask(Q_h K_hᵀ / sqrt(key_dim))) V_h )
+    ```
+
+    The sequence is cut into blocks of `block_size`. The layout, which says which blocks see which,
+    is the union of the given patterns:
+
+    | argument | a position sees |
+    |---|---|
+    | `sliding_window` | positions less than `sliding_window` away, exactly, as in Keras's layer |
+    | `global_blocks` | these blocks; positions in these blocks see all |
+    | `block_stride` | blocks at a multiple of `block_stride` blocks from its own |
+    | `num_random_blocks` | this many more blocks, drawn once; with the two first it is BigBird |
+    | `block_layout` | the blocks that the matrix shows |
+
+    Only visible blocks are gathered and multiplied; there is no mask over all blocks. Blocks that
+    see many more blocks than others, such as global ones, are computed separately. The cost is
+    proportional to the number of visible blocks, so strides and given layouts may make it grow
+    faster than the length.
+
+    A mask of the inputs hides positions from all others and is passed on. It may be false anywhere,
+    so padding may stand on either side. Scores and softmax are always in float32. A position that
+    sees no position gets zeros for its heads. The length need not be a multiple of `block_size`,
+    but must be known when the layer computes. A Functional model may have an unknown length and be
+    called with any length. Tracing a graph of unknown length raises an error: an export does so,
+    and TensorFlow's `fit` and `predict` from the second length on.
+
+    With `use_causal_mask` there is a cache: a dict of `"key"`, `"value"` and `"mask"`, each of
+    shape `(batch_size, max_length, ...)`. A new token gathers as many blocks as the row with the
+    most visible blocks. Blocks count cache slots, padding included: pad on the right unless the
+    layout is only a window.
+
+    It can replace `keras.layers.MultiHeadAttention` in self-attention: it takes the call
+    `layer(x, x)`, `value=`, `key=`, masks of tokens and a `use_causal_mask=` equal to the layer's
+    own. Another `value`, an `attention_mask`, or a request for the scores raises an error.
+    `query_dense`, `key_dense`, `value_dense` and `output_dense` are `keras.layers.EinsumDense`,
+    with the names and shapes of those in `keras.layers.MultiHeadAttention`: weights can be set from
+    one to the other, and a `keras.distribution.LayoutMap` finds `.../query/kernel` and the like.
+
+    Args:
+        num_heads: integer. Number of heads.
+        key_dim: integer. Size of each head of queries and keys.
+        value_dim: integer or `None`. Size of each head of values. `None` means `key_dim`. Defaults
+            to `None`.
+        num_key_value_heads: integer or `None`. Number of heads of keys and values. It must divide
+            `num_heads`; each serves a group of heads of queries. `None` means `num_heads`. Defaults
+            to `None`.
+        block_size: integer. Number of positions in a block. Defaults to `64`.
+        use_causal_mask: boolean. If true, no position sees a later one. Defaults to `False`.
+        sliding_window: integer or `None`. Positions less than this many positions away are visible.
+            Defaults to `None`.
+        global_blocks: iterable of integers, such as a list, a range or a NumPy array. Blocks that
+            see all blocks and are seen by all. Negative numbers count from the end. A number beyond
+            the sequence is ignored, so one layer serves any length, and a prefix of a sequence is
+            computed as in the whole sequence. Defaults to `()`.
+        block_stride: integer or `None`. Distance, in blocks, between the visible blocks, which
+            include the own block. Defaults to `None`.
+        num_random_blocks: integer. Number of random blocks for each block, in addition to the
+            blocks of other patterns. Defaults to `0`.
+        layout_seed: integer. Random seed of these blocks. The same seed gives the same blocks in
+            each layer, so use different seeds in a stack of layers. Defaults to `0`.
+        block_layout: array-like of booleans of shape `(num_blocks, num_blocks)`, or `None`. Entry
+            `[i, j]` shows block `j` to block `i`. A shorter sequence uses the upper left part; a
+            longer sequence raises an error. Defaults to `None`.
+        dropout: float. Fraction of attention weights to drop in training. Defaults to `0.0`.
+        use_bias: boolean. If true, each of the four projections adds a bias. Defaults to `True`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            kernels. Defaults to `"glorot_uniform"`.
+        bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            biases. Defaults to `"zeros"`.
+        seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, or `None` to use the mask of `inputs`.
+            False hides a position.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
+        training: boolean. Whether to drop attention weights.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
+
+    Returns:
+        A tensor of the shape of `inputs`, in the layer's compute dtype; with a cache, a pair of
+        that tensor and the new cache.
+
+    Raises:
+        InvalidInputError: An argument has the wrong type, no pattern is given, `block_layout` is
+            not square or is too small, the inputs have another rank or an unknown length, the cache
+            is full, or the layout does not support a cache.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import SparseAttention
+    >>> layer = SparseAttention(2, 8, block_size=16, sliding_window=16, global_blocks=[0])
+    >>> tuple(layer(np.ones((1, 100, 12), "float32")).shape)
+    (1, 100, 12)
+
+    Reference:
+
+    - [Generating Long Sequences with Sparse Transformers (Child et al., 2019)](
+      https://arxiv.org/abs/1904.10509)
+    - [Longformer: The Long-Document Transformer (Beltagy et al., 2020)](
+      https://arxiv.org/abs/2004.05150)
+    - [Big Bird: Transformers for Longer Sequences (Zaheer et al., 2020)](
+      https://arxiv.org/abs/2007.14062)
     """
-    length, num_heads, dim = query.shape[1:]
-    num_groups = key.shape[2]
-    query_BGMQH = _to_blocks(query * dim**-0.5, plan, num_groups)
-    key_BGMTH = _to_blocks(key, plan, num_groups)
-    value_BGMTH = _to_blocks(value, plan, num_groups)
-    mask_B1MT1 = None
-    if key_mask is not None:
-        mask_B1MT1 = _to_blocks(ops.cast(key_mask, "bool")[..., None, None], plan, 1)
-    outputs = [
-        _attend_group(query_BGMQH, key_BGMTH, value_BGMTH, group, mask_B1MT1, dropout)
-        for group in plan.groups
-    ]
-    output_BGMQH = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, 2)
-    output_BGMQH = _take_blocks(output_BGMQH, plan.order[:, None])
-    return join_rows(output_BGMQH, num_heads)[:, :length]
 
+    def __init__(  # noqa: PLR0913 - the arguments of Keras's layer, and five patterns
+        self,
+        num_heads: int,
+        key_dim: int,
+        *,
+        value_dim: int | None = None,
+        num_key_value_heads: int | None = None,
+        block_size: int = 64,
+        use_causal_mask: bool = False,
+        sliding_window: int | None = None,
+        global_blocks: Iterable[int] = (),
+        block_stride: int | None = None,
+        num_random_blocks: int = 0,
+        layout_seed: int = 0,
+        block_layout: Any = None,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.key_dim = check_integer("key_dim", key_dim)
+        self.value_dim = check_integer("value_dim", key_dim if value_dim is None else value_dim)
+        self.num_key_value_heads = check_integer(
+            "num_key_value_heads", num_heads if num_key_value_heads is None else num_key_value_heads
+        )
+        if self.num_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"`num_key_value_heads` must divide `num_heads`, received "
+                f"{num_key_value_heads} and {num_heads}."
+            )
+        self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
+        self.rotary = None
+        self._layout = BlockLayout(
+            block_size=block_size,
+            is_causal=self.use_causal_mask,
+            sliding_window=sliding_window,
+            global_blocks=global_blocks,
+            block_stride=block_stride,
+            num_random_blocks=num_random_blocks,
+            layout_seed=layout_seed,
+            visible_blocks=None if block_layout is None else np.array(block_layout),
+        )
+        self.dropout = check_number("dropout", dropout, minimum=0, below=1)
+        self.use_bias = check_boolean("use_bias", use_bias)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.seed = seed
+        self.supports_masking = True
 
-def _to_blocks(x_BSNH: Any, plan: BlockPlan, num_groups: int) -> Any:
-    """Reshapes BSNH to (B, G, M, N/G * T, H), padded with zeros."""
-    fill = plan.num_blocks * plan.block_size - x_BSNH.shape[1]
-    if fill:
-        x_BSNH = ops.pad(x_BSNH, ((0, 0), (0, fill), (0, 0), (0, 0)))
-    return split_rows(x_BSNH, plan.num_blocks, num_groups)
+    def build(self, input_shape: Shape) -> None:
+        dim = read_dim(self, input_shape)
+        query, key = (self.num_heads, self.key_dim), (self.num_key_value_heads, self.key_dim)
+        value = (self.num_key_value_heads, self.value_dim)
+        self.query_dense = make_projection(self, "query", query)
+        self.key_dense = make_projection(self, "key", key)
+        self.value_dense = make_projection(self, "value", value)
+        self.output_dense = make_projection(
+            self, "attention_output", (dim,), equation="bthk,hkd->btd", bias_axes="d"
+        )
+        self.dropout_layer = keras.layers.Dropout(
+            self.dropout, seed=self.seed, dtype=self.dtype_policy, name="dropout"
+        )
+        for projection in (self.query_dense, self.key_dense, self.value_dense):
+            projection.build(input_shape)
+        self.output_dense.build((*input_shape[:2], self.num_heads, self.value_dim))
 
+    @property
+    def _cache_entries(self) -> dict[str, tuple[int, ...]]:
+        heads = self.num_key_value_heads
+        return {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}
 
-def split_rows(x: Any, num_rows: int, num_groups: int) -> Any:
-    """Reshapes queries, keys or values (B, R * T, N, H) to rows (B, G, R, N/G * T, H)."""
-    length, num_heads, dim = x.shape[1:]
-    size, ratio = length // num_rows, num_heads // num_groups
-    x = ops.reshape(x, (-1, num_rows, size, num_groups, ratio, dim))
-    x = ops.transpose(x, (0, 3, 1, 4, 2, 5))
-    return ops.reshape(x, (-1, num_groups, num_rows, ratio * size, dim))
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        cache = super().make_cache(batch_size, max_length)
+        plan_rows(self._layout, int(max_length))  # Raises an error if `block_layout` is too small.
+        return cache
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = read_self_attention(self, args, kwargs)
+        return super().__call__(*args, **kwargs)
 
-def join_rows(x: Any, num_heads: int) -> Any:
-    """Reshapes rows (B, G, R, N/G * T, H) back to (B, R * T, N, H)."""
-    num_groups, num_rows, num_queries, dim = x.shape[1:]
-    ratio = num_heads // num_groups
-    size = num_queries // ratio
-    x = ops.reshape(x, (-1, num_groups, num_rows, ratio, size, dim))
-    x = ops.transpose(x, (0, 2, 4, 1, 3, 5))
-    return ops.reshape(x, (-1, num_rows * size, num_heads, dim))
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        training: bool | None = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        if cache is not None:
+            self._check_global_blocks()
+        length = read_length(self, inputs)
 
+        def drop(weights: Any) -> Any:
+            return self.dropout_layer(weights, training=training)
 
-def _attend_group(
-    query_BGMQH: Any,
-    key_BGMTH: Any,
-    value_BGMTH: Any,
-    group: RowGroup,
-    mask_B1MT1: Any,
-    dropout: Callable[[Any], Any] | None,
-) -> Any:
-    """Computes the attention outputs of a row group's query blocks, in block order (BGMQH)."""
-    num_groups, _, num_queries = query_BGMQH.shape[1:4]
-    query_BGRQH = _take_blocks(query_BGMQH, group.queries)
-    key_BGRKH = _take_blocks(key_BGMTH, group.keys)
-    value_BGRKH = _take_blocks(value_BGMTH, group.keys)
-    is_visible = _visible_keys(group, num_queries, key_BGRKH.shape[3] // group.keys.shape[1])
-    if mask_B1MT1 is not None:
-        mask_B1RK = ops.squeeze(_take_blocks(mask_B1MT1, group.keys), -1)
-        is_visible = ops.logical_and(is_visible, mask_B1RK[:, :, :, None])
-    output_BGRQH = attend_rows(query_BGRQH, key_BGRKH, value_BGRKH, is_visible, dropout)
-    return ops.reshape(
-        output_BGRQH, (-1, num_groups, group.queries.size, num_queries, value_BGRKH.shape[-1])
-    )
+        query, key, value = (
+            project_tokens(dense, inputs)
+            for dense in (self.query_dense, self.key_dense, self.value_dense)
+        )
+        dropout = drop if self.dropout else None
+        if cache is not None:
+            cache = append_to_cache(cache, cache_index, {"key": key, "value": value}, mask)
+        # At the beginning of a sequence there are no earlier tokens in the cache.
+        if cache is None or not length or backend.current().compute.read_integer(cache_index) == 0:
+            plan = plan_blocks(self._layout, length)
+            heads = block_sparse_attention(query, key, value, plan, mask, dropout)
+        else:
+            heads = block_sparse_decoding(query, cache, cache_index, self._layout, dropout)
+        outputs = project_tokens(self.output_dense, heads)
+        return outputs if cache is None else (outputs, cache)
 
+    def _check_global_blocks(self) -> None:
+        if any(block < 0 for block in self._layout.global_blocks):
+            raise InvalidInputError(
+                f"{self.name!r} received a `cache`, but its `global_blocks` "
+                f"{list(self._layout.global_blocks)} count from the end, which moves with every "
+                f"token. Use block numbers from the beginning instead."
+            )
 
-def attend_rows(
-    query_BGRQH: Any,
-    key_BGRKH: Any,
-    value_BGRKH: Any,
-    is_visible: Any,
-    dropout: Callable[[Any], Any] | None,
-) -> Any:
-    """Computes attention (BGRQH) of rows of queries, where each row has its own keys.
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        spec = compute_call_spec(self, inputs, *args, **kwargs)
+        if inputs.shape[1] is not None:
+            plan_blocks(self._layout, inputs.shape[1])  # Raises if `block_layout` is too small.
+        return spec
 
-    Queries are scaled. The H of values may differ; the result has this H. `is_visible` broadcasts
-    to BGRQK.
-    """
-    scores_BGRQK = ops.einsum("bgrqh,bgrkh->bgrqk", query_BGRQH, key_BGRKH)
-    weights_BGRQK = ops.cast(weigh_keys(scores_BGRQK, is_visible), value_BGRKH.dtype)
-    if dropout is not None:
-        weights_BGRQK = dropout(weights_BGRQK)
-    output_BGRQH = ops.einsum("bgrqk,bgrkh->bgrqh", weights_BGRQK, value_BGRKH)
-    # For a query that sees no key, the softmax spread over hidden keys.
-    has_keys = ops.any(is_visible, -1, keepdims=True)
-    return ops.where(has_keys, output_BGRQH, ops.zeros_like(output_BGRQH))
-
-
-def weigh_keys(scores: Any, is_visible: Any) -> Any:
-    """Returns a softmax over visible keys, the last axis, in float32; over all if none is visible.
-
-    `is_visible` broadcasts to the shape of the scores.
-    """
-    scores = ops.cast(scores, promote_dtypes(scores.dtype, "float32"))
-    scores = scores + HIDDEN * ops.cast(ops.logical_not(is_visible), scores.dtype)
-    # Keras warns of a softmax over a single key.
-    return ops.softmax(scores) if scores.shape[-1] > 1 else ops.ones_like(scores)
-
-
-def _visible_keys(group: RowGroup, num_queries: int, block_size: int) -> Any:
-    """Returns a mask (RQK), true for keys that a query of a row group sees."""
-    positions = group.queries[..., None, None] * block_size + np.arange(block_size)
-    ratio = num_queries // block_size  # Heads of queries that share a head of keys.
-    positions_RQ1 = np.repeat(positions, ratio, axis=2).reshape(len(group.queries), -1, 1)
-    positions_RQ1 = positions_RQ1.astype("int32")
-    is_late_enough = ops.less_equal(group.first_query[:, None], positions_RQ1)
-    is_early_enough = ops.less_equal(positions_RQ1, group.last_query[:, None])
-    return ops.logical_and(is_late_enough, is_early_enough)
-
-
-def _take_blocks(x_BGMTH: Any, table: Array) -> Any:
-    """Gathers and concatenates the blocks in each row of a table: (B, G, R, blocks * T, H)."""
-    num_groups, num_blocks, size, dim = x_BGMTH.shape[1:]
-    if np.array_equal(table, np.arange(num_blocks)[:, None]):
-        return x_BGMTH
-    blocks = ops.take(x_BGMTH, table.ravel().astype("int32"), axis=2)
-    return ops.reshape(blocks, (-1, num_groups, len(table), table.shape[1] * size, dim))
+    def get_config(self) -> dict[str, Any]:
+        layout = self._layout
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "key_dim": self.key_dim,
+            "value_dim": self.value_dim,
+            "num_key_value_heads": self.num_key_value_heads,
+            "block_size": layout.block_size,
+            "use_causal_mask": self.use_causal_mask,
+            "sliding_window": layout.sliding_window,
+            "global_blocks": list(layout.global_blocks),
+            "block_stride": layout.block_stride,
+            "num_random_blocks": layout.num_random_blocks,
+            "layout_seed": layout.layout_seed,
+            "block_layout": None
+            if layout.visible_blocks is None
+            else layout.visible_blocks.tolist(),
+            "dropout": self.dropout,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "seed": self.seed,
+        }
