@@ -1,4 +1,4 @@
-"""Claims of `SparseAttention` over long sequences, on the CPU, in one thread.
+"""Claims of `BlockSparseAttention` over long sequences, on the CPU, in one thread.
 
 At 8,192 positions it is at least 12 times faster than dense attention by einsum and 3 times faster
 than `keras.ops.dot_product_attention` (on torch: its flash kernel), and twice the length costs at

@@ -20,12 +20,15 @@ TensorFloat-32 would lose 1e-3."""
 
 DIM = 64
 SEQUENCE = (2, 96, DIM)
+ROTARY = layers.RotaryEmbedding(use_interleaved_pairs=True)
 LATENT = {
     "num_heads": 4,
     "nope_head_dim": 16,
     "rope_head_dim": 8,
     "value_head_dim": 16,
     "key_value_lora_rank": 32,
+    "rotary": ROTARY,
+    "use_causal_mask": True,
 }
 WINDOW = {
     "num_heads": 4,
@@ -35,6 +38,7 @@ WINDOW = {
     "num_output_groups": 2,
     "output_lora_rank": 16,
     "sliding_window": 16,
+    "rotary": ROTARY,
 }
 INDEXER = {"index_top_k": 8, "index_num_heads": 16, "index_head_dim": 16}
 
@@ -69,9 +73,14 @@ def _cases() -> list[Case]:
             selection_block_size=8,
             num_selected_blocks=4,
             sliding_window=16,
+            rotary=layers.RotaryEmbedding(),
         ),
-        _case(layers.SparseAttention, num_heads=4, key_dim=16, block_size=16, sliding_window=32),
-        _case(layers.LinearAttention, num_heads=4, key_dim=16, chunk_size=32, use_causal_mask=True),
+        _case(
+            layers.BlockSparseAttention, num_heads=4, head_dim=16, block_size=16, sliding_window=32
+        ),
+        _case(
+            layers.LinearAttention, num_heads=4, head_dim=16, chunk_size=32, use_causal_mask=True
+        ),
         _case(layers.CachedAttention, attention=config(keras.layers.GroupQueryAttention(16, 4, 2))),
         _case(layers.DeepSeekMoE, router=config(router), intermediate_dim=32),
         _case(layers.SwiGLU, intermediate_dim=128),

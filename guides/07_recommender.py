@@ -147,13 +147,19 @@ The window is all that this rule needs. The others have to find out where to loo
 
 attentions = {
     "latent": lambda: layers.MultiHeadLatentAttention(
-        NUM_HEADS, nope_head_dim=16, rope_head_dim=16, value_head_dim=32, key_value_lora_rank=32
+        NUM_HEADS,
+        nope_head_dim=16,
+        rope_head_dim=16,
+        value_head_dim=32,
+        key_value_lora_rank=32,
+        rotary=layers.RotaryEmbedding(use_interleaved_pairs=True),
+        use_causal_mask=True,
     ),
     "linear": lambda: layers.LinearAttention(
-        NUM_HEADS, 32, use_causal_mask=True, rotary=layers.RotaryEmbedding(100.0)
+        NUM_HEADS, head_dim=32, use_causal_mask=True, rotary=layers.RotaryEmbedding(100.0)
     ),
-    "sparse": lambda: layers.SparseAttention(
-        NUM_HEADS, 32, use_causal_mask=True, sliding_window=2, block_size=4
+    "sparse": lambda: layers.BlockSparseAttention(
+        NUM_HEADS, head_dim=32, use_causal_mask=True, sliding_window=2, block_size=4
     ),
 }
 for name, make_attention in attentions.items():

@@ -54,8 +54,8 @@ def draw(num_sequences, length):
 ## One model, three kinds of attention
 
 - **Dense:** Keras's `MultiHeadAttention`. Every token sees all tokens.
-- **Window:** `SparseAttention` in which a token sees those nearby. The question can't see a pair
-  that is far away.
+- **Window:** `BlockSparseAttention` in which a token sees those nearby. The question can't see a
+  pair that is far away.
 - **Window and global block:** the same, and one block of tokens that sees everything and is seen by
   all. Here it is the last block, which holds the question.
 
@@ -64,9 +64,9 @@ Each is called with the same tensor as query and value, so that one replaces ano
 
 attentions = {
     "dense": lambda: layers.MultiHeadAttention(2, 16),
-    "window": lambda: layers.SparseAttention(2, 16, block_size=16, sliding_window=16),
-    "window and global block": lambda: layers.SparseAttention(
-        2, 16, block_size=16, sliding_window=16, global_blocks=[-1]
+    "window": lambda: layers.BlockSparseAttention(2, head_dim=16, block_size=16, sliding_window=16),
+    "window and global block": lambda: layers.BlockSparseAttention(
+        2, head_dim=16, block_size=16, sliding_window=16, global_blocks=[-1]
     ),
 }
 
@@ -150,7 +150,7 @@ assert accuracies["window"] < 0.3
 assert times["window and global block"][-1] < times["dense"][-1]
 
 """
-`SparseAttention` takes the weights of a trained `MultiHeadAttention`, so that a model can be
+`BlockSparseAttention` takes the weights of a trained `MultiHeadAttention`, so that a model can be
 changed after training. The page on layers has a table of all attentions with the work that each
 does and what its cache holds.
 """

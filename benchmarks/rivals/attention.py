@@ -12,19 +12,21 @@ from compiled import Rival
 from keras import ops
 
 import keras_deepseek.layers
+from keras_deepseek.layers.attention.sparse.block_attention import attend_to_blocks
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks
-from keras_deepseek.layers.attention.sparse.block_sparse_attention import block_sparse_attention
 
 NUM_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 64, 64
 DIM = NUM_HEADS * HEAD_DIM
 LAYOUT = BlockLayout(BLOCK_SIZE, is_causal=True, sliding_window=BLOCK_SIZE + 1, global_blocks=(0,))
 
+ROTARY = keras_deepseek.layers.RotaryEmbedding(use_interleaved_pairs=True)
+
 # Each sees a window and at most 256 keys beyond it, chosen among all or compressed from them.
 LAYERS: dict[str, dict[str, Any]] = {
-    "SparseAttention": {
+    "BlockSparseAttention": {
         "num_heads": NUM_HEADS,
-        "key_dim": HEAD_DIM,
+        "head_dim": HEAD_DIM,
         "block_size": BLOCK_SIZE,
         "use_causal_mask": True,
         "sliding_window": BLOCK_SIZE + 1,
@@ -37,6 +39,8 @@ LAYERS: dict[str, dict[str, Any]] = {
         "value_head_dim": HEAD_DIM,
         "key_value_lora_rank": 2 * HEAD_DIM,
         "query_lora_rank": DIM,
+        "rotary": ROTARY,
+        "use_causal_mask": True,
         "index_top_k": 256,
         "index_num_heads": NUM_HEADS,
         "index_head_dim": HEAD_DIM,
@@ -46,6 +50,7 @@ LAYERS: dict[str, dict[str, Any]] = {
         "head_dim": HEAD_DIM,
         "num_key_value_heads": 1,
         "num_selected_blocks": 4,
+        "rotary": keras_deepseek.layers.RotaryEmbedding(),
         "sliding_window": BLOCK_SIZE,
     },
     "CompressedSparseAttention": {
@@ -55,6 +60,7 @@ LAYERS: dict[str, dict[str, Any]] = {
         "query_lora_rank": DIM,
         "num_output_groups": 1,
         "output_lora_rank": DIM,
+        "rotary": ROTARY,
         "index_num_heads": NUM_HEADS,
         "index_head_dim": HEAD_DIM,
         "index_top_k": 256,
@@ -67,9 +73,10 @@ LAYERS: dict[str, dict[str, Any]] = {
         "query_lora_rank": DIM,
         "num_output_groups": 1,
         "output_lora_rank": DIM,
+        "rotary": ROTARY,
         "sliding_window": BLOCK_SIZE,
     },
-    "LinearAttention": {"num_heads": NUM_HEADS, "key_dim": HEAD_DIM, "use_causal_mask": True},
+    "LinearAttention": {"num_heads": NUM_HEADS, "head_dim": HEAD_DIM, "use_causal_mask": True},
 }
 
 
@@ -116,7 +123,7 @@ def by_keras(query: Any, key: Any, value: Any) -> Any:
 
 
 def sparse(query: Any, key: Any, value: Any) -> Any:
-    return block_sparse_attention(query, key, value, plan_blocks(LAYOUT, query.shape[1]))
+    return attend_to_blocks(query, key, value, plan_blocks(LAYOUT, query.shape[1]))
 
 
 def _make_keras_layer(inputs: Any) -> Rival:

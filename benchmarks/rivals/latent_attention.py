@@ -9,7 +9,7 @@ import numpy as np
 from compiled import Rival
 from keras import ops
 
-from keras_deepseek.layers import MultiHeadLatentAttention
+from keras_deepseek.layers import MultiHeadLatentAttention, RotaryEmbedding
 from keras_deepseek.layers.attention import multi_head_latent_attention
 
 WAYS = {"absorbed": True, "naive": False}
@@ -19,7 +19,8 @@ def make_rivals(
     num_queries: int, cache_length: int | None, sizes: dict[str, int], dim: int
 ) -> tuple[dict[str, Rival], dict[str, Any]]:
     """Returns the rivals for new tokens at the end of a full cache, or for a prompt without one."""
-    layer = MultiHeadLatentAttention(**sizes)
+    rotary = RotaryEmbedding(use_interleaved_pairs=True)
+    layer = MultiHeadLatentAttention(**sizes, rotary=rotary, use_causal_mask=True)
     layer.build((1, num_queries, dim))
     rng = np.random.default_rng(0)
 

@@ -12,7 +12,7 @@ import keras
 from keras import layers
 
 from keras_deepseek.deploy import Exporter
-from keras_deepseek.layers import MultiHeadLatentAttention, SwiGLU
+from keras_deepseek.layers import MultiHeadLatentAttention, RotaryEmbedding, SwiGLU
 
 
 def make_dense() -> keras.Model:
@@ -40,7 +40,13 @@ def make_attention() -> keras.Model:
     x = layers.Dense(64)(layers.Reshape((32, 16))(inputs))
     for _ in range(2):
         attention = MultiHeadLatentAttention(
-            4, nope_head_dim=16, rope_head_dim=8, value_head_dim=16, key_value_lora_rank=32
+            4,
+            nope_head_dim=16,
+            rope_head_dim=8,
+            value_head_dim=16,
+            key_value_lora_rank=32,
+            rotary=RotaryEmbedding(use_interleaved_pairs=True),
+            use_causal_mask=True,
         )
         x = layers.Add()([x, attention(layers.LayerNormalization()(x))])
         x = layers.Add()([x, SwiGLU(128)(layers.LayerNormalization()(x))])

@@ -76,7 +76,13 @@ class LatentDecodeStep(keras.layers.Layer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.attention = layers.MultiHeadLatentAttention(
-            4, nope_head_dim=8, rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16
+            4,
+            nope_head_dim=8,
+            rope_head_dim=4,
+            value_head_dim=8,
+            key_value_lora_rank=16,
+            rotary=layers.RotaryEmbedding(use_interleaved_pairs=True),
+            use_causal_mask=True,
         )
 
     def build(self, tokens_shape: Any, *_: Any) -> None:
@@ -94,7 +100,9 @@ class IndexerScores(keras.layers.Layer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.indexer = layers.LightningIndexer(num_heads=2, head_dim=8, rope_head_dim=4)
+        self.indexer = layers.LightningIndexer(
+            2, head_dim=8, rotary=layers.RotaryEmbedding(rotary_dim=4)
+        )
 
     def build(self, input_shape: Any) -> None:
         self.indexer.build(input_shape)

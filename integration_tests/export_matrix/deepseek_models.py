@@ -19,6 +19,8 @@ LATENT = {
     "value_head_dim": 8,
     "key_value_lora_rank": 16,
     "query_lora_rank": 12,
+    "rotary": layers.RotaryEmbedding(use_interleaved_pairs=True),
+    "use_causal_mask": True,
 }
 INDEX = {"index_num_heads": 2, "index_head_dim": 8}
 V4 = {
@@ -27,6 +29,7 @@ V4 = {
     "query_lora_rank": 8,
     "num_output_groups": 2,
     "output_lora_rank": 8,
+    "rotary": layers.RotaryEmbedding(use_interleaved_pairs=True),
 }
 
 
@@ -42,8 +45,8 @@ def _over_tokens(layer: Any, length: int | None = None) -> Model:
 
 
 def sparse_attention() -> Model:
-    layer = layers.SparseAttention(
-        2, 8, block_size=4, use_causal_mask=True, sliding_window=8, global_blocks=[0]
+    layer = layers.BlockSparseAttention(
+        2, head_dim=8, block_size=4, use_causal_mask=True, sliding_window=8, global_blocks=[0]
     )
     return _over_tokens(layer, length=24)
 
@@ -58,16 +61,19 @@ def native_sparse_attention() -> Model:
         selection_block_size=4,
         num_selected_blocks=3,
         sliding_window=4,
+        rotary=layers.RotaryEmbedding(),
     )
     return _over_tokens(layer, length=24)
 
 
 def linear_attention() -> Model:
-    return _over_tokens(layers.LinearAttention(2, 8, use_causal_mask=True, chunk_size=4), length=24)
+    return _over_tokens(
+        layers.LinearAttention(2, head_dim=8, use_causal_mask=True, chunk_size=4), length=24
+    )
 
 
 def linear_attention_free_length() -> Model:
-    return _over_tokens(layers.LinearAttention(2, 8, use_causal_mask=True, chunk_size=4))
+    return _over_tokens(layers.LinearAttention(2, head_dim=8, use_causal_mask=True, chunk_size=4))
 
 
 def latent_attention() -> Model:

@@ -22,8 +22,8 @@ from keras_deepseek.layers.attention.compressed.lightning_indexer import Lightni
 from keras_deepseek.layers.attention.linear_attention import LinearAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
+from keras_deepseek.layers.attention.sparse.block_sparse_attention import BlockSparseAttention
 from keras_deepseek.layers.attention.sparse.native_sparse_attention import NativeSparseAttention
-from keras_deepseek.layers.attention.sparse.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
 from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
 from keras_deepseek.layers.heads.masked_position_head import MaskedPositionHead
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from keras.layers import *  # noqa: F403
 
 __all__ = [
+    "BlockSparseAttention",
     "CachedAttention",
     "ChunkedCrossEntropy",
     "CompressedSparseAttention",
@@ -64,7 +65,6 @@ __all__ = [
     "RotaryEmbedding",
     "SampledSoftmax",
     "SlidingWindowAttention",
-    "SparseAttention",
     "SwiGLU",
 ]
 

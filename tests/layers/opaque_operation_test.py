@@ -16,6 +16,8 @@ LATENT = {
     "value_head_dim": 4,
     "key_value_lora_rank": 4,
     "query_lora_rank": 4,
+    "rotary": layers.RotaryEmbedding(use_interleaved_pairs=True),
+    "use_causal_mask": True,
 }
 INDEXER = {"index_num_heads": 2, "index_head_dim": 4, "index_top_k": 3}
 WINDOW = {
@@ -25,6 +27,7 @@ WINDOW = {
     "num_output_groups": 2,
     "output_lora_rank": 8,
     "sliding_window": 4,
+    "rotary": layers.RotaryEmbedding(use_interleaved_pairs=True),
 }
 BLOCKS = {"compression_block_size": 4, "compression_stride": 2, "selection_block_size": 4}
 
@@ -46,15 +49,17 @@ LAYERS = {
     "deepseek sparse, chunks": lambda: layers.DeepSeekSparseAttention(
         2, **LATENT, **INDEXER, chunk_size=8
     ),
-    "linear": lambda: layers.LinearAttention(2, 4, chunk_size=8),
+    "linear": lambda: layers.LinearAttention(2, head_dim=4, chunk_size=8),
     "compressed sparse": lambda: layers.CompressedSparseAttention(
         4, **WINDOW, **INDEXER, compress_rate=4
     ),
     "heavily compressed": lambda: layers.HeavilyCompressedAttention(4, **WINDOW, compress_rate=4),
     "native sparse": lambda: layers.NativeSparseAttention(
-        2, head_dim=4, **BLOCKS, num_selected_blocks=3, sliding_window=4
+        2, head_dim=4, **BLOCKS, num_selected_blocks=3, rotary=layers.RotaryEmbedding()
     ),
-    "block sparse": lambda: layers.SparseAttention(2, 4, block_size=4, sliding_window=1),
+    "block sparse": lambda: layers.BlockSparseAttention(
+        2, head_dim=4, block_size=4, sliding_window=1
+    ),
     "mixture of experts": make_moe,
     "mixture of experts, capacity": lambda: make_moe(capacity_factor=1.0),
     "hyper-connections": lambda: layers.ManifoldConstrainedHyperConnections(layers.SwiGLU(4)),

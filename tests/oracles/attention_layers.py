@@ -5,21 +5,26 @@ import keras
 from keras_deepseek import layers
 from tests.oracles.deepseek_v4_layers import DIM, SIZES
 
+ROTARY = {"use_interleaved_pairs": True}
+"""The arguments of the rotary embedding of DeepSeek."""
+
 _LATENT = {
     "num_heads": 2,
     "nope_head_dim": 3,
     "rope_head_dim": 2,
     "value_head_dim": 4,
     "key_value_lora_rank": 5,
+    "rotary": layers.RotaryEmbedding(**ROTARY),
+    "use_causal_mask": True,
 }
 
 ATTENTIONS = {
     "MultiHeadLatentAttention": _LATENT,
     "DeepSeekSparseAttention": _LATENT
     | {"index_top_k": 3, "index_num_heads": 6, "index_head_dim": 4},
-    "SparseAttention": {
+    "BlockSparseAttention": {
         "num_heads": 2,
-        "key_dim": 4,
+        "head_dim": 4,
         "block_size": 4,
         "sliding_window": 3,
         "use_causal_mask": True,
@@ -33,8 +38,9 @@ ATTENTIONS = {
         "selection_block_size": 4,
         "num_selected_blocks": 4,
         "sliding_window": 5,
+        "rotary": layers.RotaryEmbedding(),
     },
-    "LinearAttention": {"num_heads": 2, "key_dim": 4, "use_causal_mask": True},
+    "LinearAttention": {"num_heads": 2, "head_dim": 4, "use_causal_mask": True},
     **SIZES,
     "CachedAttention": {},
 }

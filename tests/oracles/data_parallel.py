@@ -28,6 +28,7 @@ from keras_deepseek.layers import (  # noqa: E402
     DeepSeekMoE,
     ExpertRouter,
     MultiHeadLatentAttention,
+    RotaryEmbedding,
     SwiGLU,
 )
 from keras_deepseek.training import Trainer, transformer_layout_map  # noqa: E402
@@ -73,6 +74,8 @@ def build_transformer() -> keras.Model:
         nope_head_dim=4,
         rope_head_dim=4,
         value_head_dim=4,
+        rotary=RotaryEmbedding(use_interleaved_pairs=True),
+        use_causal_mask=True,
     )
     moe = DeepSeekMoE(ExpertRouter(8, num_experts_per_token=2), 12, num_shared_experts=2)
     inputs = keras.Input((6,))

@@ -95,7 +95,8 @@ def _norm(x, config):
 def _rotate(x, positions, config):
     """Rotates the last numbers of each row by the position beside it."""
     first, pairs = x.shape[-1] - config["rope_head_dim"], config["rope_head_dim"] // 2
-    assert config["rope_scaling"] is None
-    frequencies = config["rope_max_wavelength"] ** -(np.arange(pairs) / pairs)
+    rotary = config["rotary"]["config"]
+    assert rotary["scaling"] is None
+    frequencies = rotary["max_wavelength"] ** -(np.arange(pairs) / pairs)
     turned = rotary_embedding(x[None, :, first:], positions[None], frequencies, interleaved=True)
     return np.concatenate([x[:, :first], turned[0]], axis=-1)

@@ -5,8 +5,14 @@ import numpy as np
 from keras_deepseek import layers
 from tests.oracles.parity import named_weights, read_cases
 
+COMPRESSED_ROTARY = layers.RotaryEmbedding(160000.0, use_interleaved_pairs=True)
 DIM = 6
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "attention_factor": 1.0,
+}
 
 _WINDOW = {
     "num_heads": 4,
@@ -16,6 +22,7 @@ _WINDOW = {
     "num_output_groups": 2,
     "output_lora_rank": 3,
     "sliding_window": 3,
+    "rotary": layers.RotaryEmbedding(use_interleaved_pairs=True),
 }
 SIZES = {
     "SlidingWindowAttention": _WINDOW,
@@ -25,8 +32,9 @@ SIZES = {
         "index_head_dim": 4,
         "index_top_k": 2,
         "compress_rate": 2,
+        "rotary": COMPRESSED_ROTARY,
     },
-    "HeavilyCompressedAttention": _WINDOW | {"compress_rate": 4},
+    "HeavilyCompressedAttention": _WINDOW | {"compress_rate": 4, "rotary": COMPRESSED_ROTARY},
 }
 GOLDEN = read_cases("deepseek_v4_attention")
 

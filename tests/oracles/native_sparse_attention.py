@@ -54,12 +54,13 @@ def native_sparse_attention(x, weights, config):
     """`weights` by the layer's names, such as `query/kernel`; `config` is that of the layer."""
     w = {name: np.asarray(array, "float64") for name, array in weights.items()}
     pairs = np.arange(config["head_dim"] // 2) / (config["head_dim"] // 2)
-    frequencies = config["rope_max_wavelength"] ** -pairs
+    rotary = config["rotary"]["config"]
+    frequencies = rotary["max_wavelength"] ** -pairs
     stride, size = config["compression_stride"], config["compression_block_size"]
     chosen_size, window = config["selection_block_size"], config["sliding_window"]
 
     def rotate(y, positions):
-        interleaved = config["use_interleaved_pairs"]
+        interleaved = rotary["use_interleaved_pairs"]
         return rotary_embedding(y[None], positions[None], frequencies, interleaved)[0]
 
     def attend_all(x):

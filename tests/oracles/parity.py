@@ -54,8 +54,24 @@ def read_cases(kind: str) -> dict[str, Case]:
 
 
 def read_arguments(case: Case) -> Any:
-    """Returns what the layer is made from."""
-    return json.loads(str(case["arguments"]))
+    """Returns what the layer is made from.
+
+    The files have the numbers of DeepSeek's rotary embedding by their names in a config.
+    """
+    arguments = json.loads(str(case["arguments"]))
+    if "rope_head_dim" in arguments:
+        is_compressed = "compress_rate" in arguments
+        scaling = arguments.pop("rope_scaling", None)
+        if "sliding_window" in arguments and scaling is not None and scaling["rope_type"] == "yarn":
+            scaling = {"attention_factor": 1.0, **scaling}
+        arguments["rotary"] = layers.RotaryEmbedding(
+            arguments.pop("rope_max_wavelength", 160000.0 if is_compressed else 10000.0),
+            use_interleaved_pairs=arguments.pop("use_interleaved_pairs", True),
+            scaling=scaling,
+        )
+        if "key_value_lora_rank" in arguments:
+            arguments["use_causal_mask"] = True
+    return arguments
 
 
 def make_layer(case: Case) -> keras.layers.Layer:

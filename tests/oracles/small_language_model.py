@@ -10,6 +10,7 @@ from keras_deepseek.layers import (
     ExpertRouter,
     MultiHeadLatentAttention,
     MultiTokenPrediction,
+    RotaryEmbedding,
     SwiGLU,
 )
 from keras_deepseek.models.causal_lm import CausalLM
@@ -64,6 +65,8 @@ def make_block(feed_forward, index):
         value_head_dim=8,
         key_value_lora_rank=8,
         query_lora_rank=12,
+        rotary=RotaryEmbedding(use_interleaved_pairs=True),
+        use_causal_mask=True,
     )
     return DecoderBlock(attention, feed_forward, name=f"block_{index}")
 

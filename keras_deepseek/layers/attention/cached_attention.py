@@ -21,7 +21,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
 from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.position.inner_rotary import read_rotary
+from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.layers.token_dim import read_dim
 
 _WRAPPED = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
@@ -94,7 +94,7 @@ class CachedAttention(SelfAttentionLayer):
         super().__init__(**{"dtype": attention.dtype_policy, **kwargs})
         self.attention = attention
         self.use_causal_mask = True
-        self.rotary: Any = read_rotary(rotary)
+        self.rotary = read_rotary(self, rotary)
         config = attention.get_config()
         self._sliding_window = config.get("sliding_window")  # Keras 3.13 has none.
         if isinstance(attention, keras.layers.GroupQueryAttention):
@@ -149,8 +149,7 @@ class CachedAttention(SelfAttentionLayer):
         query, key, value = (
             project_tokens(parts[name], inputs) for name in ("query", "key", "value")
         )
-        if self.rotary is not None:
-            query, key = (self._rotate(x, positions, start) for x in (query, key))
+        query, key = (self._rotate(x, positions, start) for x in (query, key))
         keys = {"key": key, "value": value}
         if cache is not None:
             cache = append_to_cache(cache, cache_index, keys, mask)
@@ -169,9 +168,6 @@ class CachedAttention(SelfAttentionLayer):
             heads = heads * project_tokens(parts["gate"], inputs)
         outputs = ops.cast(project_tokens(parts["output"], heads), self.compute_dtype)
         return outputs if cache is None else (outputs, cache)
-
-    def _rotate(self, x: Any, positions: Any, start: Any) -> Any:
-        return ops.cast(self.rotary(x, positions=positions, start_index=start), x.dtype)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(self.attention.compute_output_shape(input_shape, input_shape))

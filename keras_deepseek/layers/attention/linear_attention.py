@@ -24,7 +24,7 @@ from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.mask_check import complete_mask
-from keras_deepseek.layers.position.inner_rotary import read_rotary
+from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.layers.token_dim import read_dim
 
 _ELU_PLUS_ONE = "elu_plus_one"
@@ -55,8 +55,8 @@ class LinearAttention(SelfAttentionLayer):
     states are always in float32.
 
     With `use_causal_mask` there is a cache, a dict of the states `"key_value"`, of shape
-    `(batch_size, num_heads, key_dim, value_dim)`, and `"key"`, of shape
-    `(batch_size, num_heads, key_dim)`, and of `"mask"`, of shape `(batch_size, max_length)`. The
+    `(batch_size, num_heads, head_dim, value_head_dim)`, and `"key"`, of shape
+    `(batch_size, num_heads, head_dim)`, and of `"mask"`, of shape `(batch_size, max_length)`. The
     states have a fixed size: `max_length` costs only one byte a token, in `"mask"`. A token can't
     be removed from a sum: `cache_index` must be the number of slots that earlier calls filled, or 0
     to start again; skipped slots count as padding. A smaller index raises an error in eager mode on
@@ -64,22 +64,22 @@ class LinearAttention(SelfAttentionLayer):
 
     Args:
         num_heads: integer. Number of heads.
-        key_dim: integer. Size of each head of queries and keys.
-        value_dim: integer or `None`. Size of each head of values. `None` is `key_dim`. Defaults to
-            `None`.
+        head_dim: integer. Size of each head of queries and keys.
+        value_head_dim: integer or `None`. Size of each head of values. `None` means `head_dim`.
+            Defaults to `None`.
         feature_map: string or function. `f`: `"elu_plus_one"`, the name of an activation of Keras,
             such as `"relu"`, `"softplus"`, `"exponential"` or `"softmax"`, or a function, of
-            `keras.ops`, of a tensor of shape `(batch_size, length, num_heads, key_dim)`. Its
+            `keras.ops`, of a tensor of shape `(batch_size, length, num_heads, head_dim)`. Its
             results should not be negative. It may change the number of features. To be saved, a
             function must be registered as serializable. Defaults to `"elu_plus_one"`.
-        use_causal_mask: boolean. If true, a token attends only to itself and earlier tokens.
-            Defaults to `False`.
         chunk_size: integer. Number of tokens in a chunk. It changes only the cost. Defaults to
             `64`.
         rotary: `RotaryEmbedding`, its serialized form, or `None` for no rotation. Defaults to
             `None`.
-        epsilon: float. Added to the denominator. Defaults to `1e-6`.
+        use_causal_mask: boolean. If true, a token attends only to itself and earlier tokens.
+            Defaults to `False`.
         use_bias: boolean. If true, each of the four projections adds a bias. Defaults to `True`.
+        epsilon: float. Added to the denominator. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             kernels. Defaults to `"glorot_uniform"`.
         bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
@@ -110,7 +110,7 @@ class LinearAttention(SelfAttentionLayer):
 
     >>> import numpy as np
     >>> from keras_deepseek.layers import LinearAttention
-    >>> layer = LinearAttention(2, 8, use_causal_mask=True)
+    >>> layer = LinearAttention(2, head_dim=8, use_causal_mask=True)
     >>> prompt = np.ones((1, 5, 12), "float32")
     >>> cache = layer.make_cache(batch_size=1, max_length=1000)
     >>> outputs, cache = layer(prompt, cache=cache, cache_index=0)
@@ -126,15 +126,15 @@ class LinearAttention(SelfAttentionLayer):
     def __init__(  # noqa: PLR0913 - the arguments of Keras's layer, and those of linear attention
         self,
         num_heads: int,
-        key_dim: int,
         *,
-        value_dim: int | None = None,
+        head_dim: int,
+        value_head_dim: int | None = None,
         feature_map: Any = _ELU_PLUS_ONE,
-        use_causal_mask: bool = False,
         chunk_size: int = 64,
         rotary: Any = None,
-        epsilon: float = 1e-6,
+        use_causal_mask: bool = False,
         use_bias: bool = True,
+        epsilon: float = 1e-6,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         **kwargs: Any,
@@ -142,11 +142,11 @@ class LinearAttention(SelfAttentionLayer):
         # Otherwise Keras would cast the states of a cache too. The projections cast their inputs.
         super().__init__(**{"autocast": False, **kwargs})
         self.num_heads = check_integer("num_heads", num_heads)
-        self.key_dim = check_integer("key_dim", key_dim)
-        self.value_dim = check_integer("value_dim", key_dim if value_dim is None else value_dim)
+        self.head_dim = check_integer("head_dim", head_dim)
+        self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=self.head_dim)
         self.chunk_size = check_integer("chunk_size", chunk_size)
         self.feature_map = _read_feature_map(feature_map)
-        self.rotary: Any = read_rotary(rotary)
+        self.rotary = read_rotary(self, rotary, dtype=self._cache_dtype)
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
         self.epsilon = check_number("epsilon", epsilon, above=0)
         self.use_bias = check_boolean("use_bias", use_bias)
@@ -156,21 +156,21 @@ class LinearAttention(SelfAttentionLayer):
 
     def build(self, input_shape: Shape) -> None:
         dim = read_dim(self, input_shape)
-        sizes = (self.num_heads, self.key_dim)
+        sizes = (self.num_heads, self.head_dim)
         self.query_dense = make_projection(self, "query", sizes)
         self.key_dense = make_projection(self, "key", sizes)
-        self.value_dense = make_projection(self, "value", (self.num_heads, self.value_dim))
+        self.value_dense = make_projection(self, "value", (self.num_heads, self.value_head_dim))
         self.output_dense = make_projection(
             self, "attention_output", (dim,), equation="bthk,hkd->btd", bias_axes="d"
         )
         for projection in (self.query_dense, self.key_dense, self.value_dense):
             projection.build(input_shape)
-        self.output_dense.build((*input_shape[:2], self.num_heads, self.value_dim))
+        self.output_dense.build((*input_shape[:2], self.num_heads, self.value_head_dim))
         if self.rotary is not None:
             self.rotary.build((None, None, self.num_heads, self._count_features()))
 
     def _count_features(self) -> int:
-        sizes = (1, 1, self.num_heads, self.key_dim)
+        sizes = (1, 1, self.num_heads, self.head_dim)
         return int(self._map_features(keras.KerasTensor(sizes, self._cache_dtype)).shape[-1])
 
     @property
@@ -179,7 +179,7 @@ class LinearAttention(SelfAttentionLayer):
 
     def _state_shapes(self, max_length: int = 0) -> dict[str, tuple[int, ...]]:
         features = (self.num_heads, self._count_features())
-        return {"key_value": (*features, self.value_dim), "key": features}
+        return {"key_value": (*features, self.value_head_dim), "key": features}
 
     def call(
         self,
@@ -219,9 +219,6 @@ class LinearAttention(SelfAttentionLayer):
             return outputs
         mask = complete_mask(mask, inputs)
         return outputs, append_to_cache(cache, cache_index, {}, mask, states=states)
-
-    def _rotate(self, x: Any, positions: Any, start: Any) -> Any:
-        return ops.cast(self.rotary(x, positions=positions, start_index=start), x.dtype)
 
     def _map_features(self, x: Any) -> Any:
         x = ops.cast(x, self._cache_dtype)
@@ -280,14 +277,14 @@ class LinearAttention(SelfAttentionLayer):
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
-            "key_dim": self.key_dim,
-            "value_dim": self.value_dim,
+            "head_dim": self.head_dim,
+            "value_head_dim": self.value_head_dim,
             "feature_map": feature_map,
-            "use_causal_mask": self.use_causal_mask,
             "chunk_size": self.chunk_size,
             "rotary": None if self.rotary is None else serialize_layer(self.rotary),
-            "epsilon": self.epsilon,
+            "use_causal_mask": self.use_causal_mask,
             "use_bias": self.use_bias,
+            "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }

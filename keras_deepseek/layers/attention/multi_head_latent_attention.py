@@ -28,11 +28,11 @@ from keras_deepseek.layers.attention.latent_attention import (
     is_absorbed_cheaper,
 )
 from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
+from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.last_tokens import start_of_last, take_last
 from keras_deepseek.layers.mask_check import check_attention_mask
-from keras_deepseek.layers.position.inner_rotary import make_rotary
-from keras_deepseek.layers.position.position_check import check_no_theta
+from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
@@ -81,22 +81,16 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         key_value_lora_rank: integer. Size of the compressed keys and values.
         query_lora_rank: integer or `None`. Size of the compressed queries; `None` projects queries
             directly. Defaults to `None`.
+        rotary: `RotaryEmbedding` or its serialized form. Rotates the parts of size
+            `rope_head_dim`. DeepSeek's checkpoints need `use_interleaved_pairs=True`.
         use_causal_mask: boolean. If true, a token attends only to itself and earlier tokens.
-            Defaults to `True`.
-        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
-        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
-        use_interleaved_pairs: boolean. If true, adjacent entries form a rotary pair, as in
-            DeepSeek's checkpoints; otherwise entries `rope_head_dim / 2` apart do. Defaults to
-            `True`.
+            Defaults to `False`.
         use_bias: boolean. If true, `query_down`, `key_value_down`, `key_rope` and `output` add a
             bias. Defaults to `False`.
         dropout: float. Fraction of attention weights to drop in training. Defaults to `0.0`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. The initializer of all
             kernels. Defaults to `"glorot_uniform"`.
-        max_length: integer or `None`. The largest number of positions, in tokens. A longer call, or
-            a model of a longer known length, raises an error unless `positions` are given. See
-            `RotaryEmbedding`. Defaults to `None`.
         seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
@@ -128,9 +122,10 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import MultiHeadLatentAttention
+    >>> from keras_deepseek.layers import MultiHeadLatentAttention, RotaryEmbedding
     >>> layer = MultiHeadLatentAttention(
-    ...     4, nope_head_dim=8, rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16
+    ...     4, nope_head_dim=8, rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16,
+    ...     rotary=RotaryEmbedding(use_interleaved_pairs=True), use_causal_mask=True,
     ... )
     >>> prompt = np.ones((2, 5, 32), "float32")
     >>> tuple(layer(prompt).shape)
@@ -156,19 +151,15 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         value_head_dim: int,
         key_value_lora_rank: int,
         query_lora_rank: int | None = None,
-        use_causal_mask: bool = True,
-        rope_max_wavelength: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
-        use_interleaved_pairs: bool = True,
+        rotary: Any,
+        use_causal_mask: bool = False,
         use_bias: bool = False,
         dropout: float = 0.0,
         epsilon: float = 1e-6,
         kernel_initializer: Any = "glorot_uniform",
-        max_length: int | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        check_no_theta(kwargs, "rope_max_wavelength")
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
         self.nope_head_dim = check_integer("nope_head_dim", nope_head_dim)
@@ -189,13 +180,7 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
-        self.rotary = make_rotary(
-            self,
-            rope_max_wavelength,
-            rope_scaling,
-            use_interleaved_pairs=use_interleaved_pairs,
-            max_length=max_length,
-        )
+        self.rotary = read_rotary(self, rotary, is_required=True)
         self.drop = keras.layers.Dropout(
             self.dropout, seed=seed, dtype=self.dtype_policy, name="drop"
         )
@@ -362,14 +347,11 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
             "value_head_dim": self.value_head_dim,
             "key_value_lora_rank": self.key_value_lora_rank,
             "query_lora_rank": self.query_lora_rank,
+            "rotary": serialize_layer(self.rotary),
             "use_causal_mask": self.use_causal_mask,
-            "rope_max_wavelength": self.rotary.max_wavelength,
-            "rope_scaling": self.rotary.scaling,
-            "use_interleaved_pairs": self.rotary.use_interleaved_pairs,
             "use_bias": self.use_bias,
             "dropout": self.dropout,
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "max_length": self.rotary.max_length,
             "seed": self.seed,
         }

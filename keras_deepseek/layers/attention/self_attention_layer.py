@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.layers.attention.call_check import compute_call_spec
@@ -18,6 +19,8 @@ class SelfAttentionLayer(keras.Layer):
     """
 
     use_causal_mask: bool
+    rotary: Any
+    """A `RotaryEmbedding`, or `None` for a layer that rotates nothing."""
 
     @property
     def _cache_dtype(self) -> str:
@@ -51,6 +54,12 @@ class SelfAttentionLayer(keras.Layer):
         return make_cache(
             batch_size, max_length, self._cache_entries, self._cache_dtype, states=states
         )
+
+    def _rotate(self, x: Any, positions: Any, start: Any = 0) -> Any:
+        """Returns queries or keys (BT...) rotated by `rotary`, if there is one, in their dtype."""
+        if self.rotary is None:
+            return x
+        return ops.cast(self.rotary(x, positions=positions, start_index=start), x.dtype)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

@@ -28,10 +28,11 @@ from keras_deepseek.layers.attention.key_value_cache import (
 from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.layers.initializers import stack_initializer
+from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.mask_check import complete_mask
-from keras_deepseek.layers.position.inner_rotary import make_rotary
-from keras_deepseek.layers.position.position_check import check_no_theta, check_positions
+from keras_deepseek.layers.position.position_check import check_positions
+from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
@@ -56,8 +57,8 @@ class SlidingWindowAttention(SelfAttentionLayer):
     ```
 
     A sink is a score without a key; it takes weight away from the keys. `rotary` rotates the last
-    `rope_head_dim` numbers, adjacent ones as pairs. The rotation by `-t` leaves only the distance
-    in a value. The window is computed in blocks, so the cost grows with the length, not its square.
+    `rope_head_dim` numbers. The rotation by `-t` leaves only the distance in a value. The window is
+    computed in blocks, so the cost grows with the length, not its square.
 
     A boolean mask (from Keras, or `mask`) hides padding and is passed on; outputs at padding have
     no meaning. Padding may stand anywhere and is not counted: a window covers the last
@@ -84,17 +85,14 @@ class SlidingWindowAttention(SelfAttentionLayer):
         output_lora_rank: integer. Size of a group's projection.
         sliding_window: integer. How many tokens a token attends to, itself included. Defaults to
             `128`.
-        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
-        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`, of a kind whose angles
-            don't depend on the length. As in DeepSeek-V4, the `attention_factor` of `"yarn"` is 1
-            unless given. Defaults to `None`.
+        rotary: `RotaryEmbedding` or its serialized form. Rotates the parts of size
+            `rope_head_dim`. Its `scaling` must be of a kind whose angles don't depend on the
+            length. DeepSeek-V4's checkpoints need `use_interleaved_pairs=True`, and for `"yarn"` an
+            `attention_factor` of 1.
         dropout: float. Fraction of attention weights to drop in training. Defaults to `0.0`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. The initializer of all
             kernels. Defaults to `"glorot_uniform"`.
-        max_length: integer or `None`. The largest number of positions, in tokens. A longer call, or
-            a model of a longer known length, raises an error unless `positions` are given. See
-            `RotaryEmbedding`. Defaults to `None`.
         seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
@@ -119,10 +117,11 @@ class SlidingWindowAttention(SelfAttentionLayer):
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import SlidingWindowAttention
+    >>> from keras_deepseek.layers import RotaryEmbedding, SlidingWindowAttention
     >>> layer = SlidingWindowAttention(
     ...     4, head_dim=8, rope_head_dim=4, query_lora_rank=8, num_output_groups=2,
     ...     output_lora_rank=8, sliding_window=4,
+    ...     rotary=RotaryEmbedding(use_interleaved_pairs=True),
     ... )
     >>> prompt = np.ones((2, 5, 12), "float32")
     >>> cache = layer.make_cache(batch_size=2, max_length=10)
@@ -148,16 +147,13 @@ class SlidingWindowAttention(SelfAttentionLayer):
         num_output_groups: int,
         output_lora_rank: int,
         sliding_window: int = 128,
-        rope_max_wavelength: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
+        rotary: Any,
         dropout: float = 0.0,
         epsilon: float = 1e-6,
         kernel_initializer: Any = "glorot_uniform",
-        max_length: int | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        check_no_theta(kwargs, "rope_max_wavelength")
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
         self.head_dim = check_integer("head_dim", head_dim)
@@ -181,13 +177,7 @@ class SlidingWindowAttention(SelfAttentionLayer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.use_causal_mask = True
-        self.rotary = make_rotary(
-            self,
-            rope_max_wavelength,
-            _complete_scaling(rope_scaling),
-            use_interleaved_pairs=True,
-            max_length=max_length,
-        )
+        self.rotary = read_rotary(self, rotary, is_required=True)
         _check_scaling(self.rotary.scaling)
         self.drop = keras.layers.Dropout(
             self.dropout, seed=seed, dtype=self.dtype_policy, name="drop"
@@ -272,7 +262,9 @@ class SlidingWindowAttention(SelfAttentionLayer):
         query_BTNH = ops.rms_normalization(query_BTNH, epsilon=self.epsilon)
         query_BTNH = query_BTNH * self.head_dim**-0.5
         keys_BSH = self.key_value_norm(project_tokens(self.key_value, tokens.inputs))
-        query_BTNH, keys_BSH = (self._rotate(x, tokens.positions) for x in (query_BTNH, keys_BSH))
+        query_BTNH, keys_BSH = (
+            self._rotate_last(x, tokens.positions) for x in (query_BTNH, keys_BSH)
+        )
         if cache is not None:
             keys_BSH, updates["recent_key"] = join_recent(cache["recent_key"], keys_BSH, tokens)
         far, far_updates = self._find_far(tokens, low_rank_BTQ, cache)
@@ -283,7 +275,7 @@ class SlidingWindowAttention(SelfAttentionLayer):
             self.sinks,
             lambda weights: self.drop(weights, training=training),
         )
-        heads_BTNH = self._rotate(heads_BTNH, -tokens.positions)
+        heads_BTNH = self._rotate_last(heads_BTNH, -tokens.positions)
         batch_size, length = ops.shape(heads_BTNH)[:2]
         groups = self.num_output_groups
         grouped_BTGx = ops.reshape(
@@ -302,7 +294,7 @@ class SlidingWindowAttention(SelfAttentionLayer):
         """
         return None, {}
 
-    def _rotate(self, x: Any, positions: Any) -> Any:
+    def _rotate_last(self, x: Any, positions: Any) -> Any:
         first = x.shape[-1] - self.rope_head_dim
         rotated = self.rotary(x[..., first:], positions=positions)
         return ops.concatenate([x[..., :first], rotated], axis=-1) if first else rotated
@@ -317,27 +309,19 @@ class SlidingWindowAttention(SelfAttentionLayer):
             "num_output_groups": self.num_output_groups,
             "output_lora_rank": self.output_lora_rank,
             "sliding_window": self.sliding_window,
-            "rope_max_wavelength": self.rotary.max_wavelength,
-            "rope_scaling": self.rotary.scaling,
+            "rotary": serialize_layer(self.rotary),
             "dropout": self.dropout,
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "max_length": self.rotary.max_length,
             "seed": self.seed,
         }
-
-
-def _complete_scaling(scaling: Any) -> Any:
-    """Returns the rotary scaling; for YaRN, `attention_factor` defaults to 1, as in DeepSeek-V4."""
-    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) == "yarn":
-        return {"attention_factor": 1.0, **scaling}
-    return scaling
 
 
 def _check_scaling(scaling: dict[str, Any] | None) -> None:
     kind = "default" if scaling is None else scaling["rope_type"]
     if kind not in _FIXED_SCALINGS:
         raise InvalidInputError(
-            f"`rope_scaling` must be one of {', '.join(_FIXED_SCALINGS)}, received {kind!r}. Its "
+            f"The `scaling` of `rotary` must be one of {', '.join(_FIXED_SCALINGS)}, received "
+            f"{kind!r}. Its "
             f"angles change with the length, so earlier cached entries would not match later ones."
         )

@@ -204,6 +204,27 @@ class RotaryEmbedding(FloatingInputLayer):
         }
 
 
+def read_rotary(
+    layer: keras.Layer, rotary: Any, *, is_required: bool = False, dtype: Any = None
+) -> Any:
+    """Returns the `rotary` argument of an attention layer as a copy that the layer owns, or `None`.
+
+    It may be serialized. The copy has the layer's dtype policy unless a `dtype` is given. A copy
+    can be built for heads of another size than those of other layers with the same `rotary`.
+    """
+    if isinstance(rotary, dict):
+        rotary = keras.saving.deserialize_keras_object(rotary)
+    if rotary is None and not is_required:
+        return None
+    if not isinstance(rotary, RotaryEmbedding):
+        raise InvalidInputError(
+            f"`rotary` must be a `RotaryEmbedding`{'' if is_required else ' or None'}, received "
+            f"{rotary!r}."
+        )
+    dtype = layer.dtype_policy if dtype is None else dtype
+    return type(rotary).from_config({**rotary.get_config(), "name": "rotary", "dtype": dtype})
+
+
 def _check_pairs(dim: int, name: str) -> None:
     if dim < 2 or dim % 2:  # noqa: PLR2004 - a pair has two
         raise InvalidInputError(f"{name} must be an even number of entries, received {dim!r}.")

@@ -37,9 +37,9 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
 
     ```
     a, b, c = split(rms_norm(flatten(x)) @ kernel)          n, n and n * n numbers
-    pre  = sigmoid(scale[0] * a + bias_a) + epsilon
+    pre  = sigmoid(scale[0] * a + bias_a) + stream_epsilon
     post = 2 * sigmoid(scale[1] * b + bias_b)
-    comb = sinkhorn(softmax(scale[2] * c + bias_c) + epsilon)
+    comb = sinkhorn(softmax(scale[2] * c + bias_c) + stream_epsilon)
     output = outer(post, layer(pre @ x)) + transpose(comb) @ x
     ```
 
@@ -69,8 +69,9 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
     Args:
         layer: `keras.Layer` or its serialized config.
         sinkhorn_iterations: integer. The number of rounds. Defaults to `20`.
-        epsilon: float. Added to `pre`, `comb` and the sums in the rounds. Defaults to `1e-6`.
-        norm_epsilon: float. Added to the mean square in the norm. Defaults to `1e-6`.
+        stream_epsilon: float. Added to `pre`, `comb` and the sums in the rounds. Defaults to
+            `1e-6`.
+        epsilon: float. Added to the mean square in the norm. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
             `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
@@ -112,16 +113,16 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         layer: Any,
         *,
         sinkhorn_iterations: int = 20,
+        stream_epsilon: float = 1e-6,
         epsilon: float = 1e-6,
-        norm_epsilon: float = 1e-6,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.layer = revive_layer("layer", layer)
         self.sinkhorn_iterations = check_integer("sinkhorn_iterations", sinkhorn_iterations)
+        self.stream_epsilon = check_number("stream_epsilon", stream_epsilon, minimum=0)
         self.epsilon = check_number("epsilon", epsilon, minimum=0)
-        self.norm_epsilon = check_number("norm_epsilon", norm_epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 
@@ -144,7 +145,7 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         """
         num_streams = inputs.shape[-2]
         kernel, bias, scale = read_stream_weights(self)
-        logits = project_streams(inputs, kernel, self.norm_epsilon)
+        logits = project_streams(inputs, kernel, self.epsilon)
         parts = [num_streams, 2 * num_streams]
         pre, post, comb = (
             part * scale[index] + part_bias
@@ -152,11 +153,11 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
                 zip(ops.split(logits, parts, axis=-1), ops.split(bias, parts), strict=True)
             )
         )
-        pre = ops.sigmoid(pre) + self.epsilon
+        pre = ops.sigmoid(pre) + self.stream_epsilon
         post = 2 * ops.sigmoid(post)
         comb = ops.reshape(comb, (*ops.shape(comb)[:-1], num_streams, num_streams))
-        comb = ops.softmax(comb, axis=-1) + self.epsilon
-        comb = normalize_doubly(comb, self.sinkhorn_iterations, self.epsilon)
+        comb = ops.softmax(comb, axis=-1) + self.stream_epsilon
+        comb = normalize_doubly(comb, self.sinkhorn_iterations, self.stream_epsilon)
         return sum_streams(inputs, pre), post, comb
 
     def merge(self, outputs: Any, inputs: Any, post: Any, comb: Any) -> Any:
@@ -220,8 +221,8 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
             **super().get_config(),
             "layer": serialize_layer(self.layer),
             "sinkhorn_iterations": self.sinkhorn_iterations,
+            "stream_epsilon": self.stream_epsilon,
             "epsilon": self.epsilon,
-            "norm_epsilon": self.norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
 

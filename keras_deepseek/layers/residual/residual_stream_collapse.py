@@ -25,7 +25,7 @@ class ResidualStreamCollapse(FloatingInputLayer):
     DeepSeek-V4. It computes
 
     ```
-    weights = sigmoid(scale * (rms_norm(flatten(streams)) @ kernel) + bias) + epsilon
+    weights = sigmoid(scale * (rms_norm(flatten(streams)) @ kernel) + bias) + stream_epsilon
     output = sum over the streams of weights[i] * streams[i]
     ```
 
@@ -36,8 +36,8 @@ class ResidualStreamCollapse(FloatingInputLayer):
     `hc_scale`.
 
     Args:
-        epsilon: float. Added to the weights. Defaults to `1e-6`.
-        norm_epsilon: float. Added to the mean square in the norm. Defaults to `1e-6`.
+        stream_epsilon: float. Added to the weights. Defaults to `1e-6`.
+        epsilon: float. Added to the mean square in the norm. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
             `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
@@ -68,14 +68,14 @@ class ResidualStreamCollapse(FloatingInputLayer):
     def __init__(
         self,
         *,
+        stream_epsilon: float = 1e-6,
         epsilon: float = 1e-6,
-        norm_epsilon: float = 1e-6,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.stream_epsilon = check_number("stream_epsilon", stream_epsilon, minimum=0)
         self.epsilon = check_number("epsilon", epsilon, minimum=0)
-        self.norm_epsilon = check_number("norm_epsilon", norm_epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 
@@ -85,8 +85,8 @@ class ResidualStreamCollapse(FloatingInputLayer):
 
     def call(self, inputs: Any) -> Any:
         kernel, bias, scale = read_stream_weights(self)
-        logits = project_streams(inputs, kernel, self.norm_epsilon) * scale + bias
-        return sum_streams(inputs, ops.sigmoid(logits) + self.epsilon)
+        logits = project_streams(inputs, kernel, self.epsilon) * scale + bias
+        return sum_streams(inputs, ops.sigmoid(logits) + self.stream_epsilon)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-2], input_shape[-1])
@@ -94,7 +94,7 @@ class ResidualStreamCollapse(FloatingInputLayer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
+            "stream_epsilon": self.stream_epsilon,
             "epsilon": self.epsilon,
-            "norm_epsilon": self.norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

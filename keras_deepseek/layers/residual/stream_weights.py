@@ -52,7 +52,7 @@ def read_stream_weights(layer: Any) -> tuple[Any, Any, Any]:
     return kernel, bias, scale
 
 
-def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
+def project_streams(streams: Any, kernel: Any, epsilon: float) -> Any:
     """Flattens each token's residual streams, normalizes them by RMS, and applies a kernel.
 
     Streams are `(batch_size, ..., num_streams, dim)`. The kernel is `(num_streams * dim, units)`;
@@ -60,7 +60,7 @@ def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
     """
     flat = ops.reshape(ops.cast(streams, kernel.dtype), (*ops.shape(streams)[:-2], kernel.shape[0]))
     mean_square = ops.mean(ops.square(flat), axis=-1, keepdims=True)
-    return multiply_matrices(flat * ops.rsqrt(mean_square + norm_epsilon), kernel)
+    return multiply_matrices(flat * ops.rsqrt(mean_square + epsilon), kernel)
 
 
 def normalize_doubly(matrices: Any, iterations: int, epsilon: float) -> Any:

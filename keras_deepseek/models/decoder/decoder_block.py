@@ -64,10 +64,11 @@ class DecoderBlock(keras.Layer):
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import MultiHeadLatentAttention, SwiGLU
+    >>> from keras_deepseek.layers import MultiHeadLatentAttention, RotaryEmbedding, SwiGLU
     >>> from keras_deepseek.models import DecoderBlock
     >>> attention = MultiHeadLatentAttention(
-    ...     4, nope_head_dim=8, rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16
+    ...     4, nope_head_dim=8, rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16,
+    ...     rotary=RotaryEmbedding(), use_causal_mask=True,
     ... )
     >>> block = DecoderBlock(attention, SwiGLU(64))
     >>> tuple(block(np.ones((2, 5, 32), "float32")).shape)

@@ -200,10 +200,17 @@ class DeepSeekConfig(PresetConfig):
             "value_head_dim": self.value_head_dim,
             "key_value_lora_rank": self.key_value_lora_rank,
             "query_lora_rank": self.query_lora_rank,
-            "rope_max_wavelength": self.rope_max_wavelength,
-            "rope_scaling": self.rope_scaling,
+            "use_causal_mask": True,
             "use_bias": self.use_attention_bias,
             "dropout": self.attention_dropout,
+        }
+
+    def rotary_arguments(self) -> dict[str, Any]:
+        """Returns the arguments of the `RotaryEmbedding` in the attention layer."""
+        return {
+            "max_wavelength": self.rope_max_wavelength,
+            "scaling": self.rope_scaling,
+            "use_interleaved_pairs": True,
             "max_length": self.max_length,
         }
 

@@ -10,6 +10,7 @@ from keras_deepseek.layers import (
     MultiTokenPrediction,
     ReversibleEmbedding,
     RMSNormalization,
+    RotaryEmbedding,
     SwiGLU,
 )
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock
@@ -45,7 +46,12 @@ def make_decoder_block(
 ) -> DecoderBlock:
     """Makes the decoder block of a given index, with routed experts or a dense feed-forward."""
     arguments = {"kernel_initializer": _make_initializer(config), "dtype": policy}
-    attention = attention_class(**config.attention_arguments(), **arguments, name="attention")
+    attention = attention_class(
+        **config.attention_arguments(),
+        rotary=RotaryEmbedding(**config.rotary_arguments()),
+        **arguments,
+        name="attention",
+    )
     feed_forward: keras.Layer
     if config.has_experts(index):
         router = ExpertRouter(**config.router_arguments(), **arguments, name="router")

@@ -95,8 +95,8 @@ class DeepSeekV3Config(DeepSeekConfig):
     def optional_keys(cls) -> set[str]:
         return {"rope_interleave"}  # DeepSeek's own files lack it, and have pairs of neighbours.
 
-    def attention_arguments(self) -> dict[str, Any]:
+    def rotary_arguments(self) -> dict[str, Any]:
         return {
-            **super().attention_arguments(),
+            **super().rotary_arguments(),
             "use_interleaved_pairs": self.use_interleaved_pairs,
         }

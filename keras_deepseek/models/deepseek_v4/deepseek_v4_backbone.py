@@ -15,6 +15,7 @@ from keras_deepseek.layers import (
     ResidualStreamExpansion,
     ReversibleEmbedding,
     RMSNormalization,
+    RotaryEmbedding,
     SlidingWindowAttention,
 )
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
@@ -116,8 +117,8 @@ def make_decoder_layer(config: DeepSeekV4Config, index: int, policy: Any) -> Dee
 def make_collapse(config: DeepSeekV4Config, policy: Any) -> ResidualStreamCollapse:
     """Makes the layer that merges the residual streams into one hidden state."""
     return ResidualStreamCollapse(
-        epsilon=config.stream_epsilon,
-        norm_epsilon=config.epsilon,
+        stream_epsilon=config.stream_epsilon,
+        epsilon=config.epsilon,
         kernel_initializer=make_initializer(config),
         dtype=policy,
         name="collapse",
@@ -141,20 +142,15 @@ def _make_attention(config: DeepSeekV4Config, kind: str, policy: Any) -> Sliding
         "dropout": config.attention_dropout,
         "epsilon": config.epsilon,
         "kernel_initializer": make_initializer(config),
-        "max_length": config.max_length,
         "dtype": policy,
         "name": "attention",
     }
     if kind == "sliding_attention":
-        return SlidingWindowAttention(
-            **common,
-            rope_max_wavelength=config.rope_max_wavelength,
-            rope_scaling=_as_dict(config.rope_scaling),
-        )
-    common |= {
-        "rope_max_wavelength": config.compress_rope_max_wavelength,
-        "rope_scaling": _as_dict(config.compress_rope_scaling),
-    }
+        rotary = _make_rotary(config, config.rope_max_wavelength, config.rope_scaling)
+        return SlidingWindowAttention(**common, rotary=rotary)
+    common["rotary"] = _make_rotary(
+        config, config.compress_rope_max_wavelength, config.compress_rope_scaling
+    )
     if kind == "heavily_compressed_attention":
         return HeavilyCompressedAttention(**common, compress_rate=config.heavy_compress_rate)
     return CompressedSparseAttention(
@@ -166,8 +162,17 @@ def _make_attention(config: DeepSeekV4Config, kind: str, policy: Any) -> Sliding
     )
 
 
-def _as_dict(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if scaling is None else dict(scaling)
+def _make_rotary(
+    config: DeepSeekV4Config, max_wavelength: float, scaling: Mapping[str, Any] | None
+) -> RotaryEmbedding:
+    if scaling is not None and scaling["rope_type"] == "yarn":
+        scaling = {"attention_factor": 1.0, **scaling}  # Unlike transformers' default for YaRN.
+    return RotaryEmbedding(
+        max_wavelength,
+        use_interleaved_pairs=True,
+        scaling=None if scaling is None else dict(scaling),
+        max_length=config.max_length,
+    )
 
 
 def _make_experts(config: DeepSeekV4Config, kind: str, index: int, policy: Any) -> DeepSeekMoE:

@@ -65,11 +65,14 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, SlidingWindowAttention
+    >>> from keras_deepseek.layers import (
+    ...     DeepSeekMoE, ExpertRouter, RotaryEmbedding, SlidingWindowAttention
+    ... )
     >>> from keras_deepseek.models import DeepSeekV4DecoderLayer
     >>> attention = SlidingWindowAttention(
     ...     4, head_dim=8, rope_head_dim=4, query_lora_rank=8, num_output_groups=2,
     ...     output_lora_rank=8, sliding_window=4,
+    ...     rotary=RotaryEmbedding(use_interleaved_pairs=True),
     ... )
     >>> experts = DeepSeekMoE(ExpertRouter(4, 2, scoring="sqrt_softplus"), 16)
     >>> layer = DeepSeekV4DecoderLayer(attention, experts)
@@ -101,8 +104,8 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
             ManifoldConstrainedHyperConnections(
                 layer,
                 sinkhorn_iterations=sinkhorn_iterations,
-                epsilon=stream_epsilon,
-                norm_epsilon=epsilon,
+                stream_epsilon=stream_epsilon,
+                epsilon=epsilon,
                 kernel_initializer=clone_initializer(self.kernel_initializer),
                 dtype=self.dtype_policy,
                 name=name,
@@ -171,7 +174,7 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
             "attention": serialize_layer(self.attention),
             "feed_forward": serialize_layer(self.feed_forward),
             "sinkhorn_iterations": self.attention_streams.sinkhorn_iterations,
-            "stream_epsilon": self.attention_streams.epsilon,
+            "stream_epsilon": self.attention_streams.stream_epsilon,
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

@@ -100,8 +100,8 @@ class DeepSeekV4TokenPrediction(MultiTokenPrediction):
                 self._make_dense(f"embedding_projection_{index}", dim)
             )
             collapse = ResidualStreamCollapse(
-                epsilon=self.stream_epsilon,
-                norm_epsilon=self.epsilon,
+                stream_epsilon=self.stream_epsilon,
+                epsilon=self.epsilon,
                 kernel_initializer=clone_initializer(self.kernel_initializer),
                 dtype=self.dtype_policy,
                 name=f"collapse_{index}",

@@ -18,10 +18,10 @@ from keras_deepseek.testing import assert_close
 from tests.oracles.attention_layers import ATTENTIONS, DIM, make_attention
 from tests.oracles.precisions import PRECISIONS
 
+FOUR = RotaryEmbedding(max_length=4)
 TOKENS = np.ones((2, 3, DIM), "float32")
-WITHOUT_FLOAT32 = ("SparseAttention", "LinearAttention")
+WITHOUT_FLOAT32 = ("BlockSparseAttention", "LinearAttention")
 """Those that have neither a rotary embedding nor a layer of Keras that computes in float32."""
-WITH_MAX_LENGTH = sorted(set(ATTENTIONS) - {"SparseAttention", "LinearAttention"})
 
 
 def draw_tokens(length):
@@ -33,13 +33,6 @@ class Attending(keras.Layer):
         super().__init__(name="attending")
         for name, value in kwargs.items():
             setattr(self, name, value)
-
-
-def give_max_length(name):
-    """Returns arguments of a layer of four positions."""
-    if name == "CachedAttention":
-        return {"rotary": RotaryEmbedding(max_length=4)}
-    return {"max_length": 4}
 
 
 def test_the_mask_that_is_given_goes_before_the_one_that_keras_fills_in():
@@ -80,7 +73,7 @@ def test_a_length_that_is_not_known_is_refused():
 
 def test_the_spec_of_a_call_with_a_cache_has_the_cache_too():
     layer, inputs = (
-        make_attention("SlidingWindowAttention", dtype="mixed_float16", max_length=4),
+        make_attention("SlidingWindowAttention", dtype="mixed_float16", rotary=FOUR),
         keras.KerasTensor((2, 5, DIM), "float32"),
     )
     cache = layer.make_cache(2, 9)
@@ -118,9 +111,9 @@ def test_a_spec_is_refused_where_the_call_would_be(name):
     assert outputs.shape == (2, 5, DIM)
 
 
-@pytest.mark.parametrize("name", WITH_MAX_LENGTH)
+@pytest.mark.parametrize("name", ATTENTIONS)
 def test_a_spec_counts_the_positions_from_the_index_on(name):
-    layer, inputs = make_attention(name, **give_max_length(name)), keras.KerasTensor((2, 3, DIM))
+    layer, inputs = make_attention(name, rotary=FOUR), keras.KerasTensor((2, 3, DIM))
     arguments = {"cache": layer.make_cache(2, 9)}
     layer.compute_output_spec(inputs, **arguments, cache_index=1)
     with pytest.raises(
@@ -181,7 +174,7 @@ def test_a_rotary_embedding_and_an_indexer_refuse_them_too():
     ids = TOKENS.astype("int32")
     with pytest.raises(InvalidInputError, match="expects floating-point inputs, received int32"):
         RotaryEmbedding()(ids)
-    indexer = LightningIndexer(2, 4, rope_head_dim=2)
+    indexer = LightningIndexer(2, head_dim=4)
     for arguments in ({"inputs": ids}, {"inputs": TOKENS, "queries": ids}):
         with pytest.raises(InvalidInputError, match=r"'lightning_indexer.*received int32"):
             indexer(**arguments)
@@ -227,9 +220,9 @@ def test_a_cache_and_an_index_that_do_not_fit_are_refused(name):
     refuse("`cache_index` without a `cache`", None, 0)
 
 
-@pytest.mark.parametrize("name", WITH_MAX_LENGTH)
+@pytest.mark.parametrize("name", ATTENTIONS)
 def test_more_tokens_than_positions_are_refused_whatever_else_is_given(name):
-    layer = make_attention(name, **give_max_length(name))
+    layer = make_attention(name, rotary=FOUR)
     inputs, mask = np.ones((2, 5, DIM), "float32"), np.ones((2, 5), bool)
     mask[:, :3] = False
     for kwargs in ({}, {"mask": mask}):
@@ -286,7 +279,7 @@ def test_inputs_in_float64_are_computed_in_the_dtype_of_the_policy(name):
 
 @pytest.mark.skipif(PRECISIONS == ["float32"], reason="JAX has no float64 unless it is asked to")
 def test_an_indexer_in_float64_is_what_its_spec_says():
-    indexer = LightningIndexer(2, 4, rope_head_dim=2, dtype="float64")
+    indexer = LightningIndexer(2, head_dim=4, rotary=FOUR, dtype="float64")
     spec = indexer(keras.Input((3, DIM), dtype="float64"))
     for received, expected in zip(indexer(TOKENS), spec, strict=True):
         assert keras.backend.standardize_dtype(received.dtype) == expected.dtype

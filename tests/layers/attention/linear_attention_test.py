@@ -55,7 +55,7 @@ def draw(*shape):
 
 
 def make(length=11, batch=2, dim=6, **kwargs):
-    arguments = {"num_heads": 2, "key_dim": 4, "chunk_size": 4, "use_causal_mask": True}
+    arguments = {"num_heads": 2, "head_dim": 4, "chunk_size": 4, "use_causal_mask": True}
     layer = LinearAttention(**{**arguments, **kwargs})
     layer.build((None, None, dim))
     return layer, draw(batch, length, dim)
@@ -64,12 +64,12 @@ def make(length=11, batch=2, dim=6, **kwargs):
 @pytest.mark.parametrize(
     "init_kwargs",
     [
-        {"use_causal_mask": True, "chunk_size": 3, "value_dim": 3, "rotary": ROTARY},
+        {"use_causal_mask": True, "chunk_size": 3, "value_head_dim": 3, "rotary": ROTARY},
         {"feature_map": both_signs, "use_bias": False, "kernel_initializer": "he_normal"},
     ],
 )
 def test_it_passes_the_layer_routine(init_kwargs):
-    arguments = {"num_heads": 2, "key_dim": 4, "epsilon": 1e-3, **init_kwargs}
+    arguments = {"num_heads": 2, "head_dim": 4, "epsilon": 1e-3, **init_kwargs}
     LayerTestCase().run_layer_test(LinearAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
@@ -77,7 +77,7 @@ def test_it_passes_the_layer_routine(init_kwargs):
 @given(
     length=st.sampled_from([1, 7, 30]),
     num_heads=st.integers(1, 3),
-    value_dim=st.integers(1, 4),
+    value_head_dim=st.integers(1, 4),
     chunk_size=st.integers(1, 8),
     use_causal_mask=st.booleans(),
     feature_map=st.sampled_from(["elu_plus_one", "softplus"]),
@@ -146,7 +146,7 @@ def test_where_all_is_hidden_outputs_and_gradients_are_finite(use_causal_mask, f
 @pytest.mark.parametrize("rotary", [None, ROTARY])
 @pytest.mark.parametrize("pieces", [(0, 8, 9, 10, 11), (0, 1, 7, 7, 11)])
 def test_cached_decoding_is_the_full_forward(rotary, pieces):
-    layer, inputs = make(rotary=rotary, value_dim=3)
+    layer, inputs = make(rotary=rotary, value_head_dim=3)
     assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
@@ -167,7 +167,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side):
 
 
 def test_the_states_are_of_one_size_and_in_float32():
-    layer, inputs = make(dtype="mixed_bfloat16", value_dim=3)
+    layer, inputs = make(dtype="mixed_bfloat16", value_head_dim=3)
     for max_length in (1, 1000):
         cache = layer.make_cache(3, max_length)
         assert {name: tuple(tensor.shape) for name, tensor in cache.items()} == {
@@ -247,7 +247,7 @@ def test_positions_shift_nothing_but_distances():
 
 
 def test_the_variables_have_names_that_a_layout_map_can_match():
-    layer, _ = make(value_dim=3)
+    layer, _ = make(value_head_dim=3)
     assert {name: tuple(weight.shape) for name, weight in named_weights(layer).items()} == {
         "query/kernel": (6, 2, 4),
         "query/bias": (2, 4),
@@ -296,4 +296,4 @@ def test_a_call_that_does_not_fit_is_refused():
     with pytest.raises(InvalidInputError, match="needs `use_causal_mask=True`"):
         make(use_causal_mask=False)[0](inputs, cache=layer.make_cache(2, 4), cache_index=0)
     with pytest.raises(InvalidInputError, match=r"'key_value' must have the shape \(2, 2, 4, 4\)"):
-        layer(inputs, cache=make(value_dim=3)[0].make_cache(2, 4), cache_index=0)
+        layer(inputs, cache=make(value_head_dim=3)[0].make_cache(2, 4), cache_index=0)

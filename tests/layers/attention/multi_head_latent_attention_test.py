@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers import MultiHeadLatentAttention
+from keras_deepseek.layers import MultiHeadLatentAttention, RotaryEmbedding
 from keras_deepseek.layers.attention import multi_head_latent_attention as module
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.cached_decoding import decode_last_compiled
@@ -21,6 +21,8 @@ SIZES = {
     "rope_head_dim": 2,
     "value_head_dim": 4,
     "key_value_lora_rank": 5,
+    "rotary": RotaryEmbedding(use_interleaved_pairs=True),
+    "use_causal_mask": True,
 }
 YARN = {
     "rope_type": "yarn",
@@ -29,6 +31,7 @@ YARN = {
     "mscale": 1.0,
     "mscale_all_dim": 0.5,
 }
+YARN_ROTARY = RotaryEmbedding(use_interleaved_pairs=True, scaling=YARN)
 
 
 def make_layer(**kwargs):
@@ -65,7 +68,7 @@ def oracle(layer, inputs):
         {"query_lora_rank": 7, "epsilon": 1e-3},
         {"use_causal_mask": False, "use_bias": True, "rope_head_dim": 4},
         # A rank below half of the expanded sizes is absorbed at every length.
-        {"key_value_lora_rank": 3, "use_interleaved_pairs": False, "rope_max_wavelength": 50.0},
+        {"key_value_lora_rank": 3, "rotary": RotaryEmbedding(50.0)},
     ],
 )
 def test_it_passes_the_layer_routine(init_kwargs):
@@ -75,7 +78,7 @@ def test_it_passes_the_layer_routine(init_kwargs):
 
 @pytest.mark.torch_alone
 def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
-    arguments = {**SIZES, "rope_scaling": YARN, "dropout": 0.2, "seed": 3, "max_length": 64}
+    arguments = {**SIZES, "rotary": YARN_ROTARY, "dropout": 0.2, "seed": 3}
     LayerTestCase().run_layer_test(
         MultiHeadLatentAttention,
         arguments,
@@ -107,12 +110,14 @@ def test_it_computes_the_formula_at_any_shape(batch_size, length, sizes, query_l
         value_head_dim=value,
         key_value_lora_rank=rank,
         query_lora_rank=query_lora_rank,
+        rotary=RotaryEmbedding(use_interleaved_pairs=True),
+        use_causal_mask=True,
     )
     inputs = draw(batch_size, length, 6)
     assert_close(run(layer, inputs), oracle(layer, inputs))
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"query_lora_rank": 4, "rope_scaling": YARN}])
+@pytest.mark.parametrize("kwargs", [{}, {"query_lora_rank": 4, "rotary": YARN_ROTARY}])
 def test_absorbed_is_naive(kwargs, monkeypatch):
     layer, inputs = make_layer(**kwargs), draw(2, 5, 6)
     results = []
@@ -147,7 +152,7 @@ def test_no_token_sees_what_comes_after_it():
 @pytest.mark.parametrize("pieces", [(0, 6), (0, 4, 5, 6), (0, 1, 2, 3, 4, 5, 6)])
 @pytest.mark.parametrize("rank", [3, 50])
 def test_cached_decoding_is_the_full_forward(pieces, rank):
-    layer, inputs = make_layer(key_value_lora_rank=rank, rope_scaling=YARN), draw(2, 6, 6)
+    layer, inputs = make_layer(key_value_lora_rank=rank, rotary=YARN_ROTARY), draw(2, 6, 6)
     cache, outputs = layer.make_cache(2, 9), []
     for start, stop in itertools.pairwise(pieces):
         piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start)
@@ -197,7 +202,7 @@ def test_a_step_of_decoding_works_in_a_compiled_model():
 
 
 def test_a_model_takes_sequences_of_any_length():
-    layer, inputs = make_layer(rope_scaling=YARN), keras.Input((None, 6))
+    layer, inputs = make_layer(rotary=YARN_ROTARY), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))
     for length in (1, 5):
         batch = draw(2, length, 6)
@@ -331,7 +336,7 @@ def test_an_empty_batch_and_a_sequence_of_one_work(shape):
         ({"key_value_lora_rank": 2.5}, "`key_value_lora_rank` must be a positive integer"),
         ({"rope_head_dim": 3}, "`rope_head_dim` must be even"),
         ({"dropout": 1.0}, "`dropout` must be a finite number of at least 0 and below 1"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn `rope_scaling` needs"),
+        ({"rotary": 10000.0}, "`rotary` must be a `RotaryEmbedding`, received 10000.0"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(kwargs, message):
@@ -352,7 +357,7 @@ def test_a_mask_of_another_shape_is_refused(shape):
 
 
 def test_a_sequence_beyond_the_trained_length_says_so():
-    layer = make_layer(max_length=4)
+    layer = make_layer(rotary=RotaryEmbedding(max_length=4))
     with pytest.raises(InvalidInputError, match="`max_length` of 4 positions, received 5 tokens"):
         layer(draw(1, 5, 6))
     with pytest.raises(InvalidInputError, match="received 1 tokens from position 4"):

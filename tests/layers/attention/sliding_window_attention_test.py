@@ -6,13 +6,14 @@ from hypothesis import strategies as st
 
 from keras_deepseek import backend, layers
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers import SlidingWindowAttention
+from keras_deepseek.layers import RotaryEmbedding, SlidingWindowAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.cached_decoding import decode, decode_last_compiled, draw_mask
 from tests.oracles.deepseek_v4_attention import deepseek_v4_attention
 from tests.oracles.deepseek_v4_layers import GOLDEN, SIZES, YARN, make_v4_layer
 from tests.oracles.parity import check_case, named_weights, read_arguments
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 16}
 WINDOW = SIZES["SlidingWindowAttention"]
 for_each_kind = pytest.mark.parametrize("kind", SIZES)
 """Marks what holds for the layers that build upon this one, too."""
@@ -20,6 +21,10 @@ for_each_kind = pytest.mark.parametrize("kind", SIZES)
 
 def make_layer(kind="SlidingWindowAttention", /, **kwargs):
     return make_v4_layer(kind, **kwargs)
+
+
+def make_rotary(**kwargs):
+    return RotaryEmbedding(use_interleaved_pairs=True, **kwargs)
 
 
 def draw(*shape):
@@ -39,8 +44,8 @@ def test_it_passes_the_layer_routine():
 
 @pytest.mark.torch_alone
 def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
-    arguments = {**WINDOW, "rope_scaling": YARN, "dropout": 0.2, "seed": 3, "max_length": 64}
-    arguments = {**arguments, "head_dim": 4, "rope_max_wavelength": 50.0}
+    arguments = {**WINDOW, "head_dim": 4, "dropout": 0.2, "seed": 3}
+    arguments["rotary"] = make_rotary(max_wavelength=50.0, scaling=YARN, max_length=64)
     LayerTestCase().run_layer_test(
         SlidingWindowAttention,
         arguments,
@@ -88,7 +93,7 @@ def test_no_token_sees_what_comes_after_it_or_left_the_window():
 
 @for_each_kind
 def test_cached_decoding_is_the_full_forward(kind):
-    layer, inputs = make_layer(kind, rope_scaling=YARN), draw(2, 14, 6)
+    layer, inputs = make_layer(kind, rotary=make_rotary(scaling=YARN)), draw(2, 14, 6)
     assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))
 
 
@@ -232,9 +237,9 @@ def test_an_empty_batch_and_a_sequence_of_one_work(shape, kind):
         ({"rope_head_dim": 8}, "`rope_head_dim` must be even and at most `head_dim`, 6"),
         ({"num_output_groups": 3}, "`num_output_groups` must divide `num_heads`, received 3 and 4"),
         ({"dropout": 1.0}, "`dropout` must be a finite number of at least 0 and below 1"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn `rope_scaling` needs"),
+        ({"rotary": None}, "`rotary` must be a `RotaryEmbedding`, received None"),
         (
-            {"rope_scaling": {**YARN, "rope_type": "dynamic"}},
+            {"rotary": make_rotary(scaling=DYNAMIC)},
             "one of default, linear, llama3, yarn, received 'dynamic'",
         ),
     ],
@@ -260,7 +265,7 @@ def test_a_mask_and_positions_of_another_shape_are_refused(shape):
 
 
 def test_a_sequence_beyond_the_trained_length_says_so():
-    layer = make_layer(max_length=4)
+    layer = make_layer(rotary=make_rotary(max_length=4))
     with pytest.raises(InvalidInputError, match="`max_length` of 4 positions, received 5 tokens"):
         layer(draw(1, 5, 6))
     with pytest.raises(InvalidInputError, match="received 1 tokens from position 4"):

@@ -12,6 +12,7 @@ from keras_deepseek.layers import (
     ExpertRouter,
     MultiHeadLatentAttention,
     MultiTokenPrediction,
+    RotaryEmbedding,
     SwiGLU,
 )
 from keras_deepseek.layers.heads.multi_token_prediction import shift_tokens
@@ -34,7 +35,13 @@ def draw(*shape, seed=0):
 
 def make_attention():
     return MultiHeadLatentAttention(
-        2, nope_head_dim=3, rope_head_dim=2, value_head_dim=3, key_value_lora_rank=4
+        2,
+        nope_head_dim=3,
+        rope_head_dim=2,
+        value_head_dim=3,
+        key_value_lora_rank=4,
+        rotary=RotaryEmbedding(use_interleaved_pairs=True),
+        use_causal_mask=True,
     )
 
 

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import RotaryEmbedding
+from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.attention_layers import ATTENTIONS, DIM, make_attention
 from tests.oracles.parity import check_case, make_layer, read_cases
 from tests.oracles.rotary_embedding import rotary_embedding
 
@@ -190,3 +192,36 @@ def test_inputs_that_do_not_fit_are_refused(layer, shape, message):
 def test_positions_that_do_not_fit_are_refused(positions):
     with pytest.raises(InvalidInputError, match=r"`positions` must be integers .*\(2, 5\)"):
         RotaryEmbedding()(np.ones((2, 5, 4), "float32"), positions=positions)
+
+
+def test_an_attention_layer_owns_a_copy_in_its_dtype():
+    rotary = RotaryEmbedding(100.0, max_length=7)
+    layer = keras.layers.Identity(dtype="mixed_float16")
+    for argument in (rotary, keras.saving.serialize_keras_object(rotary)):
+        copy = read_rotary(layer, argument)
+        assert (copy.name, copy.compute_dtype) == ("rotary", "float16")
+        assert (copy.max_wavelength, copy.max_length) == (100.0, 7)
+    assert read_rotary(layer, rotary, dtype="float32").compute_dtype == "float32"
+    assert read_rotary(layer, None) is None
+    for other in (3, keras.layers.Dense(2)):
+        with pytest.raises(InvalidInputError, match="`rotary` must be a `RotaryEmbedding` or None"):
+            read_rotary(layer, other)
+    with pytest.raises(InvalidInputError, match="must be a `RotaryEmbedding`, received None"):
+        read_rotary(layer, None, is_required=True)
+
+
+def test_layers_of_different_sizes_share_a_rotary_embedding():
+    rotary = RotaryEmbedding()
+    layers = [make_attention("LinearAttention", head_dim=dim, rotary=rotary) for dim in (4, 8)]
+    tokens = np.ones((2, 5, DIM), "float32")
+    assert {tuple(layer(tokens).shape) for layer in layers} == {(2, 5, DIM)}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_call_beyond_the_positions_names_the_attention_layer(name):
+    layer = make_attention(name, rotary=RotaryEmbedding(max_length=4), name="attending")
+    tokens = np.ones((2, 5, DIM), "float32")
+    with pytest.raises(InvalidInputError, match="'attending' has a `max_length` of 4 positions"):
+        layer(tokens)
+    with pytest.raises(InvalidInputError, match="'attending' has a `max_length` of 4 positions"):
+        layer(tokens[:, :2], cache=layer.make_cache(2, 9), cache_index=3)

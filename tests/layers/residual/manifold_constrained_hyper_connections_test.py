@@ -10,6 +10,7 @@ from keras_deepseek.layers import (
     MultiHeadLatentAttention,
     ResidualStreamCollapse,
     ResidualStreamExpansion,
+    RotaryEmbedding,
     SwiGLU,
 )
 from keras_deepseek.testing import LayerTestCase, assert_close
@@ -29,7 +30,13 @@ def draw(*shape, seed=0):
 
 def make_attention(**kwargs):
     return MultiHeadLatentAttention(
-        2, nope_head_dim=3, rope_head_dim=2, value_head_dim=3, key_value_lora_rank=4, **kwargs
+        2,
+        nope_head_dim=3,
+        rope_head_dim=2,
+        value_head_dim=3,
+        key_value_lora_rank=4,
+        rotary=RotaryEmbedding(use_interleaved_pairs=True),
+        **{"use_causal_mask": True, **kwargs},
     )
 
 
@@ -41,7 +48,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
 
 @pytest.mark.parametrize(
     ("init_kwargs", "shape"),
-    [({}, (2, 3, 4, 5)), ({"sinkhorn_iterations": 2, "epsilon": 1e-3}, (3, 2, 6))],
+    [({}, (2, 3, 4, 5)), ({"sinkhorn_iterations": 2, "stream_epsilon": 1e-3}, (3, 2, 6))],
 )
 def test_it_passes_the_layer_routine(init_kwargs, shape):
     config = keras.saving.serialize_keras_object(SwiGLU(3))
@@ -162,7 +169,7 @@ def test_what_does_not_fit_is_refused():
         ManifoldConstrainedHyperConnections("dense")
     with pytest.raises(InvalidInputError, match="`sinkhorn_iterations` must be a positive integer"):
         ManifoldConstrainedHyperConnections(SwiGLU(3), sinkhorn_iterations=0)
-    for name in ("epsilon", "norm_epsilon"):
+    for name in ("stream_epsilon", "epsilon"):
         with pytest.raises(InvalidInputError, match=f"`{name}` must be a finite number"):
             ManifoldConstrainedHyperConnections(SwiGLU(3), **{name: True})
     with pytest.raises(InvalidInputError, match=r"2 or more streams, received \(2, 3, 1, 5\)"):

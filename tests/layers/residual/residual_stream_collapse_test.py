@@ -16,7 +16,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
 
 @pytest.mark.parametrize(
     ("init_kwargs", "shape"),
-    [({}, (2, 3, 4, 5)), ({"epsilon": 1e-3, "norm_epsilon": 1e-2}, (3, 2, 6))],
+    [({}, (2, 3, 4, 5)), ({"stream_epsilon": 1e-3, "epsilon": 1e-2}, (3, 2, 6))],
 )
 def test_it_passes_the_layer_routine(init_kwargs, shape):
     # The routine masks streams; a mask has one entry a token. That is tested with the connections.
@@ -46,7 +46,7 @@ def test_inputs_that_are_no_streams_are_refused():
         ResidualStreamCollapse()(np.ones((2, 1, 5), "float32"))
 
 
-@pytest.mark.parametrize("name", ["epsilon", "norm_epsilon"])
+@pytest.mark.parametrize("name", ["stream_epsilon", "epsilon"])
 def test_what_is_no_epsilon_is_refused(name):
     with pytest.raises(InvalidInputError, match=f"`{name}` must be a finite number of at least 0"):
         ResidualStreamCollapse(**{name: float("nan")})

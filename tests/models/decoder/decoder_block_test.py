@@ -8,6 +8,7 @@ from keras_deepseek.layers import (
     DeepSeekMoE,
     HashRouter,
     MultiHeadLatentAttention,
+    RotaryEmbedding,
     SwiGLU,
 )
 from keras_deepseek.models import DecoderBlock
@@ -19,7 +20,13 @@ DIM = 6
 
 def make_attention():
     return MultiHeadLatentAttention(
-        2, nope_head_dim=3, rope_head_dim=2, value_head_dim=3, key_value_lora_rank=4
+        2,
+        nope_head_dim=3,
+        rope_head_dim=2,
+        value_head_dim=3,
+        key_value_lora_rank=4,
+        rotary=RotaryEmbedding(use_interleaved_pairs=True),
+        use_causal_mask=True,
     )
 
 

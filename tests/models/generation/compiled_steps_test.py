@@ -32,7 +32,7 @@ class OneLayer:
 
 def test_a_cache_with_states_cant_grow(model):
     assert holds_only_slots(model.make_cache)
-    assert not holds_only_slots(OneLayer(LinearAttention(2, 4)).make_cache)
+    assert not holds_only_slots(OneLayer(LinearAttention(2, head_dim=4)).make_cache)
 
 
 def test_a_grown_cache_holds_what_it_held(model):

@@ -1,14 +1,14 @@
-"""Writes `sparse_attention.npz`: the attention of Longformer and BigBird in transformers.
+"""Writes `block_sparse_attention.npz`: the attention of Longformer and BigBird in transformers.
 
 Run by hand, in the tox environment `parity`:
 
-    PYTHONPATH=. python tests/oracles/golden/make_sparse_attention.py
+    PYTHONPATH=. python tests/oracles/golden/make_block_sparse_attention.py
 
-Longformer: its projections for global attention are set to the local ones, since `SparseAttention`
-has one set; the positions of the first block are global. BigBird: in training mode, where alone
-its blocks are random (in inference it takes block 0 for them and counts it again), no dropout,
-and with the blocks of the first head for all heads. The modules have no projection of the output:
-ours is given the identity, which has no gradient to compare.
+Longformer: its projections for global attention are set to the local ones, since
+`BlockSparseAttention` has one set; the positions of the first block are global. BigBird: in
+training mode, where alone its blocks are random (in inference it takes block 0 for them and counts
+it again), no dropout, and with the blocks of the first head for all heads. The modules have no
+projection of the output: ours is given the identity, which has no gradient to compare.
 """
 
 import json
@@ -110,9 +110,9 @@ def run_case(name: str) -> dict[str, np.ndarray]:
     outputs = outputs.reshape(inputs.shape) * mask[..., None]
     direction = torch.randn(inputs.shape)
     (outputs * direction).sum().backward()
-    arguments = {"num_heads": NUM_HEADS, "key_dim": DIM // NUM_HEADS, **layout}
+    arguments = {"num_heads": NUM_HEADS, "head_dim": DIM // NUM_HEADS, **layout}
     arrays = {
-        "layer": np.array("SparseAttention"),
+        "layer": np.array("BlockSparseAttention"),
         "arguments": np.array(json.dumps(arguments)),
         "inputs": inputs.detach().numpy(),
         "mask": mask.numpy(),
@@ -137,7 +137,7 @@ def run_case(name: str) -> dict[str, np.ndarray]:
 def main() -> None:
     """Writes the file beside this script."""
     torch.manual_seed(0)
-    write_cases("sparse_attention", {name: run_case(name) for name in CASES})
+    write_cases("block_sparse_attention", {name: run_case(name) for name in CASES})
 
 
 if __name__ == "__main__":

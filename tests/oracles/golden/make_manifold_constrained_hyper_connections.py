@@ -20,9 +20,9 @@ CASES = {  # The shape of the inputs, and the arguments of the layer.
     "odd sizes, three streams": ((3, 4, 3, 7), {"sinkhorn_iterations": 5}),
     "two streams, one round, large epsilons": (
         (1, 6, 2, 9),
-        {"sinkhorn_iterations": 1, "epsilon": 1e-2, "norm_epsilon": 1e-1},
+        {"sinkhorn_iterations": 1, "stream_epsilon": 1e-2, "epsilon": 1e-1},
     ),
-    "one token, five streams": ((1, 1, 5, 6), {"sinkhorn_iterations": 8, "epsilon": 1e-4}),
+    "one token, five streams": ((1, 1, 5, 6), {"sinkhorn_iterations": 8, "stream_epsilon": 1e-4}),
 }
 
 
@@ -32,8 +32,8 @@ def make_connection(shape: tuple[int, ...], arguments: dict[str, Any]) -> Any:
         hidden_size=shape[-1],
         hc_mult=shape[-2],
         hc_sinkhorn_iters=arguments.get("sinkhorn_iterations", 20),
-        hc_eps=arguments.get("epsilon", 1e-6),
-        rms_norm_eps=arguments.get("norm_epsilon", 1e-6),
+        hc_eps=arguments.get("stream_epsilon", 1e-6),
+        rms_norm_eps=arguments.get("epsilon", 1e-6),
     )
     connection = DeepseekV4HyperConnection(config)
     with torch.no_grad():

@@ -16,9 +16,9 @@ from tests.oracles.parity import write_cases
 
 CASES = {  # The shape of the inputs, and the arguments of the layer.
     "four streams": ((2, 5, 4, 8), {}),
-    "odd sizes, three streams": ((3, 4, 3, 7), {"epsilon": 1e-2}),
-    "two streams, a large epsilon in the norm": ((1, 6, 2, 9), {"norm_epsilon": 1e-1}),
-    "one token, five streams": ((1, 1, 5, 6), {"epsilon": 1e-4}),
+    "odd sizes, three streams": ((3, 4, 3, 7), {"stream_epsilon": 1e-2}),
+    "two streams, a large epsilon in the norm": ((1, 6, 2, 9), {"epsilon": 1e-1}),
+    "one token, five streams": ((1, 1, 5, 6), {"stream_epsilon": 1e-4}),
 }
 
 
@@ -28,8 +28,8 @@ def run_case(name: str) -> dict[str, np.ndarray]:
     config = DeepseekV4Config(
         hidden_size=shape[-1],
         hc_mult=shape[-2],
-        hc_eps=arguments.get("epsilon", 1e-6),
-        rms_norm_eps=arguments.get("norm_epsilon", 1e-6),
+        hc_eps=arguments.get("stream_epsilon", 1e-6),
+        rms_norm_eps=arguments.get("epsilon", 1e-6),
     )
     head = DeepseekV4HyperHead(config)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from keras_deepseek.layers import (
     DeepSeekMoE,
     ExpertRouter,
     MultiHeadLatentAttention,
+    RotaryEmbedding,
     SlidingWindowAttention,
     SwiGLU,
 )
@@ -65,6 +66,8 @@ def test_the_attention_layers_of_this_package_are_cut_by_heads_and_groups():
         nope_head_dim=4,
         rope_head_dim=4,
         value_head_dim=4,
+        rotary=RotaryEmbedding(use_interleaved_pairs=True),
+        use_causal_mask=True,
         name="latent",
     )
     window = SlidingWindowAttention(
@@ -75,6 +78,7 @@ def test_the_attention_layers_of_this_package_are_cut_by_heads_and_groups():
         num_output_groups=2,
         output_lora_rank=6,
         sliding_window=3,
+        rotary=RotaryEmbedding(use_interleaved_pairs=True),
         name="window",
     )
     layouts = read(build(latent, window), make_mesh(2, 2))

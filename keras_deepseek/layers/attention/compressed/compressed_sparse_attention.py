@@ -61,9 +61,8 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
         compress_rate: integer. The number of tokens in a window, and so per entry. Defaults to `4`.
         train_indexer: boolean. If true, the weights of the indexer are trainable. Defaults to
             `False`.
-        rope_max_wavelength: float. The base of the rotary angles. Defaults to `160000.0`.
         **kwargs: Arguments of `SlidingWindowAttention`. `head_dim`, `rope_head_dim`,
-            `query_lora_rank`, `num_output_groups` and `output_lora_rank` are required.
+            `query_lora_rank`, `num_output_groups`, `output_lora_rank` and `rotary` are required.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
@@ -86,11 +85,11 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import CompressedSparseAttention
+    >>> from keras_deepseek.layers import CompressedSparseAttention, RotaryEmbedding
     >>> layer = CompressedSparseAttention(
     ...     4, compress_rate=2, index_num_heads=2, index_head_dim=4, index_top_k=3,
     ...     sliding_window=2, head_dim=8, rope_head_dim=4, query_lora_rank=8, num_output_groups=2,
-    ...     output_lora_rank=8,
+    ...     output_lora_rank=8, rotary=RotaryEmbedding(160000.0, use_interleaved_pairs=True),
     ... )
     >>> tuple(layer(np.ones((2, 10, 12), "float32")).shape)
     (2, 10, 12)
@@ -109,10 +108,9 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
         index_top_k: int = 512,
         compress_rate: int = 4,
         train_indexer: bool = False,
-        rope_max_wavelength: float = 160000.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_heads, rope_max_wavelength=rope_max_wavelength, **kwargs)
+        super().__init__(num_heads, **kwargs)
         self.index_num_heads = check_integer("index_num_heads", index_num_heads)
         self.index_head_dim = check_index_head_dim(index_head_dim, self.rope_head_dim)
         self.index_top_k = check_integer("index_top_k", index_top_k)
@@ -155,11 +153,13 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
         self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None
     ) -> tuple[FarKeys | None, Cache]:
         length = tokens.inputs.shape[1] if cache is None else cache["mask"].shape[1]
-        keys_BEH, updates = self.compressor.compress(tokens, cache, self._rotate, self.index_top_k)
+        keys_BEH, updates = self.compressor.compress(
+            tokens, cache, self._rotate_last, self.index_top_k
+        )
         chosen_BTK, num_visible_BT = None, self.compressor.count_visible(tokens)
         if length is None or self._has_choice(length):
             chosen_BTK, index_updates = self.indexer.choose(
-                tokens, low_rank_BTQ, cache, self._rotate
+                tokens, low_rank_BTQ, cache, self._rotate_last
             )
             updates = {**updates, **index_updates}
         return FarKeys(keys_BEH, num_visible_BT, chosen_BTK), updates

@@ -26,6 +26,7 @@ from keras_deepseek.layers.heads.token_losses import average_losses
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.last_tokens import take_last
+from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.token_chunks import map_chunks
 
 _SMALLEST_WEIGHT = 1e-30
@@ -107,10 +108,11 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import DeepSeekSparseAttention
+    >>> from keras_deepseek.layers import DeepSeekSparseAttention, RotaryEmbedding
     >>> layer = DeepSeekSparseAttention(
     ...     4, index_top_k=3, index_num_heads=2, index_head_dim=8, nope_head_dim=8,
     ...     rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16, query_lora_rank=12,
+    ...     rotary=RotaryEmbedding(use_interleaved_pairs=True), use_causal_mask=True,
     ... )
     >>> prompt = np.ones((2, 5, 32), "float32")
     >>> cache = layer.make_cache(batch_size=2, max_length=10)
@@ -148,10 +150,12 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         self.chunk_size = check_integer("chunk_size", chunk_size)
         self.indexer = LightningIndexer(
             self.index_num_heads,
-            self.index_head_dim,
-            rope_head_dim=self.rope_head_dim,
-            rope_max_wavelength=self.rotary.max_wavelength,
-            rope_scaling=self.rotary.scaling,
+            head_dim=self.index_head_dim,
+            rotary=RotaryEmbedding(
+                self.rotary.max_wavelength,
+                rotary_dim=self.rope_head_dim,
+                scaling=self.rotary.scaling,
+            ),
             epsilon=self.epsilon,
             kernel_initializer=clone_initializer(self.kernel_initializer),
             dtype=self.dtype_policy,

@@ -43,9 +43,8 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
         num_heads: integer. Number of attention heads.
         compress_rate: integer. The number of tokens in a window, and so per entry. Defaults to
             `128`.
-        rope_max_wavelength: float. The base of the rotary angles. Defaults to `160000.0`.
         **kwargs: Arguments of `SlidingWindowAttention`. `head_dim`, `rope_head_dim`,
-            `query_lora_rank`, `num_output_groups` and `output_lora_rank` are required.
+            `query_lora_rank`, `num_output_groups`, `output_lora_rank` and `rotary` are required.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
@@ -68,10 +67,11 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import HeavilyCompressedAttention
+    >>> from keras_deepseek.layers import HeavilyCompressedAttention, RotaryEmbedding
     >>> layer = HeavilyCompressedAttention(
     ...     4, compress_rate=3, sliding_window=2, head_dim=8, rope_head_dim=4, query_lora_rank=8,
     ...     num_output_groups=2, output_lora_rank=8,
+    ...     rotary=RotaryEmbedding(160000.0, use_interleaved_pairs=True),
     ... )
     >>> tuple(layer(np.ones((2, 10, 12), "float32")).shape)
     (2, 10, 12)
@@ -86,10 +86,9 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
         num_heads: int,
         *,
         compress_rate: int = 128,
-        rope_max_wavelength: float = 160000.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_heads, rope_max_wavelength=rope_max_wavelength, **kwargs)
+        super().__init__(num_heads, **kwargs)
         self.compress_rate = check_integer("compress_rate", compress_rate)
         self.compressor = TokenCompressor(
             self.head_dim,
@@ -112,7 +111,7 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
     def _find_far(
         self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None
     ) -> tuple[FarKeys | None, Cache]:
-        keys_BEH, updates = self.compressor.compress(tokens, cache, self._rotate)
+        keys_BEH, updates = self.compressor.compress(tokens, cache, self._rotate_last)
         return FarKeys(keys_BEH, self.compressor.count_visible(tokens)), updates
 
     def get_config(self) -> dict[str, Any]:

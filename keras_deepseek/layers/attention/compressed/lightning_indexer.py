@@ -12,13 +12,14 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.attention.call_check import check_room
 from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
+from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape, check_floating, is_shape
 from keras_deepseek.layers.opaque_operation import call_opaque
-from keras_deepseek.layers.position.inner_rotary import make_rotary
-from keras_deepseek.layers.position.position_check import check_no_theta
+from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.layers.token_dim import check_shape
 
 
@@ -36,8 +37,8 @@ class LightningIndexer(keras.Layer):
     score(t, s) = sum over h of weight_h(t) * relu(query_h(t) . key(s))
     ```
 
-    where `rotary` rotates the first `rope_head_dim` entries, in halves. The choice of keys has no
-    gradient, so an indexer needs its own loss; see `DeepSeekSparseAttention`.
+    The choice of keys has no gradient, so an indexer needs its own loss; see
+    `DeepSeekSparseAttention`.
 
     Each token is projected by itself, and a mask is passed on. A decoder caches the key. Weights of
     a checkpoint, apart from their layout: `wq_b` is `query_up`, `wk` `key`, `k_norm` `key_norm`,
@@ -47,10 +48,8 @@ class LightningIndexer(keras.Layer):
     Args:
         num_heads: integer. Number of heads.
         head_dim: integer. Size of a query of each head, and of a key.
-        rope_head_dim: integer. Size of the part of both that is rotated by position. It must be
-            even.
-        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
-        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
+        rotary: `RotaryEmbedding`, its serialized form, or `None` for no rotation. DeepSeek rotates
+            the first entries, in halves: `RotaryEmbedding(rotary_dim=64)`. Defaults to `None`.
         epsilon: float. Added to the variance in the norm. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. The initializer of all
             kernels. Defaults to `"glorot_uniform"`.
@@ -61,7 +60,7 @@ class LightningIndexer(keras.Layer):
         queries: Floating-point tensor of shape `(batch_size, length, query_dim)`: the input of the
             queries, such as the compressed queries of an attention layer. `None` uses `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from
-            `start_index`.
+            `start_index`. Only with `rotary`.
         start_index: integer or integer scalar tensor. The position of the first token if
             `positions` is `None`. Defaults to `0`.
 
@@ -70,15 +69,14 @@ class LightningIndexer(keras.Layer):
         shape `(batch_size, length, num_heads)`, and keys of shape `(batch_size, length, head_dim)`.
 
     Raises:
-        InvalidInputError: A size is not a positive integer, `rope_head_dim` is odd or larger than
-            `head_dim`, the inputs have another shape, or `queries` are not those of the same
-            tokens.
+        InvalidInputError: A size is not a positive integer, the inputs have another shape,
+            `queries` are not those of the same tokens, or `positions` are given without `rotary`.
 
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import LightningIndexer
-    >>> indexer = LightningIndexer(num_heads=2, head_dim=8, rope_head_dim=4)
+    >>> from keras_deepseek.layers import LightningIndexer, RotaryEmbedding
+    >>> indexer = LightningIndexer(2, head_dim=8, rotary=RotaryEmbedding(rotary_dim=4))
     >>> query, weights, key = indexer(np.ones((1, 5, 12), "float32"))
     >>> tuple(indexer.score_keys(query, weights, key).shape)
     (1, 5, 5)
@@ -91,30 +89,19 @@ class LightningIndexer(keras.Layer):
     def __init__(
         self,
         num_heads: int,
-        head_dim: int,
         *,
-        rope_head_dim: int,
-        rope_max_wavelength: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
+        head_dim: int,
+        rotary: Any = None,
         epsilon: float = 1e-6,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
-        check_no_theta(kwargs, "rope_max_wavelength")
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
         self.head_dim = check_integer("head_dim", head_dim)
-        self.rope_head_dim = check_integer("rope_head_dim", rope_head_dim)
-        if self.rope_head_dim % 2 or self.rope_head_dim > self.head_dim:
-            raise InvalidInputError(
-                f"`rope_head_dim` must be even and at most `head_dim` ({head_dim}), received "
-                f"{rope_head_dim}."
-            )
         self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.rotary = make_rotary(
-            self, rope_max_wavelength, rope_scaling, rotary_dim=self.rope_head_dim
-        )
+        self.rotary = read_rotary(self, rotary)
         self.supports_masking = True
 
     def build(self, inputs_shape: Shape, queries_shape: Shape | None = None) -> None:
@@ -142,18 +129,23 @@ class LightningIndexer(keras.Layer):
             self.num_heads, use_bias=False, **projection_arguments(self, "head_weight")
         )
         self.head_weight.build(inputs_shape)
-        self.rotary.build((*inputs_shape[:2], self.head_dim))
+        if self.rotary is not None:
+            self.rotary.build((*inputs_shape[:2], self.head_dim))
 
     def call(
         self, inputs: Any, queries: Any = None, positions: Any = None, start_index: Any = 0
     ) -> tuple[Any, Any, Any]:
         self._check_call(inputs, queries)
-        turn = {"positions": positions, "start_index": start_index}
+        check_room(self, inputs, positions, start_index)
         query = project_tokens(self.query_up, inputs if queries is None else queries)
-        query = self.rotary(query, **turn)
+        key = self.key_norm(self.key(inputs))
+        if self.rotary is not None:
+            query, key = (
+                self.rotary(x, positions=positions, start_index=start_index) for x in (query, key)
+            )
         weights = call_dense(self.head_weight, inputs)
         weights = weights * (self.num_heads * self.head_dim) ** -0.5
-        return query, weights, self.rotary(self.key_norm(self.key(inputs)), **turn)
+        return query, weights, key
 
     def _check_call(self, inputs: Any, queries: Any) -> None:
         check_floating(inputs, self.name)
@@ -224,9 +216,7 @@ class LightningIndexer(keras.Layer):
             **super().get_config(),
             "num_heads": self.num_heads,
             "head_dim": self.head_dim,
-            "rope_head_dim": self.rope_head_dim,
-            "rope_max_wavelength": self.rotary.max_wavelength,
-            "rope_scaling": self.rotary.scaling,
+            "rotary": None if self.rotary is None else serialize_layer(self.rotary),
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

@@ -1,4 +1,4 @@
-"""Block layouts: the patterns of visible blocks that `SparseAttention` combines.
+"""Block layouts: the patterns of visible blocks that `BlockSparseAttention` combines.
 
 Uses NumPy only. `block_plan` turns a layout into tables for the computation.
 """

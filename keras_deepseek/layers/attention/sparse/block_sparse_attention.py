@@ -9,28 +9,38 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_call, compute_call_spec, read_length
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    check_room,
+    compute_call_spec,
+    read_length,
+)
 from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
 from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache
-from keras_deepseek.layers.attention.self_attention_call import read_self_attention
 from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
+from keras_deepseek.layers.attention.sparse.block_attention import (
+    attend_to_blocks,
+    attend_to_cached_blocks,
+)
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks, plan_rows
-from keras_deepseek.layers.attention.sparse.block_sparse_attention import block_sparse_attention
-from keras_deepseek.layers.attention.sparse.block_sparse_decoding import block_sparse_decoding
+from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.layers.token_dim import read_dim
+
+_MASKS = ("query_mask", "value_mask", "key_mask")
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class SparseAttention(SelfAttentionLayer):
+class BlockSparseAttention(SelfAttentionLayer):
     """Multi-head self-attention in which each position sees only some blocks of the sequence.
 
     Choose it for long sequences. From about a thousand positions it is faster than
     `keras.layers.MultiHeadAttention`, and it never holds a matrix of length by length. It computes
 
     ```
-    output = W_o concat_h( softmax(mask(Q_h K_hᵀ / sqrt(key_dim))) V_h )
+    output = W_o concat_h( softmax(mask(Q_h K_hᵀ / sqrt(head_dim))) V_h )
     ```
 
     The sequence is cut into blocks of `block_size`. The layout, which says which blocks see which,
@@ -70,14 +80,13 @@ class SparseAttention(SelfAttentionLayer):
 
     Args:
         num_heads: integer. Number of heads.
-        key_dim: integer. Size of each head of queries and keys.
-        value_dim: integer or `None`. Size of each head of values. `None` means `key_dim`. Defaults
-            to `None`.
+        head_dim: integer. Size of each head of queries and keys.
+        value_head_dim: integer or `None`. Size of each head of values. `None` means `head_dim`.
+            Defaults to `None`.
         num_key_value_heads: integer or `None`. Number of heads of keys and values. It must divide
             `num_heads`; each serves a group of heads of queries. `None` means `num_heads`. Defaults
             to `None`.
         block_size: integer. Number of positions in a block. Defaults to `64`.
-        use_causal_mask: boolean. If true, no position sees a later one. Defaults to `False`.
         sliding_window: integer or `None`. Positions less than this many positions away are visible.
             Defaults to `None`.
         global_blocks: iterable of integers, such as a list, a range or a NumPy array. Blocks that
@@ -93,8 +102,11 @@ class SparseAttention(SelfAttentionLayer):
         block_layout: array-like of booleans of shape `(num_blocks, num_blocks)`, or `None`. Entry
             `[i, j]` shows block `j` to block `i`. A shorter sequence uses the upper left part; a
             longer sequence raises an error. Defaults to `None`.
-        dropout: float. Fraction of attention weights to drop in training. Defaults to `0.0`.
+        rotary: `RotaryEmbedding`, its serialized form, or `None` for no rotation. Rotates queries
+            and keys by their positions. Defaults to `None`.
+        use_causal_mask: boolean. If true, no position sees a later one. Defaults to `False`.
         use_bias: boolean. If true, each of the four projections adds a bias. Defaults to `True`.
+        dropout: float. Fraction of attention weights to drop in training. Defaults to `0.0`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             kernels. Defaults to `"glorot_uniform"`.
         bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
@@ -106,6 +118,8 @@ class SparseAttention(SelfAttentionLayer):
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
         mask: Boolean tensor of shape `(batch_size, length)`, or `None` to use the mask of `inputs`.
             False hides a position.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
+            from `cache_index`. Only with `rotary`.
         cache: dict of tensors from `make_cache` or an earlier call, or `None`.
         cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         training: boolean. Whether to drop attention weights.
@@ -124,8 +138,10 @@ class SparseAttention(SelfAttentionLayer):
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import SparseAttention
-    >>> layer = SparseAttention(2, 8, block_size=16, sliding_window=16, global_blocks=[0])
+    >>> from keras_deepseek.layers import BlockSparseAttention
+    >>> layer = BlockSparseAttention(
+    ...     2, head_dim=8, block_size=16, sliding_window=16, global_blocks=[0]
+    ... )
     >>> tuple(layer(np.ones((1, 100, 12), "float32")).shape)
     (1, 100, 12)
 
@@ -142,20 +158,21 @@ class SparseAttention(SelfAttentionLayer):
     def __init__(  # noqa: PLR0913 - the arguments of Keras's layer, and five patterns
         self,
         num_heads: int,
-        key_dim: int,
         *,
-        value_dim: int | None = None,
+        head_dim: int,
+        value_head_dim: int | None = None,
         num_key_value_heads: int | None = None,
         block_size: int = 64,
-        use_causal_mask: bool = False,
         sliding_window: int | None = None,
         global_blocks: Iterable[int] = (),
         block_stride: int | None = None,
         num_random_blocks: int = 0,
         layout_seed: int = 0,
         block_layout: Any = None,
-        dropout: float = 0.0,
+        rotary: Any = None,
+        use_causal_mask: bool = False,
         use_bias: bool = True,
+        dropout: float = 0.0,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         seed: int | None = None,
@@ -163,10 +180,10 @@ class SparseAttention(SelfAttentionLayer):
     ) -> None:
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
-        self.key_dim = check_integer("key_dim", key_dim)
-        self.value_dim = check_integer("value_dim", key_dim if value_dim is None else value_dim)
+        self.head_dim = check_integer("head_dim", head_dim)
+        self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=self.head_dim)
         self.num_key_value_heads = check_integer(
-            "num_key_value_heads", num_heads if num_key_value_heads is None else num_key_value_heads
+            "num_key_value_heads", num_key_value_heads, default=self.num_heads
         )
         if self.num_heads % self.num_key_value_heads:
             raise InvalidInputError(
@@ -174,7 +191,7 @@ class SparseAttention(SelfAttentionLayer):
                 f"{num_key_value_heads} and {num_heads}."
             )
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
-        self.rotary = None
+        self.rotary = read_rotary(self, rotary)
         self._layout = BlockLayout(
             block_size=block_size,
             is_causal=self.use_causal_mask,
@@ -194,8 +211,8 @@ class SparseAttention(SelfAttentionLayer):
 
     def build(self, input_shape: Shape) -> None:
         dim = read_dim(self, input_shape)
-        query, key = (self.num_heads, self.key_dim), (self.num_key_value_heads, self.key_dim)
-        value = (self.num_key_value_heads, self.value_dim)
+        query, key = (self.num_heads, self.head_dim), (self.num_key_value_heads, self.head_dim)
+        value = (self.num_key_value_heads, self.value_head_dim)
         self.query_dense = make_projection(self, "query", query)
         self.key_dense = make_projection(self, "key", key)
         self.value_dense = make_projection(self, "value", value)
@@ -207,12 +224,14 @@ class SparseAttention(SelfAttentionLayer):
         )
         for projection in (self.query_dense, self.key_dense, self.value_dense):
             projection.build(input_shape)
-        self.output_dense.build((*input_shape[:2], self.num_heads, self.value_dim))
+        self.output_dense.build((*input_shape[:2], self.num_heads, self.value_head_dim))
+        if self.rotary is not None:
+            self.rotary.build((None, None, self.num_heads, self.head_dim))
 
     @property
     def _cache_entries(self) -> dict[str, tuple[int, ...]]:
         heads = self.num_key_value_heads
-        return {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}
+        return {"key": (heads, self.head_dim), "value": (heads, self.value_head_dim)}
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
         cache = super().make_cache(batch_size, max_length)
@@ -220,19 +239,21 @@ class SparseAttention(SelfAttentionLayer):
         return cache
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = read_self_attention(self, args, kwargs)
+        args, kwargs = _read_self_attention(self, args, kwargs)
         return super().__call__(*args, **kwargs)
 
     def call(
         self,
         inputs: Any,
         mask: Any = None,
+        positions: Any = None,
         cache: Cache | None = None,
         cache_index: Any = None,
         training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        check_room(self, inputs, positions, cache_index)
         if cache is not None:
             self._check_global_blocks()
         length = read_length(self, inputs)
@@ -244,15 +265,17 @@ class SparseAttention(SelfAttentionLayer):
             project_tokens(dense, inputs)
             for dense in (self.query_dense, self.key_dense, self.value_dense)
         )
+        start = 0 if cache is None else cache_index
+        query, key = (self._rotate(x, positions, start) for x in (query, key))
         dropout = drop if self.dropout else None
         if cache is not None:
             cache = append_to_cache(cache, cache_index, {"key": key, "value": value}, mask)
         # At the beginning of a sequence there are no earlier tokens in the cache.
         if cache is None or not length or backend.current().compute.read_integer(cache_index) == 0:
             plan = plan_blocks(self._layout, length)
-            heads = block_sparse_attention(query, key, value, plan, mask, dropout)
+            heads = attend_to_blocks(query, key, value, plan, mask, dropout)
         else:
-            heads = block_sparse_decoding(query, cache, cache_index, self._layout, dropout)
+            heads = attend_to_cached_blocks(query, cache, cache_index, self._layout, dropout)
         outputs = project_tokens(self.output_dense, heads)
         return outputs if cache is None else (outputs, cache)
 
@@ -275,11 +298,10 @@ class SparseAttention(SelfAttentionLayer):
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
-            "key_dim": self.key_dim,
-            "value_dim": self.value_dim,
+            "head_dim": self.head_dim,
+            "value_head_dim": self.value_head_dim,
             "num_key_value_heads": self.num_key_value_heads,
             "block_size": layout.block_size,
-            "use_causal_mask": self.use_causal_mask,
             "sliding_window": layout.sliding_window,
             "global_blocks": list(layout.global_blocks),
             "block_stride": layout.block_stride,
@@ -288,9 +310,57 @@ class SparseAttention(SelfAttentionLayer):
             "block_layout": None
             if layout.visible_blocks is None
             else layout.visible_blocks.tolist(),
-            "dropout": self.dropout,
+            "rotary": None if self.rotary is None else serialize_layer(self.rotary),
+            "use_causal_mask": self.use_causal_mask,
             "use_bias": self.use_bias,
+            "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "seed": self.seed,
         }
+
+
+def _read_self_attention(
+    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Converts the arguments of a call like `MultiHeadAttention`'s to those of a layer's `call`.
+
+    Calls in the layer's own form pass unchanged. `query`, `value` and `key` must be the same
+    object, so this runs before Keras casts each of them. Features that sparse attention lacks raise
+    an `InvalidInputError`.
+    """
+    keywords = dict(kwargs)
+    inputs = args[0] if args else keywords.pop("query", keywords.pop("inputs", None))
+    positional = list(args[1:])
+    while positional and positional[0] is inputs:
+        del positional[0]
+    tensors = [keywords.pop(name, None) for name in ("value", "key")]
+    tensors += [argument for argument in positional[:1] if _is_floating(argument)]
+    if any(tensor is not None and tensor is not inputs for tensor in tensors):
+        raise InvalidInputError(
+            f"{layer.name!r} is self-attention: query, value and key must be the same tensor. For "
+            "cross-attention use keras.layers.MultiHeadAttention."
+        )
+    masks = [mask for mask in (keywords.pop(name, None) for name in _MASKS) if mask is not None]
+    if masks:
+        keywords.setdefault("mask", masks[0])
+    if keywords.pop("attention_mask", None) is not None or keywords.pop(
+        "return_attention_scores", False
+    ):
+        raise InvalidInputError(
+            f"{layer.name!r} never computes a matrix of length by length, so it takes no "
+            "`attention_mask` and returns no scores. Set its layout to choose visible blocks, and "
+            "pass `mask=` to hide padding."
+        )
+    is_causal = keywords.pop("use_causal_mask", None)
+    if is_causal is not None and bool(is_causal) != layer.use_causal_mask:
+        raise InvalidInputError(
+            f"{layer.name!r} was created with use_causal_mask={layer.use_causal_mask} and called "
+            f"with use_causal_mask={is_causal}. Set it when you create the layer."
+        )
+    return (inputs, *positional), keywords
+
+
+def _is_floating(value: Any) -> bool:
+    is_tensor = hasattr(value, "dtype") and hasattr(value, "shape")
+    return is_tensor and keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype))

@@ -14,7 +14,11 @@ from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import check_call, check_room, read_length
-from keras_deepseek.layers.attention.compressed.token_packing import count_tokens, pack_tokens
+from keras_deepseek.layers.attention.compressed.token_packing import (
+    count_tokens,
+    pack_tokens,
+    take_rows,
+)
 from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
 from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache, check_states
 from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
@@ -26,10 +30,11 @@ from keras_deepseek.layers.attention.sparse.native_sparse_branches import (
     swap_heads,
 )
 from keras_deepseek.layers.attention.sparse.token_places import put_places, take_places
+from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.mask_check import complete_mask
-from keras_deepseek.layers.position.inner_rotary import make_rotary
-from keras_deepseek.layers.position.position_check import check_no_theta
+from keras_deepseek.layers.position.position_check import check_positions
+from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.token_dim import read_dim
 
@@ -60,13 +65,13 @@ class NativeSparseAttention(SelfAttentionLayer):
     block only. The cost of compressed keys is the square of the length divided by
     `compression_stride`; all other costs are linear in the length.
 
-    Queries and keys are rotated by their positions. Compressed keys are rotated after compression,
-    by the position of their first token. The attention scale is `head_dim ** -0.5`, times YaRN's
-    mscale squared.
+    With `rotary`, queries and keys are rotated by their positions. Compressed keys are rotated
+    after compression, by the position of their first token. The attention scale is `head_dim **
+    -0.5`, times YaRN's mscale squared.
 
     A boolean mask (from Keras, or `mask`) hides padding anywhere and is passed on; outputs at
-    padding have no meaning. Blocks and positions count only real tokens, so the same tokens give
-    the same outputs however they are padded. There is therefore no `positions` argument. The length
+    padding have no meaning. Blocks count only real tokens, so the same tokens give the same outputs
+    however they are padded. Given positions must be consecutive within a block. The length
     need not be a multiple of any block size, but must be known when the layer computes. A
     Functional model may have an unknown length and be called with any length. Tracing a graph of
     unknown length raises an error: an export does so, and TensorFlow's `fit` and `predict` from the
@@ -80,12 +85,12 @@ class NativeSparseAttention(SelfAttentionLayer):
 
     Args:
         num_heads: integer. Number of heads of queries.
-        head_dim: integer. Size of each head of queries and keys. It must be even.
+        head_dim: integer. Size of each head of queries and keys.
+        value_head_dim: integer or `None`. Size of each head of values. `None` means `head_dim`.
+            Defaults to `None`.
         num_key_value_heads: integer or `None`. Number of heads of keys and values. It must divide
             `num_heads`; each serves a group of heads of queries. `None` means `num_heads`. Defaults
             to `None`.
-        value_head_dim: integer or `None`. Size of each head of values. `None` means `head_dim`.
-            Defaults to `None`.
         compression_block_size: integer. Tokens in a compressed block. Defaults to `32`.
         compression_stride: integer. Tokens from the start of a compressed block to the start of the
             next. It must divide both block sizes. Defaults to `16`.
@@ -100,25 +105,22 @@ class NativeSparseAttention(SelfAttentionLayer):
             and those before it. Defaults to `2`.
         sliding_window: integer. Number of tokens in the window, the token itself included. Defaults
             to `512`.
-        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
-        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
-        use_interleaved_pairs: boolean. If true, adjacent entries form a rotary pair; otherwise
-            entries `head_dim / 2` apart do. Defaults to `False`.
+        rotary: `RotaryEmbedding`, its serialized form, or `None` for no rotation. Defaults to
+            `None`.
         use_bias: boolean. If true, the projections, the gates and the perceptrons add a bias.
             Defaults to `False`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. The initializer of all
             kernels. Defaults to `"glorot_uniform"`.
         bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             biases. Defaults to `"zeros"`.
-        max_length: integer or `None`. The largest number of positions, in tokens, padding included.
-            A longer call, or a model of a longer known length, raises an error. See
-            `RotaryEmbedding`. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
         mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
             mask of `inputs`.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
+            tokens, continuing from the cache. Only with `rotary`.
         cache: dict of tensors from `make_cache` or an earlier call, or `None`.
         cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
@@ -129,15 +131,16 @@ class NativeSparseAttention(SelfAttentionLayer):
 
     Raises:
         InvalidInputError: An argument is out of range, sizes or shapes do not match, the inputs
-            have an unknown length, or the cache is full.
+            have an unknown length, the cache is full, or `positions` are given without `rotary`.
 
     Example:
 
     >>> import numpy as np
-    >>> from keras_deepseek.layers import NativeSparseAttention
+    >>> from keras_deepseek.layers import NativeSparseAttention, RotaryEmbedding
     >>> layer = NativeSparseAttention(
     ...     4, head_dim=8, num_key_value_heads=1, compression_block_size=8, compression_stride=4,
     ...     selection_block_size=8, num_selected_blocks=4, sliding_window=16,
+    ...     rotary=RotaryEmbedding(),
     ... )
     >>> tuple(layer(np.ones((1, 100, 12), "float32")).shape)
     (1, 100, 12)
@@ -152,8 +155,8 @@ class NativeSparseAttention(SelfAttentionLayer):
         num_heads: int,
         *,
         head_dim: int,
-        num_key_value_heads: int | None = None,
         value_head_dim: int | None = None,
+        num_key_value_heads: int | None = None,
         compression_block_size: int = 32,
         compression_stride: int = 16,
         compression_hidden_dim: int | None = None,
@@ -162,16 +165,12 @@ class NativeSparseAttention(SelfAttentionLayer):
         num_initial_blocks: int = 1,
         num_local_blocks: int = 2,
         sliding_window: int = 512,
-        rope_max_wavelength: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
-        use_interleaved_pairs: bool = False,
+        rotary: Any = None,
         use_bias: bool = False,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
-        max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        check_no_theta(kwargs, "rope_max_wavelength")
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
         self.head_dim = check_integer("head_dim", head_dim)
@@ -182,7 +181,11 @@ class NativeSparseAttention(SelfAttentionLayer):
         self.compression_hidden_dim = check_integer(
             "compression_hidden_dim", compression_hidden_dim, default=self.head_dim
         )
-        self._check_heads()
+        if self.num_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"`num_key_value_heads` must divide `num_heads`, received "
+                f"{self.num_key_value_heads} and {self.num_heads}."
+            )
         self._branches = NativeSparseBranches(
             compression_block_size,
             compression_stride,
@@ -198,26 +201,8 @@ class NativeSparseAttention(SelfAttentionLayer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.use_causal_mask = True
-        self.rotary = make_rotary(
-            self,
-            rope_max_wavelength,
-            rope_scaling,
-            use_interleaved_pairs=use_interleaved_pairs,
-            max_length=max_length,
-        )
+        self.rotary = read_rotary(self, rotary)
         self.supports_masking = True
-
-    def _check_heads(self) -> None:
-        if self.num_heads % self.num_key_value_heads:
-            raise InvalidInputError(
-                f"`num_key_value_heads` must divide `num_heads`, received "
-                f"{self.num_key_value_heads} and {self.num_heads}."
-            )
-        if self.head_dim % 2:
-            raise InvalidInputError(
-                f"`head_dim` must be even, because entries are rotated in pairs; received "
-                f"{self.head_dim}."
-            )
 
     def build(self, input_shape: Shape) -> None:
         dim = read_dim(self, input_shape)
@@ -250,7 +235,8 @@ class NativeSparseAttention(SelfAttentionLayer):
             self, "attention_output", (dim,), equation="bthk,hkd->btd", bias_axes="d"
         )
         self.output_dense.build((*input_shape[:2], heads, self.value_head_dim))
-        self.rotary.build((None, None, None, self.head_dim))
+        if self.rotary is not None:
+            self.rotary.build((None, None, None, self.head_dim))
 
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         block_size = self.selection_block_size
@@ -268,12 +254,15 @@ class NativeSparseAttention(SelfAttentionLayer):
         self,
         inputs: Any,
         mask: Any = None,
+        positions: Any = None,
         cache: Cache | None = None,
         cache_index: Any = None,
         inputs_mask: Any = None,
     ) -> Any:
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
-        check_room(self, inputs, None, cache_index)
+        check_room(self, inputs, positions, cache_index)
+        if positions is not None:
+            check_positions(ops.convert_to_tensor(positions), inputs)
         length = read_length(self, inputs)
         if cache is not None:
             check_states(cache, inputs.shape[0], self._state_shapes)
@@ -283,19 +272,22 @@ class NativeSparseAttention(SelfAttentionLayer):
         num_before = None
         if cache is not None:
             cache, num_before = self._open_cache(cache, cache_index, inputs, mask)
-        tokens = pack_tokens(inputs, mask, num_before=num_before)
-        numbers = tokens.positions
+        tokens = pack_tokens(inputs, mask, positions, num_before)
+        numbers = tokens.ranks
+        offsets = None if positions is None else tokens.positions - numbers
 
         # At the beginning of a sequence there are no earlier tokens in the cache.
         is_first = cache is None or backend.current().compute.read_integer(cache_index) == 0
-        is_counted = mask is None and is_first
-        query, keys = self._project(tokens.inputs, None if is_counted else numbers)
+        is_counted = mask is None and positions is None and is_first
+        query, keys = self._project(tokens.inputs, None if is_counted else tokens.positions)
         if cache is not None:
-            cache = self._write(cache, keys, numbers)
+            cache = self._write(cache, keys, numbers, offsets)
         if cache is None or is_first:
             count = max(1, self._branches.count_compressed(length))
             blocks = ops.expand_dims(ops.arange(count, dtype="int32"), 0)
-            heads = self._branches.attend_to_tokens(query, keys | self._compress(keys, blocks))
+            heads = self._branches.attend_to_tokens(
+                query, keys | self._compress(keys, blocks, numbers, offsets)
+            )
         else:
             heads = self._branches.attend_to_cache(query, cache, numbers)
         gates = ops.sigmoid(project_tokens(self.gate_dense, tokens.inputs))
@@ -304,20 +296,31 @@ class NativeSparseAttention(SelfAttentionLayer):
         outputs = tokens.unpack(outputs)
         return outputs if cache is None else (outputs, cache)
 
-    def _project(self, tokens: Any, numbers: Any) -> tuple[Any, dict[str, Any]]:
+    def _project(self, tokens: Any, positions: Any) -> tuple[Any, dict[str, Any]]:
         """Returns queries (BLNH), and keys and values (BGLH) of each branch."""
         keys = {
             name: project_tokens(dense, tokens) for name, dense in self.key_value_denses.items()
         }
         for branch in ("selection", "window"):
-            keys[f"{branch}_key"] = self.rotary(keys[f"{branch}_key"], positions=numbers)
-        query = self.rotary(project_tokens(self.query_dense, tokens), positions=numbers)
-        query = query * compute_score_factor(self.rotary.scaling)
+            keys[f"{branch}_key"] = self._rotate(keys[f"{branch}_key"], positions)
+        query = self._rotate(project_tokens(self.query_dense, tokens), positions)
+        if self.rotary is not None:
+            query = query * compute_score_factor(self.rotary.scaling)
         return query, {name: swap_heads(x) for name, x in keys.items()}
 
-    def _compress(self, keys: dict[str, Any], blocks: Any) -> dict[str, Any]:
-        """Compresses the blocks with given indices (BM) to keys and values (BGMH)."""
+    def _compress(
+        self, keys: dict[str, Any], blocks: Any, numbers: Any, offsets: Any
+    ) -> dict[str, Any]:
+        """Compresses the blocks with given indices (BM) to keys and values (BGMH).
+
+        `numbers` (BT) count the real tokens of the call. Their positions are larger by `offsets`
+        (BT), or the same if that is `None`.
+        """
         first = blocks * self.compression_stride
+        positions = first
+        if offsets is not None:  # Positions are consecutive within a block: its end is in the call.
+            last = first + self.compression_block_size - 1 - numbers[:, :1]
+            positions = first + take_rows(offsets, ops.clip(last, 0, numbers.shape[1] - 1))
         indices = ops.expand_dims(first, -1) + ops.arange(
             self.compression_block_size, dtype="int32"
         )
@@ -328,7 +331,7 @@ class NativeSparseAttention(SelfAttentionLayer):
             x = take_places(x, ops.minimum(indices, x.shape[2] - 1))
             sizes = (blocks.shape[1], self.compression_block_size, x.shape[-1])
             compressed[kind] = compress(ops.reshape(x, (-1, self.num_key_value_heads, *sizes)))
-        compressed["key"] = self.rotary(compressed["key"], positions=first)
+        compressed["key"] = self._rotate(compressed["key"], positions)
         return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
 
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
@@ -338,14 +341,14 @@ class NativeSparseAttention(SelfAttentionLayer):
         cache = append_to_cache(cache, index, {}, mask, states=states)
         return cache, ops.expand_dims(count_tokens(cache["mask"], index), 1)
 
-    def _write(self, cache: Cache, keys: dict[str, Any], numbers: Any) -> Cache:
+    def _write(self, cache: Cache, keys: dict[str, Any], numbers: Any, offsets: Any) -> Cache:
         """Returns the cache with new tokens and the compressed blocks that they complete."""
         cache = cache | {name: put_places(cache[name], numbers, x) for name, x in keys.items()}
         stride = self.compression_stride
         first = ops.maximum(numbers[:, :1] - self.compression_block_size + stride, 0) // stride
         blocks = first + ops.arange((numbers.shape[1] - 1) // stride + 1, dtype="int32")
         blocks = ops.minimum(blocks, cache["compressed_key"].shape[2] - 1)
-        compressed = self._compress(cache, blocks)
+        compressed = self._compress(cache, blocks, numbers, offsets)
         return cache | {name: put_places(cache[name], blocks, x) for name, x in compressed.items()}
 
     def get_config(self) -> dict[str, Any]:
@@ -353,15 +356,12 @@ class NativeSparseAttention(SelfAttentionLayer):
             **super().get_config(),
             "num_heads": self.num_heads,
             "head_dim": self.head_dim,
-            "num_key_value_heads": self.num_key_value_heads,
             "value_head_dim": self.value_head_dim,
+            "num_key_value_heads": self.num_key_value_heads,
             "compression_hidden_dim": self.compression_hidden_dim,
             **asdict(self._branches),
-            "rope_max_wavelength": self.rotary.max_wavelength,
-            "rope_scaling": self.rotary.scaling,
-            "use_interleaved_pairs": self.rotary.use_interleaved_pairs,
+            "rotary": None if self.rotary is None else serialize_layer(self.rotary),
             "use_bias": self.use_bias,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "max_length": self.rotary.max_length,
         }

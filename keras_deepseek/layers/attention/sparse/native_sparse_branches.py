@@ -17,6 +17,13 @@ from keras import ops
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.attention.sparse.block_attention import (
+    attend_rows,
+    attend_to_blocks,
+    join_rows,
+    split_rows,
+    weigh_keys,
+)
 from keras_deepseek.layers.attention.sparse.block_choice import (
     attend_to_chosen,
     choose_blocks,
@@ -24,13 +31,6 @@ from keras_deepseek.layers.attention.sparse.block_choice import (
 )
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks
-from keras_deepseek.layers.attention.sparse.block_sparse_attention import (
-    attend_rows,
-    block_sparse_attention,
-    join_rows,
-    split_rows,
-    weigh_keys,
-)
 from keras_deepseek.layers.attention.sparse.token_places import take_places
 from keras_deepseek.layers.double_precision import multiply_matrices
 
@@ -110,14 +110,14 @@ class NativeSparseBranches:
         key, value = keys["selection_key"], keys["selection_value"]
         if num_blocks <= self.num_selected_blocks:  # All are chosen, so nothing is gathered.
             plan = plan_blocks(self.full_layout, length)
-            chosen = block_sparse_attention(query, swap_heads(key), swap_heads(value), plan)
+            chosen = attend_to_blocks(query, swap_heads(key), swap_heads(value), plan)
         else:
             fill = ((0, 0), (0, 0), (0, -length % self.selection_block_size), (0, 0))
             key, value = ops.pad(key, fill), ops.pad(value, fill)
             chosen = self._gather(query, key, value, blocks, numbers)
         key, value = swap_heads(keys["window_key"]), swap_heads(keys["window_value"])
         plan = plan_blocks(self.window_layout, length)
-        return [far, chosen, block_sparse_attention(query, key, value, plan)]
+        return [far, chosen, attend_to_blocks(query, key, value, plan)]
 
     def attend_to_cache(self, query: Any, cache: Mapping[str, Any], numbers: Any) -> list[Any]:
         """Computes the attention of the three branches (BLNH) for new tokens, with a cache.
@@ -208,7 +208,7 @@ def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: Blo
         query = ops.pad(query, ((0, 0), (window - 1, 0), (0, 0), (0, 0)))
         key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (key, value))
         plan = plan_blocks(layout, length + window - 1)
-        return block_sparse_attention(query, key, value, plan, is_real)[:, window - 1 :]
+        return attend_to_blocks(query, key, value, plan, is_real)[:, window - 1 :]
     distance = np.arange(length)[:, None] - np.arange(1 - window, length)
     is_seen = np.tile((distance >= 0) & (distance < window), (num_heads // num_groups, 1))
     is_shown = ops.logical_and(is_real[:, None, None, None], is_seen)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.layers import DeepSeekSparseAttention, MultiHeadLatentAttention
+from keras_deepseek.layers import DeepSeekSparseAttention, MultiHeadLatentAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.lightning_indexer import chosen_keys, index_scores
@@ -21,6 +21,8 @@ SIZES = {
     "rope_head_dim": 2,
     "value_head_dim": 4,
     "key_value_lora_rank": 5,
+    "rotary": RotaryEmbedding(use_interleaved_pairs=True),
+    "use_causal_mask": True,
 }
 INDEXER = {"index_top_k": 3, "index_num_heads": 6, "index_head_dim": 4}
 YARN = {
@@ -30,6 +32,7 @@ YARN = {
     "mscale": 1.0,
     "mscale_all_dim": 0.5,
 }
+YARN_ROTARY = RotaryEmbedding(use_interleaved_pairs=True, scaling=YARN)
 
 
 def make_layer(**kwargs):
@@ -177,9 +180,9 @@ def test_it_computes_the_formula_at_any_shape(batch_size, length, **kwargs):
 
 @pytest.mark.parametrize(("num_keys", "gathers"), [(9, False), (5, True)])
 def test_over_no_more_tokens_than_keys_it_is_the_dense_layer(num_keys, gathers):
-    kwargs = {"query_lora_rank": 4, "rope_scaling": YARN}
+    kwargs = {"query_lora_rank": 4, "rotary": YARN_ROTARY}
     layer = make_layer(index_top_k=num_keys, indexer_loss_weight=1.0, **kwargs)
-    dense = MultiHeadLatentAttention(**SIZES, **kwargs)
+    dense = MultiHeadLatentAttention(**{**SIZES, **kwargs})
     dense.build((None, None, 6))
     sparse_weights = named_weights(layer)
     for path, weight in named_weights(dense).items():
@@ -210,7 +213,7 @@ def test_keys_of_equal_scores_are_chosen_alike_with_a_cache():
 
 
 def test_cached_decoding_is_the_full_forward():
-    layer, inputs = make_layer(query_lora_rank=4, rope_scaling=YARN), draw(2, 7, 6)
+    layer, inputs = make_layer(query_lora_rank=4, rotary=YARN_ROTARY), draw(2, 7, 6)
     assert tuple(layer.make_cache(2, 9)["index_key"].shape) == (2, 9, 4)
     assert_close(decode(layer, inputs, (0, 5, 6, 7), max_length=9), run(layer, inputs))
 

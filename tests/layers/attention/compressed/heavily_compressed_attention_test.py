@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers import HeavilyCompressedAttention
+from keras_deepseek.layers import HeavilyCompressedAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.cached_decoding import draw_mask
 from tests.oracles.deepseek_v4_attention import deepseek_v4_attention
@@ -31,7 +31,7 @@ def test_it_passes_the_layer_routine():
         **SIZES["HeavilyCompressedAttention"],
         "dropout": 0.2,
         "seed": 3,
-        "rope_max_wavelength": 50.0,
+        "rotary": RotaryEmbedding(50.0, use_interleaved_pairs=True),
     }
     LayerTestCase().run_layer_test(
         HeavilyCompressedAttention, arguments, (2, 9, 6), oracle=deepseek_v4_attention

@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers import LightningIndexer
+from keras_deepseek.layers import LightningIndexer, RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_frequencies
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.lightning_indexer import chosen_keys, index_scores
 from tests.oracles.parity import named_weights
 from tests.oracles.precisions import PRECISIONS
 
-SIZES = {"num_heads": 3, "head_dim": 6, "rope_head_dim": 4}
+SIZES = {"num_heads": 3, "head_dim": 6, "rotary": RotaryEmbedding(rotary_dim=4)}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
@@ -26,7 +26,7 @@ def score(layer, *args, **kwargs):
 
 def oracle(layer, inputs, queries=None):
     rotation = compute_frequencies(
-        layer.rope_head_dim, layer.rotary.max_wavelength, layer.rotary.scaling
+        layer.rotary.rotary_dim, layer.rotary.max_wavelength, layer.rotary.scaling
     )
     weights = {name: keras.ops.convert_to_numpy(w) for name, w in named_weights(layer).items()}
     return index_scores(
@@ -48,7 +48,7 @@ def test_it_passes_the_layer_routine():
 
 
 def test_it_passes_some_of_the_routine_with_one_input_and_yarn():
-    arguments = {**SIZES, "rope_scaling": YARN, "rope_max_wavelength": 100.0}
+    arguments = {**SIZES, "rotary": RotaryEmbedding(100.0, rotary_dim=4, scaling=YARN)}
     case = LayerTestCase()
     subject = case.make_subject(LightningIndexer, arguments, (2, 4, 5))
     case.check_config(subject)
@@ -66,7 +66,9 @@ def test_it_passes_some_of_the_routine_with_one_input_and_yarn():
 )
 def test_the_scores_are_those_of_the_formula(length, num_heads, half_rope, more, compresses):
     layer = LightningIndexer(
-        num_heads, 2 * half_rope + more, rope_head_dim=2 * half_rope, rope_scaling=YARN
+        num_heads,
+        head_dim=2 * half_rope + more,
+        rotary=RotaryEmbedding(rotary_dim=2 * half_rope, scaling=YARN),
     )
     arguments = [draw(2, length, 5), draw(2, length, 3)][: 1 + compresses]
     scores = score(layer, *arguments)
@@ -131,13 +133,22 @@ def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     [
         ({"num_heads": 0}, "`num_heads` must be a positive integer, received 0"),
         ({"head_dim": 2.5}, "`head_dim` must be a positive integer"),
-        ({"rope_head_dim": 3}, "`rope_head_dim` must be even"),
-        ({"rope_head_dim": 8}, r"at most `head_dim` \(6\), received 8"),
+        ({"rotary": 4}, "`rotary` must be a `RotaryEmbedding` or None, received 4"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(kwargs, message):
     with pytest.raises(InvalidInputError, match=message):
         LightningIndexer(**{**SIZES, **kwargs})
+
+
+def test_without_a_rotary_embedding_positions_are_refused():
+    layer, inputs = LightningIndexer(**{**SIZES, "rotary": None}), draw(1, 3, 5)
+    query, weights, key = map(keras.ops.convert_to_numpy, layer(inputs))
+    expected = inputs @ keras.ops.convert_to_numpy(layer.key.kernel)
+    assert_close(key, keras.ops.convert_to_numpy(layer.key_norm(expected)))
+    assert (query.shape, weights.shape) == ((1, 3, 3, 6), (1, 3, 3))
+    with pytest.raises(InvalidInputError, match="received `positions`, but has no rotary"):
+        layer(inputs, positions=np.array([[7, 8, 9]]))
 
 
 @pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4, 6), (2, 3, None)])

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_deepseek.backend import current
+from keras_deepseek.layers.attention.sparse.block_attention import attend_to_blocks
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks
-from keras_deepseek.layers.attention.sparse.block_sparse_attention import block_sparse_attention
 from keras_deepseek.testing import assert_close
+from tests.oracles.block_sparse_attention import masked_attention
 from tests.oracles.precisions import PRECISIONS
-from tests.oracles.sparse_attention import masked_attention
 
 
 def draw(length, *, batch=2, num_heads=2, num_groups=2, dim=4, value_dim=3, dtype="float32"):
@@ -36,7 +36,7 @@ def shown_by(layout, length):
 def attend(layout, arrays, **kwargs):
     plan = plan_blocks(layout, arrays[0].shape[1])
     tensors = [ops.convert_to_tensor(array) for array in arrays]
-    return ops.convert_to_numpy(block_sparse_attention(*tensors, plan, **kwargs))
+    return ops.convert_to_numpy(attend_to_blocks(*tensors, plan, **kwargs))
 
 
 @st.composite
@@ -92,7 +92,7 @@ def test_gradients_are_those_of_masked_dense_attention(is_causal):
     plan, mask = plan_blocks(layout, 22), shown_by(layout, 22)
 
     def sparse(query, key, value):
-        return ops.sum(ops.square(block_sparse_attention(query, key, value, plan)))
+        return ops.sum(ops.square(attend_to_blocks(query, key, value, plan)))
 
     def dense(query, key, value):
         key, value = ops.repeat(key, 2, axis=2), ops.repeat(value, 2, axis=2)
@@ -114,7 +114,7 @@ def test_a_query_that_sees_nothing_gives_zeros_and_a_gradient_of_zero():
     assert (outputs[:, :4] != 0).all()
     plan = plan_blocks(layout, 8)
     by_input, _ = current().compute.compute_gradients(
-        lambda *tensors: ops.sum(block_sparse_attention(*tensors, plan)), arrays, []
+        lambda *tensors: ops.sum(attend_to_blocks(*tensors, plan)), arrays, []
     )
     for gradient in by_input:
         assert np.isfinite(gradient).all()
@@ -131,7 +131,7 @@ def test_half_precision_takes_its_softmax_in_float32():
     arrays = [ops.cast(array, "float16") for array in draw(64)]
     arrays[0] = arrays[0] * 30
     plan = plan_blocks(BlockLayout(16, sliding_window=20), 64)
-    outputs = block_sparse_attention(*arrays, plan)
+    outputs = attend_to_blocks(*arrays, plan)
     assert keras.backend.standardize_dtype(outputs.dtype) == "float16"
     exact = masked_attention(
         *map(ops.convert_to_numpy, arrays), shown_by(BlockLayout(16, sliding_window=20), 64)

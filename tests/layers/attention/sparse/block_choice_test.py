@@ -10,9 +10,9 @@ from keras_deepseek.layers.attention.sparse.block_choice import (
     share_blocks,
 )
 from keras_deepseek.testing import assert_close
+from tests.oracles.block_sparse_attention import masked_attention
 from tests.oracles.native_sparse_attention import choose, find_importance
 from tests.oracles.precisions import PRECISIONS
-from tests.oracles.sparse_attention import masked_attention
 
 LENGTH, BLOCK_SIZE = 37, 4
 

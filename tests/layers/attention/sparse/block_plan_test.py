@@ -8,7 +8,7 @@ from keras_deepseek.layers.attention.sparse.block_plan import (
     plan_blocks,
     plan_rows,
 )
-from tests.oracles.sparse_attention import shown_pairs
+from tests.oracles.block_sparse_attention import shown_pairs
 
 GIVEN = np.random.default_rng(0).random((16, 16)) > 0.7
 GIVEN[2] = False

@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers import SparseAttention
+from keras_deepseek.layers import BlockSparseAttention, CachedAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.block_sparse_attention import shown_pairs, sparse_attention
 from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.parity import check_case, make_layer, read_cases
-from tests.oracles.sparse_attention import shown_pairs, sparse_attention
 
-GOLDEN = read_cases("sparse_attention")
-WINDOW = {"num_heads": 2, "key_dim": 4, "block_size": 4, "sliding_window": 4}
+GOLDEN = read_cases("block_sparse_attention")
+WINDOW = {"num_heads": 2, "head_dim": 4, "block_size": 4, "sliding_window": 4}
 GIVEN = [[True, False, True], [False, False, False], [True, True, False]]
 PATTERNS = ("sliding_window", "global_blocks", "block_stride", "block_layout", "use_causal_mask")
 
@@ -42,7 +42,7 @@ def oracle(layer, inputs, mask=None):
 
 def make(length=22, batch=2, dim=6, seed=0, **kwargs):
     inputs = np.random.default_rng(seed).normal(size=(batch, length, dim)).astype("float32")
-    return SparseAttention(**{**WINDOW, **kwargs}), inputs
+    return BlockSparseAttention(**{**WINDOW, **kwargs}), inputs
 
 
 @pytest.mark.parametrize(
@@ -50,19 +50,19 @@ def make(length=22, batch=2, dim=6, seed=0, **kwargs):
     [
         ({**WINDOW, "global_blocks": [0]}, (2, 11, 6)),
         (
-            {**WINDOW, "num_key_value_heads": 1, "value_dim": 3, "use_causal_mask": True}
+            {**WINDOW, "num_key_value_heads": 1, "value_head_dim": 3, "use_causal_mask": True}
             | {"num_random_blocks": 1, "use_bias": False, "kernel_initializer": "he_normal"},
             (2, 13, 5),
         ),
         (
-            {"num_heads": 1, "key_dim": 4, "block_size": 4, "block_layout": GIVEN}
+            {"num_heads": 1, "head_dim": 4, "block_size": 4, "block_layout": GIVEN}
             | {"dropout": 0.2, "seed": 3},
             (2, 10, 4),
         ),
     ],
 )
 def test_it_passes_the_layer_routine(init_kwargs, input_shape):
-    LayerTestCase().run_layer_test(SparseAttention, init_kwargs, input_shape, oracle=oracle)
+    LayerTestCase().run_layer_test(BlockSparseAttention, init_kwargs, input_shape, oracle=oracle)
 
 
 @pytest.mark.torch_alone
@@ -129,7 +129,7 @@ def test_padding_on_either_side_changes_nothing_that_is_shown(side):
 LAYOUTS = {
     "window": {"sliding_window": 5},
     "stride and global": {"sliding_window": None, "block_stride": 2, "global_blocks": [0, 2]},
-    "random, grouped": {"num_random_blocks": 1, "num_key_value_heads": 1, "value_dim": 3},
+    "random, grouped": {"num_random_blocks": 1, "num_key_value_heads": 1, "value_head_dim": 3},
     "given": {
         "sliding_window": None,
         "block_layout": np.array([[1, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 1]], bool),
@@ -202,8 +202,8 @@ def test_a_cache_that_does_not_fit_is_refused():
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
     with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         layer(inputs, cache=layer.make_cache(2, 4))
-    layer_with_layout = SparseAttention(
-        1, 4, block_size=4, block_layout=GIVEN, use_causal_mask=True
+    layer_with_layout = BlockSparseAttention(
+        1, head_dim=4, block_size=4, block_layout=GIVEN, use_causal_mask=True
     )
     with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
         layer_with_layout.make_cache(2, 13)
@@ -232,7 +232,7 @@ def test_an_empty_piece_leaves_the_cache_as_it_is():
 
 @pytest.mark.torch_alone
 def test_rows_that_see_nothing_are_finite():
-    layer = SparseAttention(1, 4, block_size=4, block_layout=GIVEN)
+    layer = BlockSparseAttention(1, head_dim=4, block_size=4, block_layout=GIVEN)
     inputs = np.random.default_rng(0).normal(size=(1, 12, 4)).astype("float32")
     outputs = to_numpy(layer(inputs))
     np.testing.assert_array_equal(outputs[:, 4:8], 0)
@@ -241,7 +241,7 @@ def test_rows_that_see_nothing_are_finite():
 
 @pytest.mark.parametrize("shape", [(0, 9, 6), (2, 1, 6), (2, 0, 6)])
 def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
-    outputs = SparseAttention(**WINDOW)(np.ones(shape, "float32"))
+    outputs = BlockSparseAttention(**WINDOW)(np.ones(shape, "float32"))
     assert tuple(outputs.shape) == shape
 
 
@@ -257,7 +257,9 @@ def test_one_layer_serves_any_length():
 def test_it_takes_the_mask_of_an_embedding_in_a_model_that_learns_to_copy():
     tokens = keras.Input((12,), dtype="int32")
     x = keras.layers.Embedding(7, 16, mask_zero=True)(tokens)
-    x = x + SparseAttention(2, 8, block_size=4, sliding_window=3, use_causal_mask=True)(x)
+    x = x + BlockSparseAttention(
+        2, head_dim=8, block_size=4, sliding_window=3, use_causal_mask=True
+    )(x)
     model = keras.Model(tokens, keras.layers.Dense(7)(x))
     model.compile(
         keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -281,7 +283,7 @@ def test_random_blocks_are_the_same_after_saving_and_differ_by_seed():
     layer, inputs = make(num_random_blocks=2, layout_seed=5)
     outputs = to_numpy(layer(inputs))
     for seed, is_equal in ((5, True), (6, False)):
-        other = SparseAttention.from_config({**layer.get_config(), "layout_seed": seed})
+        other = BlockSparseAttention.from_config({**layer.get_config(), "layout_seed": seed})
         other.build(inputs.shape)
         other.set_weights(layer.get_weights())
         assert np.allclose(to_numpy(other(inputs)), outputs) == is_equal
@@ -305,7 +307,9 @@ def test_a_model_for_an_unknown_length_is_called_with_known_ones():
 
 
 def test_the_variables_have_names_that_a_layout_map_can_match():
-    layer = SparseAttention(**WINDOW, num_key_value_heads=1, value_dim=3, name="attention")
+    layer = BlockSparseAttention(
+        **WINDOW, num_key_value_heads=1, value_head_dim=3, name="attention"
+    )
     layer.build((None, None, 6))
     assert {weight.path: tuple(weight.shape) for weight in layer.weights} == {
         "attention/query/kernel": (6, 2, 4),
@@ -319,6 +323,28 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     }
 
 
+def test_rotary_positions_count_distances_and_continue_from_the_cache():
+    layer, inputs = make(length=9, use_causal_mask=True, rotary=RotaryEmbedding())
+    outputs = to_numpy(layer(inputs))
+    positions = np.arange(9)[None] + np.array([[7], [0]])
+    assert_close(to_numpy(layer(inputs, positions=positions)), outputs)
+    assert_close(decode(layer, inputs, (0, 3, 8, 9), max_length=12), outputs)
+    spread = to_numpy(layer(inputs, positions=3 * positions))
+    assert np.abs(spread - outputs).max() > 1e-3
+    with pytest.raises(InvalidInputError, match="received `positions`, but has no rotary"):
+        make(length=9)[0](inputs, positions=positions)
+
+
+def test_all_keys_in_sight_it_is_keras_attention_with_the_same_rotary_embedding():
+    rotary = RotaryEmbedding(100.0)
+    layer, inputs = make(sliding_window=64, use_causal_mask=True, rotary=rotary)
+    dense = CachedAttention(keras.layers.MultiHeadAttention(2, 4), rotary=rotary)
+    layer.build(inputs.shape)
+    dense.build(inputs.shape)
+    dense.set_weights(layer.get_weights())
+    assert_close(to_numpy(layer(inputs)), to_numpy(dense(inputs)))
+
+
 def test_the_projections_do_not_start_equal():
     layer, inputs = make(kernel_initializer=keras.initializers.GlorotUniform())
     layer.build(inputs.shape)
@@ -329,8 +355,8 @@ def test_the_projections_do_not_start_equal():
     ("arguments", "message"),
     [
         ({"num_heads": 0}, "`num_heads` must be a positive integer, received 0"),
-        ({"key_dim": 2.0}, r"`key_dim` must be a positive integer, received 2\.0"),
-        ({"value_dim": -1}, "`value_dim` must be a positive integer, received -1"),
+        ({"head_dim": 2.0}, r"`head_dim` must be a positive integer, received 2\.0"),
+        ({"value_head_dim": -1}, "`value_head_dim` must be a positive integer, received -1"),
         ({"num_key_value_heads": 3}, "must divide `num_heads`, received 3 and 2"),
         ({"dropout": 1.0}, r"`dropout` must be .* below 1, received 1\.0"),
         ({"global_blocks": 1}, "`global_blocks` must be a list of integers, .* received 1"),
@@ -340,13 +366,13 @@ def test_the_projections_do_not_start_equal():
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(InvalidInputError, match=message):
-        SparseAttention(**{**WINDOW, **arguments})
+        BlockSparseAttention(**{**WINDOW, **arguments})
 
 
 @pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4, 6), (2, 5, None)])
 def test_inputs_of_another_rank_or_an_unknown_dim_are_refused(shape):
     with pytest.raises(InvalidInputError, match=r"\(batch_size, length, dim\) with a known dim"):
-        SparseAttention(**WINDOW).build(shape)
+        BlockSparseAttention(**WINDOW).build(shape)
 
 
 def test_a_mask_of_another_shape_is_refused():
@@ -363,7 +389,7 @@ def test_a_length_that_is_unknown_when_called_is_refused():
 
 
 def test_a_sequence_beyond_the_given_layout_is_refused():
-    layer = SparseAttention(1, 4, block_size=4, block_layout=GIVEN)
+    layer = BlockSparseAttention(1, head_dim=4, block_size=4, block_layout=GIVEN)
     with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
         layer(np.ones((1, 13, 4), "float32"))
     with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
@@ -390,7 +416,9 @@ def test_it_takes_the_place_of_multi_head_attention_with_its_weights():
 
 def test_a_graph_of_the_same_call_is_saved_and_trains_in_half_precision(tmp_path):
     inputs = keras.Input((None, 6))
-    hidden = SparseAttention(**WINDOW, name="attention", dtype="mixed_bfloat16")(inputs, inputs)
+    hidden = BlockSparseAttention(**WINDOW, name="attention", dtype="mixed_bfloat16")(
+        inputs, inputs
+    )
     model = keras.Model(inputs, keras.layers.Add()([inputs, hidden]))
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -417,3 +445,12 @@ def test_cross_attention_by_position_is_refused():
     layer, inputs = make()
     with pytest.raises(InvalidInputError, match="query, value and key must be the same tensor"):
         layer(inputs, inputs + 1)
+
+
+def test_arguments_of_its_own_call_pass_unchanged():
+    layer, inputs = make(length=4, use_causal_mask=True)
+    mask = np.array([[True] * 4, [True] * 3 + [False]])
+    cache = layer.make_cache(2, 6)
+    outputs, _ = layer(inputs, mask, cache=cache, cache_index=0)
+    again, _ = layer(query=inputs, value=inputs, mask=mask, cache=cache, cache_index=0)
+    np.testing.assert_array_equal(to_numpy(outputs), to_numpy(again))

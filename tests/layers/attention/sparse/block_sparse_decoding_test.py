@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from keras_deepseek.layers.attention.sparse.block_attention import attend_to_cached_blocks
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
-from keras_deepseek.layers.attention.sparse.block_sparse_decoding import block_sparse_decoding
 from keras_deepseek.testing import assert_close
-from tests.oracles.sparse_attention import masked_attention, shown_pairs
+from tests.oracles.block_sparse_attention import masked_attention, shown_pairs
 
 SLOTS = 13
 
@@ -24,7 +24,7 @@ def decode(arrays, start, layout, mask=None, **kwargs):
     cache = {"key": arrays["key"], "value": arrays["value"], "mask": mask}
     cache = {name: ops.convert_to_tensor(array) for name, array in cache.items()}
     query = ops.convert_to_tensor(arrays["query"])
-    return ops.convert_to_numpy(block_sparse_decoding(query, cache, start, layout, **kwargs))
+    return ops.convert_to_numpy(attend_to_cached_blocks(query, cache, start, layout, **kwargs))
 
 
 @pytest.mark.torch_alone

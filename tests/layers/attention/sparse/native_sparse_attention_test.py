@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers import NativeSparseAttention
+from keras_deepseek.layers import NativeSparseAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.native_sparse_attention import native_sparse_attention
@@ -22,6 +22,7 @@ SIZES = {
     "num_selected_blocks": 4,
     "sliding_window": 5,
     "kernel_initializer": "he_normal",
+    "rotary": RotaryEmbedding(),
 }
 STATES = {
     "compression_key": (2, 24, 4),
@@ -57,8 +58,8 @@ def make(length=29, batch=2, **kwargs):
 @pytest.mark.nightly
 def test_it_passes_the_layer_routine():
     arguments = {**SIZES, "num_selected_blocks": 3, "num_local_blocks": 1, "use_bias": True}
-    arguments |= {"value_head_dim": 3, "compression_hidden_dim": 5, "max_length": 64}
-    arguments |= {"use_interleaved_pairs": True}
+    arguments |= {"value_head_dim": 3, "compression_hidden_dim": 5}
+    arguments["rotary"] = RotaryEmbedding(use_interleaved_pairs=True, max_length=64)
     LayerTestCase().run_layer_test(NativeSparseAttention, arguments, (2, 17, 6), oracle=oracle)
 
 
@@ -85,7 +86,7 @@ def test_it_computes_the_formula_at_any_shape(length, stride, in_strides, **kwar
 def test_scores_are_scaled_for_yarn():
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
     yarn |= {"mscale": 1.0, "mscale_all_dim": 0.5}
-    layer, inputs = make(rope_scaling=yarn)
+    layer, inputs = make(rotary=RotaryEmbedding(scaling=yarn))
     plain, _ = make()
     plain.set_weights(layer.get_weights())
     layer.query_dense.kernel.assign(layer.query_dense.kernel * 0)
@@ -146,6 +147,34 @@ def test_cached_decoding_is_the_full_forward(pieces):
     layer, inputs = make()
     outputs = decode(layer, inputs, pieces, max_length=29 if pieces[1] == 3 else 32)
     assert_close(outputs, to_numpy(layer(inputs)))
+
+
+def test_positions_shift_nothing_but_distances():
+    layer, inputs = make(length=20)
+    outputs = to_numpy(layer(inputs))
+    positions = np.arange(20)[None] + np.array([[7], [0]])
+    assert_close(to_numpy(layer(inputs, positions=positions)), outputs)
+    decoded = decode(layer, inputs, (0, 3, 17, 18, 20), max_length=24, positions=positions)
+    assert_close(decoded, outputs)
+    spread = to_numpy(layer(inputs, positions=3 * positions))
+    assert np.abs(spread - outputs).max() > 1e-3
+
+
+def test_positions_may_start_again_at_the_end_of_a_block():
+    layer, inputs = make(length=12, compression_block_size=2, compression_stride=2)
+    positions = np.arange(12)[None] % 6
+    outputs = to_numpy(layer(inputs, positions=positions))
+    decoded = decode(
+        layer, inputs, (0, 5, 6, 12), max_length=12, positions=np.repeat(positions, 2, axis=0)
+    )
+    assert_close(decoded, outputs)
+
+
+def test_without_a_rotary_embedding_it_has_no_positions():
+    layer, inputs = make(length=9, head_dim=3, rotary=None)
+    assert layer(inputs).shape == (2, 9, 6)
+    with pytest.raises(InvalidInputError, match="received `positions`, but has no rotary"):
+        layer(inputs, positions=np.arange(9)[None])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -250,7 +279,7 @@ def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
         ({"num_heads": 0}, "`num_heads` must be a positive integer, received 0"),
         ({"sliding_window": 0}, "`sliding_window` must be a positive integer, received 0"),
         ({"num_key_value_heads": 3}, "must divide `num_heads`, received 3 and 4"),
-        ({"head_dim": 3}, "`head_dim` must be even"),
+        ({"head_dim": 3}, "must be an even number of entries, received 3"),
         ({"compression_block_size": 5}, "`compression_block_size` must be a multiple .* 5 and 2"),
         ({"selection_block_size": 3}, "`selection_block_size` must be a multiple .* 3 and 2"),
         ({"num_selected_blocks": 2}, "must be at least .* received 2, 1 and 2"),
@@ -262,7 +291,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_a_call_that_does_not_fit_is_refused():
-    layer, inputs = make(length=3, max_length=2)
+    layer, inputs = make(length=3, rotary=RotaryEmbedding(max_length=2))
     with pytest.raises(InvalidInputError, match="`max_length` of 2 positions, received 3 tokens"):
         layer(inputs)
     layer, inputs = make(length=3)

@@ -10,8 +10,8 @@ from keras_deepseek.layers.attention.sparse.native_sparse_branches import (
     swap_heads,
 )
 from keras_deepseek.testing import assert_close
+from tests.oracles.block_sparse_attention import masked_attention
 from tests.oracles.precisions import PRECISIONS
-from tests.oracles.sparse_attention import masked_attention
 
 
 def to_numpy(tensor):
