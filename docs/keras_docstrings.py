@@ -28,12 +28,32 @@ class KerasDocstrings(griffe.Extension):
             obj.docstring.value = rewrite(obj.docstring.value)
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
-        """Lets a function that is named after its module hide the module, as in Python."""
+        """Inherits docstrings of methods, and lets functions hide modules of their name.
+
+        Both as in Python: `inspect.getdoc` finds a method's docstring in a base class.
+        """
+        inherit_docstrings(pkg)
         for room in pkg.modules.values():
             for name, module in room.modules.items():
                 if name in room.imports and name in module.members:
                     self.on_object(obj=module.members[name])  # Griffe will not find it any more.
                     room.members[name] = griffe.Alias(name, module.members[name], parent=room)
+
+
+def inherit_docstrings(module: griffe.Module) -> None:
+    """Gives each public method without a docstring that of the method which it overrides."""
+    for child in module.members.values():
+        if child.is_alias:
+            continue
+        if child.is_module:
+            inherit_docstrings(child)
+        elif child.is_class and any(base.name != "object" for base in child.resolved_bases):
+            for name, method in child.functions.items():
+                inherited = (base.members[name] for base in child.mro() if name in base.members)
+                if method.docstring is None and name[0] != "_":
+                    method.docstring = next(
+                        (other.docstring for other in inherited if other.docstring), None
+                    )
 
 
 def rewrite(text: str) -> str:

@@ -53,18 +53,6 @@ class CachedAttention(SelfAttentionLayer):
         **kwargs: Arguments of `keras.Layer`, such as `name`. `dtype` defaults to that of
             `attention`.
 
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
-            mask of `inputs`.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index`. Only with `rotary`.
-        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
-        training: boolean. Whether to drop attention weights.
-        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
-            takes precedence.
-
     Returns:
         A tensor of the shape of `inputs`, unless `attention` has an `output_shape`; with a cache, a
         pair of that tensor and the new cache.

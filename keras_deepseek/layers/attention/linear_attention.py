@@ -86,21 +86,6 @@ class LinearAttention(SelfAttentionLayer):
             biases. Defaults to `"zeros"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
-            mask of `inputs`.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index`. Only with `rotary`.
-        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The number of tokens in the cache, padding
-            included.
-        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
-            takes precedence.
-
-    Returns:
-        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
-
     Raises:
         InvalidInputError: An argument is out of range, `feature_map` is unknown, shapes do not
             match, the cache is full, `positions` are given without `rotary`, or the layer has no
@@ -188,6 +173,7 @@ class LinearAttention(SelfAttentionLayer):
         positions: Any = None,
         cache: Cache | None = None,
         cache_index: Any = None,
+        training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)

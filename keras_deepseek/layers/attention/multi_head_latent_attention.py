@@ -94,27 +94,6 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
-            mask of `inputs`.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index`.
-        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
-        attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
-            `None`. True where a token may attend to a key, such as within one document. It is
-            combined with the other masks. With a cache, keys are its slots.
-        training: boolean. Whether to drop attention weights.
-        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
-            takes precedence.
-        num_outputs: integer or `None`. The number of last tokens to return outputs for. The other
-            tokens are still attended to and cached. `None` returns all outputs.
-
-    Returns:
-        A tensor of the shape of `inputs`, or for `num_outputs` tokens; with a cache, a pair of that
-        tensor and the new cache.
-
     Raises:
         InvalidInputError: An argument is out of range, shapes do not match, the cache is full, or
             the layer has no causal mask and gets a cache.
@@ -238,11 +217,38 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         positions: Any = None,
         cache: Cache | None = None,
         cache_index: Any = None,
-        attention_mask: Any = None,
         training: bool | None = None,
         inputs_mask: Any = None,
+        attention_mask: Any = None,
         num_outputs: int | None = None,
     ) -> Any:
+        """Returns the outputs of attention, and with a cache also the new cache.
+
+        Args:
+            inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+            mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use
+                the mask of `inputs`. Defaults to `None`.
+            positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
+                from `cache_index`. Defaults to `None`.
+            cache: dict of tensors from `make_cache` or an earlier call, or `None`. Defaults to
+                `None`.
+            cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
+                Defaults to `None`.
+            training: boolean or `None`. Whether to drop attention weights, and to add the loss of
+                an indexer. `None` takes the value of the surrounding call. Defaults to `None`.
+            inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors.
+                `mask` takes precedence. Defaults to `None`.
+            attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
+                `None`. True where a token may attend to a key, such as within one document. It is
+                combined with the other masks. With a cache, keys are its slots. Defaults to `None`.
+            num_outputs: integer or `None`. The number of last tokens to return outputs for. The
+                other tokens are still attended to and cached. `None` returns all outputs. Defaults
+                to `None`.
+
+        Returns:
+            A tensor of the shape of `inputs`, or for `num_outputs` tokens; with a cache, a pair of
+            that tensor and the new cache.
+        """
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
         check_room(self, inputs, positions, cache_index)
         mask_of_outputs = take_last(mask, num_outputs)

@@ -14,8 +14,8 @@ from keras_deepseek.layers.input_check import Shape
 class SelfAttentionLayer(keras.Layer):
     """A self-attention layer that makes its own cache, and keeps the shape of its inputs.
 
-    A subclass overrides the members that describe its cache. `call` takes the arguments `inputs`,
-    `mask`, `cache`, `cache_index` and `inputs_mask`.
+    A subclass overrides `call`, whose documentation it inherits, and the members that describe its
+    cache.
     """
 
     use_causal_mask: bool
@@ -35,6 +35,39 @@ class SelfAttentionLayer(keras.Layer):
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         """Returns the shape of one sequence's data, by name, for a cache of `max_length` slots."""
         return {}
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        training: bool | None = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        """Returns the outputs of attention, and with a cache also the new cache.
+
+        Args:
+            inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+            mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use
+                the mask of `inputs`. Defaults to `None`.
+            positions: Integer tensor of shape `(batch_size, length)`, or `None` to count tokens,
+                continuing from the cache. Only with a `rotary`. Defaults to `None`.
+            cache: dict of tensors from `make_cache` or an earlier call, or `None`. Defaults to
+                `None`.
+            cache_index: integer or integer scalar tensor. The cache slot of the call's first token:
+                the number of tokens in the cache, padding included. Defaults to `None`.
+            training: boolean or `None`. Whether to drop attention weights. `None` takes the value
+                of the surrounding call. Defaults to `None`.
+            inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors.
+                `mask` takes precedence. Defaults to `None`.
+
+        Returns:
+            A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new
+            cache.
+        """
+        raise NotImplementedError
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns an empty cache to pass as `cache` to a call.

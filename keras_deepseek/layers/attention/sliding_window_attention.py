@@ -96,21 +96,6 @@ class SlidingWindowAttention(SelfAttentionLayer):
         seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
-            mask of `inputs`.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
-            tokens, continuing from the cache.
-        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
-        training: boolean. Whether to drop attention weights.
-        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
-            takes precedence.
-
-    Returns:
-        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
-
     Raises:
         InvalidInputError: An argument is out of range, shapes do not match, or the cache is full.
 

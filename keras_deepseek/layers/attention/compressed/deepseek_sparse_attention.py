@@ -81,26 +81,6 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         **kwargs: The other arguments of `MultiHeadLatentAttention`, including the required sizes,
             and those of `keras.Layer`.
 
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
-            mask of `inputs`.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index`.
-        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
-        attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
-            `None`. True where a token may attend to a key. It is combined with the other masks.
-        training: boolean. Whether to drop attention weights and add the indexer's loss.
-        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
-            takes precedence.
-        num_outputs: integer or `None`. The number of last tokens to return outputs for. The other
-            tokens are still attended to and cached. `None` returns all outputs.
-
-    Returns:
-        A tensor of the shape of `inputs`, or for `num_outputs` tokens; with a cache, a pair of that
-        tensor and the new cache.
-
     Raises:
         InvalidInputError: An argument is out of range, shapes do not match, the cache is full, or
             the layer has no causal mask and gets a cache.

@@ -114,22 +114,6 @@ class BlockSparseAttention(SelfAttentionLayer):
         seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, or `None` to use the mask of `inputs`.
-            False hides a position.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index`. Only with `rotary`.
-        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
-        training: boolean. Whether to drop attention weights.
-        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
-            takes precedence.
-
-    Returns:
-        A tensor of the shape of `inputs`, in the layer's compute dtype; with a cache, a pair of
-        that tensor and the new cache.
-
     Raises:
         InvalidInputError: An argument has the wrong type, no pattern is given, `block_layout` is
             not square or is too small, the inputs have another rank or an unknown length, the cache

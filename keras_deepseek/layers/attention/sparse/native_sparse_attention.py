@@ -115,20 +115,6 @@ class NativeSparseAttention(SelfAttentionLayer):
             biases. Defaults to `"zeros"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
-            mask of `inputs`.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
-            tokens, continuing from the cache. Only with `rotary`.
-        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
-        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
-            takes precedence.
-
-    Returns:
-        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
-
     Raises:
         InvalidInputError: An argument is out of range, sizes or shapes do not match, the inputs
             have an unknown length, the cache is full, or `positions` are given without `rotary`.
@@ -257,6 +243,7 @@ class NativeSparseAttention(SelfAttentionLayer):
         positions: Any = None,
         cache: Cache | None = None,
         cache_index: Any = None,
+        training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
