@@ -1,4 +1,4 @@
-"""Functions that revive, build, call and save a user's layer inside another layer."""
+"""Functions that make, revive, build, call and save a layer inside another layer."""
 
 import copy
 import inspect
@@ -95,3 +95,13 @@ def check_kept_shape(name: str, layer: keras.Layer, outputs: Any, expected: Shap
             f"{name!r} needs a layer that keeps the shape of its inputs, {tuple(expected)}; "
             f"{layer.name!r}, a {type(layer).__name__}, returned {what}."
         )
+
+
+def make_token_norm(layer: Any, name: str, dim: int) -> keras.layers.RMSNormalization:
+    """Makes and builds an RMS normalization of the last axis that passes masks on."""
+    norm = keras.layers.RMSNormalization(
+        epsilon=layer.epsilon, dtype=layer.dtype_policy, trainable=layer.trainable, name=name
+    )
+    norm.supports_masking = True  # Correct for this axis: it transforms each token by itself.
+    norm.build((None, None, dim))
+    return norm

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.layers.bounded_indices import bound_indices
+from keras_deepseek.layers.input_check import bound_indices
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])

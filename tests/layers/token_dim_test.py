@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.token_dim import check_shape, read_dim, read_last_dim
+from keras_deepseek.layers.input_check import check_shape, read_dim, read_last_dim
 
 
 def test_the_dim_of_a_sequence_is_held_to():

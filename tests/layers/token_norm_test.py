@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 
-from keras_deepseek.layers.token_norm import make_token_norm
+from keras_deepseek.layers.inner_layers import make_token_norm
 from keras_deepseek.testing import assert_close
 
 

@@ -11,18 +11,20 @@ from keras_deepseek.backend.keras_private.attention import (
     uses_flash_attention,
 )
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_call, check_room
 from keras_deepseek.layers.attention.head_projection import project_tokens
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     make_attention_mask,
 )
-from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
+from keras_deepseek.layers.attention.self_attention_layer import (
+    SelfAttentionLayer,
+    check_call,
+    check_room,
+)
 from keras_deepseek.layers.inner_layers import serialize_layer
-from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.position.rotary_embedding import read_rotary
-from keras_deepseek.layers.token_dim import read_dim
 
 _WRAPPED = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 

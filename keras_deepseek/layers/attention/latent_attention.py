@@ -25,12 +25,12 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.layers.attention.head_projection import project_tokens
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import (
     multiply_matrices,
     multiply_transposed,
     promote_dtypes,
 )
+from keras_deepseek.layers.masks import HIDDEN
 
 
 class LatentQueries(NamedTuple):

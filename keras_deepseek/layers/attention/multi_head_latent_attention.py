@@ -12,7 +12,6 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_call, check_room
 from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
@@ -27,15 +26,17 @@ from keras_deepseek.layers.attention.latent_attention import (
     attend_naive,
     is_absorbed_cheaper,
 )
-from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
-from keras_deepseek.layers.inner_layers import serialize_layer
-from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.attention.self_attention_layer import (
+    SelfAttentionLayer,
+    check_call,
+    check_room,
+)
+from keras_deepseek.layers.inner_layers import make_token_norm, serialize_layer
+from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.last_tokens import start_of_last, take_last
-from keras_deepseek.layers.mask_check import check_attention_mask
+from keras_deepseek.layers.masks import check_attention_mask
 from keras_deepseek.layers.position.rotary_embedding import read_rotary
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
-from keras_deepseek.layers.token_dim import read_dim
-from keras_deepseek.layers.token_norm import make_token_norm
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -15,8 +15,8 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.layers.attention.compressed.token_packing import take_rows
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek.layers.masks import HIDDEN
 
 _BLOCK_SIZES = (16, 128)
 """The fewest and the most queries in a block. Within these limits it is the window's size."""

@@ -11,7 +11,6 @@ from keras import ops
 
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_call, check_room
 from keras_deepseek.layers.attention.compressed.token_packing import (
     PackedTokens,
     count_tokens,
@@ -25,16 +24,17 @@ from keras_deepseek.layers.attention.key_value_cache import (
     check_states,
     continue_cache,
 )
-from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
+from keras_deepseek.layers.attention.self_attention_layer import (
+    SelfAttentionLayer,
+    check_call,
+    check_room,
+)
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.layers.initializers import stack_initializer
-from keras_deepseek.layers.inner_layers import serialize_layer
-from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.mask_check import complete_mask
-from keras_deepseek.layers.position.position_check import check_positions
-from keras_deepseek.layers.position.rotary_embedding import read_rotary
-from keras_deepseek.layers.token_dim import read_dim
-from keras_deepseek.layers.token_norm import make_token_norm
+from keras_deepseek.layers.inner_layers import make_token_norm, serialize_layer
+from keras_deepseek.layers.input_check import Shape, read_dim
+from keras_deepseek.layers.masks import complete_mask
+from keras_deepseek.layers.position.rotary_embedding import check_positions, read_rotary
 
 _FIXED_SCALINGS = ("default", "linear", "llama3", "yarn")
 """Scalings whose angle of a position does not depend on the length of the sequence."""

@@ -7,7 +7,6 @@ from keras import ops
 
 from keras_deepseek.backend.loss_means import set_loss_normalizer
 from keras_deepseek.checks import check_integer, check_number
-from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
 from keras_deepseek.layers.heads.token_losses import (
@@ -22,7 +21,7 @@ from keras_deepseek.layers.heads.vocabulary_head import (
     differentiate_projection,
     project,
 )
-from keras_deepseek.layers.input_check import Shape, check_tokens
+from keras_deepseek.layers.input_check import Shape, bound_indices, check_tokens
 
 _LEAST_CLASS = -(2**31)  # The least int32.
 

@@ -8,12 +8,17 @@ from keras import ops
 
 from keras_deepseek.checks import check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead, project
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.input_check import Shape, check_tensor, is_shape
-from keras_deepseek.layers.mask_check import check_mask
-from keras_deepseek.layers.token_dim import check_shape, read_dim
+from keras_deepseek.layers.input_check import (
+    Shape,
+    bound_indices,
+    check_shape,
+    check_tensor,
+    is_shape,
+    read_dim,
+)
+from keras_deepseek.layers.masks import check_mask
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -7,7 +7,6 @@ from keras import ops
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
@@ -20,13 +19,19 @@ from keras_deepseek.layers.inner_layers import (
     call_layer,
     check_kept_shape,
     clone_layers,
+    make_token_norm,
     revive_layer,
     serialize_layer,
 )
-from keras_deepseek.layers.input_check import Shape, check_tensor, check_tokens, is_shape
-from keras_deepseek.layers.mask_check import check_mask
-from keras_deepseek.layers.token_dim import read_dim
-from keras_deepseek.layers.token_norm import make_token_norm
+from keras_deepseek.layers.input_check import (
+    FloatingInputLayer,
+    Shape,
+    check_tensor,
+    check_tokens,
+    is_shape,
+    read_dim,
+)
+from keras_deepseek.layers.masks import check_mask
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

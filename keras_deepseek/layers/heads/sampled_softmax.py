@@ -1,4 +1,7 @@
-"""Sampled softmax: trains a model of very many classes on a few randomly drawn ones."""
+"""Sampled softmax: trains a model of very many classes on a few randomly drawn ones.
+
+Classes are drawn in constant time from any distribution, by Walker's alias method.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,19 +10,18 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.loss_means import set_loss_normalizer
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
-from keras_deepseek.layers.heads.alias_table import make_alias_table
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
     mark_unknown_classes,
     weigh_tokens,
 )
 from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead, project
-from keras_deepseek.layers.input_check import Shape, check_tokens
+from keras_deepseek.layers.input_check import Shape, bound_indices, check_tokens
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -244,3 +246,28 @@ class _Given(keras.initializers.Initializer):
 
     def __call__(self, shape: Shape, dtype: Any = None) -> Any:
         return ops.convert_to_tensor(self._numbers, dtype=dtype)
+
+
+def make_alias_table(probabilities: Any) -> tuple[Array, Array]:
+    """Returns the acceptance chances (float32) and the aliases (int32) of an alias table.
+
+    To draw a class, draw one uniformly, keep it with its chance, and otherwise take its alias. The
+    probabilities, of shape `(num_classes,)`, sum to 1.
+    """
+    # Each class is a column of height 1: columns that are too high fill up columns too low.
+    heights = np.asarray(probabilities, "float64") * len(probabilities)
+    chances = np.ones(len(heights))
+    aliases = np.arange(len(heights), dtype="int32")
+    low = list(np.flatnonzero(heights < 1))
+    high = list(np.flatnonzero(heights >= 1))
+    while low and high:
+        filled, giver = low.pop(), high[-1]
+        chances[filled], aliases[filled] = heights[filled], giver
+        heights[giver] -= 1 - heights[filled]
+        if heights[giver] < 1:
+            low.append(high.pop())
+    # The rest has height 1 up to rounding, except a class of probability 0, never to be drawn.
+    for unpaired in low:
+        if probabilities[unpaired] == 0:
+            chances[unpaired], aliases[unpaired] = 0.0, int(np.argmax(probabilities))
+    return chances.astype("float32"), aliases

@@ -5,10 +5,9 @@ from typing import Any
 
 from keras import ops
 
-from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
-from keras_deepseek.layers.input_check import check_tokens
-from keras_deepseek.layers.mask_check import check_mask
+from keras_deepseek.layers.input_check import bound_indices, check_tokens
+from keras_deepseek.layers.masks import check_mask
 
 
 def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:

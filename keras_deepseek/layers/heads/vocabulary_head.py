@@ -8,10 +8,8 @@ from keras import ops
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
-from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.token_dim import read_last_dim
+from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_last_dim
 
 
 class VocabularyHead(FloatingInputLayer):

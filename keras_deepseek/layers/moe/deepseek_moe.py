@@ -16,13 +16,11 @@ from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
-from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_last_dim
 from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 from keras_deepseek.layers.moe.expert_scores import expert_hits
-from keras_deepseek.layers.token_dim import read_last_dim
 
 Kernels = Sequence[Any]
 """The kernels of gate (EDF), up (EDF) and down (EFD)."""

@@ -9,8 +9,7 @@ from keras import ops
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.bounded_indices import bound_indices
-from keras_deepseek.layers.input_check import Shape, check_integer_tensor
+from keras_deepseek.layers.input_check import Shape, bound_indices, check_integer_tensor
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 
 

@@ -1,22 +1,16 @@
 """Rotary position embedding for queries and keys."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
-from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.position.position_check import (
-    check_length,
-    check_no_theta,
-    check_positions,
-    check_start,
-)
+from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_last_dim
 from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
-from keras_deepseek.layers.token_dim import read_last_dim
 
 _MIN_RANK = 3
 
@@ -228,3 +222,65 @@ def read_rotary(
 def _check_pairs(dim: int, name: str) -> None:
     if dim < 2 or dim % 2:  # noqa: PLR2004 - a pair has two
         raise InvalidInputError(f"{name} must be an even number of entries, received {dim!r}.")
+
+
+def check_length(name: str, max_length: int | None, length: int | None, start_index: Any) -> None:
+    """Raises an error if a call has positions at or beyond the `max_length` of a layer.
+
+    `start_index` is the position of the first token. A `length` of `None` is unknown.
+    """
+    if max_length is None or length is None:
+        return
+    start = backend.current().compute.read_integer(start_index) or 0
+    if start + length > max_length:
+        raise InvalidInputError(
+            f"{name!r} has a `max_length` of {max_length} positions, received "
+            f"{length} tokens from position {start}. Shorten the sequence, or raise "
+            f"`max_length` and set a `scaling` for longer sequences."
+        )
+
+
+def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
+    """Raises an error if a layer got the unknown argument `rope_theta`, and names the right one.
+
+    `name` is the layer's own name of the base of the angles.
+    """
+    if "rope_theta" in arguments:
+        raise InvalidInputError(
+            f"`rope_theta`, the base of the rotary angles, is `{name}` here: pass "
+            f"{name}={arguments['rope_theta']!r}."
+        )
+
+
+def check_start(start_index: Any) -> None:
+    """Raises an error if `start_index` is neither an integer from 0 nor such a scalar tensor."""
+    if hasattr(start_index, "dtype") and hasattr(start_index, "shape"):
+        dtype = keras.backend.standardize_dtype(start_index.dtype)
+        shape = tuple(start_index.shape)  # TensorFlow's empty `TensorShape` is true.
+        fits, received = "int" in dtype and not shape, f"{dtype} of shape {shape}"
+    else:
+        fits = isinstance(start_index, int) and not isinstance(start_index, bool)
+        received = repr(start_index)
+    if not fits or (backend.current().compute.read_integer(start_index) or 0) < 0:
+        raise InvalidInputError(
+            "`start_index` must be an integer of at least 0, or an integer scalar tensor, received "
+            f"{received}."
+        )
+
+
+def check_positions(positions: Any, inputs: Any) -> None:
+    """Raises an error if positions are not integers, one for each token of the inputs.
+
+    The shape is `(batch_size, length)` or `(1, length)`.
+    """
+    batch_size, length = inputs.shape[:2]
+    dtype, shape = keras.backend.standardize_dtype(positions.dtype), tuple(positions.shape)
+    allowed = [(None, 1, batch_size), (None, length)]
+    fits = len(shape) == len(allowed) and all(
+        size in sizes or sizes[-1] is None for size, sizes in zip(shape, allowed, strict=True)
+    )
+    if not fits or "int" not in dtype:
+        raise InvalidInputError(
+            f"`positions` must be integers of shape (batch_size, length), for these inputs "
+            f"{(batch_size, length)}, received {dtype} of shape {shape}."
+        )

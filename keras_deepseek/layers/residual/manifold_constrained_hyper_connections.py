@@ -7,7 +7,6 @@ from keras import ops
 
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.layers.double_precision import multiply_matrices
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import (
     build_layer,
     call_layer,
@@ -16,7 +15,7 @@ from keras_deepseek.layers.inner_layers import (
     revive_layer,
     serialize_layer,
 )
-from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.input_check import FloatingInputLayer, Shape
 from keras_deepseek.layers.residual.stream_weights import (
     add_stream_weights,
     check_streams,

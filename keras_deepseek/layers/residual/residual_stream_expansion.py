@@ -6,8 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.checks import check_integer
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
-from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.input_check import FloatingInputLayer, Shape
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

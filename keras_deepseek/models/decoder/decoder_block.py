@@ -12,14 +12,13 @@ from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.inner_layers import (
     build_layer,
     call_layer,
+    make_token_norm,
     revive_layer,
     serialize_layer,
     take_arguments,
 )
-from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.last_tokens import shape_of_last, take_last
-from keras_deepseek.layers.token_dim import read_dim
-from keras_deepseek.layers.token_norm import make_token_norm
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -8,8 +8,7 @@ from keras import ops
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import call_reversed, promote_dtypes
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
-from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.token_dim import read_last_dim
+from keras_deepseek.layers.input_check import Shape, read_last_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

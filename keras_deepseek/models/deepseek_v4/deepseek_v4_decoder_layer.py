@@ -6,12 +6,10 @@ import keras
 
 from keras_deepseek.checks import check_number
 from keras_deepseek.layers import ManifoldConstrainedHyperConnections
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
-from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.inner_layers import make_token_norm, revive_layer, serialize_layer
+from keras_deepseek.layers.input_check import FloatingInputLayer, Shape
 from keras_deepseek.layers.residual.stream_weights import check_streams
-from keras_deepseek.layers.token_norm import make_token_norm
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -8,10 +8,9 @@ from keras import ops
 from keras_deepseek.checks import check_number
 from keras_deepseek.layers import MultiTokenPrediction, ResidualStreamCollapse
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.inner_layers import build_layer
+from keras_deepseek.layers.inner_layers import build_layer, make_token_norm
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.residual.stream_weights import check_streams
-from keras_deepseek.layers.token_norm import make_token_norm
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -7,9 +7,7 @@ from keras import ops
 
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
-from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.token_dim import read_dim
+from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

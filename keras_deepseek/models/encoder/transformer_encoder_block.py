@@ -7,10 +7,8 @@ from keras import ops
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.token_dim import read_dim
+from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_dim
 from keras_deepseek.models.encoder.activations import read_activation
 
 

@@ -8,7 +8,7 @@ import pytest
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import LightningIndexer, RotaryEmbedding
-from keras_deepseek.layers.attention.call_check import (
+from keras_deepseek.layers.attention.self_attention_layer import (
     check_call,
     check_room,
     compute_call_spec,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
+from keras_deepseek.layers.masks import HIDDEN
 
 
 @pytest.mark.parametrize("score", [-1e9, 0.0, 1e9])

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
+from keras_deepseek.layers.attention.linear_attention import sum_over_all, sum_over_earlier
 from keras_deepseek.testing import assert_close
 from tests.oracles.precisions import PRECISIONS
 

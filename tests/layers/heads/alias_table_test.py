@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_deepseek.layers.heads.alias_table import make_alias_table
+from keras_deepseek.layers.heads.sampled_softmax import make_alias_table
 
 
 def probabilities_of(chances, aliases):

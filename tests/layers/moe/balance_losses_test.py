@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
+from keras_deepseek.layers.moe.expert_router import router_z_loss, sequence_balance_loss
 from keras_deepseek.testing import assert_close
 
 

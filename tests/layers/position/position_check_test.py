@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.position.position_check import (
+from keras_deepseek.layers.position.rotary_embedding import (
     check_length,
     check_no_theta,
     check_positions,

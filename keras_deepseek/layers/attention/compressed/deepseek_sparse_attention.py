@@ -10,8 +10,8 @@ import keras
 from keras import ops
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
-from keras_deepseek.layers.attention.compressed.indexer_training import IndexerTraining
 from keras_deepseek.layers.attention.compressed.lightning_indexer import (
+    IndexerTraining,
     LightningIndexer,
     check_index_head_dim,
 )

@@ -12,15 +12,14 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_room
 from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
+from keras_deepseek.layers.attention.self_attention_layer import check_room
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.inner_layers import serialize_layer
-from keras_deepseek.layers.input_check import Shape, check_floating, is_shape
+from keras_deepseek.layers.input_check import Shape, check_floating, check_shape, is_shape
+from keras_deepseek.layers.masks import HIDDEN
 from keras_deepseek.layers.opaque_operation import call_opaque
 from keras_deepseek.layers.position.rotary_embedding import read_rotary
-from keras_deepseek.layers.token_dim import check_shape
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -231,3 +230,40 @@ def check_index_head_dim(index_head_dim: Any, rope_head_dim: int) -> int:
             f"rotated; received index_head_dim={size} and rope_head_dim={rope_head_dim}."
         )
     return size
+
+
+class IndexerTraining(keras.Layer):
+    """A base class that keeps `train_indexer` of an attention layer through freezing and saving.
+
+    List it before the other base class. The indexer's choice has no gradient, so by default a fit
+    must leave its weights alone, or Keras warns. Setting `trainable` of the layer sets all inner
+    layers alike; this class then restores the indexer's own value, and saves it in the config as
+    `train_indexer`.
+    """
+
+    indexer: Any
+    _trains_indexer = False
+
+    def _set_indexer_training(self, train_indexer: bool) -> None:
+        """Sets the initial `trainable` of the indexer. Later changes of it take precedence."""
+        self._trains_indexer = train_indexer
+        self.indexer.trainable = self.trainable and train_indexer
+
+    @property
+    def train_indexer(self) -> bool:
+        """True if the indexer is trained whenever the layer is."""
+        return bool(self.indexer.trainable) if self.trainable else self._trains_indexer
+
+    @property
+    def trainable(self) -> bool:
+        """True if the layer is trained. Settable."""
+        return bool(super().trainable)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        trains_indexer = self.train_indexer
+        keras.Layer.trainable.fset(self, value)
+        self._set_indexer_training(trains_indexer)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "train_indexer": self.train_indexer}

@@ -17,11 +17,11 @@ from keras_deepseek.layers.attention.compressed.token_packing import (
     take_rows,
 )
 from keras_deepseek.layers.attention.head_projection import projection_arguments
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek.layers.inner_layers import make_token_norm
 from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.token_norm import make_token_norm
+from keras_deepseek.layers.masks import HIDDEN
 
 Rotate = Callable[[Any, Any], Any]
 

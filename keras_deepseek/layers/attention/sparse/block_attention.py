@@ -20,10 +20,10 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import BlockPlan, RowGroup, plan_rows
 from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek.layers.masks import HIDDEN
 
 
 def attend_to_blocks(

@@ -19,8 +19,8 @@ from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
+from keras_deepseek.layers.masks import HIDDEN
 from keras_deepseek.layers.moe.expert_dispatch import ExpertDispatch, dispatch_to_blocks
 from keras_deepseek.layers.opaque_operation import call_opaque
 

@@ -9,15 +9,15 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import (
+from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
+from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache
+from keras_deepseek.layers.attention.self_attention_layer import (
+    SelfAttentionLayer,
     check_call,
     check_room,
     compute_call_spec,
     read_length,
 )
-from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
-from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache
-from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.attention.sparse.block_attention import (
     attend_to_blocks,
     attend_to_cached_blocks,
@@ -25,9 +25,8 @@ from keras_deepseek.layers.attention.sparse.block_attention import (
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks, plan_rows
 from keras_deepseek.layers.inner_layers import serialize_layer
-from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.position.rotary_embedding import read_rotary
-from keras_deepseek.layers.token_dim import read_dim
 
 _MASKS = ("query_mask", "value_mask", "key_mask")
 

@@ -13,7 +13,6 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_call, check_room, read_length
 from keras_deepseek.layers.attention.compressed.token_packing import (
     count_tokens,
     pack_tokens,
@@ -21,22 +20,26 @@ from keras_deepseek.layers.attention.compressed.token_packing import (
 )
 from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
 from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache, check_states
-from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
-from keras_deepseek.layers.attention.sparse.block_compression import BlockCompression
+from keras_deepseek.layers.attention.self_attention_layer import (
+    SelfAttentionLayer,
+    check_call,
+    check_room,
+    read_length,
+)
 from keras_deepseek.layers.attention.sparse.native_sparse_branches import (
     BRANCHES,
     KINDS,
+    BlockCompression,
     NativeSparseBranches,
+    put_places,
     swap_heads,
+    take_places,
 )
-from keras_deepseek.layers.attention.sparse.token_places import put_places, take_places
 from keras_deepseek.layers.inner_layers import serialize_layer
-from keras_deepseek.layers.input_check import Shape
-from keras_deepseek.layers.mask_check import complete_mask
-from keras_deepseek.layers.position.position_check import check_positions
-from keras_deepseek.layers.position.rotary_embedding import read_rotary
+from keras_deepseek.layers.input_check import Shape, read_dim
+from keras_deepseek.layers.masks import complete_mask
+from keras_deepseek.layers.position.rotary_embedding import check_positions, read_rotary
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
-from keras_deepseek.layers.token_dim import read_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -1,5 +1,8 @@
 """The three branches of `NativeSparseAttention`: compression, selection and sliding window.
 
+`BlockCompression` makes the keys and values of compressed blocks, and `take_places` and
+`put_places` read and write tokens by their numbers.
+
 Queries are the tokens of a call. Keys are all tokens of the sequence or of the cache so far,
 numbered without padding. Scores and softmax are in float32.
 
@@ -12,11 +15,13 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.attention.head_projection import make_projection
 from keras_deepseek.layers.attention.sparse.block_attention import (
     attend_rows,
     attend_to_blocks,
@@ -31,8 +36,8 @@ from keras_deepseek.layers.attention.sparse.block_choice import (
 )
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks
-from keras_deepseek.layers.attention.sparse.token_places import take_places
 from keras_deepseek.layers.double_precision import multiply_matrices
+from keras_deepseek.layers.input_check import Shape
 
 BRANCHES = ("compression", "selection", "window")
 KINDS = ("key", "value")
@@ -227,3 +232,79 @@ def group_heads(query: Any, num_groups: int) -> Any:
 def swap_heads(x: Any) -> Any:
     """Swaps the axes of tokens and heads: BLGH to BGLH, or back."""
     return ops.transpose(x, (0, 2, 1, 3))
+
+
+def take_places(x: Any, indices: Any) -> Any:
+    """Gathers entries (BGKD) from `x` (BGPD) by their indices `indices` (BK)."""
+    rows = _number_rows(x, indices)
+    entries = ops.take(ops.reshape(x, (-1, x.shape[-1])), ops.reshape(rows, (-1,)), axis=0)
+    return ops.reshape(entries, (-1, x.shape[1], indices.shape[1], x.shape[-1]))
+
+
+def put_places(x: Any, indices: Any, updates: Any) -> Any:
+    """Returns a copy of `x` (BGPD) with `updates` (BGKD) written at the indices `indices` (BK)."""
+    dim = x.shape[-1]
+    rows = ops.reshape(_number_rows(x, indices), (-1, 1))
+    updates = ops.reshape(ops.cast(updates, x.dtype), (-1, dim))
+    return ops.reshape(
+        ops.scatter_update(ops.reshape(x, (-1, dim)), rows, updates), (-1, *x.shape[1:])
+    )
+
+
+def _number_rows(x: Any, indices: Any) -> Any:
+    """Converts indices `indices` to indices (BGK) into `x` with its first three axes flattened."""
+    num_heads, num_places = x.shape[1:3]
+    rows = ops.arange(ops.shape(x)[0] * num_heads, dtype="int32") * num_places
+    return ops.reshape(rows, (-1, num_heads, 1)) + ops.expand_dims(indices, 1)
+
+
+class BlockCompression(keras.Layer):
+    """A perceptron that compresses a block of tokens, with a learned vector for each position.
+
+    ```
+    output = down(silu(up(flatten(block + positions))))
+    ```
+
+    Heads share the kernels and have separate positions. `hidden_dim` is the size between the two
+    kernels. Inputs are `(batch_size, num_heads, num_blocks, block_size, dim)`, outputs
+    `(batch_size, num_blocks, num_heads, dim)`.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        *,
+        use_bias: bool,
+        kernel_initializer: Any,
+        bias_initializer: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.use_bias = use_bias
+        self.kernel_initializer = kernel_initializer
+        self.bias_initializer = bias_initializer
+
+    def build(self, input_shape: Shape) -> None:
+        _, num_heads, _, block_size, dim = input_shape
+        self.positions = self.add_weight(
+            name="positions",
+            shape=(num_heads, block_size, dim),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+        )
+        self.up = make_projection(
+            self, "up", (None, self.hidden_dim), equation="bgntd,tdh->bngh", bias_axes="h"
+        )
+        self.down = make_projection(
+            self, "down", (None, dim), equation="bngh,hd->bngd", bias_axes="d"
+        )
+        self.up.build(input_shape)
+        self.down.build((None, None, num_heads, self.hidden_dim))
+
+    def call(self, inputs: Any) -> Any:
+        positions = ops.cast(ops.expand_dims(self.positions, 1), inputs.dtype)
+        return self.down(ops.silu(self.up(inputs + positions)))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch_size, num_heads, num_blocks, _, dim = input_shape
+        return batch_size, num_blocks, num_heads, dim

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.layers.attention.compressed.compressed_indexer import CompressedIndexer
+from keras_deepseek.layers.attention.compressed.compressed_sparse_attention import CompressedIndexer
 from keras_deepseek.layers.attention.compressed.token_packing import pack_tokens
 
 

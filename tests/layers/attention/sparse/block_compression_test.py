@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 
-from keras_deepseek.layers.attention.sparse.block_compression import BlockCompression
+from keras_deepseek.layers.attention.sparse.native_sparse_branches import BlockCompression
 from keras_deepseek.testing import assert_close
 from tests.oracles.native_sparse_attention import compress
 from tests.oracles.parity import named_weights

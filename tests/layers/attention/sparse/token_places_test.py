@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 
-from keras_deepseek.layers.attention.sparse.token_places import put_places, take_places
+from keras_deepseek.layers.attention.sparse.native_sparse_branches import put_places, take_places
 
 
 def to_numpy(tensor):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.mask_check import check_attention_mask, check_mask, complete_mask
+from keras_deepseek.layers.masks import check_attention_mask, check_mask, complete_mask
 
 
 def test_a_mask_of_the_inputs_and_none_pass():

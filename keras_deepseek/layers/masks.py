@@ -1,4 +1,4 @@
-"""Checks that a layer's mask arguments are boolean and fit its inputs."""
+"""The score of a hidden key, and checks of mask arguments."""
 
 from typing import Any
 
@@ -7,6 +7,13 @@ from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.input_check import check_tensor, check_tokens
+
+HIDDEN = -1e30
+"""Replaces an attention score in float32 or better, or is added to one.
+
+After the softmax such a key has no weight if any other key is visible. The number is finite, so a
+query that sees no key, and its gradient, stay finite too.
+"""
 
 
 def check_mask(mask: Any, inputs: Any) -> None:
