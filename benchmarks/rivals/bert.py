@@ -12,7 +12,7 @@ from keras import ops
 from masked_text import IGNORED, VOCABULARY_SIZE
 
 from keras_deepseek.layers import ChunkedCrossEntropy, MaskedPositionHead
-from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
+from keras_deepseek.models.encoder.transformer_encoder import TransformerEncoderBlock
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
 EPSILON = 1e-8

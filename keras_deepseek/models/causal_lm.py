@@ -12,8 +12,7 @@ from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone, make_token_inputs
 from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
 from keras_deepseek.models.decoder.token_logits import TokenLogits
-from keras_deepseek.models.generation.generation import Generator
-from keras_deepseek.models.generation.generation_options import GenerationOptions, takes_options
+from keras_deepseek.models.generation.generation import GenerationOptions, Generator, takes_options
 
 
 class CausalLM(PresetModel):

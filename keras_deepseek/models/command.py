@@ -83,10 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
     sampler = _make_sampler(arguments)
     _check_before_loading(arguments)
     from keras_deepseek.models import CausalLM
-    from keras_deepseek.models.generation.live_text import LiveText, OutputConsole
+    from keras_deepseek.models.generation.generation import TextStream
+    from keras_deepseek.models.generation.live_text import LiveText, OutputConsole, StopTexts
     from keras_deepseek.models.generation.prompts import find_end_tokens
-    from keras_deepseek.models.generation.stop_texts import StopTexts
-    from keras_deepseek.models.generation.text_stream import TextStream
 
     model = CausalLM.from_preset(arguments.folder, dtype=arguments.dtype)
     prompt = _read_prompt(arguments, model.tokenizer)

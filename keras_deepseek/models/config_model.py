@@ -1,4 +1,8 @@
-"""The base class of backbones and tasks, which are built from a config and a dtype policy."""
+"""The base class of backbones and tasks, which are built from a config and a dtype policy.
+
+Keras writes the list of quantized layers into the config of each layer. A `ConfigModel` builds its
+layers from its own config, so its `.keras` file has to hold the list separately.
+"""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -7,8 +11,8 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek.backend.keras_private.cloned_graph import CloneCheckedModel
-from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.models.quantized_layers import describe_quantized, quantize_again
+from keras_deepseek.backend.keras_private.layers import flatten_layers, own_variables
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 class ConfigModel(CloneCheckedModel):
@@ -99,3 +103,62 @@ def check_ids(declared: Iterable[keras.KerasTensor], inputs: Any) -> None:
                 f"`{tensor.name}` must be integers, received an array of {received}. If its "
                 f"numbers are whole, cast it with ops.cast({tensor.name}, 'int32')."
             )
+
+
+def read_policy(dtype: Any) -> keras.DTypePolicy:
+    """Returns the dtype policy for the layers of a model.
+
+    `dtype` is a string, a policy, the config of one, or `None` for the global policy. A policy that
+    quantizes is rejected.
+    """
+    try:
+        policy: keras.DTypePolicy = keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"`dtype` must be a dtype policy, as in 'bfloat16' or 'mixed_float16'; received "
+            f"{dtype!r}."
+        ) from error
+    if policy.quantization_mode is not None:
+        raise NotSupportedError(
+            f"`dtype` can't be {policy.name!r}, which quantizes: weights must be initialized or "
+            "read before they are quantized. Use another policy, as in dtype='bfloat16', and then "
+            "call `model.quantize('int8')`."
+        )
+    return policy
+
+
+def describe_quantized(model: keras.Model) -> dict[str, Any]:
+    """Returns the quantization mode of each quantized layer, by layer path, as a dict for JSON."""
+    return {
+        path: {
+            "mode": layer.quantization_mode,
+            "config": keras.saving.serialize_keras_object(
+                getattr(layer, "quantization_config", None)
+            ),
+        }
+        for path, layer in _layers_by_path(model).items()
+        if layer.quantization_mode is not None
+    }
+
+
+def quantize_again(model: keras.Model, described: dict[str, Any]) -> None:
+    """Quantizes a model's layers again, from the dict that `describe_quantized` returned."""
+    layers = _layers_by_path(model) if described else {}
+    for path, how in described.items():
+        if path not in layers:
+            raise InvalidInputError(
+                f"The saved model has a layer {path!r}, quantized to {how['mode']!r}, and "
+                f"{model.name!r} has none. It was saved by another release of keras_deepseek."
+            )
+        if layers[path].quantization_mode is None:  # A `DTypePolicyMap` may have quantized it.
+            config = keras.saving.deserialize_keras_object(how["config"])
+            layers[path].quantize(how["mode"], type_check=False, config=config)
+
+
+def _layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
+    """Returns the layers that own variables, by their paths in the model."""
+    return {
+        variables[0].path.rpartition("/")[0]: layer
+        for layer in flatten_layers(model)
+        if (variables := own_variables(layer))
+    }

@@ -1,12 +1,12 @@
 """The list of all model families."""
 
-from keras_deepseek.models.bert.family import BERT
-from keras_deepseek.models.deepseek_v2.family import DEEPSEEK_V2
-from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
+from keras_deepseek.models.bert.config import BERT
+from keras_deepseek.models.deepseek_v2.config import DEEPSEEK_V2
+from keras_deepseek.models.deepseek_v3.config import DEEPSEEK_V3
 from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
-from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
-from keras_deepseek.models.residual_image_classifier.family import RESIDUAL_IMAGE_CLASSIFIER
-from keras_deepseek.models.sequential_recommender.family import SEQUENTIAL_RECOMMENDER
+from keras_deepseek.models.deepseek_v32.config import DEEPSEEK_V32
+from keras_deepseek.models.residual_image_classifier.config import RESIDUAL_IMAGE_CLASSIFIER
+from keras_deepseek.models.sequential_recommender.config import SEQUENTIAL_RECOMMENDER
 
 FAMILIES = (
     BERT,

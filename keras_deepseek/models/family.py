@@ -9,7 +9,7 @@ from typing import Any
 class Family:
     """The names of one model family's config, presets, tasks and LoRA modules.
 
-    Each family declares one in its `family.py`, and `families.py` lists them.
+    Each family declares one in its `config.py` or `family.py`, and `families.py` lists them.
 
     Args:
         architectures: The names of the task in a `config.json`. The first one is written.

@@ -1,10 +1,11 @@
 """The base class of model configs, which have presets and can be saved as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 
@@ -104,3 +105,15 @@ def _missing_names(config_class: type[PresetConfig], arguments: Mapping[str, Any
 def _as_dataclass(config: Any) -> Any:
     """Returns the argument, typed so that mypy accepts it as a dataclass."""
     return config
+
+
+def check_token_ids(config: Any) -> None:
+    """Checks a config's start, end and padding token ids; turns a list of end ids into a tuple."""
+    for name in ("start_token_id", "pad_token_id"):
+        check_integer(name, getattr(config, name), minimum=0, default=0)
+    ends = config.end_token_id
+    if not isinstance(ends, Iterable) or isinstance(ends, str | bytes):
+        check_integer("end_token_id", ends, minimum=0, default=0)
+        return
+    tokens = tuple(check_integer("end_token_id", token, minimum=0) for token in ends)
+    object.__setattr__(config, "end_token_id", tokens)  # JSON returns lists.

@@ -7,8 +7,10 @@ from keras import ops
 
 from keras_deepseek import backend, layers
 from keras_deepseek.layers.opaque_operation import call_opaque
-from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
-from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
+from keras_deepseek.models.encoder.transformer_encoder import (
+    PositionEmbedding,
+    TransformerEncoderBlock,
+)
 
 LATENT = {
     "nope_head_dim": 4,

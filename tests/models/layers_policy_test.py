@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.models.layers_policy import read_policy
+from keras_deepseek.models.config_model import read_policy
 
 
 def test_a_policy_is_one_of_keras_that_does_not_quantize():

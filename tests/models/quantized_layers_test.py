@@ -13,7 +13,7 @@ from keras_deepseek.models import (
     SequentialRecommender,
     SequentialRecommenderConfig,
 )
-from keras_deepseek.models.quantized_layers import describe_quantized, quantize_again
+from keras_deepseek.models.config_model import describe_quantized, quantize_again
 
 TOKENS = np.array([[3, 1, 4, 1]], "int32")
 

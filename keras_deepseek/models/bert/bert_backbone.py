@@ -14,10 +14,33 @@ from keras_deepseek.layers import (
     ReversibleEmbedding,
 )
 from keras_deepseek.models.bert.config import BertConfig
-from keras_deepseek.models.bert.segmented_model import SegmentedModel
-from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
-from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
-from keras_deepseek.models.layers_policy import read_policy
+from keras_deepseek.models.config_model import ConfigModel, check_ids, read_policy
+from keras_deepseek.models.encoder.transformer_encoder import (
+    PositionEmbedding,
+    TransformerEncoderBlock,
+)
+
+
+class SegmentedModel(ConfigModel):
+    """A `ConfigModel` whose input `"segment_ids"` may be left out if all tokens are in segment 0.
+
+    Both `__call__` and `call` fill it in: Keras checks the names of inputs in `__call__`, and on
+    JAX it trains with `call` alone.
+    """
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(self._with_segments(inputs), *args, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        return super().call(self._with_segments(inputs), training=training, mask=mask)
+
+    def _with_segments(self, inputs: Any) -> Any:
+        if not isinstance(inputs, dict) or "segment_ids" in inputs or "token_ids" not in inputs:
+            return inputs
+        check_ids(self.inputs, inputs)
+        # The product has the type of the tokens: Keras does not take both arrays and tensors.
+        return {**inputs, "segment_ids": 0 * inputs["token_ids"]}
+
 
 INPUTS = ("token_ids", "padding_mask", "segment_ids")
 

@@ -7,14 +7,12 @@ import keras
 
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.layers import Input, MaskedPositionHead
-from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone
+from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone, SegmentedModel
 from keras_deepseek.models.bert.checkpoint_map import IGNORED_TENSORS, checkpoint_entries
-from keras_deepseek.models.bert.config import BertConfig
-from keras_deepseek.models.bert.family import BERT
-from keras_deepseek.models.bert.segmented_model import SegmentedModel
+from keras_deepseek.models.bert.config import BERT, BertConfig
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
-from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.encoder.transformer_encoder import read_activation
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -1,4 +1,4 @@
-"""The config class of BERT models: their sizes and options."""
+"""The config class of BERT models, and the presets of the family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,11 +6,26 @@ from typing import Any, ClassVar
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.models.bert.family import BERT
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
-from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.encoder.transformer_encoder import read_activation
 from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_dim": 128, "num_layers": 2, "num_heads": 2, "intermediate_dim": 512},
+    "mini": {"hidden_dim": 256, "num_layers": 4, "num_heads": 4, "intermediate_dim": 1024},
+    "small": {"hidden_dim": 512, "num_layers": 4, "num_heads": 8, "intermediate_dim": 2048},
+    "medium": {"hidden_dim": 512, "num_layers": 8, "num_heads": 8, "intermediate_dim": 2048},
+    "base": {"hidden_dim": 768, "num_layers": 12, "num_heads": 12, "intermediate_dim": 3072},
+    "large": {"hidden_dim": 1024, "num_layers": 24, "num_heads": 16, "intermediate_dim": 4096},
+}
+
+BERT = Family(
+    model_type="bert",
+    architectures=("BertForMaskedLM", "BertForPreTraining"),
+    presets=_PRESETS,
+)
+
 
 _NAMES = {
     "vocabulary_size": "vocab_size",

@@ -15,16 +15,19 @@ usual cases. Reading and writing a folder both use that list.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+import operator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_private.layers import inner_layers, own_variables
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.models.checkpoints.stacked_arrays import StackedArrays
 
 Convert = Callable[[Sequence[Array]], Sequence[Any]]
 Shape = tuple[int, ...]
@@ -172,3 +175,86 @@ def rename_tensors(
         )
 
     return [replace(entry, tensors=tuple(map(find, entry.tensors))) for entry in entries]
+
+
+class StackedArrays:
+    """A stack of arrays, as by `np.stack`, that is copied only where it is indexed.
+
+    The arrays have one shape and dtype, such as parts of a memory-mapped file.
+    """
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self.arrays = list(arrays)
+        self.shape = (len(self.arrays), *self.arrays[0].shape)
+        self.dtype = self.arrays[0].dtype
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, index: Any) -> Array:
+        first, *inner_index = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, slice):
+            chosen = [array[tuple(inner_index)] for array in self.arrays[first]]
+            return np.stack(chosen)
+        array: Array = self.arrays[operator.index(first)][tuple(inner_index)]
+        return array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.stack(self.arrays).astype(dtype or self.dtype, copy=False)
+
+
+_COUNTER = re.compile(r"_\d+$")
+_LORA_PREFIX = "lora_"
+
+
+def path_entries(model: keras.Model) -> list[CheckpointEntry]:
+    """Returns an entry for each weight of a built model, named by its path.
+
+    Non-trainable weights are included. A path joins the names of the layers around a weight and its
+    own name, as in `"backbone/stem_conv/kernel"`, without the name of the model. Names that Keras
+    generated are numbered anew in each layer, so they do not depend on other layers in the process.
+    Seeds are left out. A LoRA is left out too: it is added to its kernel.
+    """
+    weights = {id(weight) for weight in model.weights}
+    paths: dict[str, keras.Variable] = {}
+    visited_ids: set[int] = set()
+    for path, variable in _walk(model):
+        if id(variable) in visited_ids or id(variable) not in weights:
+            continue
+        if path in paths:
+            raise InvalidInputError(
+                f"{model.name!r} has two weights with the path {path!r}: {paths[path].path!r} of "
+                f"shape {tuple(paths[path].shape)} and {variable.path!r} of shape "
+                f"{tuple(variable.shape)}. Give their layers different names."
+            )
+        visited_ids.add(id(variable))
+        paths[path] = variable
+    if not paths:
+        raise InvalidInputError(f"{model.name!r} has no weights. Build it, or call it once.")
+    return [copied_entry(variable, path) for path, variable in paths.items()]
+
+
+def _walk(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Variable]]:
+    variables = own_variables(layer)
+    if getattr(layer, "lora_enabled", False):
+        variables = [
+            variable for variable in variables if not variable.name.startswith(_LORA_PREFIX)
+        ]
+    for name, variable in _name_all(variables, ["variable"] * len(variables)):
+        yield prefix + name, variable
+    # A layer that is also an attribute is listed twice.
+    layers = list({id(inner_layer): inner_layer for inner_layer in inner_layers(layer)}.values())
+    for name, inner in _name_all(layers, [type(inner_layer).__name__ for inner_layer in layers]):
+        yield from _walk(inner, f"{prefix}{name}/")
+
+
+def _name_all(objects: Sequence[Any], kinds: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yields objects with their names; names that Keras generated are renumbered."""
+    counts: dict[str, count[int]] = {}
+    for named, kind in zip(objects, kinds, strict=True):
+        base = _COUNTER.sub("", named.name)
+        if base.replace("_", "") != kind.replace("_", "").lower():
+            yield named.name, named
+            continue
+        number = next(counts.setdefault(base, count()))
+        yield (f"{base}_{number}" if number else base), named

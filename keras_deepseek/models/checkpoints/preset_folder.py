@@ -1,4 +1,4 @@
-"""Functions that find, download, read and atomically replace preset folders."""
+"""Functions that find, download, read, check and atomically replace preset folders."""
 
 import fnmatch
 import json
@@ -6,8 +6,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import keras
 
 from keras_deepseek.artifacts.staging_folder import flush_to_disk, replace_folder, staging_folder
 from keras_deepseek.checks import check_path
@@ -16,8 +20,15 @@ from keras_deepseek.errors import (
     CheckpointError,
     InvalidInputError,
     MissingExtraError,
+    unknown_name_message,
 )
-from keras_deepseek.models.tokenizers.tokenizer_files import TOKENIZER_FILES
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
+from keras_deepseek.models.tokenizers.tokenizer_files import (
+    TOKENIZER_FILES,
+    TOKENIZER_NAME,
+    read_tokenizer_files,
+)
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -146,4 +157,79 @@ def _check_target(target: Path, own_files: Sequence[str], first_file: str) -> No
         raise CheckpointError(
             f"{str(target)!r} was not replaced: it holds {', '.join((foreign or names)[:5])}, "
             "which is not part of a preset. Move it, or choose a new folder."
+        )
+
+
+@dataclass(frozen=True)
+class PresetAssets:
+    """The contents of a preset's tokenizer files and `generation_config.json`.
+
+    Args:
+        tokenizer_files: The content of the tokenizer's files by name, kept to be written again.
+        tokenizer: `None` if there is no `tokenizer.json`, as in older models with a `vocab.txt`, or
+            if `tokenizers` is not installed.
+        generation_config: `None` if there is no such file.
+    """
+
+    tokenizer_files: Mapping[str, bytes]
+    tokenizer: Tokenizer | None
+    generation_config: Mapping[str, Any] | None
+
+
+def read_assets(folder: Path) -> PresetAssets:
+    """Reads the tokenizer files and the generation config of a preset folder."""
+    files = MappingProxyType(read_tokenizer_files(folder))
+    tokenizer = Tokenizer(files) if TOKENIZER_NAME in files and is_installed() else None
+    generation_config = None
+    if (folder / GENERATION_CONFIG_NAME).exists():
+        generation_config = MappingProxyType(read_json(folder, GENERATION_CONFIG_NAME))
+        _check_end_tokens(folder / GENERATION_CONFIG_NAME, generation_config.get("eos_token_id"))
+    return PresetAssets(files, tokenizer, generation_config)
+
+
+def _check_end_tokens(path: Path, received: Any) -> None:
+    tokens = received if isinstance(received, list) else [received]
+    if received is not None and not all(type(token) is int and token >= 0 for token in tokens):
+        raise CheckpointError(
+            f"`eos_token_id` in {str(path)!r} must be a token id or a list of token ids, from 0 "
+            f"on; received {received!r}. Correct the file, or take the key out of it."
+        )
+
+
+def override_config(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """Returns a config with some fields replaced by the values that the user passed."""
+    names = [field.name for field in fields(config)]
+    for name in overrides:
+        if name not in names:
+            raise InvalidInputError(unknown_name_message("config value", name, names))
+    return replace(config, **overrides)
+
+
+def check_not_keras_hub(folder: Path, checkpoint_config: Mapping[str, Any]) -> None:
+    """Raises an error if a preset's `config.json` was written by KerasHub.
+
+    Its layout is that of Keras's own serialization.
+    """
+    class_name = checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
+    if class_name is not None:
+        raise InvalidInputError(
+            f"{str(folder)!r} is a preset of KerasHub, of its class {class_name!r}. Read it with "
+            "`keras_hub`, or fetch the model in the Hugging Face format, which is read here."
+        )
+
+
+def check_entries(entries: Sequence[CheckpointEntry], unset: Sequence[keras.Variable]) -> None:
+    """Raises an error if a checkpoint map leaves a variable out or fills one twice.
+
+    `unset` are the variables of the model that have no values yet.
+    """
+    filled = [variable for entry in entries for variable in entry.variables]
+    counts = {id(variable): 0 for variable in (*unset, *filled)}
+    for variable in filled:
+        counts[id(variable)] += 1
+    wrong = [variable.path for variable in (*unset, *filled) if counts[id(variable)] != 1]
+    if wrong:
+        raise InvalidInputError(
+            "The checkpoint map must have exactly one entry for each variable. "
+            f"{sorted(set(wrong))} have none or several."
         )

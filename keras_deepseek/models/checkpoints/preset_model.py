@@ -30,29 +30,25 @@ from keras_deepseek.models.checkpoints.checkpoint_config import (
     read_block_shape,
     read_weights_name,
 )
-from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry, path_entries
 from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
-from keras_deepseek.models.checkpoints.preset_assets import PresetAssets, read_assets
-from keras_deepseek.models.checkpoints.preset_checks import (
-    check_entries,
-    check_not_keras_hub,
-    override_config,
-)
 from keras_deepseek.models.checkpoints.preset_folder import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
+    PresetAssets,
+    check_entries,
+    check_not_keras_hub,
     find_preset,
     new_preset,
+    override_config,
+    read_assets,
     read_json,
     write_json,
 )
-from keras_deepseek.models.checkpoints.unset_variables import unset_variables
-from keras_deepseek.models.checkpoints.variable_paths import path_entries
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
-from keras_deepseek.models.checkpoints.weights_reader import read_weights
+from keras_deepseek.models.checkpoints.weights_reader import read_weights, unset_variables
 from keras_deepseek.models.checkpoints.weights_writer import send_weights, write_weights
-from keras_deepseek.models.config_model import ConfigModel
-from keras_deepseek.models.layers_policy import read_policy
+from keras_deepseek.models.config_model import ConfigModel, read_policy
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer
 from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary
 

@@ -1,16 +1,30 @@
-"""Loading of checkpoint tensors into model variables, one checkpoint entry at a time."""
+"""Loading of checkpoint tensors into model variables, one checkpoint entry at a time.
 
-from collections.abc import Sequence
+The variables are made without random initial values, which the checkpoint would overwrite.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import keras
+import numpy as np
+
 from keras_deepseek import backend
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
+from keras_deepseek.errors import CheckpointError, InvalidInputError
+from keras_deepseek.layers.initializers import draws_random_numbers
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.load_display import LoadDisplay
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, StoredTensor
-from keras_deepseek.models.checkpoints.scaled_blocks import ScaledBlocks
-from keras_deepseek.models.checkpoints.scaled_tensor import DEFAULT_BLOCK_SHAPE, ScaledTensor
-from keras_deepseek.models.checkpoints.tied_copies import check_copies, use_present_copy
+from keras_deepseek.models.checkpoints.scaled_tensor import (
+    DEFAULT_BLOCK_SHAPE,
+    ScaledBlocks,
+    ScaledTensor,
+)
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 
 
@@ -78,3 +92,70 @@ def _fill(entry: CheckpointEntry, arrays: list[Any]) -> None:
                 f"{variable.path!r}."
             )
         backend.current().compute.assign_array(variable, source)
+
+
+_PIECE_BYTES = 2**24  # Compared at once, so that a large table is never in memory as a whole.
+
+
+def use_present_copy(entry: CheckpointEntry, tensors: Collection[str]) -> CheckpointEntry:
+    """Returns an entry that reads a tied copy of its first tensor if only the copy is present."""
+    first, *other_tensors = entry.tensors
+    copies = [name for name in entry.copies if name in tensors]
+    if first in tensors or not copies:
+        return entry
+    return replace(entry, tensors=(copies[0], *other_tensors), copies=tuple(copies[1:]))
+
+
+def check_copies(
+    entries: Iterable[CheckpointEntry],
+    tensors: Collection[str],
+    read: Callable[[CheckpointEntry, str], Any],
+) -> None:
+    """Raises a `CheckpointError` if a tensor and its tied copy hold different values."""
+    for entry in entries:
+        for name in entry.copies:
+            if name in tensors and not _are_equal(read(entry, entry.tensors[0]), read(entry, name)):
+                raise CheckpointError(
+                    f"{name!r} and {entry.tensors[0]!r} must be equal, because the config has "
+                    "`tie_word_embeddings`, and they differ in the checkpoint. Nothing was loaded. "
+                    "To read both, give tie_word_embeddings=False to `from_preset`. If "
+                    f"{name!r} is only a leftover, remove it from the files."
+                )
+
+
+def _are_equal(first: Any, second: Any) -> bool:
+    rows = max(1, _PIECE_BYTES // (4 * max(1, math.prod(first.shape[1:]))))
+    return all(
+        np.array_equal(first[begin : begin + rows], second[begin : begin + rows])
+        for begin in range(0, len(first), rows)
+    )
+
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def unset_variables() -> Iterator[list[keras.Variable]]:
+    """A context manager that makes random initializers of this thread return zeros.
+
+    It yields the list of the variables that they filled. Variables with another initializer, such
+    as ones or a table, are initialized as usual and are not in the list.
+    """
+    variables: list[keras.Variable] = []
+    thread = threading.get_ident()
+    add_weight = keras.Layer.add_weight
+    unset = backend.current().compute.unset_initializer()
+
+    def add_zeros(
+        layer: keras.Layer, shape: Any = None, initializer: Any = None, *args: Any, **kwargs: Any
+    ) -> keras.Variable:
+        is_here = threading.get_ident() == thread
+        if not (is_here and draws_random_numbers(initializer)):
+            return add_weight(layer, shape, initializer, *args, **kwargs)
+        variable = add_weight(layer, shape, unset, *args, **kwargs)
+        variables.append(variable)
+        return variable
+
+    # Without a lock, two threads at once could leave the patched method in place for ever.
+    with _lock, temporary_attributes(keras.Layer, add_weight=add_zeros):
+        yield variables

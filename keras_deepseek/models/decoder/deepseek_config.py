@@ -11,15 +11,14 @@ from typing import Any, ClassVar, Self
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.position.rotary_scaling import check_scaling
-from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
-from keras_deepseek.models.decoder.checkpoint_values import (
+from keras_deepseek.models.checkpoints.checkpoint_config import (
     check_checkpoint_value,
+    check_keys,
     check_required_keys,
     read_rope,
 )
-from keras_deepseek.models.decoder.token_ids import check_token_ids
 from keras_deepseek.models.family import Family
-from keras_deepseek.models.preset_config import PresetConfig
+from keras_deepseek.models.preset_config import PresetConfig, check_token_ids
 
 REQUIRED_KEYS = {
     "vocab_size": "vocabulary_size",

@@ -1,7 +1,6 @@
 """The DeepSeek-V3.2 family of language models."""
 
 from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
-from keras_deepseek.models.deepseek_v32.deepseek_v32_backbone import DeepSeekV32Backbone
-from keras_deepseek.models.deepseek_v32.deepseek_v32_causal_lm import DeepSeekV32CausalLM
+from keras_deepseek.models.deepseek_v32.model import DeepSeekV32Backbone, DeepSeekV32CausalLM
 
 __all__ = ["DeepSeekV32Backbone", "DeepSeekV32CausalLM", "DeepSeekV32Config"]

@@ -1,4 +1,4 @@
-"""The config class of DeepSeek-V3.2 models: their sizes and options."""
+"""The config class of DeepSeek-V3.2 models, and the presets of the family."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,10 +6,28 @@ from typing import Any, ClassVar, Self
 
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value
+from keras_deepseek.models.checkpoints.checkpoint_config import check_checkpoint_value
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
-from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
+from keras_deepseek.models.deepseek_v3.config import DEEPSEEK_V3
 from keras_deepseek.models.family import Family
+
+_PRESETS: dict[str, Mapping[str, Any]] = {
+    "tiny": {
+        **DEEPSEEK_V3.presets["tiny"],
+        "index_top_k": 16,
+        "index_num_heads": 4,
+        "index_head_dim": 16,
+    },
+    "deepseek_v32": DEEPSEEK_V3.presets["deepseek_v3"],
+}
+
+DEEPSEEK_V32 = Family(
+    model_type="deepseek_v32",
+    architectures=("DeepseekV32ForCausalLM",),
+    presets=_PRESETS,
+    peft_adapts_experts=True,
+)
+
 
 _LAYER_TYPES = ("indexed_attention", "deepseek_sparse_attention")
 """The same kind of layer, named differently by releases of transformers."""

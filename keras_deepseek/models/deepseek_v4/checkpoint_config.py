@@ -9,9 +9,9 @@ from typing import Any
 
 from keras_deepseek.checks import check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
-from keras_deepseek.models.decoder.checkpoint_values import (
+from keras_deepseek.models.checkpoints.checkpoint_config import (
     check_checkpoint_value,
+    check_keys,
     complete_scaling,
     read_object,
 )

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.position.rotary_scaling import check_scaling
-from keras_deepseek.models.decoder.token_ids import check_token_ids
 from keras_deepseek.models.deepseek_v4.checkpoint_config import (
     read_checkpoint_config,
     write_checkpoint_config,
 )
 from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
 from keras_deepseek.models.family import Family
-from keras_deepseek.models.preset_config import PresetConfig
+from keras_deepseek.models.preset_config import PresetConfig, check_token_ids
 
 LAYER_TYPES = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
 ROUTER_TYPES = ("hash", "score")

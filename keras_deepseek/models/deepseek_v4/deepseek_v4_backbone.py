@@ -18,10 +18,10 @@ from keras_deepseek.layers import (
     RotaryEmbedding,
     SlidingWindowAttention,
 )
+from keras_deepseek.models.config_model import read_policy
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.deepseek_v4_decoder_layer import DeepSeekV4DecoderLayer
-from keras_deepseek.models.layers_policy import read_policy
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

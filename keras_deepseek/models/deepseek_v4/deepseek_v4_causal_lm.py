@@ -7,7 +7,7 @@ import keras
 
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
-from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
+from keras_deepseek.models.decoder.deepseek_models import DeepSeekCausalLM
 from keras_deepseek.models.decoder.token_logits import TokenLogits
 from keras_deepseek.models.deepseek_v4.checkpoint_map import (
     COPIED_TENSORS,

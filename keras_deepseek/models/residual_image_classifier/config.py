@@ -1,4 +1,4 @@
-"""The config class of residual image classifiers: their sizes and options."""
+"""The config class of residual image classifiers, and the presets of the family."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,18 @@ from typing import Any, ClassVar
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
-from keras_deepseek.models.residual_image_classifier.family import RESIDUAL_IMAGE_CLASSIFIER
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"filters_per_stage": (16, 32), "blocks_per_stage": (1, 1)},
+    "small": {"filters_per_stage": (32, 64, 128), "blocks_per_stage": (2, 2, 2)},
+    "resnet_18": {"filters_per_stage": (64, 128, 256, 512), "blocks_per_stage": (2, 2, 2, 2)},
+}
+
+RESIDUAL_IMAGE_CLASSIFIER = Family(
+    architectures=("ResidualImageClassifier",),
+    presets=_PRESETS,
+)
+
 
 SMALLEST_IMAGE = 8
 

@@ -1,4 +1,4 @@
-"""The config class of sequential recommenders: their sizes and options."""
+"""The config class of sequential recommenders, and the presets of the family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,26 @@ from typing import Any, ClassVar
 
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.encoder.transformer_encoder import read_activation
 from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
-from keras_deepseek.models.sequential_recommender.family import SEQUENTIAL_RECOMMENDER
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_dim": 32, "num_layers": 1, "num_heads": 1, "intermediate_dim": 64},
+    "small": {"hidden_dim": 64, "num_layers": 2, "num_heads": 2, "intermediate_dim": 256},
+    "base": {
+        "hidden_dim": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "intermediate_dim": 512,
+        "max_length": 200,
+    },
+}
+
+SEQUENTIAL_RECOMMENDER = Family(
+    architectures=("SequentialRecommender",),
+    presets=_PRESETS,
+)
 
 
 @dataclass(frozen=True)

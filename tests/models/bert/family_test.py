@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.models import BertConfig
-from keras_deepseek.models.bert.family import BERT
+from keras_deepseek.models.bert.config import BERT
 
 
 @pytest.mark.parametrize("name", BERT.presets)

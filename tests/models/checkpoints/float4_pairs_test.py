@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.models.checkpoints.float4_pairs import Float4Pairs
+from keras_deepseek.models.checkpoints.scaled_tensor import Float4Pairs
 from tests.oracles.scaled_weights import decode_float4
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
-from keras_deepseek.models.checkpoints.preset_checks import (
+from keras_deepseek.models.checkpoints.preset_folder import (
     check_entries,
     check_not_keras_hub,
     override_config,

@@ -2,8 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_deepseek.models.checkpoints.float4_pairs import Float4Pairs
-from keras_deepseek.models.checkpoints.scaled_blocks import ScaledBlocks, count_blocks
+from keras_deepseek.models.checkpoints.scaled_tensor import Float4Pairs, ScaledBlocks, count_blocks
 from tests.oracles import scaled_weights
 
 

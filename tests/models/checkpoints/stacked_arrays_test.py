@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.models.checkpoints.stacked_arrays import StackedArrays
+from keras_deepseek.models.checkpoints.checkpoint_entry import StackedArrays
 
 
 @pytest.fixture

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from keras_deepseek.errors import CheckpointError
-from keras_deepseek.models.checkpoints import tied_copies
+from keras_deepseek.models.checkpoints import weights_reader
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
-from keras_deepseek.models.checkpoints.tied_copies import check_copies, use_present_copy
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
-from keras_deepseek.models.checkpoints.weights_reader import read_weights
+from keras_deepseek.models.checkpoints.weights_reader import (
+    check_copies,
+    read_weights,
+    use_present_copy,
+)
 from tests.models.checkpoints.weights_folder_test import read_error, write_one
 from tests.models.checkpoints.weights_reader_test import assert_equal, scale
 from tests.oracles.preset_model import make_model, make_tensors, read_weights_of
@@ -36,7 +39,7 @@ def test_a_copy_stands_in_for_what_is_missing(entry):
 
 @pytest.mark.parametrize("piece", [1, 40, 2**24])
 def test_a_copy_has_the_same_numbers_in_any_dtype(entry, monkeypatch, piece):
-    monkeypatch.setattr(tied_copies, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(weights_reader, "_PIECE_BYTES", piece)
     check(entry, table=TABLE)
     check(entry, table=TABLE, head=TABLE.astype(ml_dtypes.bfloat16))
     other = np.where(TABLE.max() == TABLE, 0.5, TABLE)

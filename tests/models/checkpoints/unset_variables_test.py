@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, RotaryEmbedding
-from keras_deepseek.models.checkpoints.unset_variables import unset_variables
+from keras_deepseek.models.checkpoints.weights_reader import unset_variables
 
 
 def is_zero(variable):

@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.models.checkpoints.variable_paths import path_entries
+from keras_deepseek.models.checkpoints.checkpoint_entry import path_entries
 
 
 def paths(model):

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.models.decoder.checkpoint_values import (
+from keras_deepseek.models.checkpoints.checkpoint_config import (
     check_checkpoint_value,
     check_required_keys,
     complete_scaling,

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.layers import MultiHeadLatentAttention
-from keras_deepseek.models.decoder.deepseek_backbone import DeepSeekBackbone
+from keras_deepseek.models.decoder.deepseek_models import DeepSeekBackbone
 from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
 
 

@@ -9,7 +9,7 @@ from keras_deepseek.models import (
     DeepSeekV4CausalLM,
     DeepSeekV32CausalLM,
 )
-from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
+from keras_deepseek.models.decoder.deepseek_models import DeepSeekCausalLM
 
 FAMILIES = (DeepSeekV2CausalLM, DeepSeekV3CausalLM, DeepSeekV32CausalLM, DeepSeekV4CausalLM)
 

@@ -3,7 +3,7 @@ import numpy as np
 
 from keras_deepseek.layers import DeepSeekMoE, MultiHeadLatentAttention, SwiGLU
 from keras_deepseek.models import DeepSeekV3Backbone, DeepSeekV3Config
-from keras_deepseek.models.decoder.deepseek_layers import (
+from keras_deepseek.models.decoder.deepseek_models import (
     make_backbone_layers,
     make_decoder_block,
     make_multi_token_prediction,

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.models import DeepSeekV2CausalLM, DeepSeekV2Config
-from keras_deepseek.models.deepseek_v2.family import DEEPSEEK_V2
+from keras_deepseek.models.deepseek_v2.config import DEEPSEEK_V2
 from tests.oracles.golden_language_models import count_parameters
 
 

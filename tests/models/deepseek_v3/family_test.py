@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
-from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
+from keras_deepseek.models.deepseek_v3.config import DEEPSEEK_V3
 from tests.oracles.golden_language_models import count_parameters
 
 

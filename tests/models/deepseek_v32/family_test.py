@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.models import DeepSeekV32CausalLM, DeepSeekV32Config
-from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
+from keras_deepseek.models.deepseek_v32.config import DEEPSEEK_V32
 from tests.oracles.golden_language_models import count_parameters
 
 

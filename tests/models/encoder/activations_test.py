@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.models.encoder.activations import (
+from keras_deepseek.models.encoder.transformer_encoder import (
     ACTIVATIONS,
     gelu_approximate,
     read_activation,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
+from keras_deepseek.models.encoder.transformer_encoder import TransformerEncoderBlock
 from keras_deepseek.testing import LayerTestCase, assert_close
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.models.generation.budget import settle_budgets
+from keras_deepseek.models.generation.generation import settle_budgets
 
 
 @pytest.mark.parametrize(

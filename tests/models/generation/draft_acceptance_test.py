@@ -1,8 +1,8 @@
 import numpy as np
 from keras import ops
 
-from keras_deepseek.models.generation.draft_acceptance import accept_drafts
 from keras_deepseek.models.generation.sampler import GREEDY, Sampler
+from keras_deepseek.models.generation.speculative_steps import accept_drafts
 from tests.oracles.sampling import bound_chi_squared, compute_chi_squared
 
 VOCABULARY_SIZE = 4

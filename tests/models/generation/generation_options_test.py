@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 
 from keras_deepseek.models import CausalLM
-from keras_deepseek.models.generation.generation_options import GenerationOptions, takes_options
+from keras_deepseek.models.generation.generation import GenerationOptions, takes_options
 
 
 @takes_options

@@ -1,6 +1,6 @@
 from itertools import pairwise
 
-from keras_deepseek.models.generation.lengths import (
+from keras_deepseek.models.generation.token_loop import (
     first_capacity,
     next_capacity,
     round_up,

@@ -1,4 +1,4 @@
-from keras_deepseek.models.generation.text_stream import TextStream
+from keras_deepseek.models.generation.generation import TextStream
 from tests.oracles.small_language_model import WordTokenizer
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.models import ResidualImageClassifierConfig
-from keras_deepseek.models.residual_image_classifier.family import RESIDUAL_IMAGE_CLASSIFIER
+from keras_deepseek.models.residual_image_classifier.config import RESIDUAL_IMAGE_CLASSIFIER
 
 
 @pytest.mark.parametrize("name", RESIDUAL_IMAGE_CLASSIFIER.presets)

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.models import SequentialRecommenderConfig
-from keras_deepseek.models.sequential_recommender.family import SEQUENTIAL_RECOMMENDER
+from keras_deepseek.models.sequential_recommender.config import SEQUENTIAL_RECOMMENDER
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL_RECOMMENDER.presets)

@@ -3,7 +3,7 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.models.sequential_recommender.history_mask import HistoryMask
+from keras_deepseek.models.sequential_recommender.sequential_recommender_backbone import HistoryMask
 
 
 def expected_mask(items):

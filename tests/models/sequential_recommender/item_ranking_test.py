@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.models.sequential_recommender.item_ranking import (
+from keras_deepseek.models.sequential_recommender.sequential_recommender import (
     NO_ITEM_SCORE,
     ItemScores,
     TopItems,

@@ -1,13 +1,54 @@
-"""The causal language model of DeepSeek-V3, which predicts the next token."""
+"""The backbone and the causal language model of DeepSeek-V3."""
 
 from typing import ClassVar
 
 import keras
 
-from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
-from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
-from keras_deepseek.models.deepseek_v3.deepseek_v3_backbone import DeepSeekV3Backbone
-from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
+from keras_deepseek.layers import MultiHeadLatentAttention
+from keras_deepseek.models.decoder.deepseek_models import DeepSeekBackbone, DeepSeekCausalLM
+from keras_deepseek.models.deepseek_v3.config import DEEPSEEK_V3, DeepSeekV3Config
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DeepSeekV3Backbone(DeepSeekBackbone):
+    """The blocks of DeepSeek-V3, with the token embedding before and a norm after them.
+
+    Choose it to build another head than `DeepSeekV3CausalLM`'s. Each block is a `DecoderBlock` of
+    `MultiHeadLatentAttention` and `DeepSeekMoE`; the first blocks have a dense feed-forward layer.
+
+    Args:
+        config: `DeepSeekV3Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 for padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states after the last norm.
+
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import DeepSeekV3Backbone, DeepSeekV3Config
+    >>> backbone = DeepSeekV3Backbone(DeepSeekV3Config.from_preset("tiny"))
+    >>> tokens = np.array([[3, 1, 4]])
+    >>> inputs = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    >>> tuple(backbone(inputs).shape)
+    (1, 3, 64)
+
+    Reference:
+
+    - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
+    """
+
+    config_class: ClassVar[type] = DeepSeekV3Config
+    attention_class: ClassVar[type[keras.Layer]] = MultiHeadLatentAttention
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

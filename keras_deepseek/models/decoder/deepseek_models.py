@@ -1,6 +1,11 @@
-"""Functions that build the layers of DeepSeek-V2, V3 and V3.2 from a config."""
+"""The base classes of the backbones and causal language models of the DeepSeek families.
 
-from typing import Any
+DeepSeek-V4 overrides more of the language model: it has its own layers that predict further tokens
+and its own checkpoint map.
+"""
+
+from collections.abc import Collection
+from typing import Any, ClassVar
 
 import keras
 
@@ -13,7 +18,16 @@ from keras_deepseek.layers import (
     RotaryEmbedding,
     SwiGLU,
 )
+from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.config_model import read_policy
+from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock
+from keras_deepseek.models.decoder.deepseek_checkpoint_map import (
+    FLOAT32_TENSORS,
+    deepseek_entries,
+    unread_tensors,
+)
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 from keras_deepseek.models.decoder.token_logits import TokenLogits
 
@@ -93,3 +107,52 @@ def make_multi_token_prediction(backbone: Any) -> MultiTokenPrediction:
 
 def _make_initializer(config: DeepSeekConfig) -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=config.initializer_range)
+
+
+class DeepSeekBackbone(DecoderBackbone):
+    """A `DecoderBackbone` of DeepSeek-V2, V3 or V3.2, built from a `DeepSeekConfig`.
+
+    A family sets its `config_class` and its `attention_class`.
+    """
+
+    attention_class: ClassVar[type[keras.Layer]]
+    """The class of all attention layers, also in modules that predict further tokens."""
+
+    def __init__(self, config: DeepSeekConfig, *, dtype: Any = None, **kwargs: Any) -> None:
+        policy = read_policy(dtype)
+        layers = make_backbone_layers(config, self.attention_class, policy)
+        super().__init__(config, *layers, **kwargs)
+
+
+class DeepSeekCausalLM(CausalLM):
+    """A `CausalLM` of a DeepSeek family, built from its config.
+
+    A family sets its `architectures`, its `config_class` and its `backbone_class`.
+    """
+
+    backbone_class: ClassVar[type[Any]]
+    """The class of the backbone, which takes the same arguments."""
+
+    float32_tensors: ClassVar[tuple[str, ...]] = FLOAT32_TENSORS
+
+    def __init__(self, config: Any, *, dtype: Any = None, **kwargs: Any) -> None:
+        backbone = self.backbone_class(config, dtype=dtype, name="backbone")
+        prediction = self.make_prediction(backbone) if config.num_prediction_layers else None
+        super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
+
+    @staticmethod
+    def make_prediction(backbone: Any) -> MultiTokenPrediction:
+        """Returns the modules that predict further tokens.
+
+        Args:
+            backbone: The family's backbone. Its config has `num_prediction_layers`.
+        """
+        return make_multi_token_prediction(backbone)
+
+    @property
+    def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Patterns of the names of tensors in a checkpoint that are not read."""
+        return unread_tensors(self.config)
+
+    def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
+        return deepseek_entries(self, tensors)
