@@ -27,6 +27,20 @@ def test_a_trace_has_the_window_the_waits_and_the_work(tmp_path):
     )
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch has no such programs.")
+def test_operations_in_the_loop_of_a_compiled_program_have_their_layer():
+    step = backend.current().step
+    model = keras.Sequential([keras.Input((9, 64)), keras.layers.LSTM(64, name="memory")])
+    model.compile("sgd", "mse", jit_compile=True)
+    x, y = np.ones((8, 9, 64), "float32"), np.ones((8, 64), "float32")
+    model.train_on_batch(x, y)
+    lines = []
+    with step.trace_steps(model, lines), step.annotate(WINDOW):
+        model.train_on_batch(x, y)
+    names = {owner.layer for owner in divide_time(lines) if owner.part == "forward"}
+    assert any(name.endswith("memory/lstm_cell") for name in names)
+
+
 class KinetoEvent:
     """An event as Kineto reports it, by functions."""
 

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Literal
 
 from keras_deepseek.backend.data.batch_stream import Epochs
+from keras_deepseek.backend.jax import profiling
 from keras_deepseek.backend.jax.distribution import place_batch
 from keras_deepseek.backend.jax.processes import translate_peer_errors
 from keras_deepseek.backend.keras_private.datasets import from_scipy
@@ -29,9 +29,7 @@ from keras_deepseek.backend.keras_private.masks import split_floats
 from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
 from keras_deepseek.backend.loss_means import collect_loss_means, set_loss_normalizer
-from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
 from keras_deepseek.backend.profiling.step_trace import DATA_WAIT, Line
-from keras_deepseek.backend.profiling.xplane import read_lines
 from keras_deepseek.backend.protocols.step import Step
 
 
@@ -283,24 +281,10 @@ class JaxStep(Step):
         return annotation
 
     def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
-        return _trace_steps(model, lines)
+        return profiling.trace_steps(model, lines)
 
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
         return Epochs(make_batches, from_scipy)
-
-
-@contextmanager
-def _trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
-    scopes = LayerScopes(model, is_numbered=False)
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # It slows the steps down.
-    with tempfile.TemporaryDirectory() as folder:
-        jax.profiler.start_trace(folder, profiler_options=options)
-        try:
-            yield
-        finally:
-            jax.profiler.stop_trace()
-        lines += read_lines(folder, scopes)
 
 
 def _time_batches(iterator: Iterator[Any], add: Callable[[float], None]) -> Iterator[Any]:

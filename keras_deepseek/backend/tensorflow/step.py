@@ -2,9 +2,8 @@
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -14,10 +13,9 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
 from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
-from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
 from keras_deepseek.backend.profiling.step_trace import Line
-from keras_deepseek.backend.profiling.xplane import read_lines
 from keras_deepseek.backend.protocols.step import Step
+from keras_deepseek.backend.tensorflow import profiling
 from keras_deepseek.backend.tensorflow.processes import translate_peer_errors
 
 
@@ -165,7 +163,7 @@ class TensorFlowStep(Step):
         return annotation
 
     def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
-        return _trace_steps(model, lines)
+        return profiling.trace_steps(model, lines)
 
     def read_framework_random_state(self) -> dict[str, Array]:
         # The state of `tf.random` operations without a generator can't be read. Keras uses none of
@@ -174,18 +172,6 @@ class TensorFlowStep(Step):
 
     def write_framework_random_state(self, state: dict[str, Array]) -> None:
         tf.random.get_global_generator().state.assign(state["generator"])
-
-
-@contextmanager
-def _trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
-    scopes = LayerScopes(model, is_numbered=True)
-    with tempfile.TemporaryDirectory() as folder:
-        tf.profiler.experimental.start(folder)
-        try:
-            yield
-        finally:
-            tf.profiler.experimental.stop()
-        lines += read_lines(folder, scopes)
 
 
 def _is_computed(operation: Any) -> bool:
