@@ -99,22 +99,19 @@ class StepMetrics:
         """The inputs of a step, as `KerasTensor`s, or `None` before the first one."""
         self.stream: BatchStream | None = None
         """The data of the training, if they are a stream that knows how long it was waited for."""
+        self.are_wanted = False
+        """True if a recorder waits for the metrics."""
         self._queues: list[deque[MetricValues]] = []
         self._waited: float | None = None
-
-    @property
-    def are_wanted(self) -> bool:
-        """True if a recorder waits for the metrics."""
-        return bool(self._queues)
 
     @contextmanager
     def read_by(self, queues: Sequence[deque[MetricValues]]) -> Iterator[None]:
         """Context manager in which each step appends its metrics to the queues."""
-        self._queues, self.stream = list(queues), None
+        self._queues, self.stream, self.are_wanted = list(queues), None, bool(queues)
         try:
             yield
         finally:
-            self._queues, self.stream = [], None
+            self._queues, self.stream, self.are_wanted = [], None, False
 
     def begin(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Begins a call of Keras's train function; returns arguments for it whose wait counts."""

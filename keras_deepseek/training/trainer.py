@@ -1,6 +1,7 @@
 """The trainer: everything around `model.fit` that a training needs."""
 
 import dataclasses
+import functools
 import inspect
 import os
 import tempfile
@@ -25,10 +26,14 @@ from keras_deepseek.training.cluster.placement import DistributedStrategy
 from keras_deepseek.training.cluster.predict_together import predict_together
 from keras_deepseek.training.cluster.start_processes import share_random_state
 from keras_deepseek.training.data.position_data import check_data, no_data_error
-from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
+from keras_deepseek.training.fit.compile_model import (
+    build_model,
+    check_optimizable,
+    compile_model,
+    set_seed,
+)
 from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
-from keras_deepseek.training.fit.optimizable import check_optimizable
-from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_arguments
+from keras_deepseek.training.fit.overridden_fit import call_overridden_fit, keras_fit_arguments
 from keras_deepseek.training.fit.recording import plain_arguments
 from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
@@ -245,10 +250,9 @@ class Trainer:
             make_model = None if isinstance(model, keras.Model) else model
             self._plan = StepPlan(
                 self.model,
-                self.train_step,
+                None if type(self).train_step is Trainer.train_step else self.train_step,
                 options,
                 self.policy,
-                is_own_compute=type(self).train_step is not Trainer.train_step,
                 checkpoints=checkpoints,
                 parallelism=self._cluster.start_workers(self, make_model, options, self.policy),
             )
@@ -357,7 +361,7 @@ class Trainer:
             CheckpointError: A checkpoint can't be written, for example on a full disk, or none can
                 be read.
         """
-        goes_on = resume or self._session.resumed is not None
+        resumes = resume or self._session.resumed is not None
         parameters = inspect.signature(self.model.fit).parameters
         unknown = set(options) - set(parameters)
         if unknown and all(
@@ -368,15 +372,19 @@ class Trainer:
             )
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         arguments |= {"callbacks": callbacks, "verbose": verbose}
-
-        def train(arguments: dict[str, Any]) -> keras.callbacks.History:
-            with self._session.training(arguments, self._callbacks, resume=resume) as fit_arguments:
-                return keras.Model.fit(self.model, **fit_arguments)
-
-        history = call_fit(self.model, arguments, train)
-        if epochs and not self._plan.num_steps and not goes_on:  # Silent in Keras on TensorFlow.
-            raise no_data_error()
+        if type(self.model).fit is keras.Model.fit:
+            history = self._fit(arguments, resume=resume)
+        else:
+            train = functools.partial(self._fit, resume=resume)
+            history = call_overridden_fit(self.model, arguments, train)
+        if epochs and not self._plan.step.num_steps and not resumes:
+            raise no_data_error()  # Keras on TensorFlow raises no error.
         return history
+
+    def _fit(self, arguments: dict[str, Any], *, resume: bool) -> keras.callbacks.History:
+        """Trains by `keras.Model.fit`, with its arguments."""
+        with self._session.training(arguments, self._callbacks, resume=resume) as fit_arguments:
+            return keras.Model.fit(self.model, **fit_arguments)
 
     def steps(
         self,
@@ -679,7 +687,7 @@ class Trainer:
         """
         data = {"x": x, "y": y, "batch_size": batch_size}
         data |= {"sample_weight": sample_weight, "class_weight": class_weight}
-        self._plan.check_model()
+        self._plan.step.check_model()
         if self._recorder is None:
             name = f"{self.model.name}-{time.strftime('%Y%m%d-%H%M%S')}.profile.json.gz"
             trace_file = Path(tempfile.gettempdir(), name)

@@ -11,8 +11,8 @@ from keras_deepseek.training.cluster.start_processes import start_processes
 from keras_deepseek.training.cluster.step_replicas import find_replicas
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.step.gradients.gradient_residual import make_residual
-from keras_deepseek.training.step.parallelism import Parallelism
 from keras_deepseek.training.step.step_options import StepOptions
+from keras_deepseek.training.step.training_step import Parallelism
 
 
 class TrainingCluster:

@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -198,18 +198,24 @@ class JaxStep(Step):
         self, model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
     ) -> Callable[..., Any]:
         # Between two steps, Keras holds the values of the model's variables only.
-        with with_further_shardings(
-            model, lambda: [variable.value.sharding for variable in carried()]
+        with (
+            with_further_shardings(
+                model, lambda: [variable.value.sharding for variable in carried()]
+            )
+            if carried()
+            else nullcontext()
         ):
             type(model).make_train_function(model, force=force)
         train_function = model.train_function
+        has_peers = jax.process_count() > 1
+        peer_errors = translate_peer_errors("make a step") if has_peers else nullcontext()
 
         def run(state: Any, iterator: Any) -> Any:
             *model_state, metrics = state
             variables = carried()
             self._running = model, state
             try:
-                with translate_peer_errors("make a step"):
+                with peer_errors:
                     logs, (*model_state, values) = train_function(
                         (*model_state, [*metrics, *(variable.value for variable in variables)]),
                         iterator,

@@ -24,14 +24,11 @@ Receive = Callable[[int, Any], None]
 """Function of the index of a gradient and the gradient. It may be called as soon as one is known,
 in any order, or not at all."""
 
-FinishPart = Callable[[Sequence[Any], Receive | None], tuple[list[Any], list[Any]]]
-"""A backward pass: function of the sums of all replicas' scalars, and of a `Receive` or `None`. It
-returns further scalars and the gradients of this replica."""
-
-ComputePart = Callable[[int, Any], tuple[list[Any], FinishPart]]
+ComputePart = Callable[[int, Any], tuple[list[Any], Callable[..., tuple[list[Any], list[Any]]]]]
 """A forward pass: function of the rank of a replica and its rows. It returns small float32 tensors
-and the backward pass. All replicas return as many scalars and gradients, float32 and of the same
-shapes."""
+and the backward pass: function of the sums of all replicas' scalars, and of a `Receive` or `None`,
+which returns further scalars and the gradients of this replica. All replicas return as many scalars
+and gradients, float32 and of the same shapes."""
 
 
 class Replicas(Protocol):

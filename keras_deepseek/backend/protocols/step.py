@@ -132,7 +132,9 @@ class Step(abc.ABC):
         A gradient is `None` for a variable that stays as it is. `factor` multiplies all gradients
         first.
         """
-        optimizer.apply(multiply_gradients(gradients, factor), variables)
+        if factor is not None:
+            gradients = multiply_gradients(gradients, factor)
+        optimizer.apply(gradients, variables)
 
     def compile_update(
         self, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]

@@ -16,7 +16,7 @@ from keras_deepseek.backend.keras_private.trainers import epoch_logs, read_learn
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.callback_states import CallbackStates
 from keras_deepseek.training.checkpoints.checkpoint_writer import CheckpointWriter
-from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
+from keras_deepseek.training.checkpoints.streamed_training import StreamedCallbacks
 from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 from keras_deepseek.training.cluster.stop_signal import StopSignal
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual

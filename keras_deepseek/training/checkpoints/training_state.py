@@ -13,7 +13,7 @@ from keras_deepseek.training.checkpoints.own_optimizers import (
     find_own_optimizers,
     trained_positions,
 )
-from keras_deepseek.training.step.guard_metric import GuardMetric
+from keras_deepseek.training.step.step_guard import GuardMetric
 
 
 def read_variables(model: keras.Model) -> dict[str, Any]:

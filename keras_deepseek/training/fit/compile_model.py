@@ -8,7 +8,9 @@ import keras
 
 from keras_deepseek.backend.data.random_state import seed_generators
 from keras_deepseek.backend.keras_private.trainers import compile_arguments
-from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
+from keras_deepseek.graph.optimized_model import OptimizedModel
+from keras_deepseek.training.cluster.placement import Placement
 from keras_deepseek.training.step.precision import with_loss_scaling
 
 
@@ -187,3 +189,28 @@ def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
         return find(value)
     except (ValueError, TypeError) as error:
         raise InvalidInputError(f"Unknown {kind} {value!r}: expected {_EXPECTED[kind]}.") from error
+
+
+def check_optimizable(model: keras.Model, placement: Placement, *, uses_servers: bool) -> None:
+    """Raises an error if `optimize_graph` does not fit the model or its devices.
+
+    Raises:
+        InvalidInputError: The model is optimized already.
+        NotSupportedError: Devices or servers divide the model.
+    """
+    if isinstance(model, OptimizedModel):
+        raise InvalidInputError(
+            f"Model {model.name!r} is optimized already: leave optimize_graph out. It trains by "
+            "programs if it was made by graph.optimize(..., mode='train')."
+        )
+    dividers = {
+        "a parameter server": uses_servers,
+        "devices for layers (device_map)": placement.layers is not None,
+        "ModelParallel": isinstance(placement.distribution, keras.distribution.ModelParallel),
+    }
+    for name, is_used in dividers.items():
+        if is_used:
+            raise NotSupportedError(
+                f"optimize_graph=True makes one program of the model, but {name} divides the "
+                "model. Leave one of the two out."
+            )

@@ -7,8 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.errors import TrainingDivergedError
-from keras_deepseek.training.step.guard_metric import GuardMetric, StepRecord, Verdict
-from keras_deepseek.training.step.step_guard import StepGuard
+from keras_deepseek.training.step.step_guard import GuardMetric, StepGuard, StepRecord, Verdict
 
 _logger = logging.getLogger(__name__)
 

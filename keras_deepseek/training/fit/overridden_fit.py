@@ -18,25 +18,25 @@ _ALWAYS_PASSED = ("x", "y", "batch_size", "epochs", "callbacks", "verbose")
 """The arguments of `keras.Model.fit` that a training always has."""
 
 
-def call_fit(
+def call_overridden_fit(
     model: keras.Model, arguments: dict[str, Any], train: Callable[[dict[str, Any]], Any]
 ) -> Any:
     """Calls `model.fit`, with `train` in place of `keras.Model.fit`, and returns its result.
 
     `train` gets the arguments that reach `keras.Model.fit`.
     """
-    if type(model).fit is keras.Model.fit:
-        return train(arguments)
     return _OverriddenFit(model, train).call(arguments)
 
 
 def keras_fit_arguments(model: keras.Model, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with which an overridden `fit` calls `keras.Model.fit`."""
+    """Returns the arguments with which `model.fit` calls `keras.Model.fit`, if it is overridden."""
+    if type(model).fit is keras.Model.fit:
+        return arguments
     try:
-        call_fit(model, arguments, _leave)
+        call_overridden_fit(model, arguments, _leave)
     except _FitReached as reached:
         return reached.arguments
-    raise AssertionError  # pragma: no cover - call_fit has raised an error.
+    raise AssertionError  # pragma: no cover - the override has raised an error.
 
 
 class _OverriddenFit:

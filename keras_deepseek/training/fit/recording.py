@@ -3,7 +3,7 @@
 import functools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -22,7 +22,7 @@ _PLAIN = (bool, int, float, str)
 @contextmanager
 def recording(
     recorders: Sequence[RunRecorder],
-    step_metrics: StepMetrics | None,
+    step_metrics: StepMetrics,
     *,
     arguments: Mapping[str, Any],
     documents: Mapping[str, Callable[[], Any]],
@@ -32,8 +32,7 @@ def recording(
     """Context manager in which the recorders of a training are linked to its trainer.
 
     An error that ends the training becomes the reason of its failure in their records.
-
-    `step_metrics` is `None` if no process records the training.
+    `recorders` is empty if only another process records the training.
     """
     for recorder in recorders:
         recorder.link = RunLink(
@@ -44,7 +43,7 @@ def recording(
         )
     try:
         queues = [recorder.link.step_metrics for recorder in recorders] or [deque(maxlen=0)]
-        with nullcontext() if step_metrics is None else step_metrics.read_by(queues):
+        with step_metrics.read_by(queues):
             yield
     except BaseException as error:
         for recorder in recorders:

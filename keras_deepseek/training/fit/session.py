@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from types import GeneratorType
 from typing import Any
 
 import keras
@@ -44,7 +45,7 @@ from keras_deepseek.training.fit.recording import (
     recording,
 )
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.step.loss.missing_loss import check_test_loss
+from keras_deepseek.training.step.loss.batch_loss import check_test_loss
 from keras_deepseek.training.step.step_guard import StepGuard
 
 _logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class Session:
 
     def check_peers(self, gradient_compression: Any) -> None:
         """Raises an error if the processes have different models or options."""
+        if self._processes.world_size == 1:
+            return
         policy = self._plan.policy
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
         check_consistent_across_ranks(
@@ -132,60 +135,71 @@ class Session:
         batches must come from our own stream.
         """
         arguments = dict(arguments)
-        own_callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")
+        fit_callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")
         self._check(arguments, resume)
-        goes_on = resume or self.resumed is not None
-        position = PositionTracker(self._plan)
-        plan_callbacks = [position, self._plan.profiler, *self._plan.callbacks]
-        chosen = [*plan_callbacks, *callbacks, *list_callbacks(own_callbacks)]
-        # All processes must run the same step, also those that write no record.
-        is_recorded = self._processes.broadcast(find_recorders(chosen) != [])
+        user_callbacks = [*callbacks, *list_callbacks(fit_callbacks)]
+        is_recorded = bool(user_callbacks and find_recorders(user_callbacks))
+        if self._processes.world_size > 1:
+            # All processes must run the same step, also those that write no record.
+            is_recorded = self._processes.broadcast(is_recorded)
         if self._processes.rank > 0:
-            chosen, verbose = without_writers(chosen), 0
+            user_callbacks, verbose = without_writers(user_callbacks), 0
+        chosen = [*self._plan.callbacks, *user_callbacks]
         if resume and self.resumed is None:
             self.resume()
-        refuse_two_schedules(self._model.optimizer, chosen)
-        run_workers = self._plan.parallelism.run_workers
+        if user_callbacks:
+            refuse_two_schedules(self._model.optimizer, user_callbacks)
         if verbose:
             self._print_notices(arguments["epochs"])
+        record = self._recording(chosen, arguments) if is_recorded else contextlib.nullcontext()
         with (
-            error_notes(self._model, self._plan, position),
-            prepared_callbacks(chosen, verbose, resume=goes_on) as keras_verbose,
-            self._recording(chosen, arguments, is_recorded=is_recorded),
+            self._reporting(chosen, verbose, record, resume=resume) as verbose_of_keras,
             self.in_training(),
-            validating_together(self._model, self._processes),
             self._feed(
-                {**arguments, "callbacks": chosen, "verbose": keras_verbose},
-                needs_stream=needs_stream or run_workers is not None,
+                {**arguments, "callbacks": chosen, "verbose": verbose_of_keras},
+                needs_stream=needs_stream,
             ) as fit_arguments,
-            contextlib.nullcontext() if run_workers is None else run_workers(fit_arguments),
         ):
-            if isinstance(fit_arguments["x"], PositionedData):
-                self._plan.step_metrics.stream = fit_arguments["x"].stream
             yield fit_arguments
 
     @contextlib.contextmanager
+    def _reporting(
+        self,
+        callbacks: list[keras.callbacks.Callback],
+        verbose: str | int,
+        record: contextlib.AbstractContextManager[None],
+        *,
+        resume: bool,
+    ) -> Iterator[str | int]:
+        """Context manager that shows and records a training and its errors; yields `verbose`."""
+        resume = resume or self.resumed is not None
+        callbacks.insert(0, position := PositionTracker(self._plan.step))
+        with (
+            error_notes(self._model, self._plan.step, position),
+            prepared_callbacks(callbacks, verbose, resume=resume) as verbose_of_keras,
+            record,
+        ):
+            yield verbose_of_keras
+
+    @contextlib.contextmanager
     def in_training(self) -> Iterator[None]:
-        """Context manager in which `model.fit` uses the plan's steps and the training's devices."""
+        """Context manager in which the model is on its devices, and trains by the compiled step."""
+        self._plan.step.check_model()
         with (
             self._placement.in_use(self._model),
             backend.current().step.restoring_variables(self._model),
-            self._plan.in_use(),
+            self._plan.step.use(),
         ):
             yield
 
     def _recording(
-        self,
-        callbacks: Sequence[keras.callbacks.Callback],
-        arguments: dict[str, Any],
-        *,
-        is_recorded: bool,
+        self, callbacks: Sequence[keras.callbacks.Callback], arguments: dict[str, Any]
     ) -> contextlib.AbstractContextManager[None]:
         uses_workers = self._plan.parallelism.uses_workers
         checkpoints = None if uses_workers else self._checkpoints
         return recording(
             find_recorders(callbacks),
-            self._plan.step_metrics if is_recorded else None,
+            self._plan.step_metrics,
             arguments={
                 **self._arguments,
                 **plain_arguments(arguments),
@@ -203,7 +217,7 @@ class Session:
 
     def _check(self, arguments: dict[str, Any], resume: bool) -> None:
         """Raises an error if an argument of `fit` is invalid, before the training starts."""
-        self._plan.check_model()
+        self._plan.step.check_model()
         check_data(arguments["x"], arguments["batch_size"])
         if self._plan.needs_targets:
             check_targets(arguments["x"], arguments["y"])
@@ -212,14 +226,15 @@ class Session:
             check_test_loss(self._model)
         check_boolean("resume", resume)
         check_options(arguments, resume=resume or self.resumed is not None)
-        check_consistent_across_ranks(
-            self._processes,
-            {
-                "the shapes of the data": data_shapes(arguments["x"], arguments["y"]),
-                **{name: arguments.get(name) for name in ("batch_size", "epochs", "shuffle")},
-                "steps_per_epoch": arguments.get("steps_per_epoch"),
-            },
-        )
+        if self._processes.world_size > 1:
+            compared = ("batch_size", "epochs", "shuffle", "steps_per_epoch")
+            check_consistent_across_ranks(
+                self._processes,
+                {
+                    "the shapes of the data": data_shapes(arguments["x"], arguments["y"]),
+                    **{name: arguments.get(name) for name in compared},
+                },
+            )
 
     def _print_notices(self, epochs: int) -> None:
         while self._notices:
@@ -227,10 +242,37 @@ class Session:
         if self.resumed is not None and not has_ended(self.resumed, epochs):
             print(f"The training continues after step {self.resumed.step}.")
 
-    def _feed(
-        self, arguments: dict[str, Any], *, needs_stream: bool
-    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
-        if self._checkpoints is None:
-            return feed(self._model, arguments, self._processes, needs_stream=needs_stream)
-        resumed, self.resumed = self.resumed, None
-        return self._checkpoints.training(self._model, arguments, resumed, self._plan.policy)
+    @contextlib.contextmanager
+    def _feed(self, arguments: dict[str, Any], *, needs_stream: bool) -> Iterator[dict[str, Any]]:
+        """Context manager that opens the data, and yields the arguments for `keras.Model.fit`.
+
+        It takes checkpoints, and runs the workers of a parameter server.
+        """
+        run_workers = self._plan.parallelism.run_workers
+        needs_stream = needs_stream or run_workers is not None or self._processes.world_size > 1
+        with contextlib.ExitStack() as stack:
+            if self._processes.world_size > 1:
+                stack.enter_context(validating_together(self._model, self._processes))
+            if self._checkpoints is not None:
+                resumed, self.resumed = self.resumed, None
+                arguments = stack.enter_context(
+                    self._checkpoints.training(self._model, arguments, resumed, self._plan.policy)
+                )
+            elif needs_stream or _is_better_streamed(arguments["x"]):
+                arguments = stack.enter_context(
+                    feed(self._model, arguments, self._processes, needs_stream=needs_stream)
+                )
+            if run_workers is not None:
+                stack.enter_context(run_workers(arguments))
+            if isinstance(arguments["x"], PositionedData):
+                self._plan.step_metrics.stream = arguments["x"].stream
+            yield arguments
+
+
+def _is_better_streamed(x: Any) -> bool:
+    """Returns True for data that our own stream reads better than Keras.
+
+    Of a generator, Keras draws the first batches in advance, and when it ends goes on with those
+    few for ever.
+    """
+    return isinstance(x, GeneratorType) or backend.current().step.prefers_own_feed(x)

@@ -9,7 +9,7 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.backend.data.positioned_data import PositionedData
 from keras_deepseek.backend.keras_private.trainers import epoch_logs
-from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
+from keras_deepseek.training.checkpoints.streamed_training import StreamedCallbacks
 
 
 @dataclass(frozen=True)

@@ -1,88 +1,90 @@
 """The assembly of a training step from the options of a trainer."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.metrics import add_metric
-from keras_deepseek.backend.keras_private.optimizers import optimized_variables
-from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
+from keras_deepseek.backend.keras_private.trainers import overrides_train_step
 from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.graph.optimized_model import ProgramCall
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.data.position_data import check_data, check_targets
-from keras_deepseek.training.fit.finite_check import FiniteCheck
+from keras_deepseek.training.fit.fit_callbacks import FiniteCheck
 from keras_deepseek.training.fit.guard_callback import GuardCallback
 from keras_deepseek.training.fit.tune_malloc import tune_malloc
+from keras_deepseek.training.step.compiled_step import CompiledStep
 from keras_deepseek.training.step.gradient_clip import check_single_clip
-from keras_deepseek.training.step.gradient_update import GradientUpdate
-from keras_deepseek.training.step.guard_metric import GuardMetric
-from keras_deepseek.training.step.layer_statistics import LayerStatistics
-from keras_deepseek.training.step.loss.batch_loss import BatchLoss
-from keras_deepseek.training.step.loss.loss_weight import check_reduction
-from keras_deepseek.training.step.loss.missing_loss import check_test_loss
-from keras_deepseek.training.step.parallelism import ONE_DEVICE, Parallelism
+from keras_deepseek.training.step.gradient_update import GradientUpdate, LayerStatistics
+from keras_deepseek.training.step.loss.batch_loss import check_test_loss
+from keras_deepseek.training.step.loss.compiled_losses import check_reduction
 from keras_deepseek.training.step.precision import step_in_precision
 from keras_deepseek.training.step.rematerialization import find_blocks
-from keras_deepseek.training.step.step_guard import StepGuard
+from keras_deepseek.training.step.step_guard import GuardMetric, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
 from keras_deepseek.training.step.step_profiler import StepProfiler
-from keras_deepseek.training.step.step_replacement import StepReplacement
-from keras_deepseek.training.step.training_step import TrainingStep
+from keras_deepseek.training.step.training_step import ONE_DEVICE, Parallelism, TrainingStep
 
 
 class StepPlan:
-    """Assembles the training step of a trainer, and installs it in the model during a training.
+    """The training step of a trainer, assembled from its options.
 
     Args:
-        compute: The trainer's `train_step`.
+        compute: The override of `Trainer.train_step`, or `None` for the compiled loss.
         policy: The dtype policy of the step, or `None` for the model's own.
-        is_own_compute: boolean. `compute` is an override of `Trainer.train_step`.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        compute: Callable[..., Any],
+        compute: Callable[..., Any] | None,
         options: StepOptions,
         policy: keras.DTypePolicy | None = None,
         *,
-        is_own_compute: bool,
         checkpoints: Checkpoints | None = None,
         parallelism: Parallelism = ONE_DEVICE,
     ) -> None:
         self.options = options
-        self.callbacks: list[keras.callbacks.Callback] = []
-        self._model = model
-        self._is_own_compute = is_own_compute
-        self._compilation = compilation(model)
         self.policy = policy
         self.parallelism = parallelism
-        self._program_call = ProgramCall(model) if options.optimize_graph else None
-        self._check_options()
-        self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self.profiler = StepProfiler(model)
         self.step_metrics = StepMetrics()
         """The metrics of each step, for recorders."""
+        self.callbacks: list[keras.callbacks.Callback] = [self.profiler]
+        self._model = model
+        self._has_compute = compute is not None
+        self._program_call = ProgramCall(model) if options.optimize_graph else None
+        self._check_options()
+        guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         statistics = LayerStatistics(model, self.step_metrics, is_by_layer=options.layer_statistics)
         self._training_step = TrainingStep(
             model,
             compute,
-            GradientUpdate(model, options, self._guard_metric, parallelism.residual, statistics),
+            GradientUpdate(model, options, guard_metric, parallelism.residual, statistics),
             options,
             statistics=statistics,
-            guard=self._guard_metric,
+            guard=guard_metric,
             parallelism=parallelism,
-            on_built=functools.partial(self._place_layers, is_in_step=True),
         )
+        self.loss = self._training_step.loss
+        """The compiled loss, which `Trainer.train_step` computes."""
+        self.needs_targets = (
+            compute is None
+            and not overrides_train_step(model)
+            and type(model).compute_loss is keras.Model.compute_loss
+            and model.loss is not None
+        )
+        """True if the only loss is a Keras loss between outputs and targets."""
         if model.built:  # Otherwise the first step finds the layers.
             self._in_precision(lambda: find_blocks(model, options.remat))()
-        self._step = self._make_step()
+        contexts: list[Callable[[], Any]] = [tune_malloc] if options.tune_malloc else []
+        if guard_metric is not None:
+            contexts.append(functools.partial(add_metric, model, guard_metric))
+        self.step = self._compile(contexts)
 
     def _check_options(self) -> None:
         """Raises an error if an option does not fit the model, or would be ignored."""
@@ -96,29 +98,17 @@ class StepPlan:
                 "`layer_statistics` needs a step that this process computes; the workers of a "
                 "parameter server compute it here. Leave it out."
             )
-        if not self._is_own_compute:
+        if not self._has_compute:
             check_reduction(self._model.loss)
         if overrides_train_step(self._model):
             ignored = {
                 **self.options.changes_to_updates(),
-                "the trainer's own `train_step`": self._is_own_compute,
+                "the trainer's own `train_step`": self._has_compute,
                 "other processes": self.parallelism.replicas is not None,
                 "`gradient_compression`": self.parallelism.residual is not None,
                 "several devices": self.parallelism.devices is not None,
             }
             _refuse_own_step(self._model, [name for name, is_asked in ignored.items() if is_asked])
-
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Context manager in which the model trains by this plan's step."""
-        self.check_model()
-        with contextlib.ExitStack() as stack:
-            if self.options.tune_malloc:
-                stack.enter_context(tune_malloc())
-            stack.enter_context(self._step.use())
-            if self._guard_metric is not None:
-                stack.enter_context(add_metric(self._model, self._guard_metric))
-            yield
 
     def _make_guard_metric(
         self, guard: StepGuard | None, checkpoints: Checkpoints | None
@@ -132,52 +122,10 @@ class StepPlan:
                 "guard='roll_back' needs checkpoints: name their folder, "
                 "Trainer(..., checkpoint_dir=...)."
             )
-        guard_metric = GuardMetric(guard, self.steps_per_execution)
+        guard_metric = GuardMetric(guard, int(self._model.steps_per_execution))
         roll_back = None if checkpoints is None else checkpoints.roll_back
         self.callbacks.append(GuardCallback(guard, guard_metric, roll_back))
         return guard_metric
-
-    @property
-    def loss(self) -> BatchLoss:
-        """The compiled loss, which `Trainer.train_step` computes."""
-        return self._training_step.loss
-
-    @property
-    def needs_targets(self) -> bool:
-        """True if the only loss is a Keras loss between outputs and targets."""
-        is_keras_default = type(self._model).compute_loss is keras.Model.compute_loss
-        is_ours = not (self._is_own_compute or overrides_train_step(self._model))
-        return is_ours and is_keras_default and self._model.loss is not None
-
-    @property
-    def num_steps(self) -> int:
-        """The number of steps of this training so far."""
-        return self._step.num_calls * self.steps_per_execution
-
-    @property
-    def steps_per_execution(self) -> int:
-        """The number of steps that one call of the compiled function runs."""
-        return int(self._model.steps_per_execution)
-
-    @property
-    def is_running(self) -> bool:
-        """True during a step, and after an error that came from a step."""
-        return self._step.is_running
-
-    def check_model(self) -> None:
-        """Raises an error if this plan can't train the model at the moment.
-
-        The model is being trained, was compiled again, or has other trainable weights than its
-        optimizer was built for.
-        """
-        self._step.check_not_training()
-        if compilation(self._model) is not self._compilation:
-            raise InvalidInputError(
-                f"Model {self._model.name!r} was compiled again after this trainer was made, by "
-                "another Trainer or by model.compile. It would train with that optimizer and loss. "
-                "Make a new Trainer, or give each Trainer its own model."
-            )
-        _check_trainable(self._model)
 
     def check_test_data(self, x: Any, y: Any) -> None:
         """Raises an error if an evaluation would have no data, no loss or no targets."""
@@ -197,37 +145,35 @@ class StepPlan:
             _refuse_own_step(self._model, ["measuring memory"])
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
-    def _make_step(self) -> StepReplacement:
-        """Makes the training step that replaces the model's own."""
-        model, train_step = self._model, self._model.train_step
-        worker_step = self.parallelism.worker_step
-        prepare: Callable[[], Any] = self._place_layers
+    def _compile(self, contexts: Sequence[Callable[[], Any]]) -> CompiledStep:
+        """Returns the step that the model has while it trains in the given contexts."""
+        model, parallelism = self._model, self.parallelism
+        make_train_step = backend.current().step.make_train_step
+        if parallelism.worker_step is not None:  # Workers apply the precision, and hold the layers.
+            train_step = make_train_step(model, parallelism.worker_step)
+            return CompiledStep(model, train_step, is_eager=True, contexts=contexts)
+        prepare: Callable[[], Any] = lambda: None  # noqa: E731
         extra_variables: Callable[[], Sequence[keras.Variable]] = list
-        if worker_step is not None:  # The workers apply the precision, and hold the layers.
-            train_step = backend.current().step.make_train_step(model, worker_step)
-            return StepReplacement(model, train_step, is_eager=True)
         if not overrides_train_step(model):
-            prepare, extra_variables = self._prepare, self._training_step.extra_variables
-            train_step = backend.current().step.make_train_step(
-                model, self._training_step, extra_variables
+            prepare, extra_variables = (
+                self._training_step.prepare,
+                self._training_step.extra_variables,
             )
-        return StepReplacement(
+            train_step = make_train_step(model, self._training_step, extra_variables)
+        else:
+            train_step = model.train_step
+            if parallelism.place_layers is not None:
+                prepare = functools.partial(parallelism.place_layers, model, is_in_step=False)
+        return CompiledStep(
             model,
             self._in_precision(train_step),
             self._in_precision(prepare),
             extra_variables,
-            is_compilable=self.parallelism.is_compilable,
+            is_compilable=parallelism.is_compilable,
             step_metrics=self.step_metrics,
             profiler=self.profiler,
+            contexts=contexts,
         )
-
-    def _prepare(self) -> None:
-        self._place_layers()
-        self._training_step.prepare()
-
-    def _place_layers(self, *, is_in_step: bool = False) -> None:
-        if self.parallelism.place_layers is not None:
-            self.parallelism.place_layers(self._model, is_in_step=is_in_step)
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
         if self._program_call is not None:
@@ -235,23 +181,6 @@ class StepPlan:
         if self.policy is None:
             return step
         return step_in_precision(self._model, self.policy, step, self.options.float32_layers)
-
-
-def _check_trainable(model: keras.Model) -> None:
-    """Raises an error if weights were frozen or unfrozen in a way the optimizer can't handle."""
-    optimized, trainable = optimized_variables(model.optimizer), model.trainable_variables
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if optimized is None:
-        return
-    ids = {id(variable) for variable in optimized}
-    new = [variable.path for variable in trainable if id(variable) not in ids]
-    if new:
-        what = f"{new[0]!r} became trainable after the optimizer was built without it"
-    elif optimizer.use_ema and len(trainable) < len(optimized):
-        what = "Weights were frozen after the optimizer was built with use_ema for all of them"
-    else:
-        return
-    raise InvalidInputError(f"{what}. Make a new Trainer, with a new optimizer (optimizer=...).")
 
 
 def _refuse_own_step(model: keras.Model, ignored: list[str]) -> None:

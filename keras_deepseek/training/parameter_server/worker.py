@@ -24,7 +24,7 @@ from keras_deepseek.training.parameter_server.messages import (
 from keras_deepseek.training.parameter_server.model_shards import kept_states
 from keras_deepseek.training.parameter_server.pickled_trainer import unpickle_trainer
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
-from keras_deepseek.training.step.step_replacement import StepReplacement
+from keras_deepseek.training.step.compiled_step import CompiledStep
 
 
 class Servers(Protocol):
@@ -126,7 +126,7 @@ class Worker:
         build_for_training(model, plan.batch)
         _check_variables(model, plan)
         run, prepare = take_gradient_step(trainer, step)
-        in_place = StepReplacement(model, run, prepare)
+        in_place = CompiledStep(model, run, prepare)
         self._in_training.enter_context(in_place.use())
         model.make_train_function()
         model.reset_metrics()

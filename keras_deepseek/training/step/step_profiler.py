@@ -36,6 +36,8 @@ class StepProfiler(keras.callbacks.Callback):
     def __init__(self, model: keras.Model) -> None:
         super().__init__()
         self._trained = model
+        self.is_requested = False
+        """True until a requested profile is made."""
         self._receive: Callable[[StepProfile | Exception], None] | None = None
         self._trace_file = Path()
         self._calls_left = 0
@@ -59,6 +61,7 @@ class StepProfiler(keras.callbacks.Callback):
         if self._receive is not None:
             raise InvalidInputError("The steps of this training are being profiled already.")
         self._trace_file, self._receive, self._calls_left = trace_file, receive, skip
+        self.is_requested = True
 
     def before_call(self) -> None:
         """Begins to count again, after the end of an epoch."""
@@ -114,6 +117,7 @@ class StepProfiler(keras.callbacks.Callback):
 
     def _end(self) -> None:
         self._receive = self._lines = None
+        self.is_requested = False
         with self._tracing:
             self._pause()
 

@@ -4,8 +4,11 @@ The order: gradients, unscaling, finite check, clipping, update, metrics. `Train
 model's own `train_step` by it while `fit` runs.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import keras
@@ -14,34 +17,79 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.losses import track_loss
 from keras_deepseek.backend.keras_private.metrics import compiled_metric_names
-from keras_deepseek.backend.keras_private.trainers import build_for_training
-from keras_deepseek.backend.profiling.step_trace import LOSS
+from keras_deepseek.backend.keras_private.trainers import (
+    build_for_training,
+    class_overrides_train_step,
+    finish_building,
+)
+from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
+from keras_deepseek.backend.profiling.step_trace import BACKWARD, LOSS
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.gradients.accumulated_gradients import AccumulatedGradients
-from keras_deepseek.training.step.gradients.batch_gradients import (
-    BatchGradients,
-    BatchResult,
-    PartGradients,
+from keras_deepseek.training.step.gradient_update import LayerStatistics
+from keras_deepseek.training.step.gradients.batch_part import (
+    BatchPart,
+    PartFunction,
+    check_log_names,
 )
-from keras_deepseek.training.step.gradients.micro_batches import count_rows
-from keras_deepseek.training.step.gradients.plain_gradients import PlainGradients
-from keras_deepseek.training.step.gradients.replicated_gradients import (
-    DeviceGradients,
-    ReplicatedGradients,
-)
-from keras_deepseek.training.step.guard_metric import GuardMetric
-from keras_deepseek.training.step.layer_statistics import LayerStatistics
-from keras_deepseek.training.step.loss.batch_loss import BatchLoss
-from keras_deepseek.training.step.loss.step_result import check_log_names
-from keras_deepseek.training.step.parallelism import ONE_DEVICE, Parallelism
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.micro_batches import MicroBatches, sum_micro_batches
+from keras_deepseek.training.step.gradients.replicas import sum_devices, sum_processes
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss, count_rows
 from keras_deepseek.training.step.rematerialization import (
     find_blocks,
     find_normalizations,
     rematerialized,
 )
+from keras_deepseek.training.step.step_guard import GuardMetric
 from keras_deepseek.training.step.step_options import StepOptions
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """The processes, devices and workers that compute each training step together.
+
+    Args:
+        replicas: `RemoteReplicas`, one in each process, that divide the rows of a batch.
+        residual: `GradientResidual` if gradients are compressed between processes.
+        devices: `Replicas` on devices of this process that divide the rows of a batch.
+        place_layers: Function of the model that moves its layers to their devices, if these divide
+            the model. It takes `is_in_step`, true within the first step.
+        worker_step: Function of a batch that has it computed by a worker of a parameter server, and
+            returns logs.
+        run_workers: Function of the arguments of `model.fit` that returns a context manager in
+            which these workers run.
+    """
+
+    replicas: RemoteReplicas | None = None
+    residual: GradientResidual | None = None
+    devices: Replicas | None = None
+    place_layers: Callable[..., None] | None = None
+    worker_step: Callable[[Any], dict[str, Any]] | None = None
+    run_workers: Callable[[dict[str, Any]], AbstractContextManager[None]] | None = None
+
+    @property
+    def divides_batches(self) -> bool:
+        """True if processes or devices divide the rows of each batch."""
+        return self.replicas is not None or self.devices is not None
+
+    @property
+    def uses_workers(self) -> bool:
+        """True if the workers of a parameter server compute the steps."""
+        return self.worker_step is not None
+
+    @property
+    def is_compilable(self) -> bool:
+        """True if XLA can compile the step. It would put the layers of all devices on one."""
+        replicas = (self.replicas, self.devices)
+        return self.place_layers is None and all(
+            replica_set is None or replica_set.is_compilable for replica_set in replicas
+        )
+
+
+ONE_DEVICE = Parallelism()
+"""The parallelism of a step that one device of one process computes alone."""
 
 
 class Update(Protocol):
@@ -65,37 +113,31 @@ class TrainingStep:
     """Trains a model on one batch and returns the logs.
 
     Args:
-        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` that returns the
-            loss, or a dict of the loss and further logs.
-        on_built: Function that is called after the first step has built the model or the
-            optimizer. Defaults to a function that does nothing.
+        compute: Override of `Trainer.train_step`: function of `x`, `y` and `sample_weight` that
+            returns the loss, or a dict of the loss and further logs. `None`: the compiled loss.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        compute: Callable[..., Any],
+        compute: Callable[..., Any] | None,
         update: Update,
         options: StepOptions,
         *,
         guard: GuardMetric | None = None,
         parallelism: Parallelism = ONE_DEVICE,
-        on_built: Callable[[], None] = lambda: None,
         statistics: LayerStatistics | None = None,
     ) -> None:
         is_in_parts = options.micro_batches > 1 or parallelism.divides_batches
         self.loss = BatchLoss(model, is_in_parts=is_in_parts)
-        """The compiled loss, which `compute` may call."""
+        """The compiled loss, which an override may call by `super().train_step`."""
         self._model = model
-        self._gradients = _make_gradients(
-            model, compute, self.loss, options.micro_batches, parallelism
-        )
+        self._batch_part = BatchPart(model, compute or self.loss, self.loss)
+        self._compute_part = self._divide(self._batch_part, options.micro_batches, parallelism)
         self._update = update
         self._options = options
         self._guard = guard
-        self._residual = parallelism.residual
-        self._takes_empty = parallelism.replicas is not None  # Other processes may have rows.
-        self._on_built = on_built
+        self._parallelism = parallelism
         self._statistics = statistics
         self._blocks: list[keras.Layer] | None = None
         self._has_warned = False
@@ -104,45 +146,54 @@ class TrainingStep:
         """Runs the training step on a batch, and returns its logs."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
         num_rows = count_rows(batch)
-        if isinstance(num_rows, int) and num_rows == 0 and not self._takes_empty:
+        # Other processes may have rows.
+        if isinstance(num_rows, int) and num_rows == 0 and self._parallelism.replicas is None:
             raise InvalidInputError("Received a batch without rows, which can't be trained on.")
         self._build(data)
         variables = self._model.trainable_variables
         states = self._guard.copy_states(self._model) if self._guard else []
         with rematerialized(self.find_blocks()), self.loss.of_batch(num_rows):
-            result = self._gradients.compute(batch, variables)
-        loss = result.loss
-        if not isinstance(result.num_rows, int):
-            loss = ops.where(result.num_rows > 0, loss, float("nan"))
-        statistics = self._statistics if self._statistics and self._statistics.are_wanted else None
+            part = self._compute_part(batch, variables)
+            with backend.current().step.mark(BACKWARD):
+                loss, logs, gradients = part.means(is_sum=self.loss.is_sum)
+        if not isinstance(part.num_rows, int):
+            loss = ops.where(part.num_rows > 0, loss, float("nan"))
+        is_measured = self._statistics is not None and self._statistics.step_metrics.are_wanted
+        statistics = self._statistics if is_measured else None
         if statistics is not None:
             statistics.begin(batch[0])
-        is_good, update_logs = self._apply(loss, result, variables)
+        is_good, update_logs = self._apply(loss, gradients, variables, part.keep_residual)
         with backend.current().step.mark(LOSS):
-            track_loss(self._model, loss, result.num_rows)
+            track_loss(self._model, loss, part.num_rows)
         for state, old_value in states:
             state.assign(ops.where(is_good, state.value, old_value))
         with backend.current().step.mark(LOSS):
             means = self._read_logs()
-        check_log_names(result.logs, {**means, **update_logs})
+        check_log_names(logs, {**means, **update_logs})
         step_metrics = {} if statistics is None else statistics.finish(loss)
-        return {**means, **result.logs, **update_logs, **step_metrics}
+        return {**means, **logs, **update_logs, **step_metrics}
 
     def count_kept_bytes(self, data: Any) -> int:
-        """Returns the bytes that a step on a batch keeps for its backward pass."""
+        """Returns the bytes that a step on a batch, or on a micro-batch, keeps for `backward`."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        with rematerialized(self.find_blocks()), self.loss.of_batch(count_rows(batch)):
-            return self._gradients.count_kept_bytes(batch, self._model.trainable_variables)
+        num_rows = count_rows(batch)
+        if self._options.micro_batches > 1:
+            batch = MicroBatches(batch, self._options.micro_batches).take(0)
+        with rematerialized(self.find_blocks()), self.loss.of_batch(num_rows):
+            return self._batch_part.count_kept_bytes(batch, self._model.trainable_variables)
 
     def prepare(self) -> None:
-        """Finds the layers to rematerialize and creates the residual, before the first step."""
+        """Places and finds layers, and creates the residual, before the first step."""
+        if self._parallelism.place_layers is not None:
+            self._parallelism.place_layers(self._model, is_in_step=False)
         self.find_blocks()
-        if self._residual is not None:
-            self._residual.prepare(self._model.trainable_variables)
+        if self._parallelism.residual is not None:
+            self._parallelism.residual.prepare(self._model.trainable_variables)
 
     def extra_variables(self) -> list[keras.Variable]:
         """Returns the variables that a step assigns, but that Keras does not pass to it."""
-        return [] if self._residual is None else self._residual.variables
+        residual = self._parallelism.residual
+        return [] if residual is None else residual.variables
 
     def find_blocks(self) -> list[keras.Layer]:
         """Returns the layers of a built model that are rematerialized in the step."""
@@ -156,15 +207,20 @@ class TrainingStep:
         """Builds the model and its optimizer before the first step, unless they are built."""
         if not (self._model.built and self._model.optimizer.built):
             build_for_training(self._model, data)
-            self._on_built()
+            if self._parallelism.place_layers is not None:
+                self._parallelism.place_layers(self._model, is_in_step=True)
 
     def _apply(
-        self, loss: Any, result: BatchResult, variables: Sequence[keras.Variable]
+        self,
+        loss: Any,
+        gradients: Sequence[Any],
+        variables: Sequence[keras.Variable],
+        keep_residual: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
         """Applies the gradients to the variables that the loss depends on."""
         pairs = [
             (gradient, variable)
-            for gradient, variable in zip(result.gradients, variables, strict=True)
+            for gradient, variable in zip(gradients, variables, strict=True)
             if gradient is not None
         ]
         if variables and not pairs:
@@ -176,13 +232,13 @@ class TrainingStep:
             loss,
             [gradient for gradient, _ in pairs],
             [variable for _, variable in pairs],
-            result.keep_residual,
+            keep_residual,
         )
 
     def _read_logs(self) -> dict[str, Any]:
         """Returns the means of the loss and metrics since the epoch began, as logs."""
         means = self._model.get_metrics_result()
-        if not self._gradients.updates_metrics:
+        if not self._batch_part.updates_metrics:
             means = self._without_metrics(means)
         return means if self._guard is None else self._guard.hide_empty_means(means)
 
@@ -199,25 +255,42 @@ class TrainingStep:
             )
         return {name: value for name, value in means.items() if name not in skipped}
 
+    def _divide(
+        self, part: BatchPart, micro_batches: int, parallelism: Parallelism
+    ) -> PartFunction:
+        """Returns the computation of a whole batch from that of its parts.
 
-def _make_gradients(
-    model: keras.Model,
-    compute: Callable[..., Any],
-    loss: BatchLoss,
-    micro_batches: int,
-    parallelism: Parallelism,
-) -> BatchGradients:
-    """Returns the object that computes the gradients of a batch.
+        A batch is divided among processes, each part into micro-batches, and each of these among
+        the devices of the process.
+        """
+        model, compute = self._model, part.__call__
+        if parallelism.devices is not None:
+            compute = functools.partial(sum_devices, compute, model, parallelism.devices)
+        if micro_batches > 1:
+            compute = functools.partial(sum_micro_batches, compute, micro_batches, part.assigned)
+        if parallelism.replicas is not None:
+            replicas, residual = parallelism.replicas, parallelism.residual
+            compute = functools.partial(
+                sum_processes, compute, model, replicas, self.loss, residual
+            )
+        return compute
 
-    A batch is divided among processes, each part into micro-batches, and each of these among the
-    devices of the process.
+
+def build_for_step(model: keras.Model, batch: Any) -> None:
+    """Creates the variables of a compiled model, its metrics and its optimizers.
+
+    A model with its own `train_step` may not be callable on a batch, for example if that step
+    splits the batch first. Then the step itself is traced. PyTorch can't trace it, so that the
+    layers of such a model must be built before.
+
+    `batch` is a structure of `KerasTensor`s and `None`.
     """
-    plain = PlainGradients(model, compute, loss)
-    part: PartGradients = plain
-    if parallelism.devices is not None:
-        part = DeviceGradients(model, part, parallelism.devices, is_sum=loss.is_sum)
-    if micro_batches > 1:
-        part = AccumulatedGradients(part, micro_batches, plain.assigned, is_sum=loss.is_sum)
-    if parallelism.replicas is None:
-        return part
-    return ReplicatedGradients(model, part, parallelism.replicas, loss, parallelism.residual)
+    try:
+        build_for_training(model, batch)
+    except Exception:
+        if not class_overrides_train_step(model):
+            raise
+        finish_building(model)  # The step may need a built optimizer.
+        backend.current().step.build_by_step(model, batch)
+        if not finish_building(model):
+            raise

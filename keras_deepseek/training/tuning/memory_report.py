@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_deepseek.backend.host_values import count_bytes
+from keras_deepseek.training.fit.error_notes import missing_loss_errors
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 

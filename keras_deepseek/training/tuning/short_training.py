@@ -18,9 +18,9 @@ from keras_deepseek.training.data.position_data import (
     check_targets,
     position_data,
 )
+from keras_deepseek.training.fit.error_notes import missing_loss_errors
 from keras_deepseek.training.fit.overridden_fit import keras_fit_arguments
-from keras_deepseek.training.step.build_for_step import build_for_step
-from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
+from keras_deepseek.training.step.training_step import build_for_step
 
 
 class ShortTraining:

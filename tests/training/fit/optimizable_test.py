@@ -9,7 +9,7 @@ from keras_deepseek import graph
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.graph.plans import Plans
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.fit.optimizable import check_optimizable
+from keras_deepseek.training.fit.compile_model import check_optimizable
 
 generator = np.random.default_rng(0)
 TOKENS, LABELS = generator.integers(0, 20, (20, 6)), generator.integers(0, 3, 20)

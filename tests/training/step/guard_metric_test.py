@@ -4,8 +4,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.backend.keras_private.metrics import add_metric
-from keras_deepseek.training.step.guard_metric import GuardMetric, Verdict
-from keras_deepseek.training.step.step_guard import StepGuard
+from keras_deepseek.training.step.step_guard import GuardMetric, StepGuard, Verdict
 
 
 def judge(steps, loss, is_finite=True):

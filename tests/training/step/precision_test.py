@@ -5,16 +5,16 @@ from keras import ops
 
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training import Trainer
+from keras_deepseek.training.step.compiled_step import CompiledStep
 from keras_deepseek.training.step.precision import (
     step_in_precision,
     training_policy,
     with_loss_scaling,
 )
-from keras_deepseek.training.step.step_replacement import StepReplacement
 
 
 def training_step_in(model, policy):
-    return StepReplacement(model, step_in_precision(model, policy, model.train_step)).use()
+    return CompiledStep(model, step_in_precision(model, policy, model.train_step)).use()
 
 
 @pytest.mark.parametrize(

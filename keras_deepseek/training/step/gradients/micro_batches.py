@@ -1,15 +1,55 @@
-"""Divides a batch into micro-batches for gradient accumulation."""
+"""Gradient accumulation: the gradients of a batch as the sum over its micro-batches."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_deepseek import backend
+from keras_deepseek.backend.profiling.step_trace import BACKWARD
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.gradients.batch_part import Part, PartFunction, make_summed_part
+from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
+from keras_deepseek.training.step.loss.batch_loss import Batch, count_rows
 
-Batch = tuple[Any, Any, Any]
-"""The inputs, the targets and the sample weights, each a structure of tensors or `None`."""
+
+def sum_micro_batches(
+    part: PartFunction,
+    number: int,
+    assigned: Callable[[], Sequence[keras.Variable]],
+    batch: Batch,
+    variables: Sequence[keras.Variable],
+) -> Part:
+    """Sums the gradients of `number` micro-batches, one after another.
+
+    `part` computes one of them. `assigned` returns the variables that its forward pass may assign.
+    """
+    check_same_rows(batch, num_rows := count_rows(batch))
+    micro_batches = MicroBatches(batch, number)
+
+    def compute(micro_batch: Batch) -> tuple[WeightedSums, Any]:
+        computed = part(micro_batch, variables)
+        with backend.current().step.mark(BACKWARD):
+            return replace(computed.sums, gradients=computed.backward()), computed.factor
+
+    first, factor = compute(micro_batches.take(0))
+    with backend.current().step.mark(BACKWARD):
+        first = first.scale_gradients(factor)
+
+    def add(micro_batch: Batch, tensors: Sequence[Any]) -> Sequence[Any]:
+        sums, factor = compute(micro_batch)
+        with backend.current().step.mark(BACKWARD):
+            return first.with_tensors(tensors).plus(sums, factor).tensors()
+
+    tensors: Sequence[Any] = backend.current().compute.repeat(
+        lambda index, *tensors: add(micro_batches.take(index + 1), tensors),
+        micro_batches.number - 1,
+        first.tensors(),
+        assigned(),
+    )
+    return make_summed_part(first.with_tensors(micro_batches.add_rest(add, tensors)), num_rows)
 
 
 class MicroBatches:
@@ -89,11 +129,3 @@ def check_same_rows(batch: Batch, num_rows: Any) -> None:
                     f"A batch of {num_rows} inputs has {array.shape[0]} {name}, and can't be "
                     "divided into micro-batches. Give as many of each."
                 )
-
-
-def count_rows(batch: Batch) -> Any:
-    """Returns the number of rows of a batch, as an integer or a scalar tensor."""
-    inputs = [array for array in keras.tree.flatten(batch[0]) if array is not None]
-    if not inputs:
-        raise InvalidInputError("Received a batch without inputs, which can't be trained on.")
-    return ops.shape(inputs[0])[0]

@@ -100,23 +100,8 @@ class WeightedSums:
         added = backend.current().step.add_multiples(gradients, other_gradients, factor)
         return self.with_tensors([*scalars, *added])
 
-    def means(self, *, is_sum: bool) -> tuple[Any, dict[str, Any], list[Any]]:
-        """Returns the mean loss, logs and gradients of the whole batch.
 
-        Args:
-            is_sum: boolean. The loss is a sum over rows: then nothing is divided.
-        """
-        divisor = 1.0 if is_sum else ops.maximum(self.weight, MIN_WEIGHT)
-        return (
-            self.loss / divisor,
-            {name: log / divisor for name, log in self.logs.items()},
-            [
-                None if gradient is None else _divide(gradient, divisor)
-                for gradient in self.gradients
-            ],
-        )
-
-
-def _divide(gradient: Any, divisor: Any) -> Any:
+def divide(gradient: Any, divisor: Any) -> Any:
+    """Divides a gradient on its own device."""
     with backend.current().devices.on_device_of(gradient):
         return ops.divide(gradient, divisor)

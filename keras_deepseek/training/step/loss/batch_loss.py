@@ -1,13 +1,14 @@
-"""The compiled loss of a batch, or of a part of a batch."""
+"""The compiled loss of a batch, or of a part of a batch, and the error for a missing one."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.losses import (
     compute_training_loss,
     copy_weights,
@@ -18,9 +19,18 @@ from keras_deepseek.backend.keras_private.trainers import call_for_training
 from keras_deepseek.backend.loss_means import collect_loss_means
 from keras_deepseek.backend.profiling.step_trace import LOSS
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.gradients.micro_batches import count_rows
-from keras_deepseek.training.step.loss.loss_weight import compute_loss_weight, find_reduction
-from keras_deepseek.training.step.loss.missing_loss import missing_loss_error
+from keras_deepseek.training.step.loss.compiled_losses import compute_loss_weight, find_reduction
+
+Batch = tuple[Any, Any, Any]
+"""The inputs, the targets and the sample weights, each a structure of tensors or `None`."""
+
+
+def count_rows(batch: Batch) -> Any:
+    """Returns the number of rows of a batch, as an integer or a scalar tensor."""
+    inputs = [array for array in keras.tree.flatten(batch[0]) if array is not None]
+    if not inputs:
+        raise InvalidInputError("Received a batch without inputs, which can't be trained on.")
+    return ops.shape(inputs[0])[0]
 
 
 class BatchLoss:
@@ -53,7 +63,7 @@ class BatchLoss:
     def __call__(self, x: Any, y: Any, sample_weight: Any) -> Any:
         """Computes the loss; for a part of a batch, returns a dict with the loss and its weight."""
         model = self._model
-        with collect_loss_means() as means:
+        with collect_loss_means() if self.is_in_parts else nullcontext([]) as means:
             y_pred = call_for_training(model, x)
         # On PyTorch, Keras divides them in place by the mask's mean, which each part has its own.
         weights = copy_weights(sample_weight) if self.is_in_parts else sample_weight
@@ -99,3 +109,33 @@ def _check_added_losses(model: keras.Model) -> None:
             "numbers, while a batch in parts (micro_batches, devices, processes) would average "
             "them. Let the layer add their mean: self.add_loss(ops.mean(losses))."
         )
+
+
+def missing_loss_error(model: keras.Model) -> InvalidInputError:
+    """Returns the error for training a model without a loss."""
+    return InvalidInputError(
+        f"Model {model.name!r} has no loss: pass Trainer(..., loss=...), as in "
+        "loss='sparse_categorical_crossentropy'."
+    )
+
+
+def check_test_loss(model: keras.Model) -> None:
+    """Raises an error if a validation or evaluation would have no loss; JAX would return 0.
+
+    Nothing is raised if the model has custom layers or regularizers, which may add a loss.
+    """
+    is_own = (
+        type(model).compute_loss is not keras.Model.compute_loss
+        or type(model).test_step is not keras.Model.test_step
+    )
+    if model.loss is not None or is_own or not model.built or model.losses:
+        return
+    for layer in flatten_layers(model):
+        is_keras_layer = type(layer).__module__.split(".")[0] == "keras"
+        if not is_keras_layer or getattr(layer, "activity_regularizer", None) is not None:
+            return
+    raise InvalidInputError(
+        f"Model {model.name!r} has no loss. Validation and evaluation need one, also if an "
+        "override of `train_step` computes its own: pass Trainer(..., loss=...), or use no "
+        "validation and call predict in a callback."
+    )

@@ -6,9 +6,9 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.micro_batches import (
     MicroBatches,
     check_same_rows,
-    count_rows,
     pad_empty_batch,
 )
+from keras_deepseek.training.step.loss.batch_loss import count_rows
 
 X = np.arange(10.0).reshape(5, 2)
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 from keras import ops
 
+from keras_deepseek.training.step.gradients.batch_part import make_summed_part
 from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 
 
@@ -13,13 +14,17 @@ def part(weight, loss, log, gradient):
     return replace(sums, gradients=[None, gradient])
 
 
+def means(sums, *, is_sum):
+    return make_summed_part(sums, num_rows=4).means(is_sum=is_sum)
+
+
 def add(sums, other_sums):
     return sums.plus(other_sums, 1.0)
 
 
 def test_means_of_parts_give_the_mean_of_the_batch():
     parts = [part(1.0, 4.0, 8.0, ops.ones(2)), part(3.0, 8.0, 0.0, ops.zeros(2))]
-    loss, logs, gradients = add(*parts).means(is_sum=False)
+    loss, logs, gradients = means(add(*parts), is_sum=False)
     assert (float(loss), float(logs["log"])) == (7.0, 2.0)
     assert gradients[0] is None
     np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [0.25, 0.25])
@@ -27,13 +32,13 @@ def test_means_of_parts_give_the_mean_of_the_batch():
 
 def test_sums_stay_sums():
     parts = [part(1.0, 4.0, 8.0, ops.ones(2)), part(1.0, 8.0, 0.0, ops.ones(2))]
-    loss, _, gradients = add(*parts).means(is_sum=True)
+    loss, _, gradients = means(add(*parts), is_sum=True)
     assert float(loss) == 12.0
     np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [2.0, 2.0])
 
 
 def test_parts_without_weight_make_zeros():
-    loss, _, gradients = part(0.0, 4.0, 8.0, ops.zeros(2)).means(is_sum=False)
+    loss, _, gradients = means(part(0.0, 4.0, 8.0, ops.zeros(2)), is_sum=False)
     assert float(loss) == 0.0
     np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [0.0, 0.0])
 
@@ -43,7 +48,7 @@ def test_nan_of_a_part_without_weight_is_ignored():
         part(0.0, np.nan, np.nan, ops.zeros(2)),
         part(1.0, 4.0, 2.0, ops.ones(2)),
     )
-    loss, logs, gradients = add(nothing, weighted).means(is_sum=False)
+    loss, logs, gradients = means(add(nothing, weighted), is_sum=False)
     assert (float(loss), float(logs["log"])) == (4.0, 2.0)
     np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [1.0, 1.0])
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.step.loss.label_check import check_labels, label_checks
+from keras_deepseek.training.step.loss.compiled_losses import check_labels, label_checks
 
 OUTPUTS = np.zeros((2, 3), "float32")
 

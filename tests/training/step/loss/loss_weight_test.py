@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.loss.loss_weight import (
+from keras_deepseek.training.step.loss.compiled_losses import (
     check_reduction,
     compute_loss_weight,
     find_reduction,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.loss.missing_loss import missing_loss_error
+from keras_deepseek.training.step.loss.batch_loss import missing_loss_error
 from keras_deepseek.training.trainer import Trainer
 
 X = np.ones((8, 4), "float32")

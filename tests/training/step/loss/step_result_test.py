@@ -2,7 +2,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.loss.step_result import check_log_names, read_result
+from keras_deepseek.training.step.gradients.batch_part import check_log_names, read_result
 
 
 def test_read_result_takes_a_loss_or_a_dict():

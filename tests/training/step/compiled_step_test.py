@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.step.step_replacement import StepReplacement
+from keras_deepseek.training.step.compiled_step import CompiledStep
 
 X = np.ones((4, 2), "float32")
 
@@ -32,7 +32,7 @@ def fit(model):
 def test_the_step_is_compiled_once():
     model = build()
     step = CountedStep(model)
-    in_place = StepReplacement(model, step)
+    in_place = CompiledStep(model, step)
     with in_place.use():
         fit(model)
     calls = step.calls
@@ -48,7 +48,7 @@ def test_the_step_is_compiled_once():
 def test_the_step_is_compiled_again_after_model_compile():
     model = build()
     step = CountedStep(model)
-    in_place = StepReplacement(model, step)
+    in_place = CompiledStep(model, step)
     with in_place.use():
         fit(model)
     calls = step.calls
@@ -64,7 +64,7 @@ def test_the_step_is_compiled_again_after_model_compile():
 def test_the_models_own_step_is_restored():
     model = build()
     model.train_step = model_step = CountedStep(model)
-    with StepReplacement(model, CountedStep(model)).use():
+    with CompiledStep(model, CountedStep(model)).use():
         assert model.train_step is not model_step
     assert model.train_step is model_step
 
@@ -76,7 +76,7 @@ def test_after_an_error_the_model_is_restored():
         raise ArithmeticError("no step")
 
     def fit_and_fail_once_more():
-        with StepReplacement(model, fail).use():
+        with CompiledStep(model, fail).use():
             try:
                 fit(model)
             except ArithmeticError as error:

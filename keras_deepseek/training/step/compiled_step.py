@@ -1,13 +1,14 @@
-"""Temporarily replaces a model's training step."""
+"""A training step that a model has while it trains, compiled once for all trainings."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.keras_private.trainers import (
     class_overrides_train_step,
     compilation,
@@ -15,12 +16,12 @@ from keras_deepseek.backend.keras_private.trainers import (
 )
 from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.build_for_step import build_for_step
 from keras_deepseek.training.step.step_profiler import StepProfiler
+from keras_deepseek.training.step.training_step import build_for_step
 
 
-class StepReplacement:
-    """Replaces the training step of a model while it trains. It is compiled once for all trainings.
+class CompiledStep:
+    """A training step that a model has while it trains. It is compiled once for all trainings.
 
     Args:
         prepare: Function that is called before the first step of a built model. Its errors are not
@@ -33,6 +34,7 @@ class StepReplacement:
             `False`.
         step_metrics: The hand-over of the metrics that the step returns among its logs.
         profiler: The profiler of the steps.
+        contexts: Functions that return context managers in which the model trains.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class StepReplacement:
         is_eager: bool = False,
         step_metrics: StepMetrics | None = None,
         profiler: StepProfiler | None = None,
+        contexts: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
     ) -> None:
         self._model = model
         self._train_step = train_step
@@ -55,6 +58,8 @@ class StepReplacement:
         self._is_eager = is_eager
         self._step_metrics = step_metrics or StepMetrics()
         self._profiler = profiler or StepProfiler(model)
+        self._contexts = contexts
+        self._compilation = compilation(model)
         self._compiled_for: Any = None
         self._called: Callable[..., Any] = self._run
         self._function: Any = None
@@ -64,10 +69,36 @@ class StepReplacement:
         self.is_running = False
         """True during a step, and after an error that came from a step."""
 
-    def check_not_training(self) -> None:
+    @property
+    def steps_per_execution(self) -> int:
+        """The number of steps that one call of the compiled function runs."""
+        return int(self._model.steps_per_execution)
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps of this training so far."""
+        return self.num_calls * self.steps_per_execution
+
+    def check_model(self) -> None:
+        """Raises an error if this step can't train the model at the moment.
+
+        The model is being trained, was compiled again, or has other trainable weights than its
+        optimizer was built for.
+        """
+        self._check_not_training()
+        if compilation(self._model) is not self._compilation:
+            raise InvalidInputError(
+                f"Model {self._model.name!r} was compiled again after this trainer was made, by "
+                "another Trainer or by model.compile. It would train with that optimizer and loss. "
+                "Make a new Trainer, or give each Trainer its own model."
+            )
+        if self._model.optimizer.built:
+            _check_trainable(self._model)
+
+    def _check_not_training(self) -> None:
         """Raises an error if a trainer is training the model at the moment."""
         current = vars(self._model).get("make_train_function")
-        if isinstance(getattr(current, "__self__", None), StepReplacement):
+        if isinstance(getattr(current, "__self__", None), CompiledStep):
             raise InvalidInputError(
                 f"Model {self._model.name!r} is being trained: finish the open loop over `steps`, "
                 "or call `close()` of the iterator that `Trainer.steps` returned."
@@ -76,22 +107,21 @@ class StepReplacement:
     @contextmanager
     def use(self) -> Iterator[None]:
         """Context manager in which the model trains by this step."""
-        self.check_not_training()
+        self._check_not_training()
         model, compiled = self._model, compilation(self._model)
-        own_function, self._error, self.num_calls = model.train_function, None, 0
+        model_function, self._error, self.num_calls = model.train_function, None, 0
         self.is_running = False
         backend.current().step.separate_variables(model)
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compiled_for == self._now() else None
         if model.train_function is None:  # JAX would go on with what it traced for the same one.
             self._called = functools.partial(self._run)
+        has_step = class_overrides_train_step(model)
+        build = functools.partial(build_for_step, model) if has_step else None
         try:
-            build = (
-                functools.partial(build_for_step, model)
-                if class_overrides_train_step(model)
-                else None
-            )
-            with temporary_train_step(model, self._called, build):
+            with ExitStack() as stack, temporary_train_step(model, self._called, build):
+                for make_context in self._contexts:
+                    stack.enter_context(make_context())
                 yield
             # Keras may have replaced the weights by their averages, in buffers that the next
             # evaluation would give away.
@@ -106,7 +136,7 @@ class StepReplacement:
             self._error = None  # It would keep the tensors of the step in memory.
             self._function = model.train_function
             del model.make_train_function
-            model.train_function = own_function if compilation(model) is compiled else None
+            model.train_function = model_function if compilation(model) is compiled else None
 
     def _make_function(self, force: bool = False) -> Any:
         model = self._model
@@ -135,8 +165,10 @@ class StepReplacement:
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             self.is_running = True
-            self._profiler.before_call()
-            arguments = self._step_metrics.begin(arguments)
+            if self._profiler.is_requested:
+                self._profiler.before_call()
+            if self._step_metrics.are_wanted:
+                arguments = self._step_metrics.begin(arguments)
             try:
                 result = function(*arguments)
             except Exception as error:
@@ -146,8 +178,10 @@ class StepReplacement:
             self.num_calls += 1
             # On JAX, the state of the training comes with the logs.
             logs = result[0] if isinstance(result, tuple) else result
-            self._step_metrics.end(logs)
-            self._profiler.after_call(logs)
+            if self._step_metrics.are_wanted:
+                self._step_metrics.end(logs)
+            if self._profiler.is_requested:
+                self._profiler.after_call(logs)
             return result
 
         return run
@@ -164,3 +198,20 @@ class StepReplacement:
         except Exception as error:
             self._error = error
             raise
+
+
+def _check_trainable(model: keras.Model) -> None:
+    """Raises an error if weights were frozen or unfrozen in a way the optimizer can't handle."""
+    optimized, trainable = optimized_variables(model.optimizer), model.trainable_variables
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if optimized is None:
+        return
+    ids = {id(variable) for variable in optimized}
+    new = [variable.path for variable in trainable if id(variable) not in ids]
+    if new:
+        what = f"{new[0]!r} became trainable after the optimizer was built without it"
+    elif optimizer.use_ema and len(trainable) < len(optimized):
+        what = "Weights were frozen after the optimizer was built with use_ema for all of them"
+    else:
+        return
+    raise InvalidInputError(f"{what}. Make a new Trainer, with a new optimizer (optimizer=...).")

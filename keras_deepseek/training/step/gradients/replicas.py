@@ -1,4 +1,4 @@
-"""The gradients of one replica's rows, as `Replicas.sum` computes them."""
+"""The gradients of a batch whose rows are divided among devices and processes."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,11 +9,74 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.processes.processes import FinishPart, Receive, Replicas
-from keras_deepseek.training.step.gradients.batch_gradients import Backward, PartGradients
-from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows, pad_empty_batch
+from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.processes.processes import Receive, RemoteReplicas, Replicas
+from keras_deepseek.training.step.gradient_update import is_scaled
+from keras_deepseek.training.step.gradients.batch_part import Part, PartFunction, make_summed_part
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.micro_batches import pad_empty_batch
 from keras_deepseek.training.step.gradients.replica_states import ReplicaStates
-from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums, make_zero_if_empty
+from keras_deepseek.training.step.gradients.weighted_sums import (
+    MIN_WEIGHT,
+    WeightedSums,
+    make_zero_if_empty,
+)
+from keras_deepseek.training.step.loss.batch_loss import Batch, BatchLoss, count_rows
+
+
+def sum_devices(
+    part: PartFunction,
+    model: keras.Model,
+    devices: Replicas,
+    batch: Batch,
+    variables: Sequence[keras.Variable],
+) -> Part:
+    """Sums the gradients of the devices of this process, which divide the rows of the batch."""
+    replica = ReplicaPart(model, part, devices, variables)
+    scalars, (counts,), gradients = devices.sum(replica, batch, variables)
+    return make_summed_part(replica.merge(scalars, counts, gradients)[0], count_rows(batch))
+
+
+def sum_processes(
+    part: PartFunction,
+    model: keras.Model,
+    replicas: RemoteReplicas,
+    loss: BatchLoss,
+    residual: GradientResidual | None,
+    batch: Batch,
+    variables: Sequence[keras.Variable],
+) -> Part:
+    """Sums the gradients of this process's rows with those of all other processes.
+
+    Gradients are sent while the backward pass computes others.
+    """
+
+    def find_divisor(sums: WeightedSums) -> Any:
+        return 1.0 if loss.is_sum else ops.maximum(sums.weight, MIN_WEIGHT)
+
+    num_rows = None
+    if loss.is_sum:  # Each part then needs the rows of the whole batch.
+        num_rows = replicas.count(ops.cast(count_rows(batch), "float32"))
+    optimizer = model.optimizer
+    scale = optimizer.dynamic_scale if is_scaled(optimizer) else None
+    keep_residual = None
+    with loss.of_batch(num_rows):
+        replica = ReplicaPart(model, part, replicas, variables, find_divisor)
+        if residual is None:
+            scalars, (counts,), gradients = replicas.sum(replica, batch, variables)
+        else:
+            compression = residual.compression(1.0 if scale is None else scale)
+            scalars, (counts,), gradients, keep_residual = replicas.sum_compressed(
+                replica, batch, variables, compression
+            )
+            if scale is not None:
+                gradients = [gradient * scale for gradient in gradients]
+        sums, num_rows = replica.merge(scalars, counts, gradients)
+    gradients = sums.gradients
+    divisor = find_divisor(sums)
+    logs = {name: log / divisor for name, log in sums.logs.items()}
+    means = WeightedSums(None, sums.loss / divisor, logs, [])
+    return Part(means, num_rows, lambda: gradients, keep_residual=keep_residual)
 
 
 class ReplicaPart:
@@ -29,12 +92,12 @@ class ReplicaPart:
     def __init__(
         self,
         model: keras.Model,
-        gradients: PartGradients,
+        part: PartFunction,
         replicas: Replicas,
         variables: Sequence[keras.Variable],
         find_divisor: Callable[[WeightedSums], Any] | None = None,
     ) -> None:
-        self._gradients = gradients
+        self._part = part
         self._replicas = replicas
         self._variables = variables
         self._find_divisor = find_divisor
@@ -42,7 +105,7 @@ class ReplicaPart:
         self._form: WeightedSums | None = None
         self._has_gradient = [False for _ in variables]
 
-    def __call__(self, rank: int, batch: Batch) -> tuple[list[Any], FinishPart]:
+    def __call__(self, rank: int, batch: Batch) -> tuple[list[Any], Callable[..., Any]]:
         """Runs a replica's forward pass.
 
         Returns:
@@ -53,17 +116,17 @@ class ReplicaPart:
         if self._form is not None:  # This process has computed another replica before.
             self._states.restore()
         with self._states.replica_seeds(rank), self._replicas.own_random_numbers():
-            sums, backward = self._gradients.begin(pad_empty_batch(batch), self._variables)
+            part = self._part(pad_empty_batch(batch), self._variables)
         if self._form is None:
-            self._form = sums
+            self._form = part.sums
         zero_if_empty = make_zero_if_empty(num_rows)
-        scalars = [zero_if_empty(scalar) for scalar in sums.scalars()]
-        finish = functools.partial(self._finish, backward, zero_if_empty)
+        scalars = [zero_if_empty(scalar) for scalar in part.sums.scalars()]
+        finish = functools.partial(self._finish, part, zero_if_empty)
         return [num_rows, *scalars, *self._states.changes(num_rows)], finish
 
     def _finish(
         self,
-        backward: Backward,
+        part: Part,
         zero_if_empty: Callable[[Any], Any],
         scalars: Sequence[Any],
         receive: Receive | None,
@@ -80,7 +143,9 @@ class ReplicaPart:
                 receive(index, gradient)
 
         divisor = self._find_divisor(self._read(scalars)[1]) if self._find_divisor else None
-        gradients = backward(divisor, send if receive else None)
+        gradients = part.backward(divisor, send if receive else None)
+        if divisor is None:
+            gradients = multiply_gradients(gradients, part.factor)
         for index, gradient in enumerate(gradients):
             self._has_gradient[index] |= gradient is not None
             if gradient is None:
