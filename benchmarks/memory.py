@@ -27,7 +27,7 @@ from typing import Any
 from processes import RETURN_LARGE_BLOCKS, find_backends, make_parser, run_script
 from result import Figure, report
 
-HALF = {"precision": "mixed_bfloat16"}
+HALF = {"precision": "bfloat16"}
 FLOAT32, FLOAT32_CHUNKED = "float32", "float32, chunked loss"
 BFLOAT16, CHUNKED, CHUNKED_REMAT = "bfloat16", "bfloat16, chunked", "bfloat16, chunked, remat"
 MASKED, REMAT = "bfloat16, packed, masked", "bfloat16, packed, masked, remat"

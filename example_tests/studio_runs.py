@@ -134,7 +134,7 @@ def warm_up(path):
 def half_precision(path):
     train(
         *(path, convolutional, keras.optimizers.Adam(3e-3)),
-        precision="mixed_bfloat16",
+        precision="bfloat16",
         fit={"validation_data": HELD_OUT},
     )
 

@@ -58,7 +58,7 @@ trainer = Trainer(
     guard="skip",
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
-    precision="mixed_float16",
+    precision="float16",
     checkpoint_dir=sys.argv[1],
     checkpoint_every=3,
     keep_last=3,

@@ -1,7 +1,7 @@
 """The process of one training whose memory is measured: prints its numbers as JSON.
 
 python benchmarks/rivals/memory.py pretraining '{"trains_by": "Trainer", ...}'
-python benchmarks/rivals/memory.py accuracy '{"precision": "mixed_bfloat16", "seed": 0}'
+python benchmarks/rivals/memory.py accuracy '{"precision": "bfloat16", "seed": 0}'
 """
 
 import contextlib

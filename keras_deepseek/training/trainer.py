@@ -78,8 +78,9 @@ class Trainer:
         fp16_enabled: boolean. Half precision: float16 with dynamic loss scaling on a GPU, bfloat16
             on TPU and CPU. `fit` prints the choice. On JAX's CPU, a model with convolutions or
             recurrent layers stays in float32, where it is faster. Defaults to `False`.
-        precision: string. A Keras dtype policy for the training step instead of `fp16_enabled`, as
-            in `"mixed_bfloat16"`. Defaults to `None`: the model's own policy.
+        precision: `"bfloat16"`, `"float16"` or `"float32"`: the precision that layers compute in
+            during the training step, instead of `fp16_enabled`. Their weights stay float32. A
+            `keras.DTypePolicy` is taken too. Defaults to `None`: the model's own policy.
         float32_layers: list of strings. The names of layers that half precision leaves out, as in
             `["fourier_*"]`, with the layers inside them. Defaults to `()`.
         micro_batches: integer. Gradient accumulation: the number of parts that a batch is divided
@@ -183,7 +184,7 @@ class Trainer:
         loss: Any = None,
         metrics: Any = None,
         fp16_enabled: bool = False,
-        precision: str | None = None,
+        precision: str | keras.DTypePolicy | None = None,
         float32_layers: Sequence[str] = (),
         micro_batches: int = 1,
         gradient_clip: GradientClip | None = None,

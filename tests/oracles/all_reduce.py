@@ -52,7 +52,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "sum": {"optimizer": plain, "reduction": "sum"},
     "masked tokens": {"optimizer": plain, "micro_batches": 2, "x": TOKENS, "y": TOKENS % 3},
     "checkpoints": {"optimizer": plain, "checkpoint_dir": tempfile.mkdtemp},
-    "half precision": {"optimizer": plain, "precision": "mixed_float16"},
+    "half precision": {"optimizer": plain, "precision": "float16"},
     "reduced in bfloat16": {"optimizer": descent, "gradient_compression": "bfloat16"},
     "reduced in float16": {
         "optimizer": lambda: keras.optimizers.LossScaleOptimizer(descent()),

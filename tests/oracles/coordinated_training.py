@@ -247,7 +247,7 @@ def train_further() -> dict[str, Any]:
     return {
         "parts": compare("parts", micro_batches=4, gradient_clip=("global_norm", 0.5)),
         "adaptive": compare("adaptive", gradient_clip=("adaptive", 0.01)),
-        "half": compare("half", build_regularized, precision="mixed_bfloat16", remat=["dense*"]),
+        "half": compare("half", build_regularized, precision="bfloat16", remat=["dense*"]),
         "sparse": compare_sparse(),
         "dropout": repeat_with_dropout(),
         "distil": distil(),

@@ -25,7 +25,7 @@ BAD = X.copy()
 BAD[20] = np.inf  # In one row, so on one device.
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "half precision": {"precision": "mixed_float16"},
+    "half precision": {"precision": "float16"},
     "clip": {"gradient_clip": ("global_norm", 0.5)},
     "micro-batches": {"micro_batches": 3},
     "remat": {"remat": ["dense*"]},

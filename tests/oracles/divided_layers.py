@@ -274,7 +274,7 @@ def resumed() -> float:
 BLOCKS = ["decoder_block", "encoder_block", "inner_away"]
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "half precision": {"precision": "mixed_float16", "guard": "skip"},
+    "half precision": {"precision": "float16", "guard": "skip"},
     "clip": {"gradient_clip": ("norm", 0.1)},
     "micro-batches": {"micro_batches": 3, "gradient_clip": ("global_norm", 0.5)},
     "sum": {"reduction": "sum", "micro_batches": 2, "gradient_clip": ("value", 0.01)},
@@ -296,7 +296,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "remat": ["decoder_model"],
         "optimizer": lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
     },
-    "small half": {"make_model": build_small, "precision": "mixed_bfloat16"},
+    "small half": {"make_model": build_small, "precision": "bfloat16"},
     "unbuilt": {"make_model": Unbuilt},
     "own step": {"make_model": make_own_step},
     "eager": {"run_eagerly": True, "epochs": 1},

@@ -91,7 +91,7 @@ def _refuse_dependent_steps(model: keras.Model, guard: Any, device_kind: str) ->
     reasons = {
         "workers on TPUs: use device_map={'cpu': 0}": device_kind == "tpu",
         "`guard`: other workers use an update before it can be checked": guard is not None,
-        "float16 with its loss scale: use precision='mixed_bfloat16'": isinstance(
+        "float16 with its loss scale: use precision='bfloat16'": isinstance(
             model.optimizer, keras.optimizers.LossScaleOptimizer
         ),
         "`steps_per_execution` above 1": int(model.steps_per_execution) > 1,

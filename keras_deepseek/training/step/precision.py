@@ -20,6 +20,9 @@ from keras_deepseek.backend.keras_private.losses import losses_in_float32
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.step.named_layers import are_names, find_named_layers
 
+_POLICIES = {"bfloat16": "mixed_bfloat16", "float16": "mixed_float16", "float32": "float32"}
+"""The dtype policies by the precision that layers compute in. Weights are float32 in each."""
+
 
 def check_precision(
     precision: str | keras.DTypePolicy | None, fp16_enabled: bool, float32_layers: Sequence[str]
@@ -32,8 +35,7 @@ def check_precision(
         )
     if precision is None and not fp16_enabled and float32_layers:
         raise InvalidInputError(
-            "`float32_layers` needs half precision: add fp16_enabled=True or "
-            "precision='mixed_bfloat16'."
+            "`float32_layers` needs half precision: add fp16_enabled=True or precision='bfloat16'."
         )
     if precision is not None and fp16_enabled:
         raise InvalidInputError(
@@ -57,13 +59,15 @@ def training_policy(
         return keras.DTypePolicy("mixed_float16" if device_kind == "gpu" else "mixed_bfloat16")
     if isinstance(precision, keras.DTypePolicy):
         return precision
-    try:
-        return keras.DTypePolicy(precision)
-    except (ValueError, TypeError) as error:
+    if precision not in _POLICIES:
+        hint = ""
+        if precision in _POLICIES.values():
+            hint = f" Use precision={precision.removeprefix('mixed_')!r}: the weights stay float32."
         raise InvalidInputError(
-            f"Unknown precision {precision!r}: expected a Keras dtype policy, as in "
-            "'mixed_bfloat16', 'mixed_float16' or 'float32'."
-        ) from error
+            f"Unknown precision {precision!r}: expected 'bfloat16', 'float16' or 'float32', the "
+            f"precision that layers compute in, or a keras.DTypePolicy.{hint}"
+        )
+    return keras.DTypePolicy(_POLICIES[precision])
 
 
 _ADVICE = (
@@ -149,7 +153,7 @@ def _layers_to_switch(
         if layer.quantization_mode == "int8" and policy.compute_dtype == "float16":
             raise NotSupportedError(
                 f"Layer {layer.name!r} is quantized in int8, and Keras can't compute such layers "
-                f"in float16, as {policy.name!r} does. Use precision='mixed_bfloat16', or the "
+                f"in float16, as {policy.name!r} does. Use precision='bfloat16', or the "
                 "model's own precision."
             )
         if layer.quantization_mode is not None:

@@ -32,7 +32,9 @@ class StepOptions:
     """The options of a training step, checked. `Trainer` documents them for users."""
 
     fp16_enabled: bool = field(default=False, metadata={"role": _Role.SETS_POLICY})
-    precision: str | None = field(default=None, metadata={"role": _Role.SETS_POLICY})
+    precision: str | keras.DTypePolicy | None = field(
+        default=None, metadata={"role": _Role.SETS_POLICY}
+    )
     float32_layers: Sequence[str] = ()
     micro_batches: int = field(default=1, metadata={"role": _Role.CHANGES_UPDATE})
     gradient_clip: GradientClip | None = field(
@@ -66,11 +68,11 @@ class StepOptions:
         if policy is None or not self.fp16_enabled:
             return policy, ""
         if not is_slower_in_half(model, device_kind):
-            return policy, f"fp16_enabled: the training step computes in {policy.name!r}."
+            return policy, f"fp16_enabled: the training step computes in {policy.compute_dtype!r}."
         find_named_layers(model, "float32_layers", self.float32_layers)  # No step will check them.
         return None, (
             "fp16_enabled: the training stays in float32, because half precision makes "
-            "convolutions and recurrent layers slower on JAX's CPU. precision='mixed_bfloat16' "
+            "convolutions and recurrent layers slower on JAX's CPU. precision='bfloat16' "
             "uses it anyway."
         )
 

@@ -55,7 +55,7 @@ trainer = Trainer(
     guard="skip",
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
-    precision="mixed_float16",
+    precision="float16",
     checkpoint_dir=sys.argv[1],
     checkpoint_every=2,
     keep_best=("val_loss", "min"),

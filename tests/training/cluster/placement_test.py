@@ -67,7 +67,7 @@ def test_devices_that_divide_the_rows_make_the_steps_of_one():
     [
         {},
         {"micro_batches": 2, "gradient_clip": ("global_norm", 0.5)},
-        {"guard": "skip", "precision": "mixed_float16"},
+        {"guard": "skip", "precision": "float16"},
     ],
     ids=["plain", "parts", "half precision"],
 )

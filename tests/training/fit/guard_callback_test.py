@@ -53,7 +53,7 @@ def test_a_bad_step_stops_the_training_and_leaves_the_weights_before_it():
         np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", [None, "mixed_float16"])
+@pytest.mark.parametrize("precision", [None, "float16"])
 def test_a_bad_batch_is_skipped_as_if_it_had_not_been_there(precision):
     keep = np.delete(np.arange(24), np.arange(8, 12))
     logs, weights = [], []

@@ -58,7 +58,7 @@ def programs(monkeypatch):
         (keras.Model, {"micro_batches": 2, "gradient_clip": ("global_norm", 1.0)}),
         (OwnStep, {}),
         (keras.Model, {"remat": ["multi_head_attention*"]}),
-        (keras.Model, {"precision": "mixed_bfloat16"}),
+        (keras.Model, {"precision": "bfloat16"}),
     ],
 )
 def test_a_training_by_programs_has_the_same_numbers(kind, options, programs):

@@ -46,7 +46,7 @@ def column(record, name):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"micro_batches": 2, "guard": "skip"}, {"precision": "mixed_float16"}],
+    [{}, {"micro_batches": 2, "guard": "skip"}, {"precision": "float16"}],
 )
 def test_each_step_has_its_own_loss_and_its_layers_statistics(tmp_path, options):
     trainer = Trainer(

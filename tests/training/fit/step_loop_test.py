@@ -32,7 +32,7 @@ def batches():
         yield X[start : start + 8], Y[start : start + 8]
 
 
-@pytest.mark.parametrize("precision", [None, "mixed_bfloat16"])
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
 def test_steps_are_those_of_fit(precision):
     fitted, stepped = make(precision=precision), make(precision=precision)
     history = fitted.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0).history

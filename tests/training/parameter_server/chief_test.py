@@ -264,7 +264,7 @@ class OwnStep(keras.Sequential):
     ("arguments", "error", "message"),
     [
         ({"guard": StepGuard("skip")}, NotSupportedError, "does not support `guard`"),
-        ({"precision": "mixed_float16"}, NotSupportedError, "does not support float16"),
+        ({"precision": "float16"}, NotSupportedError, "does not support float16"),
         (
             {"model": lambda: OwnStep([keras.Input((64,)), keras.layers.Dense(10)])},
             InvalidInputError,

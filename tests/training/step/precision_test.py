@@ -29,10 +29,16 @@ def test_the_default_is_the_models_own_policy():
     assert training_policy(None, False, "gpu") is None
 
 
-def test_precision_takes_keras_policies():
-    assert training_policy("mixed_float16", False, "cpu").name == "mixed_float16"
+def test_precision_is_that_of_layers_and_weights_stay_float32():
+    for precision in ("bfloat16", "float16", "float32"):
+        policy = training_policy(precision, False, "cpu")
+        assert (policy.compute_dtype, policy.variable_dtype) == (precision, "float32")
+    policy = keras.DTypePolicy("mixed_float16")
+    assert training_policy(policy, False, "cpu") is policy
     with pytest.raises(InvalidInputError, match="Unknown precision 'fp8'"):
         training_policy("fp8", False, "cpu")
+    with pytest.raises(InvalidInputError, match=r"mixed_float16.*Use precision='float16'"):
+        training_policy("mixed_float16", False, "cpu")
 
 
 def test_float16_gets_loss_scaling_once():
@@ -191,7 +197,7 @@ def test_layers_in_int8_are_not_trained_in_float16():
     model, _ = build(inner)
     inner.quantize("int8")
     with (
-        pytest.raises(NotSupportedError, match=r"is quantized in int8.*'mixed_bfloat16'"),
+        pytest.raises(NotSupportedError, match=r"is quantized in int8.*'bfloat16'"),
         training_step_in(model, keras.DTypePolicy("mixed_float16")),
     ):
         model.fit(X, Y, verbose=0)
@@ -258,7 +264,7 @@ def test_losses_are_summed_and_compared_in_float32(build):
         Trainer(build, optimizer="sgd", loss="mse", precision=precision, seed=1)
         .fit(x, x[:, :1], verbose=0)
         .history["loss"]
-        for precision in ("mixed_bfloat16", "float32")
+        for precision in ("bfloat16", "float32")
     ]
     np.testing.assert_allclose(*losses, rtol=0.02)
 
@@ -294,7 +300,7 @@ def test_token_ids_in_floating_point_are_not_rounded(kind):
     model = tokens_model(kind)
     (table,) = [weight for weight in model.trainable_weights if weight.shape == (1000, 4)]
     old_table = ops.convert_to_numpy(table.value).copy()
-    trainer = Trainer(model, optimizer="sgd", loss="mse", precision="mixed_bfloat16")
+    trainer = Trainer(model, optimizer="sgd", loss="mse", precision="bfloat16")
     trainer.fit(LARGE_IDS, np.ones((8, 1)), batch_size=8, verbose=0)
     touched = np.flatnonzero(np.abs(ops.convert_to_numpy(table.value) - old_table).max(axis=1))
     np.testing.assert_array_equal(touched, np.unique(LARGE_IDS))
@@ -317,7 +323,7 @@ def test_named_layers_stay_in_float32_with_all_that_is_inside(name):
     waves.seen.clear()
     other.seen.clear()
     trainer = Trainer(
-        model, optimizer="sgd", loss="mse", precision="mixed_bfloat16", float32_layers=[name]
+        model, optimizer="sgd", loss="mse", precision="bfloat16", float32_layers=[name]
     )
     losses = trainer.fit(np.ones((4, 4, 3)), np.ones((4, 4, 1)), epochs=3, verbose=0)
     assert losses.history["loss"][-1] < losses.history["loss"][0]
@@ -347,7 +353,7 @@ def test_convolutions_stay_in_float32_on_jax_cpu(layer, capsys):
     stays = keras.backend.backend() == "jax"
     assert ("the training stays in float32" in capsys.readouterr().out) is stays
     assert (trainer.policy is None) is stays
-    forced = Trainer(model, optimizer="sgd", loss="mse", precision="mixed_bfloat16")
+    forced = Trainer(model, optimizer="sgd", loss="mse", precision="bfloat16")
     assert forced.policy.name == "mixed_bfloat16"
 
 
@@ -360,7 +366,7 @@ def test_an_error_of_half_precision_names_float32_layers():
 
     layers = [keras.Input((4,)), keras.layers.Dense(3), Failing(name="failing")]
     model = keras.Sequential(layers)
-    arguments = {"optimizer": "sgd", "loss": "mse", "precision": "mixed_bfloat16"}
+    arguments = {"optimizer": "sgd", "loss": "mse", "precision": "bfloat16"}
     with pytest.raises((TypeError, RuntimeError), match="bfloat16") as raised:
         Trainer(model, **arguments).fit(X, np.ones((8, 3)), verbose=0)
     assert any("float32_layers=" in note for note in raised.value.__notes__)
@@ -376,7 +382,7 @@ def test_metrics_get_outputs_in_float32():
         optimizer="sgd",
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.SparseTopKCategoricalAccuracy(5, name="top_5")],
-        precision="mixed_bfloat16",
+        precision="bfloat16",
     )
     assert trainer.fit(X, Y, verbose=0).history["top_5"] == [1.0]
 
@@ -387,7 +393,7 @@ def test_categories_in_floating_point_are_not_rounded():
     inputs = keras.Input((1,))
     encoded = keras.layers.CategoryEncoding(5000, output_mode="one_hot")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="zeros")(encoded))
-    trainer = Trainer(model, optimizer="sgd", loss="mse", precision="mixed_bfloat16")
+    trainer = Trainer(model, optimizer="sgd", loss="mse", precision="bfloat16")
     trainer.fit(np.array([[4999.0], [4991.0]]), np.ones((2, 1)), verbose=0)
     touched = np.flatnonzero(ops.convert_to_numpy(model.trainable_weights[0].value))
     np.testing.assert_array_equal(touched, [4991, 4999])

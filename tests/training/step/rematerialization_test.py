@@ -58,7 +58,7 @@ def fit(remat, **arguments):
     return history, [ops.convert_to_numpy(variable.value) for variable in model.variables]
 
 
-@pytest.mark.parametrize("arguments", [{}, {"precision": "mixed_bfloat16"}, {"micro_batches": 2}])
+@pytest.mark.parametrize("arguments", [{}, {"precision": "bfloat16"}, {"micro_batches": 2}])
 def test_rematerialization_trains_to_the_same_numbers(arguments):
     """Also the seeds of dropout and the moving statistics, which move on once a step."""
     expected, received = fit(False, **arguments), fit(["block_*"], **arguments)
@@ -140,7 +140,7 @@ def test_blocks_are_restored_after_a_training():
     assert "call" not in vars(model.get_layer("block_0"))
 
 
-def normalized(normalization, precision="mixed_bfloat16"):
+def normalized(normalization, precision="bfloat16"):
     keras.utils.set_random_seed(1)
     layers = [keras.Input((5, 6)), keras.layers.Dense(6), normalization(), keras.layers.Dense(6)]
     model = keras.Sequential(layers)

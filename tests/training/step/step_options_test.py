@@ -17,7 +17,7 @@ def test_micro_batches_must_be_positive(number):
     ("options", "match"),
     [
         ({"fp16_enabled": 1}, "`fp16_enabled`"),
-        ({"fp16_enabled": True, "precision": "mixed_float16"}, "not both"),
+        ({"fp16_enabled": True, "precision": "float16"}, "not both"),
         ({"precision": "fp8"}, "Unknown precision"),
         ({"float32_layers": ["a"]}, "needs half precision"),
         ({"gradient_clip": ("norm", 0)}, "gradient_clip"),

@@ -23,7 +23,7 @@ def make_trainer(optimizer=None, **options):
     )
 
 
-@pytest.mark.parametrize("precision", [None, "mixed_float16"])
+@pytest.mark.parametrize("precision", [None, "float16"])
 def test_the_rate_that_is_found_trains_and_the_search_left_no_trace(precision):
     trainer = make_trainer(precision=precision, seed=1)
     called = []

@@ -55,7 +55,7 @@ def test_a_block_that_is_computed_anew_keeps_its_input_alone():
 
 def test_half_precision_halves_the_activations_and_keeps_its_weights():
     full = build().measure_memory(X, Y, 64)
-    half = build(precision="mixed_bfloat16").measure_memory(X, Y, 64)
+    half = build(precision="bfloat16").measure_memory(X, Y, 64)
     assert half.weights == full.weights
     cast = WEIGHTS // 2
     assert half.activations - cast < 0.75 * full.activations
