@@ -76,12 +76,14 @@ def attention(request):
     return make_attention(kind, **kwargs)
 
 
+@pytest.mark.torch_alone
 def test_the_outputs_are_those_of_the_layer_that_it_holds(attention):
     inputs = draw(2, 6, 6)
     expected = run(attention, inputs, inputs, use_causal_mask=True)
     assert_close(run(CachedAttention(attention), inputs), expected)
 
 
+@pytest.mark.torch_alone
 def test_padding_is_hidden_as_by_the_layer_that_it_holds(attention):
     inputs, mask = draw(2, 6, 6), np.ones((2, 6), bool)
     mask[1, :3] = False
@@ -195,6 +197,7 @@ def test_a_functional_model_may_hand_the_cache_through():
     assert_close(keras.ops.convert_to_numpy(results["outputs"]), run(layer, inputs))
 
 
+@pytest.mark.torch_alone
 def test_no_token_sees_what_comes_after_it():
     layer, inputs = CachedAttention(make_attention("grouped")), draw(1, 5, 6)
     changed = inputs.copy()
@@ -226,6 +229,7 @@ def test_the_cache_is_in_the_dtype_of_the_layer_that_it_holds():
     assert keras.backend.standardize_dtype(layer(draw(1, 2, 6)).dtype) == "bfloat16"
 
 
+@pytest.mark.torch_alone
 def test_dropout_acts_in_training_alone():
     layer, inputs = (
         CachedAttention(make_attention("multi_head", dropout=0.9, seed=1)),

@@ -73,6 +73,7 @@ def test_it_passes_the_layer_routine(init_kwargs):
     LayerTestCase().run_layer_test(LinearAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
+@pytest.mark.torch_alone
 @settings(max_examples=4)
 @given(
     length=st.sampled_from([1, 7, 30]),
@@ -90,6 +91,7 @@ def test_it_computes_the_formula_at_any_shape(length, **kwargs):
     assert_close(to_numpy(layer(inputs, mask=mask)), oracle(layer, inputs, mask))
 
 
+@pytest.mark.torch_alone
 def test_chunks_change_nothing_over_a_long_sequence():
     layer, inputs = make(length=500, chunk_size=16)
     whole, _ = make(length=500, chunk_size=1000)
@@ -97,6 +99,7 @@ def test_chunks_change_nothing_over_a_long_sequence():
     assert_close(to_numpy(layer(inputs)), to_numpy(whole(inputs)))
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("now", [1, 6])
 def test_a_causal_layer_never_looks_ahead(now):
     layer, inputs = make()
@@ -110,6 +113,7 @@ def test_a_causal_layer_never_looks_ahead(now):
     assert not np.allclose(undisturbed_outputs[:, :now], disturbed_outputs[:, :now])
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("use_causal_mask", [False, True])
 def test_padding_anywhere_changes_nothing_that_is_shown(use_causal_mask):
     layer, inputs = make(use_causal_mask=use_causal_mask)
@@ -239,6 +243,7 @@ def test_it_takes_the_mask_of_an_embedding():
         assert_close(outputs[:, :2], to_numpy(layer(embedding(tokens[:, :2]))))
 
 
+@pytest.mark.torch_alone
 def test_positions_shift_nothing_but_distances():
     layer, inputs = make(length=3, rotary=RotaryEmbedding(20.0))
     outputs = to_numpy(layer(inputs))
@@ -260,6 +265,7 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     }
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (1, 1, 6)])
 @pytest.mark.parametrize("use_causal_mask", [False, True])
 def test_an_empty_batch_and_sequences_of_one_and_none_work(shape, use_causal_mask):

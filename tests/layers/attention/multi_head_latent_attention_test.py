@@ -138,6 +138,7 @@ def test_what_lora_adds_is_absorbed_too(monkeypatch):
     assert_close(run(layer, inputs), naive)
 
 
+@pytest.mark.torch_alone
 def test_no_token_sees_what_comes_after_it():
     layer, inputs = make_layer(), draw(1, 6, 6)
     changed = inputs.copy()
@@ -290,6 +291,7 @@ def test_an_attention_mask_of_another_shape_is_refused():
         make_layer()(draw(2, 3, 6), attention_mask=np.ones((2, 3), bool))
 
 
+@pytest.mark.torch_alone
 def test_positions_shift_nothing_but_distances():
     layer, inputs = make_layer(), draw(1, 3, 6)
     outputs = run(layer, inputs)
@@ -323,6 +325,7 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     ]
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (1, 1, 6)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     assert run(make_layer(), draw(*shape)).shape == shape

@@ -30,6 +30,7 @@ def as_tensors(*arrays):
     return [keras.ops.convert_to_tensor(array) for array in arrays]
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize(("length", "window"), [(5, 3), (21, 1), (37, 19)])
 def test_a_window_reaches_over_blocks_and_recent_tokens(length, window, dtype):

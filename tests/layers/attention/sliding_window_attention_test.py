@@ -103,6 +103,7 @@ def test_a_cache_of_as_many_entries_as_are_seen_needs_no_choice():
     assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))
 
 
+@pytest.mark.torch_alone
 @for_each_kind
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side, kind):

@@ -34,6 +34,7 @@ def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(SwiGLU, init_kwargs, input_shape, oracle=oracle)
 
 
+@pytest.mark.torch_alone
 @settings(max_examples=6)
 @given(
     shape=st.lists(st.integers(1, 5), min_size=2, max_size=4).map(tuple),

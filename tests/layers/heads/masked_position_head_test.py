@@ -114,6 +114,7 @@ def test_padded_positions_weigh_nothing_in_a_plain_fit():
         assert not np.allclose(weight, old_weight)
 
 
+@pytest.mark.torch_alone
 def test_weights_of_zero_do_the_same_as_padding():
     model = make_model()
     is_position = POSITIONS >= 0
@@ -136,6 +137,7 @@ def test_a_saved_model_gives_the_same(tmp_path):
     assert_close(to_numpy(revived(batch)), to_numpy(model(batch)))
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])
 def test_an_empty_batch_and_no_positions_work(shape):
     head = MaskedPositionHead(5)
@@ -188,6 +190,7 @@ def test_what_does_not_fit_is_refused():
         MaskedPositionHead(5, epsilon="1e-5")
 
 
+@pytest.mark.torch_alone
 def test_without_positions_it_predicts_at_all_of_them_by_the_same_weights():
     inputs = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
     positions = np.tile(np.arange(5, dtype="int32"), (2, 1))

@@ -157,6 +157,7 @@ def test_hidden_states_are_those_that_the_head_turns_to_logits():
         assert_close(to_numpy(layer.output_head(states)), to_numpy(expected))
 
 
+@pytest.mark.torch_alone
 def test_a_module_sees_the_tokens_up_to_its_own_and_none_behind():
     hidden, tokens = draw(1, 7)
     layer = make_layer(make_attention(), depth=2)
@@ -174,6 +175,7 @@ def test_a_module_sees_the_tokens_up_to_its_own_and_none_behind():
         np.testing.assert_allclose(to_numpy(after)[0, :position], logits[0, :position], atol=1e-6)
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("is_carried", [False, True])
 def test_padding_changes_neither_logits_nor_loss(side, is_carried):
@@ -268,6 +270,7 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     } <= paths
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     layer = make_layer(depth=2)
@@ -318,6 +321,7 @@ def test_an_embedding_or_a_block_of_another_size_is_refused():
         layer(hidden, tokens % 5)
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("head_class", [keras.layers.Dense, ChunkedCrossEntropy])
 def test_a_token_that_is_no_class_shows_in_the_loss_unless_it_is_hidden(head_class):
     hidden, tokens = draw(2, 6)
@@ -330,6 +334,7 @@ def test_a_token_that_is_no_class_shows_in_the_loss_unless_it_is_hidden(head_cla
         assert np.isnan(to_numpy(layer.losses[0])) == shows
 
 
+@pytest.mark.torch_alone
 def test_with_an_output_norm_the_head_is_given_normed_states():
     hidden, tokens = draw(2, 5)
     layer = make_layer(depth=2, use_output_norm=True)

@@ -59,6 +59,7 @@ def test_classes_are_drawn_by_their_weights_and_the_ignored_one_never(weights):
     assert np.abs(shares - expected / expected.sum()).max() < 0.006
 
 
+@pytest.mark.torch_alone
 def test_each_call_draws_anew():
     hidden, targets = draw(3)
     head = make_head()
@@ -66,6 +67,7 @@ def test_each_call_draws_anew():
     assert np.any(first != second)
 
 
+@pytest.mark.torch_alone
 def test_corrected_it_learns_the_probabilities_whatever_is_drawn():
     # Targets of a known distribution, one hidden state: the logits end at its logarithms.
     rng = np.random.default_rng(0)
@@ -83,6 +85,7 @@ def test_corrected_it_learns_the_probabilities_whatever_is_drawn():
     assert np.abs(np.log(learned) - np.log(truth)).max() < 0.25
 
 
+@pytest.mark.torch_alone
 def test_what_does_not_count_has_no_loss_and_no_gradient():
     hidden, targets = draw(2, 3)
     targets[0, 1] = 0

@@ -144,6 +144,7 @@ def test_all_tokens_at_one_expert_are_none_too_many():
     assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
 
 
+@pytest.mark.torch_alone
 def test_a_capacity_drops_what_comes_late():
     layer = DeepSeekMoE(ExpertRouter(4, 1), 4, num_shared_experts=0, capacity_factor=1.0)
     layer.build((None, 8))
@@ -177,6 +178,7 @@ def test_hidden_tokens_use_no_expert_and_take_nobodys_place(
     assert_close(outputs[~mask], to_numpy(layer.shared_experts(inputs))[~mask])
 
 
+@pytest.mark.torch_alone
 def test_tokens_are_computed_each_by_itself():
     layer = DeepSeekMoE(ExpertRouter(16, 2), 4)
     inputs = draw(40, 8)
@@ -184,6 +186,7 @@ def test_tokens_are_computed_each_by_itself():
     assert_close(to_numpy(layer(inputs[order])), to_numpy(layer(inputs))[order])
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("capacity_factor", [None, 1.0])
 @pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (1, 1, 8), (1, 8)])
 def test_an_empty_batch_and_one_token_work(shape, capacity_factor):
@@ -236,6 +239,7 @@ def test_a_mask_in_a_model_hides_its_tokens_from_the_load():
     assert to_numpy(layer.router.expert_load).sum() == 3 * 2
 
 
+@pytest.mark.torch_alone
 def test_each_expert_starts_as_a_feed_forward_block_of_its_size_does():
     layer = DeepSeekMoE(ExpertRouter(50, 2), 30, kernel_initializer="he_normal")
     layer.build((None, 20))
@@ -297,6 +301,7 @@ def test_inputs_without_a_batch_or_a_known_dim_are_refused(shape):
         DeepSeekMoE(ExpertRouter(8, 2), 4).build(shape)
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("router_class", [ExpertRouter, HashRouter])
 def test_the_mask_of_the_inputs_counts_beside_token_ids(router_class):
     """Keras fills in the mask of the first of several tensors under another name."""

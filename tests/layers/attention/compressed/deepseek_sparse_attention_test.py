@@ -178,6 +178,7 @@ def test_it_computes_the_formula_at_any_shape(batch_size, length, **kwargs):
         assert_close(run(layer, inputs), attend(layer, inputs, chosen))
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize(("num_keys", "gathers"), [(9, False), (5, True)])
 def test_over_no_more_tokens_than_keys_it_is_the_dense_layer(num_keys, gathers):
     kwargs = {"query_lora_rank": 4, "rotary": YARN_ROTARY}
@@ -193,6 +194,7 @@ def test_over_no_more_tokens_than_keys_it_is_the_dense_layer(num_keys, gathers):
     assert_close(outputs[mask], run(dense, inputs, mask=mask)[mask])
 
 
+@pytest.mark.torch_alone
 def test_no_token_sees_what_comes_after_it():
     layer, inputs = make_layer(), draw(2, 5, 6)
     changed = inputs.copy()
@@ -263,6 +265,7 @@ def test_a_graph_that_does_not_know_the_length_takes_any():
         assert_close(outputs, run(layer, batch))
 
 
+@pytest.mark.torch_alone
 def test_an_attention_mask_keeps_documents_apart():
     layer, inputs = make_layer(chunk_size=2), draw(2, 5, 6)
     document = np.array([[0, 0, 0, 0, 1]] * 2)
@@ -298,6 +301,7 @@ def record_losses(monkeypatch):
     return added
 
 
+@pytest.mark.torch_alone
 def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does(monkeypatch):
     layer = make_layer(query_lora_rank=4, indexer_loss_weight=0.5, chunk_size=2, use_bias=True)
     inputs, mask = draw(2, 5, 6), np.array([[True] * 5, [True] * 4 + [False]])
@@ -330,6 +334,7 @@ def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does(monkeypat
         assert gradient.any() == path.startswith("indexer/"), path
 
 
+@pytest.mark.torch_alone
 def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
     added = record_losses(monkeypatch)
     layer = make_layer(indexer_loss_weight=1.0)
@@ -349,6 +354,7 @@ def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
     assert_close(np.sum(gradient * step), (ends[0] - ends[1]) / 2, 1e-2)
 
 
+@pytest.mark.torch_alone
 def test_without_its_loss_a_fit_leaves_the_indexer_as_it_is():
     layer, inputs = make_layer(), keras.Input((5, 6))
     old_weights = numpy_weights(layer)
@@ -359,6 +365,7 @@ def test_without_its_loss_a_fit_leaves_the_indexer_as_it_is():
         assert np.any(weight != old_weights[path]) != path.startswith("indexer/"), path
 
 
+@pytest.mark.torch_alone
 def test_dropout_acts_in_training_alone():
     layer, inputs = make_layer(dropout=0.9, seed=1, chunk_size=2), draw(2, 5, 6)
     assert_close(run(layer, inputs), oracle(layer, inputs))

@@ -68,6 +68,7 @@ def test_entries_of_pieces_are_those_of_the_whole(use_overlap, pieces):
     assert_close(keras.ops.convert_to_numpy(entries)[:, :3], expected[:, :3])
 
 
+@pytest.mark.torch_alone
 def test_padding_is_in_no_window():
     compressor, inputs = make_compressor(), draw(1, 7, 5)
     mask = np.array([[False, True, True, False, True, True, False]])

@@ -106,6 +106,7 @@ def test_gradients_are_those_of_masked_dense_attention(is_causal):
         assert_close(gradient, expected_gradient)
 
 
+@pytest.mark.torch_alone
 def test_a_query_that_sees_nothing_gives_zeros_and_a_gradient_of_zero():
     layout = BlockLayout(4, visible_blocks=np.array([[True, False], [False, False]]))
     arrays = draw(8)

@@ -100,6 +100,7 @@ def test_it_computes_what_longformer_and_big_bird_of_transformers_compute(name):
     check_case(make_layer(GOLDEN[name]), GOLDEN[name])
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("patterns", [{}, {"global_blocks": [0, 2]}, {"num_random_blocks": 2}])
 @pytest.mark.parametrize("now", [1, 4, 9, 21])
 def test_a_causal_layer_never_looks_ahead(patterns, now):
@@ -111,6 +112,7 @@ def test_a_causal_layer_never_looks_ahead(patterns, now):
     assert not np.allclose(undisturbed_outputs[:, now:], disturbed_outputs[:, now:])
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing_that_is_shown(side):
     layer, inputs = make(length=16, global_blocks=[0, -1], sliding_window=6)
@@ -222,6 +224,7 @@ def test_a_layout_that_changes_with_the_length_has_no_cache(kwargs, message):
         layer(inputs, cache=layer.make_cache(2, 4), cache_index=0)
 
 
+@pytest.mark.torch_alone
 def test_an_empty_piece_leaves_the_cache_as_it_is():
     layer, inputs = make(length=3, use_causal_mask=True)
     _, cache = layer(inputs, cache=layer.make_cache(2, 4), cache_index=0)
@@ -239,6 +242,7 @@ def test_rows_that_see_nothing_are_finite():
     assert np.isfinite(to_numpy(layer(inputs, mask=np.zeros((1, 12), bool)))).all()
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 9, 6), (2, 1, 6), (2, 0, 6)])
 def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
     outputs = BlockSparseAttention(**WINDOW)(np.ones(shape, "float32"))
@@ -272,6 +276,7 @@ def test_it_takes_the_mask_of_an_embedding_in_a_model_that_learns_to_copy():
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.torch_alone
 def test_the_beginning_of_a_sequence_does_not_reach_a_global_block():
     layer, inputs = make(length=22, use_causal_mask=True, global_blocks=range(3, 4))
     assert layer.get_config()["global_blocks"] == [3]
@@ -289,6 +294,7 @@ def test_random_blocks_are_the_same_after_saving_and_differ_by_seed():
         assert np.allclose(to_numpy(other(inputs)), outputs) == is_equal
 
 
+@pytest.mark.torch_alone
 def test_training_drops_weights_and_inference_does_not():
     layer, inputs = make(dropout=0.5, seed=1)
     assert_close(to_numpy(layer(inputs, training=False)), oracle(layer, inputs))
@@ -396,6 +402,7 @@ def test_a_sequence_beyond_the_given_layout_is_refused():
         layer(keras.Input((13, 4)))
 
 
+@pytest.mark.torch_alone
 def test_it_takes_the_place_of_multi_head_attention_with_its_weights():
     sparse, inputs = make(sliding_window=64, dropout=0.0)
     dense = keras.layers.MultiHeadAttention(2, 4)

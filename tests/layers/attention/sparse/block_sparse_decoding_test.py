@@ -71,6 +71,7 @@ def test_blocks_that_no_query_sees_are_not_even_read(length, start, first):
     np.testing.assert_array_equal(decode(arrays, start, BlockLayout(4, True, 5)), outputs)
 
 
+@pytest.mark.torch_alone
 def test_attention_weights_can_be_dropped():
     outputs = decode(draw(2), 3, BlockLayout(4, True, 5), dropout=ops.zeros_like)
     np.testing.assert_array_equal(outputs, 0)
