@@ -18,6 +18,10 @@ from tests.oracles.queue_simulation import (
 CEILING = 32 / 0.012  # Rows a second of the simulated model in full batches.
 
 
+def nightly(*parameters):
+    return [pytest.param(parameter, marks=pytest.mark.nightly) for parameter in parameters]
+
+
 @pytest.fixture
 def policy():
     time = BatchTime()
@@ -85,7 +89,7 @@ def test_rows_beyond_a_full_batch_are_not_counted(policy):
     assert policy.plan(oldest=now).rows <= 1 + 32
 
 
-@pytest.mark.parametrize("num_clients", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("num_clients", [2, 8, *nightly(4, 16, 32)])
 def test_clients_that_wait_for_their_answers_share_full_batches(num_clients):
     def run(wait):
         return simulate(make_queue(wait), num_clients=num_clients, think=returning(), seconds=5)
@@ -102,7 +106,7 @@ def test_one_client_alone_is_never_kept_waiting():
     assert {batch.reason for batch in outcome.batches} == {"idle"}
 
 
-@pytest.mark.parametrize("load", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("load", [0.1, 0.5, *nightly(0.3, 0.7, 0.9)])
 def test_of_requests_that_know_nothing_of_each_other_none_is_much_later_than_by_the_best_wait(load):
     def run(wait):
         return simulate(make_queue(wait), poisson(load * CEILING, 10), seconds=10)
@@ -112,7 +116,7 @@ def test_of_requests_that_know_nothing_of_each_other_none_is_much_later_than_by_
     assert learned.quantile(0.99) < 1.1 * min(other.quantile(0.99) for other in fixed_runs)
 
 
-@pytest.mark.parametrize("load", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("load", [0.3, *nightly(0.1, 0.5)])
 @pytest.mark.parametrize(("rows", "spread"), [(8, 0.001), (24, 0.003)])
 def test_bursts_are_waited_for_about_as_well_as_by_the_best_wait(load, rows, spread):
     def run(wait):
