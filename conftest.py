@@ -44,7 +44,7 @@ PLACES = {
     "tests/http_server_test.py": "no_framework",
     "tests/inference": "no_framework",
     "tests/inference/dispatcher_test.py": "torch_alone",
-    "tests/inference/engine_servers_test.py": "torch_alone",
+    "tests/inference/serve_test.py": "torch_alone",
     "tests/inference/engine_test.py": "torch_alone",
     "tests/inference/executors/keras_model_test.py": "each_backend",
     "tests/inference/executors/open_executor_test.py": "tensorflow_alone",

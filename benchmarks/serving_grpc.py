@@ -26,7 +26,7 @@ from processes import make_parser
 from result import Figure, report
 
 from keras_deepseek.artifacts import Signature, TensorSpec
-from keras_deepseek.inference import GrpcServer, ServingEngine
+from keras_deepseek.inference import GrpcServer, ServerOptions, Service, ServingEngine
 from keras_deepseek.inference.protocols import tf_serving_grpc
 from keras_deepseek.inference.protocols.grpc_messages import new_message
 from keras_deepseek.inference.protocols.tensor_proto import bind_tensor_protos, to_tensor_proto
@@ -63,7 +63,7 @@ def serve(kind: str) -> None:
     if kind.startswith("GrpcServer"):
         if kind.endswith("without uvloop"):
             sys.modules["uvloop"] = None  # type: ignore[assignment]
-        server = GrpcServer(engine, port=0)
+        server = GrpcServer(Service(engine, ServerOptions(grpc_port=0)))
         server.start()
         answer(server.port)
     elif kind == "grpc.aio alone":

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from keras_deepseek.errors import InvalidInputError
 
 KERAS_FILE = "a `.keras` file"
@@ -36,8 +34,11 @@ def check_integer(name: str, value: Any, *, minimum: int = 1, default: int | Non
 
 def check_boolean(name: str, value: Any) -> bool:
     """Returns a Python boolean, or raises an `InvalidInputError`."""
-    if not isinstance(value, bool | np.bool_):
-        raise InvalidInputError(f"`{name}` must be True or False, received {value!r}.")
+    if not isinstance(value, bool):
+        import numpy as np  # `--help` loads this module, and needs no NumPy.
+
+        if not isinstance(value, np.bool_):
+            raise InvalidInputError(f"`{name}` must be True or False, received {value!r}.")
     return bool(value)
 
 

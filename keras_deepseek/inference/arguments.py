@@ -1,17 +1,42 @@
-"""Checks of the engine's arguments, before anything is loaded or started."""
+"""Options of a request, and checks of arguments before anything is loaded or started.
+
+It loads no NumPy (`options`).
+"""
 
 import math
 import numbers
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
-from keras_deepseek.inference.request_options import RequestOptions
 
-_REQUEST_OPTIONS = frozenset(RequestOptions.__annotations__)
+if TYPE_CHECKING:
+    from keras_deepseek.artifacts.signature import Signature
+
+
+class RequestOptions(TypedDict, total=False):
+    """Options of `ServingEngine.predict`, `predict_async`, `submit` and `submit_async`.
+
+    Args:
+        model: The model's name. `None`: the engine's own.
+        version: `None`: the newest, or one on trial.
+        label: A label instead of a version.
+        timeout: Seconds after which the answer is useless. A late request is not run, and a request
+            that would be late is refused.
+        priority: Requests of the same model with a higher priority run first.
+        client: Requests with the same value are answered in their order. `None`: each is answered
+            as soon as it is computed.
+    """
+
+    model: str | None
+    version: int | None
+    label: str
+    timeout: float | None
+    priority: int
+    client: Hashable
 
 
 def check_name(name: str) -> None:
@@ -49,13 +74,13 @@ def check_seconds(name: str, value: float, *, or_zero: bool = False) -> None:
         )
 
 
-def check_option_names(names: Iterable[str]) -> None:
-    """Raises an error for keyword names that are not options of `RequestOptions`."""
+def check_option_names(
+    names: Iterable[str], keywords: Any = RequestOptions, kind: str = "option of a request"
+) -> None:
+    """Raises an error for names that a `TypedDict` of options does not have."""
     for name in names:
-        if name not in _REQUEST_OPTIONS:
-            raise InvalidInputError(
-                unknown_name_message("option of a request", name, _REQUEST_OPTIONS)
-            )
+        if name not in keywords.__annotations__:
+            raise InvalidInputError(unknown_name_message(kind, name, keywords.__annotations__))
 
 
 def check_request_options(timeout: float | None, priority: int) -> None:
@@ -66,30 +91,20 @@ def check_request_options(timeout: float | None, priority: int) -> None:
         raise InvalidInputError(f"`priority` must be an integer, received {priority!r}.")
 
 
-def check_address(host: str, port: int) -> None:
-    """Raises an error if a host is not a name or address, or a port is out of range."""
+def check_host(name: str, host: str) -> None:
+    """Raises an error if a host is not a name or an IP address."""
     if not isinstance(host, str) or not host:
-        raise InvalidInputError(f"`host` must be a host name or an IP address, received {host!r}.")
+        raise InvalidInputError(
+            f"`{name}` must be a host name or an IP address, received {host!r}."
+        )
+
+
+def check_port(name: str, port: int) -> None:
+    """Raises an error if a port is out of range. `0` takes a free one."""
     if not isinstance(port, numbers.Integral) or isinstance(port, bool) or not 0 <= port < 2**16:
-        raise InvalidInputError(f"A port must be an integer from 0 to 65535, received {port!r}.")
-
-
-def check_addresses(
-    host: str, http_port: int, grpc_port: int | None, admin_port: int | None = None
-) -> None:
-    """Raises an error if a host or a port is wrong, or two servers have the same port."""
-    ports = {"HTTP": http_port, "gRPC": grpc_port, "the admin port": admin_port}
-    names: dict[int, str] = {}
-    for name, port in ports.items():
-        if port is None:
-            continue
-        check_address(host, port)
-        if port in names and port != 0:
-            raise InvalidInputError(
-                f"Received port {port} for both {names[port]} and {name}. Give them different "
-                "ports."
-            )
-        names[port] = name
+        raise InvalidInputError(
+            f"`{name}` must be a port, an integer from 0 to 65535, received {port!r}."
+        )
 
 
 def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
@@ -108,7 +123,7 @@ def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
         )
 
 
-def check_batch_axis(signature: Signature) -> None:
+def check_batch_axis(signature: "Signature") -> None:
     """Raises an error for a model whose inputs have a fixed batch size."""
     for spec in signature.inputs:
         if not spec.shape or spec.shape[0] is not None:

@@ -26,6 +26,10 @@ def disagreements(function: Callable[..., Any], documented: dict[str, str]) -> l
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in ("self", "cls")
     }
+    if "options" in documented and "options" not in parameters:
+        # `show_options` shows `**options` one by one. Their class documents them.
+        documented = {name: text for name, text in documented.items() if name != "options"}
+        parameters = {name: parameters[name] for name in documented if name in parameters}
     required = {
         name
         for name, parameter in parameters.items()

@@ -2,11 +2,12 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
 from keras_deepseek.inference.arguments import (
-    check_address,
     check_batch_axis,
     check_batch_size,
+    check_host,
     check_name,
     check_option_names,
+    check_port,
     check_request_options,
     check_seconds,
     check_version,
@@ -88,13 +89,13 @@ def test_an_input_without_a_free_batch_axis_is_refused(shape):
 @pytest.mark.parametrize("port", ["8501", None, 0.5, True, -1, 65536])
 def test_what_is_no_port_is_refused(port):
     with pytest.raises(InvalidInputError, match="from 0 to 65535"):
-        check_address("127.0.0.1", port)
+        check_port("http_port", port)
 
 
 @pytest.mark.parametrize("host", [None, "", 5])
 def test_what_is_no_host_is_refused(host):
     with pytest.raises(InvalidInputError, match="a host name or an IP address"):
-        check_address(host, 8501)
+        check_host("host", host)
 
 
 def test_an_option_that_there_is_not_is_refused_with_the_nearest():

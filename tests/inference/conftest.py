@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from keras_deepseek.artifacts.bundle import publish_bundle
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.runtimes.openvino_model import import_openvino
-from keras_deepseek.inference import GrpcServer, HttpLimits, HttpServer, ServingEngine
+from keras_deepseek.inference import (
+    GrpcServer,
+    HttpLimits,
+    HttpServer,
+    ServerOptions,
+    Service,
+    ServingEngine,
+)
 from keras_deepseek.inference.protocols.grpc_messages import (
     message_pool,
     new_message,
@@ -195,12 +203,21 @@ MANAGER = (("authorization", "Bearer manage"),)
 """The metadata of a call with the token for that."""
 
 
+def service_of(engine: ServingEngine, **options: Any) -> Service:
+    """Returns a service for a server at a free port. Options of `HttpLimits` are taken, too."""
+    names = {limit.name for limit in fields(HttpLimits)} & options.keys()
+    limits = HttpLimits(**{name: options.pop(name) for name in names})
+    ports = {"http_port": 0, "grpc_port": 0}
+    return Service(engine, ServerOptions(**{**ports, "limits": limits, **options}))
+
+
 class GrpcClient:
     """Asks a server over one channel; requests and answers are messages of this package."""
 
     def __init__(self, server: Any) -> None:
         grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
         self.server = server
+        self.engine = server.service.engine
         self.metadata: tuple[tuple[str, str], ...] = ()
         self.channel = grpc.insecure_channel(server.target)
 
@@ -231,7 +248,7 @@ def serve_grpc() -> Iterator[Callable[..., GrpcClient]]:
     with ExitStack() as stack:
 
         def serve(engine: ServingEngine, **arguments: Any) -> GrpcClient:
-            server = GrpcServer(engine, port=0, **{"settle_seconds": 0.01, **arguments})
+            server = GrpcServer(service_of(engine, **{"settle_seconds": 0.01, **arguments}))
             server.start()
             stack.callback(server.stop)
             client = GrpcClient(server)
@@ -272,13 +289,8 @@ def serve_http(doubler: Doubler) -> Iterator[Callable[..., HttpServer]]:
         def serve(
             ssl_context: ssl.SSLContext | None = None, max_body_bytes: int = 10_000, **limits: Any
         ) -> HttpServer:
-            server = HttpServer(
-                engine,
-                port=0,
-                max_body_bytes=max_body_bytes,
-                ssl_context=ssl_context,
-                limits=HttpLimits(**limits),
-            )
+            options = {"max_body_bytes": max_body_bytes, "ssl_context": ssl_context, **limits}
+            server = HttpServer(service_of(engine, **options))
             server.start()
             servers.append(server)
             return server

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from keras_deepseek.inference.cpu_limit import find_cpu_limit
+from keras_deepseek.inference.process_limits import find_cpu_limit
 
 
 @pytest.fixture

@@ -112,10 +112,10 @@ def test_fields_are_counted_before_a_message_is_parsed(client, status_of, monkey
 SERVES = """
 import sys
 from keras_deepseek.inference import GrpcServer, ServingEngine
-from tests.inference.conftest import Doubler
+from tests.inference.conftest import Doubler, service_of
 
-server = GrpcServer(ServingEngine(Doubler()), port=0)
-server.engine.start()
+server = GrpcServer(service_of(ServingEngine(Doubler())))
+server.service.engine.start()
 server.start()
 print(server.target, flush=True)
 sys.stdin.read()

@@ -10,9 +10,9 @@ pytest.importorskip("uvicorn")
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_protocol import HttpProtocol
 from keras_deepseek.inference.http.message import EXTENSION
+from keras_deepseek.inference.server.http_limits import HttpLimits
 
 GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
 LIMITS = HttpLimits()
@@ -118,12 +118,11 @@ class Wire:
         self.application = Application()
         self.transport = Transport()
         self.full = set()
-        self.owner = types.SimpleNamespace(
+        self.service = types.SimpleNamespace(
             limits=limits,
             is_unready=False,
             is_stopping=False,
-            max_body_bytes=100_000,
-            application=types.SimpleNamespace(refuse_early=self._refuse_early),
+            options=types.SimpleNamespace(max_body_bytes=100_000),
         )
         self.state = ServerState()
         self.state.connections.update(range(num_other_connections))
@@ -131,7 +130,8 @@ class Wire:
         self.run(lambda: self._connect(config))
 
     def _connect(self, config):
-        self.connection = HttpProtocol(self.owner, config, self.state, lambda: self.now)
+        application = types.SimpleNamespace(service=self.service, refuse_early=self._refuse_early)
+        self.connection = HttpProtocol(application, config, self.state, lambda: self.now)
         self.connection.connection_made(self.transport)
 
     def _refuse_early(self, method, path, headers):

@@ -1,18 +1,20 @@
-"""Functions that all gRPC services share: running the model, and turning errors into statuses."""
+"""The parts that all gRPC services share: their type, calling a model, statuses, and records."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.errors import NOT_OF_MODEL, STATUSES, DeadlineExceededError
 from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+from keras_deepseek.inference.monitoring.request_traces import Attributes, SpanNames
+from keras_deepseek.inference.server.service import Service
 
 Inputs = dict[str, Array]
 Bind = Callable[[Signature], Inputs]
@@ -22,7 +24,41 @@ _LONGEST_TEXT = 1000
 _FOREVER = 10.0**9
 """Seconds. gRPC may report a missing deadline as one that is farther away than this."""
 
+_REQUEST_ID = "x-request-id"
+
+_FAULTS = frozenset(
+    ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+)
+"""The gRPC statuses that are errors of the server."""
+
 _logger = logging.getLogger(__name__)
+
+UnaryCall = Callable[[Service, bytes, float | None], Awaitable[bytes]]
+"""Answers a message. The number is the seconds until the client's deadline, or `None`."""
+
+StreamCall = Callable[[Service, AsyncIterator[bytes], Any], Awaitable[None]]
+"""Answers a stream of messages with a stream."""
+
+
+@dataclass(frozen=True)
+class GrpcService:
+    """A gRPC service and the functions that answer its methods.
+
+    Messages are bytes both ways: gRPC would answer bytes that it can't parse with INTERNAL.
+
+    Args:
+        name: With its package, as in `"tensorflow.serving.PredictionService"`.
+        protocol: The label `protocol` of its calls in the metrics.
+        stream_calls: They count each message themselves.
+        management_calls: Names of the calls that load or unload models, which `ModelControl`
+            allows or not.
+    """
+
+    name: str
+    protocol: str
+    unary_calls: Mapping[str, UnaryCall]
+    stream_calls: Mapping[str, StreamCall] = field(default_factory=dict)
+    management_calls: frozenset[str] = frozenset()
 
 
 class StatusError(Exception):
@@ -72,7 +108,7 @@ def time_left(context: Any) -> float | None:
 
 
 def dispatch(
-    server: "GrpcServer",
+    service: Service,
     bind: Bind,
     name: str,
     version: int | None,
@@ -86,10 +122,10 @@ def dispatch(
     newest, an empty `label` none, and `timeout` the seconds until the client's deadline. Cancelling
     the future takes the request out of the queue.
     """
-    server.check_ready(name)
+    service.check_ready(name)
     if timeout is not None and timeout <= 0:
         raise DeadlineExceededError("The request's deadline passed before it was read.")
-    return server.engine.dispatch_async(
+    return service.engine.dispatch_async(
         bind,
         current_trace.get(),
         model=name,
@@ -119,3 +155,68 @@ async def outputs_of(
 
 def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."
+
+
+def begin_call(service: Service, context: Any, trace: RequestTrace) -> None:
+    """Gives a call a request id and returns it in the trailing metadata, if calls are logged."""
+    if service.access_log is None:
+        return
+    offered = next((text for key, text in context.invocation_metadata() if key == _REQUEST_ID), "")
+    trace.request_id = choose_request_id(offered)
+    context.set_trailing_metadata(((_REQUEST_ID, trace.request_id),))
+
+
+def end_request(
+    service: Service, context: Any, trace: RequestTrace, path: str, status: str, size: int
+) -> None:
+    """Counts a request, and logs and traces it if the server does so.
+
+    `path` is the method, as in `"/inference.GRPCInferenceService/ModelInfer"`, `size` the bytes of
+    the response.
+    """
+    seconds = service.engine.monitor.end(trace, status)
+    if service.access_log is None and service.traces is None:
+        return
+    client = address_of(context.peer())
+    if service.traces is not None:
+        metadata = {
+            key: text
+            for key, text in context.invocation_metadata()
+            if key in service.traces.fields and isinstance(text, str)
+        }
+        service.traces.add(trace, seconds, name_grpc(service, path, status, client), metadata)
+    if service.access_log is not None:
+        service.access_log.write(
+            trace,
+            method="POST",  # The HTTP/2 method of every gRPC call.
+            path=path,
+            status=status,
+            size=size,
+            seconds=seconds,
+            client=client,
+        )
+
+
+def address_of(peer: str) -> str:
+    """Returns the IP address in gRPC's name of a client, as in `"ipv4:10.0.0.7:51234"`."""
+    kind, _, address = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return address or kind
+    return address.rpartition(":")[0].strip("[]")
+
+
+def name_grpc(service: Service, path: str, status: str, client: str) -> SpanNames:
+    """Returns the span name and attributes of a gRPC request."""
+    method = path.removeprefix("/")
+    attributes: Attributes = {
+        "rpc.system.name": "grpc",
+        "rpc.method": method,
+        "rpc.response.status_code": status,
+        "server.address": service.address[0],
+        "server.port": service.address[1],
+        "client.address": client,
+    }
+    has_failed = status in _FAULTS
+    if has_failed:
+        attributes["error.type"] = status
+    return SpanNames(method, attributes, has_failed)

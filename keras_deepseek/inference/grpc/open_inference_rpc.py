@@ -1,7 +1,6 @@
 """Open Inference's unary gRPC calls. `open_inference_stream` has the streaming call."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
@@ -14,59 +13,57 @@ from keras_deepseek.inference.protocols import open_inference_grpc, open_inferen
 from keras_deepseek.inference.protocols.grpc_messages import parse_message, write_message
 from keras_deepseek.inference.protocols.open_inference import InferCall
 from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+from keras_deepseek.inference.server.service import Service
 
 
-async def server_live(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def server_live(_service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers that the server is alive."""
     parse_message("inference.ServerLiveRequest", data)
     return write_message("inference.ServerLiveResponse", live=True)
 
 
-async def server_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def server_ready(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers whether the server accepts requests."""
     parse_message("inference.ServerReadyRequest", data)
-    return write_message("inference.ServerReadyResponse", ready=server.ready)
+    return write_message("inference.ServerReadyResponse", ready=service.ready)
 
 
-async def model_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def model_ready(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers whether a model accepts requests."""
     message = parse_message("inference.ModelReadyRequest", data)
-    version = server.engine.find(message.name, _read_version(message.name, message.version))
-    is_ready = server.ready and version.state == "AVAILABLE"
+    version = service.engine.find(message.name, _read_version(message.name, message.version))
+    is_ready = service.ready and version.state == "AVAILABLE"
     return write_message("inference.ModelReadyResponse", ready=is_ready)
 
 
-async def server_metadata(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def server_metadata(_service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers with the server's name, version and extensions."""
     parse_message("inference.ServerMetadataRequest", data)
     content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
     return write_message("inference.ServerMetadataResponse", **content)
 
 
-async def model_metadata(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def model_metadata(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers with a model's inputs and outputs."""
     message = parse_message("inference.ModelMetadataRequest", data)
-    version = server.engine.find(message.name, _read_version(message.name, message.version))
-    numbers = [str(number) for number in server.engine.models[version.name].versions]
+    version = service.engine.find(message.name, _read_version(message.name, message.version))
+    numbers = [str(number) for number in service.engine.models[version.name].versions]
     content = open_inference_models.model_metadata(
         version.name, version.signature, numbers, PLATFORM
     )
     return write_message("inference.ModelMetadataResponse", **content)
 
 
-async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+async def infer(service: Service, data: bytes, timeout: float | None) -> bytes:
     """Runs a model and answers with its outputs, as lists or as raw bytes, like the inputs."""
     call = open_inference_grpc.parse_infer(data)
-    future, version = start_infer(server, call, timeout)
+    future, version = start_infer(service, call, timeout)
     outputs = await outputs_of(call.model_name, future, current_trace.get())
     return open_inference_grpc.format_infer(call, outputs, call.model_name, str(version.number))
 
 
 def start_infer(
-    server: "GrpcServer", call: InferCall, timeout: float | None
+    service: Service, call: InferCall, timeout: float | None
 ) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
     """Puts a request into a model's queue, to be answered within `timeout` seconds.
 
@@ -80,30 +77,30 @@ def start_infer(
 
     limits = read_timeout_and_priority(call.parameters).within(timeout)
     return dispatch(
-        server, bind, call.model_name, number, "", limits.timeout, priority=limits.priority
+        service, bind, call.model_name, number, "", limits.timeout, priority=limits.priority
     )
 
 
-async def repository_index(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def repository_index(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers with the state of every version of every model."""
     only_ready = parse_message("inference.RepositoryIndexRequest", data).ready
-    states = repository_states(server.engine.models)
+    states = repository_states(service.engine.models)
     index = open_inference_models.repository_index(states, only_ready)
     return write_message("inference.RepositoryIndexResponse", models=index)
 
 
-async def repository_load(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def repository_load(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Loads the newest versions in a model's folder; answers when they are served."""
     name = open_inference_grpc.parse_repository_model(data, "RepositoryModelLoad")
-    await asyncio.to_thread(server.engine.repository.load_folder, name)
+    await asyncio.to_thread(service.engine.repository.load_folder, name)
     return write_message("inference.RepositoryModelLoadResponse", model_name=name, isLoaded=True)
 
 
-async def repository_unload(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def repository_unload(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Unloads a model; answers when its accepted requests are answered."""
     call = "RepositoryModelUnload"
     name = open_inference_grpc.parse_repository_model(data, call)
-    await asyncio.to_thread(server.engine.repository.unload, name)
+    await asyncio.to_thread(service.engine.repository.unload, name)
     return write_message(f"inference.{call}Response", model_name=name, isUnloaded=True)
 
 

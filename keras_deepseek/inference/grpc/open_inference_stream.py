@@ -6,11 +6,17 @@ response to a failed request holds the error, and the stream goes on.
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.grpc.answers import Inputs, outputs_of, refusal_of, time_left
-from keras_deepseek.inference.grpc.call_records import begin_call, end_request
+from keras_deepseek.inference.grpc.answers import (
+    Inputs,
+    begin_call,
+    end_request,
+    outputs_of,
+    refusal_of,
+    time_left,
+)
 from keras_deepseek.inference.grpc.open_inference_rpc import start_infer
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
@@ -18,9 +24,7 @@ from keras_deepseek.inference.monitoring.request_trace import RequestTrace, curr
 from keras_deepseek.inference.protocols import open_inference_grpc
 from keras_deepseek.inference.protocols.grpc_messages import check_field_count
 from keras_deepseek.inference.protocols.open_inference import InferCall
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+from keras_deepseek.inference.server.service import Service
 
 MAX_WAITING = 64
 """Requests of one stream that may be in flight. Then no further requests are read."""
@@ -52,22 +56,22 @@ _Answers = asyncio.Queue[_Started | _Answered | None]
 """The requests in their order; `None` is the end."""
 
 
-async def stream_infer(server: "GrpcServer", requests: AsyncIterator[bytes], context: Any) -> None:
+async def stream_infer(service: Service, requests: AsyncIterator[bytes], context: Any) -> None:
     """Answers each `ModelInferRequest` of a stream.
 
     When the server stops, the requests that were read are answered and the stream is closed.
     """
     answers: _Answers = asyncio.Queue(MAX_WAITING)
     whole = RequestTrace(*CALL)
-    begin_call(server, context, whole)
-    reader = asyncio.create_task(_read(server, requests, context, answers, whole.request_id))
-    with server.ends_when_stopping(reader):
+    begin_call(service, context, whole)
+    reader = asyncio.create_task(_read(service, requests, context, answers, whole.request_id))
+    with service.ends_when_stopping(reader):
         try:
             while (started := await answers.get()) is not None:
-                await _answer(server, context, started)
+                await _answer(service, context, started)
             await reader  # It may have failed.
         except asyncio.CancelledError:
-            if not server.is_stopping:
+            if not service.is_stopping:
                 raise
             raise ClosedError("The server is stopping.") from None
         finally:
@@ -75,11 +79,11 @@ async def stream_infer(server: "GrpcServer", requests: AsyncIterator[bytes], con
             while not answers.empty():
                 answer = answers.get_nowait()
                 if answer is not None:
-                    _drop(server, context, answer)
+                    _drop(service, context, answer)
 
 
 async def _read(
-    server: "GrpcServer",
+    service: Service,
     requests: AsyncIterator[bytes],
     context: Any,
     answers: _Answers,
@@ -87,18 +91,18 @@ async def _read(
 ) -> None:
     try:
         async for data in requests:
-            started = await _start(server, data, time_left(context), request_id)
+            started = await _start(service, data, time_left(context), request_id)
             try:
                 await answers.put(started)
             except asyncio.CancelledError:  # The stream ended while the request waited for room.
-                _drop(server, context, started)
+                _drop(service, context, started)
                 raise
     finally:
         await answers.put(None)
 
 
 async def _start(
-    server: "GrpcServer", data: bytes, timeout: float | None, request_id: str
+    service: Service, data: bytes, timeout: float | None, request_id: str
 ) -> _Started | _Answered:
     trace, call = RequestTrace(*CALL), None
     trace.request_id = request_id  # The stream's id, unless the request has its own.
@@ -108,13 +112,13 @@ async def _start(
         call = open_inference_grpc.parse_infer(data)
         if request_id and call.id:
             trace.request_id = choose_request_id(call.id)
-        return _Started(trace, call, *start_infer(server, call, timeout))
+        return _Started(trace, call, *start_infer(service, call, timeout))
     # No failure of one request may end the stream.
     except Exception as error:  # noqa: BLE001
         return _refuse(trace, call, error)
 
 
-async def _answer(server: "GrpcServer", context: Any, started: _Started | _Answered) -> None:
+async def _answer(service: Service, context: Any, started: _Started | _Answered) -> None:
     """Writes the response to a streamed request, and records it."""
     status, size = "CANCELLED", 0
     try:
@@ -122,7 +126,7 @@ async def _answer(server: "GrpcServer", context: Any, started: _Started | _Answe
         await context.write(answered.data)
         status, size = answered.status, len(answered.data)
     finally:
-        end_request(server, context, started.trace, PATH, status, size)
+        end_request(service, context, started.trace, PATH, status, size)
 
 
 async def _finish(started: _Started | _Answered) -> _Answered:
@@ -145,8 +149,8 @@ def _refuse(trace: RequestTrace, call: InferCall | None, error: Exception) -> _A
     return _Answered(trace, refusal.status, data)
 
 
-def _drop(server: "GrpcServer", context: Any, started: _Started | _Answered) -> None:
+def _drop(service: Service, context: Any, started: _Started | _Answered) -> None:
     """Removes a request from the queue, because its client is gone."""
     if isinstance(started, _Started):
         started.future.cancel()
-    end_request(server, context, started.trace, PATH, "CANCELLED", 0)
+    end_request(service, context, started.trace, PATH, "CANCELLED", 0)

@@ -2,15 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from keras_deepseek.inference.protocols.grpc_messages import message_pool
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+from keras_deepseek.inference.server.service import Service
 
 _POLL_SECONDS = 0.25
 """Seconds between two looks at the server's readiness, for the clients that watch."""
@@ -19,9 +17,9 @@ _POLL_SECONDS = 0.25
 class HealthService(health.aio.HealthServicer):
     """Answers that all services serve while the server is ready. The empty name means all."""
 
-    def __init__(self, server: "GrpcServer", names: Sequence[str]) -> None:
+    def __init__(self, service: Service, names: Sequence[str]) -> None:
         super().__init__()
-        self._server = server
+        self._service = service
         self._names = ("", *names)
         self._was_ready: bool | None = None
 
@@ -41,15 +39,15 @@ class HealthService(health.aio.HealthServicer):
         await self.update()
         task: Any = asyncio.current_task()
         try:
-            with self._server.ends_when_stopping(task):
+            with self._service.ends_when_stopping(task):
                 await super().Watch(request, context)
         except asyncio.CancelledError:
-            if not self._server.is_stopping:
+            if not self._service.is_stopping:
                 raise
 
     async def update(self) -> None:
         """Sets the status of all services if the server's readiness has changed."""
-        is_ready = self._server.ready
+        is_ready = self._service.ready
         if is_ready != self._was_ready:
             self._was_ready = is_ready
             statuses = health_pb2.HealthCheckResponse
@@ -60,9 +58,9 @@ class HealthService(health.aio.HealthServicer):
 class ReflectionService(reflection.aio.ReflectionServicer):
     """Describes the services and their messages, until the server stops."""
 
-    def __init__(self, server: "GrpcServer", names: Sequence[str]) -> None:
+    def __init__(self, service: Service, names: Sequence[str]) -> None:
         super().__init__(names, message_pool())
-        self._server = server
+        self._service = service
 
     async def ServerReflectionInfo(  # noqa: N802 - gRPC's name.
         self, requests: AsyncIterator[Any], context: Any
@@ -70,23 +68,23 @@ class ReflectionService(reflection.aio.ReflectionServicer):
         """Answers each question of a stream."""
         task: Any = asyncio.current_task()
         try:
-            with self._server.ends_when_stopping(task):
+            with self._service.ends_when_stopping(task):
                 async for answer in super().ServerReflectionInfo(requests, context):
                     yield answer
         except asyncio.CancelledError:
-            if not self._server.is_stopping:
+            if not self._service.is_stopping:
                 raise
 
 
-def add_standard_services(grpc_server: Any, server: "GrpcServer", names: Sequence[str]) -> Any:
+def add_standard_services(grpc_server: Any, service: Service, names: Sequence[str]) -> Any:
     """Adds both services to a `grpc.aio.Server`, whose own services have these names.
 
     Returns the `HealthService`, whose `follow` is to run.
     """
-    health_service = HealthService(server, [*names, health.SERVICE_NAME])
+    health_service = HealthService(service, [*names, health.SERVICE_NAME])
     health_pb2_grpc.add_HealthServicer_to_server(health_service, grpc_server)
     all_names = [*names, health.SERVICE_NAME, reflection.SERVICE_NAME]
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-        ReflectionService(server, all_names), grpc_server
+        ReflectionService(service, all_names), grpc_server
     )
     return health_service

@@ -1,9 +1,9 @@
-"""TF Serving's PredictionService: predict, classify, regress, and the model's signature."""
+"""TF Serving's PredictionService and ModelService: predictions, signatures, states, and reloads."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
@@ -12,11 +12,12 @@ from keras_deepseek.inference.grpc.answers import (
     Bind,
     Inputs,
     StatusError,
+    UnaryCall,
     dispatch,
     outputs_of,
 )
-from keras_deepseek.inference.grpc.grpc_service import UnaryCall
-from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
+from keras_deepseek.inference.models.served_model import find_states, version_status
 from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import (
     tf_serving,
@@ -26,12 +27,10 @@ from keras_deepseek.inference.protocols import (
 )
 from keras_deepseek.inference.protocols.tensor_proto import bind_tensor_protos
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+from keras_deepseek.inference.server.service import Service
 
 
-async def predict(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+async def predict(service: Service, data: bytes, timeout: float | None) -> bytes:
     """Answers a `PredictRequest`."""
     call = tf_serving_grpc.parse_predict(data)
 
@@ -40,26 +39,26 @@ async def predict(server: "GrpcServer", data: bytes, timeout: float | None) -> b
             _check_outputs(call.output_names, signature)
         return bind_tensor_protos(call.inputs, signature)
 
-    outputs, version = await _ask(server, call.model, bind, timeout)
+    outputs, version = await _ask(service, call.model, bind, timeout)
     return tf_serving_grpc.format_predict(call, outputs, version)
 
 
 async def answer_examples(
-    server: "GrpcServer", data: bytes, timeout: float | None, *, method: str
+    service: Service, data: bytes, timeout: float | None, *, method: str
 ) -> bytes:
     """Answers a `ClassificationRequest` or a `RegressionRequest`."""
     call = tf_serving_grpc.parse_examples(data, method)
-    outputs, version = await _ask_examples(server, call.model, call.examples, timeout)
+    outputs, version = await _ask_examples(service, call.model, call.examples, timeout)
     results = tf_serving_examples.read_results(method, outputs, len(call.examples))
     return tf_serving_grpc.format_examples(call, results, version)
 
 
-async def multi_inference(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+async def multi_inference(service: Service, data: bytes, timeout: float | None) -> bytes:
     """Answers a `MultiInferenceRequest`. The model runs once for all tasks."""
     tasks, examples = tf_serving_grpc.parse_multi_inference(data)
     for task in tasks:
         tf_serving.check_signature_name(task.model.signature_name)
-    outputs, version = await _ask_examples(server, tasks[0].model, examples, timeout)
+    outputs, version = await _ask_examples(service, tasks[0].model, examples, timeout)
     answers = [
         (task, tf_serving_examples.read_results(task.method, outputs, len(examples)))
         for task in tasks
@@ -67,16 +66,32 @@ async def multi_inference(server: "GrpcServer", data: bytes, timeout: float | No
     return tf_serving_grpc.format_multi_inference(answers, version)
 
 
-async def metadata(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+async def metadata(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers a `GetModelMetadataRequest`."""
     model = tf_serving_model_service.parse_metadata(data)
-    version = find(server, model)
+    version = find(service, model)
     return tf_serving_model_service.format_metadata(
         replace(model, version=version.number), version.signature
     )
 
 
-def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
+async def status(service: Service, data: bytes, _timeout: float | None) -> bytes:
+    """Answers a `GetModelStatusRequest` for one version of a model or for all."""
+    model = tf_serving_model_service.parse_status(data)
+    check_named(model)
+    statuses = [version_status(version, service.ready) for version in _versions(service, model)]
+    return tf_serving_model_service.format_status(statuses)
+
+
+async def reload_config(service: Service, data: bytes, _timeout: float | None) -> bytes:
+    """Replaces the models by those of a `ReloadConfigRequest`; answers when they are served."""
+    models = tf_serving_model_service.parse_reload(data)
+    service.check_ready(service.engine.name)
+    await asyncio.to_thread(service.engine.repository.replace_models, models)
+    return tf_serving_model_service.format_reload()
+
+
+def find(service: Service, model: ModelSpec) -> ModelVersion:
     """Returns the model version that a request names.
 
     Raises:
@@ -85,7 +100,7 @@ def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
     """
     check_named(model)
     try:
-        return server.engine.find(model.name, version_of(model), model.label)
+        return service.engine.find(model.name, version_of(model), model.label)
     except ModelNotFoundError as error:
         raise _not_found(model, error) from error
 
@@ -104,7 +119,7 @@ def check_named(model: ModelSpec) -> None:
         raise InvalidInputError("ModelSpec has no name specified.")
 
 
-UNARY_CALLS: dict[str, UnaryCall] = {
+PREDICTION_CALLS: dict[str, UnaryCall] = {
     "Predict": predict,
     "Classify": partial(answer_examples, method=tf_serving_examples.CLASSIFY_METHOD),
     "Regress": partial(answer_examples, method=tf_serving_examples.REGRESS_METHOD),
@@ -113,25 +128,41 @@ UNARY_CALLS: dict[str, UnaryCall] = {
 }
 
 
+MODEL_CALLS: dict[str, UnaryCall] = {
+    "GetModelStatus": status,
+    "HandleReloadConfigRequest": reload_config,
+}
+
+
+def _versions(service: Service, model: ModelSpec) -> Sequence[ModelVersion | FailedVersion]:
+    if model.label:
+        return [find(service, model)]
+    version = version_of(model)
+    states = find_states(service.engine.models.get(model.name), version)
+    if not states:
+        raise StatusError("NOT_FOUND", tf_serving.no_version_message(model.name, version))
+    return states
+
+
 async def _ask_examples(
-    server: "GrpcServer",
+    service: Service,
     model: ModelSpec,
     examples: Sequence[tf_serving_examples.Example],
     timeout: float | None,
 ) -> tuple[Inputs, int]:
     bind = partial(tf_serving_examples.bind_examples, examples)
-    return await _ask(server, model, bind, timeout)
+    return await _ask(service, model, bind, timeout)
 
 
 async def _ask(
-    server: "GrpcServer", model: ModelSpec, bind: Bind, timeout: float | None
+    service: Service, model: ModelSpec, bind: Bind, timeout: float | None
 ) -> tuple[Inputs, int]:
     """Runs the model that a request names; returns the outputs and the version's number."""
     check_named(model)
     tf_serving.check_signature_name(model.signature_name)
     try:
         future, version = dispatch(
-            server, bind, model.name, version_of(model), model.label, timeout
+            service, bind, model.name, version_of(model), model.label, timeout
         )
     except ModelNotFoundError as error:
         raise _not_found(model, error) from error

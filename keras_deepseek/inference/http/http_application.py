@@ -6,11 +6,11 @@ All of it runs on an event loop, and nothing there waits for the model in a bloc
 import asyncio
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.errors import KerasDeepSeekError
 from keras_deepseek.inference.errors import OverloadedError
-from keras_deepseek.inference.http import metrics, open_inference_rest, pages, tf_serving_rest
+from keras_deepseek.inference.http import open_inference_rest, pages, tf_serving_rest
 from keras_deepseek.inference.http.answers import answer_error, answer_json, read_version
 from keras_deepseek.inference.http.message import (
     CLIENT_DISCONNECTED,
@@ -24,34 +24,23 @@ from keras_deepseek.inference.http.message import (
     Send,
 )
 from keras_deepseek.inference.http.openapi import describe_server
-from keras_deepseek.inference.http.operation import OBJECT, Operation
-from keras_deepseek.inference.http.routing import DESCRIPTION_PATH, Parameters, Route, Router
-from keras_deepseek.inference.http.span_names import name_http
+from keras_deepseek.inference.http.routing import (
+    DESCRIPTION_PATH,
+    OBJECT,
+    Operation,
+    Parameters,
+    Route,
+    Router,
+)
+from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
-from keras_deepseek.inference.server.server import NOT_READY
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.http.http_server import HttpServer
-    from keras_deepseek.inference.models.model_version import ModelVersion
-
-
-async def health(
-    server: "HttpServer", _request: HttpRequest, _parameters: Parameters
-) -> HttpResponse:
-    """Answers 200 if the server is ready, else 503."""
-    if not server.ready:
-        raise HttpError(503, NOT_READY)
-    return answer_json({"status": "ready"})
-
-
-_HEALTH = Operation("Readiness of the server", OBJECT)
+from keras_deepseek.inference.monitoring.request_traces import Attributes, SpanNames
+from keras_deepseek.inference.server.service import Service
 
 ROUTES = (
     *tf_serving_rest.ROUTES,
     *open_inference_rest.ROUTES,
-    Route("GET", "/healthz", health, call="health", operation=_HEALTH, is_open=True),
-    *metrics.ROUTES,
     *pages.ROUTES,
 )
 """The routes of a server. A new protocol adds its own here."""
@@ -59,13 +48,22 @@ ROUTES = (
 
 _ADDRESS = re.compile(r"(localhost|[\d.]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
 _CHALLENGE = 'Bearer realm="keras_deepseek"'
+_METHODS = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+)
+
+_SERVER_ERROR = 500
+"""The first status that is an error of the server."""
+
+_MAX_TEXT = 1024
+"""The characters that are kept of a text from a client, to bound the size of spans."""
 
 
 class HttpApplication:
-    """Answers the requests of one server. It adds the route `/openapi.json` to the others."""
+    """Answers the requests for a service. It adds the route `/openapi.json` to the others."""
 
-    def __init__(self, server: "HttpServer") -> None:
-        self._server = server
+    def __init__(self, service: Service) -> None:
+        self.service = service
         self._admitted: Counter[ModelVersion] = Counter()
         operation = Operation("This description", OBJECT)
         describe = Route(
@@ -88,7 +86,7 @@ class HttpApplication:
         noted = request if is_request else None
         try:
             response = await self._respond(request, request.path if is_request else "")
-            if self._server.access_log is not None:
+            if self.service.access_log is not None:
                 self._name(request, response)
             self.end(noted, response)
             await _send(request, response, send)
@@ -115,16 +113,16 @@ class HttpApplication:
 
         It is `None` for all other requests, and where the log or a trace tells of each.
         """
-        server, engine = self._server, self._server.engine
-        if server.access_log is not None or server.traces is not None or not engine.ready:
+        service, engine = self.service, self.service.engine
+        if service.access_log is not None or service.traces is not None or not engine.ready:
             return None
         routes, parameters = self.router.match(path.decode("latin-1"))
         route = routes.get(method.decode("latin-1"))
         if route is None or not route.is_refused_early:
             return None
-        if server.tokens is not None:
+        if service.tokens is not None:
             sent = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
-            if len(sent) != 1 or not server.tokens.allows(sent[0]):
+            if len(sent) != 1 or not service.tokens.allows(sent[0]):
                 return None
         try:
             number, label = read_version(parameters), parameters.get("label", "")
@@ -151,7 +149,7 @@ class HttpApplication:
         """Refuses what is malformed, and without a valid token by 401 if the server has tokens."""
         if request.exchange is not None and request.exchange.refusal is not None:
             raise request.exchange.refusal
-        tokens = self._server.tokens
+        tokens = self.service.tokens
         if tokens is None or tokens.allows(request.headers.get("authorization")):
             return
         if self.router.is_open(request.path):
@@ -168,15 +166,15 @@ class HttpApplication:
 
         Raises `HttpError` 404 for an unknown path, and 405 for a wrong method.
         """
-        if self._server.access_log is not None:  # Lines of the log name it from here on.
+        if self.service.access_log is not None:  # Lines of the log name it from here on.
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         route, parameters = self.router.find(request)
         request.route = route.path
         request.trace.protocol, request.trace.call = route.protocol, route.call
         if route.is_management:
             _refuse_other_sites(request)
-            self._server.model_control.check(request.headers.get("authorization"))
-        return await route.handler(self._server, request, parameters)
+            self.service.model_control.check(request.headers.get("authorization"))
+        return await route.handler(self.service, request, parameters)
 
     def _name(self, request: HttpRequest, response: HttpResponse) -> None:
         """Adds the id by which the log names a request to its answer."""
@@ -190,17 +188,17 @@ class HttpApplication:
         `request` is `None` if the bytes were no HTTP request, `response` if the client hung up
         before.
         """
-        server = self._server
+        service = self.service
         trace = RequestTrace("http") if request is None else request.trace
         status = CLIENT_DISCONNECTED if response is None else response.status
-        seconds = server.engine.monitor.end(trace, status)
-        if server.traces is not None:
+        seconds = service.engine.monitor.end(trace, status)
+        if service.traces is not None:
             headers = {} if request is None else request.headers
-            server.traces.add(trace, seconds, name_http(request, status), headers)
-        if server.access_log is not None:
+            service.traces.add(trace, seconds, name_http(request, status), headers)
+        if service.access_log is not None:
             if response is not None:
                 trace.request_id = dict(response.headers)["x-request-id"]
-            server.access_log.write(
+            service.access_log.write(
                 trace,
                 method="" if request is None else request.method,
                 path="" if request is None else request.path,
@@ -212,7 +210,7 @@ class HttpApplication:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Starts the engine and, if that was done here, closes it at the end."""
-        engine = self._server.engine
+        engine = self.service.engine
         was_ready = engine.ready
         await receive()
         try:
@@ -224,19 +222,19 @@ class HttpApplication:
         await receive()
         if not was_ready:
             await asyncio.to_thread(engine.close)
-        await asyncio.to_thread(self._server.stop)  # It never ran. Its notes are written.
+        await asyncio.to_thread(self.service.close)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _describe(
-        self, server: "HttpServer", request: HttpRequest, _parameters: Parameters
+        self, service: Service, request: HttpRequest, _parameters: Parameters
     ) -> HttpResponse:
         """Answers with the OpenAPI document of the routes, and of the models as they are now."""
         routes = self.router.routes
-        if not server.model_control.is_on:
+        if not service.model_control.is_on:
             routes = tuple(route for route in routes if not route.is_management)
-        asks_for_tokens = server.tokens is not None
+        asks_for_tokens = service.tokens is not None
         return answer_json(
-            describe_server(server.engine, routes, request.root, asks_for_tokens=asks_for_tokens)
+            describe_server(service.engine, routes, request.root, asks_for_tokens=asks_for_tokens)
         )
 
 
@@ -292,3 +290,38 @@ def _refuse_other_sites(request: HttpRequest) -> None:
         names = ("host", "origin", "sec-fetch-site")
         sent = ", ".join(f"{name}: {headers[name]}" for name in names if name in headers)
         raise HttpError(403, f"Pages of other sites may not do this; received {sent}.")
+
+
+def name_http(request: HttpRequest | None, status: int) -> SpanNames:
+    """Returns the name and the attributes of a request's span.
+
+    The query is left out: it may hold a secret. Status 499: the client hung up.
+    """
+    attributes: Attributes = {}
+    route = "" if request is None else request.route
+    method = "HTTP"
+    if request is not None:
+        method = request.method if request.method in _METHODS else "HTTP"
+        attributes["http.request.method"] = "_OTHER" if method == "HTTP" else method
+        if method == "HTTP":
+            attributes["http.request.method_original"] = request.method[:_MAX_TEXT]
+        attributes["url.path"] = request.path[:_MAX_TEXT]
+        attributes["client.address"] = request.client
+        attributes["network.protocol.version"] = request.version
+        attributes["url.scheme"] = request.scheme
+        if request.server is not None:
+            attributes["server.address"] = request.server[0]
+            attributes["server.port"] = request.server[1] or 0
+        agent = request.headers.get("user-agent")
+        if agent:
+            attributes["user_agent.original"] = agent[:_MAX_TEXT]
+    if route:
+        attributes["http.route"] = route
+    has_failed = status >= _SERVER_ERROR or status == CLIENT_DISCONNECTED
+    if status != CLIENT_DISCONNECTED:
+        attributes["http.response.status_code"] = status
+    if has_failed:
+        attributes["error.type"] = (
+            "client_hung_up" if status == CLIENT_DISCONNECTED else str(status)
+        )
+    return SpanNames(f"{method} {route}" if route else method, attributes, has_failed)

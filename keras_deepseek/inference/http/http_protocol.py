@@ -11,7 +11,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
@@ -20,10 +20,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from keras_deepseek.inference.batching.late_requests import find_closed
+from keras_deepseek.inference.http.http_application import HttpApplication
 from keras_deepseek.inference.http.message import EXTENSION, Exchange, HttpError
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.http.http_server import HttpServer
 
 MAX_PIPELINED = 128
 """Requests that a client may send before it has the answer to the first of them."""
@@ -73,7 +71,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(
         self,
-        owner: "HttpServer",
+        application: HttpApplication,
         config: Config,
         state: ServerState,
         clock: Callable[[], float] = time.monotonic,
@@ -81,7 +79,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, state, {}, asyncio.get_running_loop())
         self.access_log = False  # The application has its own.
         self.is_lingering = False
-        self._owner, self._limits, self._clock = owner, owner.limits, clock
+        self._application, self._service = application, application.service
+        self._limits, self._clock = application.service.limits, clock
         self._raw: asyncio.Transport
         # In the order of the requests. The first is running, the others wait.
         self._exchanges: deque[Exchange] = deque()
@@ -158,7 +157,8 @@ class HttpProtocol(HttpToolsProtocol):
             except HttpError as error:
                 self._refusal = error
         self._since, self._field_bytes = self._clock(), 0
-        is_last = self._owner.is_unready or self._owner.is_stopping or self._since > self._expires
+        service = self._service
+        is_last = service.is_unready or service.is_stopping or self._since > self._expires
         is_plain = parser.get_http_version() == "1.1" and not parser.should_upgrade()
         is_kept_alive = is_plain and parser.should_keep_alive() and not is_last
         if is_kept_alive and self._refusal is None and self._refuse_early():
@@ -186,7 +186,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._exchanges or self.flow.write_paused or self.expect_100_continue:
             return False
         method = self.parser.get_method()
-        answer = self._owner.application.refuse_early(method, self.url, self.headers)
+        answer = self._application.refuse_early(method, self.url, self.headers)
         if answer is None:
             return False
         headers, body = answer
@@ -202,7 +202,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._field_bytes = 0
         if not (self._is_refused_early or self.cycle.response_complete):
             super().on_body(body)
-        elif self._body_bytes > self._owner.max_body_bytes:
+        elif self._body_bytes > self._service.options.max_body_bytes:
             self.linger()
 
     def on_message_complete(self) -> None:

@@ -3,33 +3,25 @@
 import asyncio
 import contextlib
 import importlib
-import os
 import socket
-import ssl
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from email.utils import formatdate
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from keras_deepseek.checks import check_integer
-from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import MissingExtraError
 from keras_deepseek.inference.http.http_application import HttpApplication
-from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.listener import Listener
-from keras_deepseek.inference.server.engine import Engine
-from keras_deepseek.inference.server.model_control import ModelControlMode
-from keras_deepseek.inference.server.server import Serve, Server
+from keras_deepseek.inference.server.http_limits import HttpLimits
+from keras_deepseek.inference.server.server import Serve, Server, listen
+from keras_deepseek.inference.server.service import Service
 
 if TYPE_CHECKING:
     import uvicorn
     from uvicorn.server import ServerState
 
     from keras_deepseek.inference.http.http_protocol import HttpProtocol
-
-MAX_BODY_BYTES = 64 * 2**20
-"""Larger requests are refused: 64 MiB of JSON should be sent in another form."""
 
 _BACKLOG = 2048
 _REFUSED = 32
@@ -38,88 +30,31 @@ _LOOK_SECONDS = 0.01
 
 
 class HttpServer(Server):
-    """One HTTP server in front of an engine.
+    """An HTTP server that listens for a service.
 
     `ServingEngine.serve` makes and starts one. Make one yourself for a second address or port.
 
     Args:
-        engine: `ServingEngine`. Until it is ready, requests get the status 503.
-        host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
-        port: integer. `0` takes a free one. Defaults to `8501`.
-        max_body_bytes: integer. Larger requests get the status 413, also if they are larger only
-            after decompression. Defaults to 64 MiB (`67108864`).
-        ssl_context: `ssl.SSLContext` of a server, for TLS. If its `verify_mode` is
-            `ssl.CERT_REQUIRED`, clients without a trusted certificate are refused. Defaults to
-            `None`: plain HTTP.
-        limits: `HttpLimits`. Defaults to `None`: its defaults.
-        tokens: sequence of strings, or a `pathlib.Path` of a file with one in each line. Requests
-            must send one of them, as `Authorization: Bearer TOKEN`, except for `/`, `/healthz` and
-            `/v2/health/...`. Defaults to `None`: no token is needed.
-        access_log: boolean. If `True`, each request writes a line of JSON to the log
-            `keras_deepseek.inference.access`. Defaults to `False`.
-        traces: boolean, or OpenTelemetry's `TracerProvider`. If not `False`, each request is a
-            span. `True` takes the provider of the process, or else one that the environment
-            variables `OTEL_*` describe. Defaults to `False`.
-        model_control: string. `"explicit"` lets clients load and unload models, with a token of
-            `management_tokens`. Defaults to `"none"`: these calls are refused.
-        management_tokens: As `tokens`, for the calls that load and unload models. They allow
-            nothing else. Defaults to `None`.
+        service: `Service`, which no other server has. Its `ServerOptions` say where it listens.
 
     Example:
 
     >>> import keras
-    >>> from keras_deepseek.inference import ServingEngine
+    >>> from keras_deepseek.inference import ServerOptions, Service, ServingEngine
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> with ServingEngine(model, max_batch_size=1) as engine:
-    ...     server = HttpServer(engine, port=0, max_body_bytes=100_000)
+    ...     server = HttpServer(Service(engine, ServerOptions(http_port=0)))
     ...     server.start()
     ...     print(server.ready)
     ...     server.stop()
     True
     """
 
-    def __init__(  # noqa: PLR0913 - all options of a server.
-        self,
-        engine: Engine,
-        host: str = "127.0.0.1",
-        port: int = 8501,
-        *,
-        max_body_bytes: int = MAX_BODY_BYTES,
-        ssl_context: ssl.SSLContext | None = None,
-        limits: HttpLimits | None = None,
-        tokens: Sequence[str] | os.PathLike[str] | None = None,
-        access_log: bool = False,
-        traces: Any = False,
-        model_control: ModelControlMode = "none",
-        management_tokens: Sequence[str] | os.PathLike[str] | None = None,
-    ) -> None:
-        check_integer("max_body_bytes", max_body_bytes)
-        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
-            raise InvalidInputError(
-                "`ssl_context` must be an `ssl.SSLContext`, as `make_server_context` returns it, "
-                f"or None; received {ssl_context!r}."
-            )
-        if not isinstance(limits, HttpLimits | None):
-            raise InvalidInputError(
-                "`limits` must be an `HttpLimits`, as in HttpLimits(idle_seconds=10), or None; "
-                f"received {limits!r}."
-            )
-        super().__init__(
-            engine,
-            host,
-            port,
-            scheme="http",
-            is_secure=ssl_context is not None,
-            tokens=tokens,
-            access_log=access_log,
-            traces=traces,
-            model_control=model_control,
-            management_tokens=management_tokens,
-        )
-        self.max_body_bytes = max_body_bytes
-        self.limits = limits or HttpLimits()
-        self.application = HttpApplication(self)
-        self._ssl_context = ssl_context
+    def __init__(self, service: Service) -> None:
+        options = service.options
+        is_secure = options.ssl_context is not None
+        super().__init__(service, options.http_port, scheme="http", is_secure=is_secure)
+        self.application = HttpApplication(service)
 
     def _prepare(self) -> Serve:
         try:
@@ -141,7 +76,7 @@ class HttpServer(Server):
             proxy_headers=False,
         )
         config.load()
-        return partial(self._serve, self._bind(_BACKLOG), config)
+        return partial(self._serve, listen(self.host, self.port, _BACKLOG), config)
 
     async def _serve(
         self, listener: socket.socket, config: "uvicorn.Config", listens: "Future[int]"
@@ -150,14 +85,14 @@ class HttpServer(Server):
 
         from keras_deepseek.inference.http.http_protocol import HttpProtocol
 
-        state, limits = ServerState(), self.limits
+        state, limits = ServerState(), self.service.limits
         connections = cast(set[HttpProtocol], state.connections)
         with listener:
             watching = asyncio.create_task(_watch(state, limits.tick_seconds))
             server = Listener(
                 listener,
-                lambda: HttpProtocol(self, config, state),
-                self._ssl_context,
+                lambda: HttpProtocol(self.application, config, state),
+                self.service.options.ssl_context,
                 limits.header_seconds,
                 limits.linger_seconds,
                 lambda: limits.max_connections + _REFUSED - len(connections),

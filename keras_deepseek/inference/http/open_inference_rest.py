@@ -1,83 +1,87 @@
 """Open Inference's (KServe's V2) REST calls: `/v2/...`."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.http import openapi_schemas
-from keras_deepseek.inference.http.answers import answer_json, read_version
-from keras_deepseek.inference.http.body import THREAD_BYTES, compute, read_body
-from keras_deepseek.inference.http.dispatch import (
+from keras_deepseek.inference.http.answers import (
     Inputs,
+    answer_json,
     check_values,
     dispatch,
     read_model_body,
+    read_version,
 )
+from keras_deepseek.inference.http.body import THREAD_BYTES, compute, read_body
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
-from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
-from keras_deepseek.inference.http.routing import Handler, Parameters, Route
+from keras_deepseek.inference.http.routing import (
+    FLAG,
+    LIST,
+    OBJECT,
+    TEXT,
+    Handler,
+    Operation,
+    Parameters,
+    Route,
+    fields,
+)
 from keras_deepseek.inference.models.served_model import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
 from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.http.http_server import HttpServer
+from keras_deepseek.inference.server.service import Service
 
 PROTOCOL = "open_inference"
 """The label of the metrics."""
 
 
 async def server_metadata(
-    _server: "HttpServer", _request: HttpRequest, _parameters: Parameters
+    _service: Service, _request: HttpRequest, _parameters: Parameters
 ) -> HttpResponse:
     """Answers with the server's name, version and extensions."""
     content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
     return answer_json(content)
 
 
-async def live(
-    _server: "HttpServer", _request: HttpRequest, _parameters: Parameters
-) -> HttpResponse:
+async def live(_service: Service, _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers 200, because the server is alive."""
     return answer_json({"live": True})
 
 
-async def ready(
-    server: "HttpServer", _request: HttpRequest, _parameters: Parameters
-) -> HttpResponse:
+async def ready(service: Service, _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers 200 if the server is ready, else 503."""
-    return answer_json({"ready": server.ready}, 200 if server.ready else 503)
+    return answer_json({"ready": service.ready}, 200 if service.ready else 503)
 
 
 async def model_ready(
-    server: "HttpServer", request: HttpRequest, parameters: Parameters
+    service: Service, request: HttpRequest, parameters: Parameters
 ) -> HttpResponse:
     """Answers 200 if the model is ready, else 503."""
-    version = server.engine.find(parameters["name"], read_version(parameters))
+    version = service.engine.find(parameters["name"], read_version(parameters))
     request.trace.model = version.name
-    is_ready = server.ready and version.state == "AVAILABLE"
+    is_ready = service.ready and version.state == "AVAILABLE"
     return answer_json({"name": version.name, "ready": is_ready}, 200 if is_ready else 503)
 
 
 async def model_metadata(
-    server: "HttpServer", request: HttpRequest, parameters: Parameters
+    service: Service, request: HttpRequest, parameters: Parameters
 ) -> HttpResponse:
     """Answers with the inputs and outputs of a model."""
-    version = server.engine.find(parameters["name"], read_version(parameters))
+    version = service.engine.find(parameters["name"], read_version(parameters))
     request.trace.model = version.name
-    numbers = [str(number) for number in server.engine.models[version.name].versions]
+    numbers = [str(number) for number in service.engine.models[version.name].versions]
     return answer_json(
         open_inference_models.model_metadata(version.name, version.signature, numbers, PLATFORM)
     )
 
 
-async def infer(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
+async def infer(service: Service, request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
     name, version = parameters["name"], read_version(parameters)
-    server.check_ready(name)  # Before a body is read in vain.
-    model_version = server.engine.find(name, version)
-    body = await read_model_body(server, request, model_version)
+    service.check_ready(name)  # Before a body is read in vain.
+    model_version = service.engine.find(name, version)
+    body = await read_model_body(service, request, model_version)
     length = request.headers.get(open_inference.HEADER.lower())
     if len(body) > THREAD_BYTES:
         is_number = length is not None and length.isdecimal()
@@ -91,7 +95,7 @@ async def infer(server: "HttpServer", request: HttpRequest, parameters: Paramete
         return signature.bind(call.inputs)
 
     outputs = await dispatch(
-        server,
+        service,
         request,
         name,
         bind,
@@ -107,31 +111,31 @@ async def infer(server: "HttpServer", request: HttpRequest, parameters: Paramete
 
 
 async def repository_index(
-    server: "HttpServer", request: HttpRequest, _parameters: Parameters
+    service: Service, request: HttpRequest, _parameters: Parameters
 ) -> HttpResponse:
     """Answers with the state of every version of every model."""
-    body = await read_body(request, server.max_body_bytes)
+    body = await read_body(request, service.options.max_body_bytes)
     only_ready = open_inference_models.parse_repository_index(body)
-    states = repository_states(server.engine.models)
+    states = repository_states(service.engine.models)
     return answer_json(open_inference_models.repository_index(states, only_ready))
 
 
 async def repository_load(
-    server: "HttpServer", request: HttpRequest, parameters: Parameters
+    service: Service, request: HttpRequest, parameters: Parameters
 ) -> HttpResponse:
     """Loads the versions in a model's folder. Answers when they are served."""
     name = parameters["name"]
-    await asyncio.to_thread(server.engine.repository.load_folder, name)
+    await asyncio.to_thread(service.engine.repository.load_folder, name)
     request.trace.model = name
     return answer_json({"name": name, "load": True})
 
 
 async def repository_unload(
-    server: "HttpServer", request: HttpRequest, parameters: Parameters
+    service: Service, request: HttpRequest, parameters: Parameters
 ) -> HttpResponse:
     """Closes a model. Answers when its accepted requests are answered."""
     name = parameters["name"]
-    await asyncio.to_thread(server.engine.repository.unload, name)
+    await asyncio.to_thread(service.engine.repository.unload, name)
     request.trace.model = name
     return answer_json({"name": name, "unload": True})
 

@@ -7,17 +7,17 @@ function is one path for each model that can answer it.
 from collections.abc import Iterable, Mapping
 
 from keras_deepseek import __version__
-from keras_deepseek.inference.http.operation import (
+from keras_deepseek.inference.dispatcher import Dispatcher
+from keras_deepseek.inference.http.routing import (
     ERROR,
     TEXT,
     DescribeModel,
     ErrorForm,
     Operation,
+    Route,
     Schema,
 )
-from keras_deepseek.inference.http.routing import Route
 from keras_deepseek.inference.models.served_model import ServedModel
-from keras_deepseek.inference.server.engine import Engine
 
 _ERRORS = {
     400: "The request does not fit the model, or is malformed.",
@@ -34,7 +34,7 @@ _ERRORS = {
 
 
 def describe_server(
-    engine: Engine, routes: Iterable[Route], root: str = "", *, asks_for_tokens: bool = False
+    engine: Dispatcher, routes: Iterable[Route], root: str = "", *, asks_for_tokens: bool = False
 ) -> Schema:
     """Returns the document of a server that has these routes, with the models as they are now.
 

@@ -76,7 +76,7 @@ def object_schema(specs: Sequence[TensorSpec], first_axis: int = 1) -> Schema:
 
 
 def rows_schema(signature: Signature) -> Schema:
-    """Returns the schema of the rows that `protocols.rows.inputs_from_rows` reads."""
+    """Returns the schema of the rows that `protocols.json_text.inputs_from_rows` reads."""
     row = object_schema(signature.inputs) | {"additionalProperties": False}
     rows: Schema = {"type": "array", "items": row}
     if len(signature.inputs) > 1:
@@ -86,7 +86,7 @@ def rows_schema(signature: Signature) -> Schema:
 
 
 def answered_rows_schema(signature: Signature) -> Schema:
-    """Returns the schema of the rows that `protocols.rows.rows_from_outputs` makes."""
+    """Returns the schema of the rows that `protocols.json_text.rows_from_outputs` makes."""
     outputs = signature.outputs
     row = _answer_object(outputs, 1) if len(outputs) > 1 else _answer(outputs[0], 1)
     return {"type": "array", "items": row}

@@ -1,6 +1,7 @@
-"""The page at `/`: one file, `page.html`, that calls the other routes.
+"""The routes that belong to no protocol: health, metrics for Prometheus, and the page at `/`.
 
-It needs no build, and loads nothing from elsewhere.
+The page is one file, `page.html`, that calls the other routes. It needs no build, and loads nothing
+from elsewhere.
 """
 
 import base64
@@ -8,28 +9,60 @@ import hashlib
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from keras_deepseek.inference.http.answers import Headers
-from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
-from keras_deepseek.inference.http.operation import TEXT, Operation
-from keras_deepseek.inference.http.routing import Parameters, Route
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.http.http_server import HttpServer
+from keras_deepseek.errors import MissingExtraError
+from keras_deepseek.inference.http.answers import Headers, answer_json
+from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
+from keras_deepseek.inference.http.routing import OBJECT, TEXT, Operation, Parameters, Route
+from keras_deepseek.inference.server.server import NOT_READY
+from keras_deepseek.inference.server.service import Service
 
 
-async def page(
-    _server: "HttpServer", _request: HttpRequest, _parameters: Parameters
-) -> HttpResponse:
+async def health(service: Service, _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+    """Answers 200 if the server is ready, else 503."""
+    if not service.ready:
+        raise HttpError(503, NOT_READY)
+    return answer_json({"status": "ready"})
+
+
+async def metrics(service: Service, request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+    """Answers with all metrics: as OpenMetrics if the client accepts it, else as Prometheus's text.
+
+    Answers 501 if `prometheus_client` is not installed. Other paths don't need it.
+    """
+    try:
+        from keras_deepseek.inference.server.metrics import write_metrics
+    except ImportError as error:
+        missing = MissingExtraError("prometheus-client", "serving", "to answer scrapes")
+        raise HttpError(501, str(missing)) from error
+    is_open = "application/openmetrics-text" in request.headers.get("accept", "")
+    body, content_type = write_metrics(service.engine, open_metrics=is_open)
+    return HttpResponse(200, body, content_type)
+
+
+async def page(_service: Service, _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers with the HTML page."""
     body, headers = _read_page()
     return HttpResponse(200, body, "text/html; charset=utf-8", headers)
 
 
-_OPERATION = Operation("A page to try the models", TEXT, "text/html")
+_METRICS = Operation(
+    "Metrics for Prometheus",
+    TEXT,
+    "text/plain",
+    other_answers={"application/openmetrics-text": TEXT},
+)
+_HEALTH = Operation("Readiness of the server", OBJECT)
+_PAGE = Operation("A page to try the models", TEXT, "text/html")
 
-ROUTES = (Route("GET", "/", page, call="page", operation=_OPERATION, is_open=True),)
+ROUTES = (
+    Route("GET", "/healthz", health, call="health", operation=_HEALTH, is_open=True),
+    *(
+        Route("GET", path, metrics, call="metrics", operation=_METRICS)
+        for path in ("/metrics", "/monitoring/prometheus/metrics")
+    ),
+    Route("GET", "/", page, call="page", operation=_PAGE, is_open=True),
+)
 
 
 @cache

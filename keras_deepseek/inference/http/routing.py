@@ -1,34 +1,87 @@
-"""The table of routes: each path is written once, as a template, and compiled once."""
+"""The table of routes: each path is written once, as a template, with its OpenAPI description."""
 
 import difflib
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
+from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
-from keras_deepseek.inference.http.operation import (
-    ERROR,
-    DescribeModel,
-    ErrorForm,
-    Operation,
-)
+from keras_deepseek.inference.server.service import Service
 
-if TYPE_CHECKING:
-    from keras_deepseek.inference.http.http_server import HttpServer
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+LIST: Schema = {"type": "array"}
+OBJECT: Schema = {"type": "object"}
+
+
+class Operation(NamedTuple):
+    """The OpenAPI description of a call: one path and one method.
+
+    `openapi` makes its part of the document.
+
+    Args:
+        answer: The JSON schema of the answer.
+        answer_type: The content type of the answer.
+        other_answers: Schemas by further content types of the answer.
+        answer_503: The schema of the answer with the status 503. `None`: it is an error.
+        body: The schema of the request's body. `None`: it has none.
+    """
+
+    summary: str
+    answer: Schema
+    answer_type: str = "application/json"
+    other_answers: Mapping[str, Schema] = {}
+    answer_503: Schema | None = None
+    body: Schema | None = None
+    is_body_optional: bool = False
+
+
+class ErrorForm(NamedTuple):
+    """The JSON in which a protocol answers errors.
+
+    Args:
+        name: The name of the schema in the OpenAPI document.
+        schema: The JSON schema of what `make` returns.
+        make: Returns the content of the answer, from the message and the HTTP status.
+    """
+
+    name: str
+    schema: Schema
+    make: Callable[[str, int], Any]
+
+
+DescribeModel = Callable[[str, Signature], Operation | None]
+"""Returns the operation of the model with a name and a signature. `None`: it can't answer it."""
+
+
+def fields(required: Mapping[str, Schema], **optional: Schema) -> Schema:
+    """Returns the JSON schema of an object with the given fields."""
+    return {
+        "type": "object",
+        "properties": {**required, **optional},
+        "required": list(required),
+    }
+
+
+ERROR = ErrorForm("Error", fields({"error": TEXT}), lambda message, _status: {"error": message})
+"""The form of errors for routes that set no other."""
 
 Parameters = Mapping[str, str]
 """The parts of a path that stand in braces in its template, by their names."""
 
-Handler = Callable[["HttpServer", HttpRequest, Parameters], Awaitable[HttpResponse]]
+Handler = Callable[[Service, HttpRequest, Parameters], Awaitable[HttpResponse]]
 """A coroutine function that answers a route's requests. It must not block the event loop.
 
-It reads the body by `body.read_body`, or by `dispatch.read_model_body` if it is a model's, awaits
-`dispatch.dispatch(...)` if a model computes the answer, and calls slow functions on a thread. It
+It reads the body by `body.read_body`, or by `answers.read_model_body` if it is a model's, awaits
+`answers.dispatch(...)` if a model computes the answer, and calls slow functions on a thread. It
 may raise any error: `answers.answer_error` answers it in the route's form.
 
 `dispatch` answers 503 while the engine starts or stops, and sets the model in the metrics. A
-handler without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model`
+handler without `dispatch` calls `service.check_ready(name)` itself, and sets `request.trace.model`
 once it has found the model. A handler that parses the body before `dispatch` calls `check_ready`
 first, so that an engine that is not ready answers 503 and nothing is parsed.
 """

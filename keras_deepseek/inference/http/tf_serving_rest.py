@@ -2,65 +2,69 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.inference.arguments import RequestOptions
+from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http import openapi_schemas
-from keras_deepseek.inference.http.answers import answer_json, read_version
-from keras_deepseek.inference.http.dispatch import Inputs, dispatch, read_model_body
+from keras_deepseek.inference.http.answers import (
+    Inputs,
+    answer_json,
+    dispatch,
+    read_model_body,
+    read_version,
+)
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
-from keras_deepseek.inference.http.operation import LIST, OBJECT, DescribeModel, Operation, fields
-from keras_deepseek.inference.http.routing import Handler, Parameters, Route
+from keras_deepseek.inference.http.routing import (
+    LIST,
+    OBJECT,
+    DescribeModel,
+    Handler,
+    Operation,
+    Parameters,
+    Route,
+    fields,
+)
 from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 from keras_deepseek.inference.models.served_model import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
-from keras_deepseek.inference.request_options import RequestOptions
-from keras_deepseek.inference.server.engine import Engine
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.http.http_server import HttpServer
+from keras_deepseek.inference.server.service import Service
 
 PROTOCOL = "tf_serving"
 """The label of the metrics."""
 
 
-async def status(
-    server: "HttpServer", request: HttpRequest, parameters: Parameters
-) -> HttpResponse:
+async def status(service: Service, request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with the state of one version, or of all, as GetModelStatus does."""
     name, version, label = _read(parameters)
     if label:
         states: Sequence[ModelVersion | FailedVersion] = [
-            _find(server.engine, name, version, label)
+            _find(service.engine, name, version, label)
         ]
     else:
-        states = find_states(server.engine.models.get(name), version)
+        states = find_states(service.engine.models.get(name), version)
         if not states:
             raise HttpError(404, tf_serving.no_version_message(name, version))
     request.trace.model = name
     return answer_json(
-        tf_serving.format_versions([version_status(state, server.ready) for state in states])
+        tf_serving.format_versions([version_status(state, service.ready) for state in states])
     )
 
 
-async def metadata(
-    server: "HttpServer", request: HttpRequest, parameters: Parameters
-) -> HttpResponse:
+async def metadata(service: Service, request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with the signature of a version, as GetModelMetadata does."""
-    version = _find(server.engine, *_read(parameters))
+    version = _find(service.engine, *_read(parameters))
     request.trace.model = version.name
     return answer_json(
         tf_serving.format_metadata(version.name, version.signature, str(version.number))
     )
 
 
-async def predict(
-    server: "HttpServer", request: HttpRequest, parameters: Parameters
-) -> HttpResponse:
+async def predict(service: Service, request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with a model's outputs in the form of the request, rows or columns."""
-    server.check_ready(parameters["name"])
-    body = await _read_body(server, request, parameters)
+    service.check_ready(parameters["name"])
+    body = await _read_body(service, request, parameters)
     forms: list[bool] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -68,16 +72,16 @@ async def predict(
         forms.append(call.is_row_form)
         return signature.bind(call.inputs)
 
-    outputs = await _dispatch(server, request, parameters, bind, body)
+    outputs = await _dispatch(service, request, parameters, bind, body)
     return HttpResponse(body=tf_serving.encode_outputs(outputs, forms[-1]))
 
 
 async def answer_examples(
-    server: "HttpServer", request: HttpRequest, parameters: Parameters, *, method: str
+    service: Service, request: HttpRequest, parameters: Parameters, *, method: str
 ) -> HttpResponse:
     """Answers with the predicted classes, or the predicted number, of each example."""
-    server.check_ready(parameters["name"])
-    body = await _read_body(server, request, parameters)
+    service.check_ready(parameters["name"])
+    body = await _read_body(service, request, parameters)
     rows: list[int] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -85,17 +89,17 @@ async def answer_examples(
         rows.append(len(next(iter(inputs.values()))))
         return inputs
 
-    outputs = await _dispatch(server, request, parameters, bind, body)
+    outputs = await _dispatch(service, request, parameters, bind, body)
     results = tf_serving_examples.read_results(method, outputs, rows[-1])
     return HttpResponse(body=tf_serving_examples.encode_results(results))
 
 
-async def _read_body(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> bytes:
-    return await read_model_body(server, request, _find(server.engine, *_read(parameters)))
+async def _read_body(service: Service, request: HttpRequest, parameters: Parameters) -> bytes:
+    return await read_model_body(service, request, _find(service.engine, *_read(parameters)))
 
 
 async def _dispatch(
-    server: "HttpServer",
+    service: Service,
     request: HttpRequest,
     parameters: Parameters,
     bind: Callable[[Signature], Inputs],
@@ -104,7 +108,7 @@ async def _dispatch(
     name, version, label = _read(parameters)
     not_found = partial(_not_found, name, version, label)
     options: RequestOptions = {"version": version, "label": label}
-    return await dispatch(server, request, name, bind, text=body, not_found=not_found, **options)
+    return await dispatch(service, request, name, bind, text=body, not_found=not_found, **options)
 
 
 def _describe_predict(name: str, signature: Signature) -> Operation:
@@ -185,7 +189,7 @@ def _read(parameters: Parameters) -> tuple[str, int | None, str]:
     return parameters["name"], read_version(parameters), parameters.get("label", "")
 
 
-def _find(engine: Engine, name: str, version: int | None, label: str) -> ModelVersion:
+def _find(engine: Dispatcher, name: str, version: int | None, label: str) -> ModelVersion:
     try:
         return engine.find(name, version, label)
     except ModelNotFoundError as error:

@@ -1,35 +1,144 @@
-"""The options of one model, for `ServingEngine` and `ServingEngine.load`."""
+"""The options of one model: each with its check, its documentation and its command-line flags."""
 
+import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from keras_deepseek.artifacts.export_arguments import check_custom_sources
-from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_batch_size, check_seconds
-from keras_deepseek.inference.batching.padding import Padding
+from keras_deepseek.inference.options import (
+    COUNT,
+    SECONDS,
+    SWITCH,
+    Flag,
+    check_options,
+    option,
+    read_number,
+    read_pairs,
+)
+from keras_deepseek.inference.process_limits import find_cpu_limit
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.batching.padding import Padding
+
+BatchSize = int | Literal["dynamic"]
+
+
+class ModelKeywords(TypedDict, total=False):
+    """The keywords of `ServingEngine`, fields of `ModelOptions`."""
+
+    batch_size: BatchSize
+    max_batch_size: int
+    max_wait: float | None
+    max_queue_rows: int | None
+    target_latency: float | None
+    replicas: int
+    isolated: bool
+    batch_timeout: float
+    padding: "Padding | None"
+    warm_up: bool
+    cache_entries: int
+    custom_objects_from: Sequence[str | os.PathLike[str]]
+    threads: int | None
+
+
+def _read_batch_size(arguments: argparse.Namespace) -> Any:
+    try:
+        return arguments.batch_size and int(arguments.batch_size)
+    except ValueError:
+        return arguments.batch_size  # A word, which is checked below.
+
+
+def _read_threads(arguments: argparse.Namespace) -> int | None:
+    """Returns the threads of a replica; `None`, the runtime's choice, without a limit of CPUs."""
+    if arguments.threads is not None:
+        return check_integer("--threads", arguments.threads)
+    limit = find_cpu_limit()
+    return None if limit >= (os.cpu_count() or 1) else max(1, limit // (arguments.replicas or 1))
+
+
+def _check_padding(_name: str, padding: Any) -> None:
+    from keras_deepseek.inference.batching.padding import Padding
+
+    if not isinstance(padding, Padding):
+        raise InvalidInputError(
+            "`padding` must be a `Padding`, as in Padding(lengths=(16, 32), values="
+            f"{{'tokens': 0}}, masks='by_value'), or None; received {padding!r}."
+        )
+
+
+def _read_padding(arguments: argparse.Namespace) -> "Padding | None":
+    from keras_deepseek.inference.batching.padding import Padding
+
+    values, masks = arguments.pad_value, arguments.pad_mask
+    if arguments.pad_lengths is None:
+        if values or masks or arguments.pad_output:
+            raise InvalidInputError(
+                "Received --pad-value, --pad-mask or --pad-output without --pad-lengths. Add "
+                "--pad-lengths, as in --pad-lengths 16,32,64."
+            )
+        return None
+    if not masks:
+        raise InvalidInputError(
+            "Received --pad-lengths without --pad-mask. Add --pad-mask MASK=INPUT for an input "
+            "that is a mask, or --pad-mask by_value if the model recognizes padding by its value."
+        )
+    return Padding(
+        masks="by_value" if masks == ["by_value"] else read_pairs("--pad-mask", masks),
+        lengths=[read_number("--pad-lengths", text) for text in arguments.pad_lengths.split(",")],
+        values={
+            name: read_number("--pad-value", text)
+            for name, text in read_pairs("--pad-value", values).items()
+        },
+        outputs=read_pairs("--pad-output", arguments.pad_output),
+    )
+
+
+_PAIRS: dict[str, Any] = {"action": "append", "default": []}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Options of one model. `ServingEngine` explains each of them.
+    """The options of one model, for `ServingEngine`, `ServingEngine.load` and `follow`.
 
     Args:
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
-        max_batch_size: integer. Defaults to `32`.
-        max_wait: float. Seconds, for a fixed `batch_size` alone. Defaults to `None`: 0.005 seconds.
-        max_queue_rows: integer. Defaults to `None`: as many as time and memory allow.
-        target_latency: float. Seconds. Defaults to `None`.
-        replicas: integer. Defaults to `1`.
-        isolated: boolean. Defaults to `False`.
-        batch_timeout: float. Seconds. Defaults to `60.0`.
-        padding: `Padding`. Defaults to `None`: requests of different lengths don't share batches.
-        warm_up: boolean. Defaults to `True`.
-        cache_entries: integer. Defaults to `0`.
-        custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
-        threads: integer. Defaults to `None`: as many as the runtime chooses.
+        max_batch_size: integer. The rows of the largest batch. A request with more rows runs in
+            several batches. Defaults to `32`.
+        max_wait: float. With a fixed `batch_size` alone: seconds after the arrival of its oldest
+            request when a batch runs that is not full. Defaults to `None`: 0.005 seconds.
+        max_queue_rows: integer. The rows that may wait before requests are refused, and the most
+            rows of one request. Defaults to `None`: 1,024, and more while they are expected to be
+            answered within 5 seconds and take at most 256 MiB with their answers, 1 MiB for one
+            request.
+        target_latency: float. Seconds within which requests should be answered. Batches are kept
+            small enough for that, and requests that would take longer are refused. Defaults to
+            `None`: requests without a timeout are refused only if more come than the model can
+            answer. The queue has then not been empty for the time of four full batches, and at
+            least 0.2 s, and the request would wait longer than that.
+        replicas: integer. The number of threads that run the model, each with its own batch. A path
+            is loaded once for each replica; a live model or an `Executor` is called from all
+            threads. Defaults to `1`.
+        isolated: boolean. If `True`, each replica runs in its own process. A process that crashes
+            or hangs is restarted, and its batch is retried one request at a time. `model` must be a
+            path, or `"package.module:function"`, which returns an `Executor`. Defaults to `False`.
+        batch_timeout: float. Seconds after which a batch of an isolated replica counts as hung. It
+            may block others for that time (`max_concurrent_batches`). Defaults to `60.0`.
+        padding: `Padding`. How to pad requests of different lengths, so that they can share
+            batches. Defaults to `None`: they don't share batches.
+        warm_up: boolean. If `True`, starting runs the model for every batch size, and checks that
+            it does not mix rows. Defaults to `True`.
+        cache_entries: integer. The number of answers that are cached for each version, for models
+            that always give the same answer for the same inputs. Defaults to `0`: no cache.
+        custom_objects_from: sequence of module names or `.py` files that define the custom classes
+            of a `.keras` file. Defaults to `()`.
+        threads: integer. The number of CPU threads that compute a batch of one replica. The threads
+            of TensorFlow, PyTorch and JAX belong to the process: set them for its first model, or
+            use `isolated`. Defaults to `None`: as many as the runtime chooses.
 
     Raises:
         InvalidInputError: An option has a wrong value.
@@ -44,45 +153,139 @@ class ModelOptions:
     1
     """
 
-    batch_size: int | Literal["dynamic"] = "dynamic"
-    max_batch_size: int = 32
-    max_wait: float | None = None
-    max_queue_rows: int | None = None
-    target_latency: float | None = None
-    replicas: int = 1
-    isolated: bool = False
-    batch_timeout: float = 60.0
-    padding: Padding | None = None
-    warm_up: bool = True
-    cache_entries: int = 0
-    custom_objects_from: Sequence[str | os.PathLike[str]] = ()
-    threads: int | None = None
+    batch_size: BatchSize = field(
+        default="dynamic",
+        metadata=option(
+            "batching",
+            "rows of every batch; or dynamic: batches grow with the load (default: {default})",
+            read=_read_batch_size,
+            metavar="N",
+        ),
+    )
+    max_batch_size: int = field(
+        default=32,
+        metadata=option("batching", "rows of the largest batch (default: {default})", **COUNT),
+    )
+    max_wait: float | None = field(
+        default=None,
+        metadata=option(
+            "batching",
+            "with a number as --batch-size: a batch that is not full runs after this time "
+            "(default: 0.005)",
+            **SECONDS | {"check": partial(check_seconds, or_zero=True)},
+        ),
+    )
+    target_latency: float | None = field(
+        default=None,
+        metadata=option(
+            "batching",
+            "answer within this time, and refuse requests that would take longer",
+            **SECONDS,
+        ),
+    )
+    max_queue_rows: int | None = field(
+        default=None,
+        metadata=option(
+            "batching",
+            "rows that may wait before requests are refused (default: 1024, and more while they "
+            "can be answered within 5 seconds and take at most 256 MiB)",
+            **COUNT,
+        ),
+    )
+    replicas: int = field(
+        default=1,
+        metadata=option(
+            "model",
+            "threads or processes that run the model, each with a copy (default: {default})",
+            **COUNT,
+        ),
+    )
+    threads: int | None = field(
+        default=None,
+        metadata=option(
+            "model",
+            "CPU threads that compute a batch of one replica (default: the CPUs of this container, "
+            "divided among the replicas; without a limit, the runtime's choice)",
+            **COUNT | {"read": _read_threads},
+        ),
+    )
+    isolated: bool = field(
+        default=False,
+        metadata=option(
+            "model",
+            "run each replica in its own process, and restart a process that crashes or hangs",
+            **SWITCH,
+        ),
+    )
+    batch_timeout: float = field(
+        default=60.0,
+        metadata=option(
+            "model",
+            "with --isolated: a batch that takes longer counts as hung (default: {default})",
+            **SECONDS,
+        ),
+    )
+    warm_up: bool = field(
+        default=True,
+        metadata=option(
+            "model",
+            "do not run every batch size at the start; first requests may wait for compilation",
+            flag="--no-warm-up",
+            read=lambda arguments: not arguments.no_warm_up,
+            **SWITCH,
+        ),
+    )
+    custom_objects_from: Sequence[str | os.PathLike[str]] = field(
+        default=(), metadata=option(read=lambda arguments: tuple(arguments.custom_objects_from))
+    )
+    padding: "Padding | None" = field(
+        default=None,
+        metadata=option(
+            "padding",
+            "pad a free axis to the next of these lengths",
+            Flag(
+                "--pad-value",
+                "padding",
+                "the number to pad an input with; one for each input with a free axis",
+                **_PAIRS | {"metavar": "INPUT=NUMBER"},
+            ),
+            Flag(
+                "--pad-mask",
+                "padding",
+                "an input that the server makes: true where the other input has data; or "
+                "by_value, if the model recognizes padding by its value",
+                **_PAIRS | {"metavar": "MASK=INPUT"},
+            ),
+            Flag(
+                "--pad-output",
+                "padding",
+                "the input whose length an output has, if several inputs are padded",
+                **_PAIRS | {"metavar": "OUTPUT=INPUT"},
+            ),
+            flag="--pad-lengths",
+            check=_check_padding,
+            read=_read_padding,
+            metavar="N,N,...",
+        ),
+    )
+    cache_entries: int = field(
+        default=0,
+        metadata=option(
+            "operation",
+            "answers to cache for inputs that come again (default: {default})",
+            **COUNT | {"check": partial(check_integer, minimum=0)},
+        ),
+    )
 
     def __post_init__(self) -> None:
-        check_integer("max_batch_size", self.max_batch_size)
-        if self.max_queue_rows is not None:
-            check_integer("max_queue_rows", self.max_queue_rows)
+        from keras_deepseek.artifacts.export_arguments import check_custom_sources
+
+        check_options(self)
         check_batch_size(self.batch_size, self.max_batch_size)
-        if self.max_wait is not None:
-            check_seconds("max_wait", self.max_wait, or_zero=True)
-            if self.batch_size == "dynamic":
-                raise InvalidInputError(
-                    "Received `max_wait` without a fixed `batch_size`. Pass batch_size=N, or "
-                    "remove max_wait: dynamic batches choose how long to wait."
-                )
-        check_integer("replicas", self.replicas)
-        check_integer("cache_entries", self.cache_entries, minimum=0)
-        if self.threads is not None:
-            check_integer("threads", self.threads)
-        if self.target_latency is not None:
-            check_seconds("target_latency", self.target_latency)
-        check_boolean("isolated", self.isolated)
-        check_seconds("batch_timeout", self.batch_timeout)
-        if not isinstance(self.padding, Padding | None):
+        if self.max_wait is not None and self.batch_size == "dynamic":
             raise InvalidInputError(
-                "`padding` must be a `Padding`, as in Padding(lengths=(16, 32), values="
-                f"{{'tokens': 0}}, masks='by_value'), or None; received {self.padding!r}."
+                "Received `max_wait` without a fixed `batch_size`. Pass batch_size=N (--batch-size "
+                "N), or remove `max_wait`: dynamic batches choose how long to wait."
             )
-        check_boolean("warm_up", self.warm_up)
         sources = check_custom_sources(self.custom_objects_from)
         object.__setattr__(self, "custom_objects_from", sources)

@@ -8,8 +8,7 @@ import logging
 from http import HTTPStatus
 
 from keras_deepseek.http_server import Request, Response, SmallHttpServer, refuse
-from keras_deepseek.inference.arguments import check_address
-from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.server.server import NOT_READY, join_address, listen
 
 _logger = logging.getLogger(__name__)
@@ -23,8 +22,7 @@ class AdminServer:
     It may start before there is an engine: then it is not ready, and `/metrics` has the process.
     """
 
-    def __init__(self, host: str, port: int, engine: Engine | None = None) -> None:
-        check_address(host, port)
+    def __init__(self, host: str, port: int, engine: Dispatcher | None = None) -> None:
         self.host = host
         self.port = port
         self.engine = engine

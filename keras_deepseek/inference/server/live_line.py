@@ -1,13 +1,100 @@
-"""The status line that `keras-deepseek serve` keeps up to date on a terminal."""
+"""The status line of `keras-deepseek serve` on a terminal: statistics over a short interval."""
 
 import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from keras_deepseek.inference.server.engine import Engine
-from keras_deepseek.inference.server.live_statistics import LiveStatistics, LiveStatisticsReader
+from keras_deepseek.inference.dispatcher import Dispatcher
+from keras_deepseek.inference.histogram import SECONDS, Histogram, HistogramValues
+from keras_deepseek.inference.monitoring.engine_monitor import Called
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+@dataclass(frozen=True)
+class LiveStatistics:
+    """The statistics of all models of an engine between two readings.
+
+    Args:
+        requests_per_second: Requests that a server answered, with any status.
+        batch_rows: The mean number of rows of a batch; `None` if none ran.
+        p50: The median of the seconds that a request took; `None` if there was none.
+        p99: The 99th percentile of these seconds; `None` if there was none.
+        busy: From 0 to 1: the part of the time that the replicas spent in the model.
+        waiting_rows: Rows that wait now.
+    """
+
+    requests_per_second: float
+    batch_rows: float | None
+    p50: float | None
+    p99: float | None
+    busy: float
+    waiting_rows: int
+
+
+@dataclass(frozen=True)
+class _Sums:
+    time: float
+    latencies: Mapping[Called, HistogramValues]
+    batches: int
+    rows: int
+    busy_seconds: float
+
+
+class LiveStatisticsReader:
+    """Computes an engine's statistics from the growth of its counters between two calls."""
+
+    def __init__(self, engine: Dispatcher, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._last, _, _ = self._read()
+
+    def read(self) -> LiveStatistics:
+        """Returns the statistics since the last call, or since this object was made."""
+        previous = self._last
+        now, replicas, waiting = self._read()
+        self._last = now
+        seconds = max(now.time - previous.time, 1e-9)
+        # The counters of a version disappear when it is unloaded.
+        batches = max(now.batches - previous.batches, 0)
+        rows = max(now.rows - previous.rows, 0)
+        latencies = Histogram(SECONDS).values()
+        for called, values in now.latencies.items():
+            latencies = latencies.plus(values.since(previous.latencies.get(called)))
+        busy = max(now.busy_seconds - previous.busy_seconds, 0.0) / seconds / max(replicas, 1)
+        return LiveStatistics(
+            requests_per_second=latencies.count / seconds,
+            batch_rows=rows / batches if batches else None,
+            p50=latencies.quantile(0.5),
+            p99=latencies.quantile(0.99),
+            busy=min(busy, 1.0),
+            waiting_rows=waiting,
+        )
+
+    def _read(self) -> tuple[_Sums, int, int]:
+        """Returns the summed counters of all models, their replica count, and the waiting rows."""
+        latencies = {
+            called: values
+            for called, values in self._engine.monitor.latencies().items()
+            if called[1]  # Calls without a version, such as health checks, ask no model.
+        }
+        statistics = [
+            version.statistics()
+            for served in self._engine.models.values()
+            for version in served.versions.values()
+        ]
+        sums = _Sums(
+            self._clock(),
+            latencies,
+            sum(version.batches for version in statistics),
+            sum(version.rows for version in statistics),
+            sum(version.busy_seconds for version in statistics),
+        )
+        replicas = sum(version.replicas for version in statistics)
+        return sums, replicas, sum(version.waiting_rows for version in statistics)
 
 
 class LiveLine:
@@ -17,7 +104,7 @@ class LiveLine:
     """
 
     def __init__(
-        self, engine: Engine, console: "Console | None" = None, seconds: float = 1.0
+        self, engine: Dispatcher, console: "Console | None" = None, seconds: float = 1.0
     ) -> None:
         from rich.console import Console
 

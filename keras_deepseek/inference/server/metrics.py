@@ -16,9 +16,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from keras_deepseek import __version__
+from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.histogram import HistogramValues
 from keras_deepseek.inference.monitoring.engine_monitor import Arrivals
-from keras_deepseek.inference.server.engine import Engine
 
 _PROCESS = ProcessCollector(registry=None)
 """Processor time, memory, open files and start of the process, on Linux alone."""
@@ -28,7 +28,7 @@ _CALL = ("model", "version", "protocol", "method")
 _VERSION = ("model", "version")
 
 
-def write_metrics(engine: Engine | None, *, open_metrics: bool = False) -> tuple[bytes, str]:
+def write_metrics(engine: Dispatcher | None, *, open_metrics: bool = False) -> tuple[bytes, str]:
     """Returns the metrics of an engine and its process as text, with the text's content type.
 
     Without an engine they are those of the process. It is Prometheus's text format 0.0.4, or
@@ -44,7 +44,7 @@ def write_metrics(engine: Engine | None, *, open_metrics: bool = False) -> tuple
 class EngineCollector(Collector):
     """Reads the metric families of an engine, for `prometheus_client`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Dispatcher) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:

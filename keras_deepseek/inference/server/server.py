@@ -1,71 +1,54 @@
-"""The base class of the HTTP server and the gRPC server."""
+"""The base class of the HTTP server and the gRPC server, and the wait for their end."""
 
 import asyncio
 import contextlib
 import errno
-import os
+import gc
+import logging
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
 
-from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.arguments import check_address
-from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.monitoring.access_log import AccessLog
-from keras_deepseek.inference.monitoring.request_traces import RequestTraces
-from keras_deepseek.inference.server.engine import Engine
-from keras_deepseek.inference.server.model_control import ModelControl, ModelControlMode
-from keras_deepseek.inference.server.termination import wait_heeding_signals
-from keras_deepseek.inference.server.tokens import TokenCheck, warn_of_strangers
+from keras_deepseek.inference.dispatcher import Dispatcher
+from keras_deepseek.inference.server.service import Service
+from keras_deepseek.inference.server.termination import Interruption, wait_heeding_signals
+from keras_deepseek.inference.server.tokens import warn_of_strangers
 
 NOT_READY = "The server is not ready: it is starting or stopping, or has no model."
+
+COLLECTION_OBJECTS = 20_000
+"""More than the requests have that fit in the time that a full queue may take."""
+
+_logger = logging.getLogger(__name__)
 
 Serve = Callable[["Future[int]"], Awaitable[None]]
 """Sets the future to the port that it listens at, then serves until `Server.stopping` is set."""
 
 
 class Server(ABC):
-    """A server in front of an engine, with its own thread and event loop.
+    """A server that listens for a service, with its own thread and event loop.
 
-    Port `0` takes a free one. `scheme` is that of its `url`, without the `s` of TLS. `tokens` and
-    `traces` are the arguments of `TokenCheck` and `RequestTraces`, or `None` and `False` for none;
-    `model_control` and `management_tokens` those of `ModelControl`.
+    Port `0` takes a free one. `scheme` is that of its `url`, without the `s` of TLS.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        host: str,
-        port: int,
-        *,
-        scheme: str,
-        is_secure: bool,
-        tokens: Sequence[str] | os.PathLike[str] | None,
-        access_log: bool,
-        traces: Any,
-        model_control: ModelControlMode,
-        management_tokens: Sequence[str] | os.PathLike[str] | None,
-    ) -> None:
-        check_address(host, port)
-        check_boolean("access_log", access_log)
-        self.engine = engine
-        self.host = host
+    def __init__(self, service: Service, port: int, *, scheme: str, is_secure: bool) -> None:
+        if service.has_server:
+            raise InvalidInputError(
+                "The `Service` has a server already. Make another one of the same engine and "
+                "options."
+            )
+        service.has_server = True
+        self.service = service
+        self.host = service.options.host
         self.port = port
-        self.tokens = None if tokens is None else TokenCheck(tokens)
-        self.access_log = AccessLog() if access_log else None
-        self.traces = RequestTraces(traces) if traces else None
-        self.model_control = ModelControl(model_control, management_tokens)
-        self.is_unready = False
-        self.is_stopping = False
         self.stopping = asyncio.Event()
+        self.ended = threading.Event()
         self._scheme = scheme
         self._is_secure = is_secure
         self._thread: threading.Thread | None = None
-        self.ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -80,14 +63,8 @@ class Server(ABC):
 
     @property
     def ready(self) -> bool:
-        """True if health checks may say so.
-
-        There is a model, and neither server nor engine is starting or stopping. Requests that come
-        to a stopping server all the same are answered.
-        """
-        engine = self.engine
-        has_model = any(served.versions for served in engine.models.values())
-        return engine.ready and has_model and not self.is_unready and not self.is_stopping
+        """True if health checks may say so (`Service.ready`)."""
+        return self.service.ready
 
     def start(self) -> None:
         """Starts the server's thread. Returns when the server listens."""
@@ -101,15 +78,16 @@ class Server(ABC):
         self._thread = thread
         try:
             self.port = listens.result()
+            self.service.address = (self.host, self.port)
             if not self._is_secure:
-                warn_of_strangers(self.host, has_tokens=self.tokens is not None)
+                warn_of_strangers(self.host, has_tokens=self.service.tokens is not None)
         except BaseException:  # After a signal, or a warning as an error, the server runs.
             self.stop()
             raise
 
     def announce_unready(self) -> None:
         """Lets health checks fail, so that clients turn to other servers. All else is answered."""
-        self.is_unready = True
+        self.service.is_unready = True
 
     def wait(self) -> None:
         """Blocks until the server has stopped."""
@@ -123,18 +101,11 @@ class Server(ABC):
 
         Requests that are not answered within the server's `grace_seconds` are dropped.
         """
-        self.is_stopping = True
+        self.service.is_stopping = True
         if self._loop is not None:
             call_in(self._loop, self.stopping.set)
         self.wait()
-        for notes in (self.access_log, self.traces):
-            if notes is not None:
-                notes.close()
-
-    def check_ready(self, model: str) -> None:
-        """Raises `ClosedError` if the engine is starting or stopping."""
-        if not self.engine.ready:
-            raise ClosedError(f"The model {model!r} is not ready: it is starting or stopping.")
+        self.service.close()
 
     @abstractmethod
     def _prepare(self) -> Serve:
@@ -143,14 +114,10 @@ class Server(ABC):
         Raises an error if the server can't start.
         """
 
-    def _bind(self, backlog: int | None = None) -> socket.socket:
-        """Binds and returns the listening socket."""
-        return listen(self.host, self.port, backlog)
-
     def _run(self, serve: Serve, listens: "Future[int]") -> None:
         async def run() -> None:
             self._loop = asyncio.get_running_loop()
-            if self.is_stopping:  # `stop` was called before the loop existed.
+            if self.service.is_stopping:  # `stop` was called before the loop existed.
                 self.stopping.set()
             await serve(listens)
 
@@ -220,3 +187,59 @@ def stop_servers(servers: Sequence[Server]) -> None:
         thread.start()
     for thread in stopping:
         thread.join()
+
+
+def describe_servers(engine: Dispatcher, servers: Sequence[Server]) -> str:
+    """Returns a line with the names of the models and the URLs of an HTTP and a gRPC server."""
+    http, *other_servers = servers
+    path = "" if len(engine.models) > 1 else f"/v1/models/{engine.name}"
+    urls = [http.url + path, *(server.url for server in other_servers)]
+    return f"Serving {', '.join(map(repr, engine.models))} at {' and '.join(urls)}"
+
+
+def wait_until_stopped(
+    engine: Dispatcher, servers: Sequence[Server], unready_seconds: float
+) -> None:
+    """Prints the URLs. Returns when the servers have ended, or stops them after a signal."""
+    with (
+        Interruption() as interruption,
+        rare_collections(),
+        unready_after_signal(servers, unready_seconds, interruption),
+    ):
+        print(describe_servers(engine, servers), flush=True)
+        interruption.wait(servers[0].ended)
+    if interruption.has_come:
+        stop_servers(servers)
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Context manager in which garbage is collected rarely, for a process that only serves.
+
+    By default the objects of one batch of requests start a collection, though they are no garbage.
+    Every hundredth may look at all objects of the process, and nobody is answered for 50 ms.
+    """
+    objects, *older_thresholds = gc.get_threshold()
+    gc.set_threshold(objects and max(objects, COLLECTION_OBJECTS), *older_thresholds)
+    try:
+        yield
+    finally:
+        gc.set_threshold(objects, *older_thresholds)
+
+
+@contextlib.contextmanager
+def unready_after_signal(
+    servers: Sequence[Server], seconds: float, interruption: Interruption
+) -> Iterator[None]:
+    """Context manager that makes servers unready for some seconds when a signal ends its block.
+
+    The next signal ends that time.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _logger.info("A signal has come. Unready for %g s, then requests in flight end.", seconds)
+        for server in servers:
+            server.announce_unready()
+        interruption.wait_for_another(servers[0].ended, seconds)
+        raise

@@ -6,7 +6,6 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import (
     ClosedError,
     DeadlineExceededError,
-    GrpcServer,
     ModelNotFoundError,
     OverloadedError,
     ServingEngine,
@@ -20,6 +19,7 @@ from keras_deepseek.inference.grpc.answers import (
     refusal_of,
     time_left,
 )
+from tests.inference.conftest import service_of
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_no_deadline_is_told_as_none_however_grpc_tells_it(time_remaining, expec
 
 def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, caplog):
     async def ask(value):
-        future, version = dispatch(server, lambda _: rows(value), "model", None, "", None)
-        assert version is server.engine.find()
+        future, version = dispatch(service, lambda _: rows(value), "model", None, "", None)
+        assert version is service.engine.find()
         return await outputs_of("model", future, None)
 
     with ServingEngine(doubler) as engine:
-        server = GrpcServer(engine)
+        service = service_of(engine)
         assert asyncio.run(ask(1))["y"].tolist() == [[2, 2]]
         with pytest.raises(StatusError, match="The model failed with ArithmeticError") as caught:
             asyncio.run(ask(-1))
@@ -81,13 +81,13 @@ def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, capl
 
 
 def test_a_deadline_that_has_passed_and_a_server_that_is_not_ready_are_refused(doubler, rows):
-    server = GrpcServer(ServingEngine(doubler))
+    service = service_of(ServingEngine(doubler))
     with pytest.raises(ClosedError, match="not ready"):
-        dispatch(server, lambda _: rows(1), "model", None, "", None)
-    server.engine.start()
+        dispatch(service, lambda _: rows(1), "model", None, "", None)
+    service.engine.start()
     with pytest.raises(DeadlineExceededError, match="before it was read"):
-        dispatch(server, lambda _: rows(1), "model", None, "", 0.0)
-    server.engine.close()
+        dispatch(service, lambda _: rows(1), "model", None, "", 0.0)
+    service.engine.close()
 
 
 def test_what_the_engine_refuses_is_raised_as_it_is():

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from keras_deepseek.inference.grpc.call_records import (
+from keras_deepseek.inference.grpc.answers import (
     address_of,
     begin_call,
     end_request,
@@ -36,7 +36,7 @@ class Context:
         return "ipv6:%5B::1%5D:51234"
 
 
-def make_server(**parts):
+def make_service(**parts):
     engine = types.SimpleNamespace(monitor=EngineMonitor())
     return types.SimpleNamespace(engine=engine, **{"access_log": None, "traces": None, **parts})
 
@@ -56,23 +56,23 @@ def test_the_address_is_the_peer_s_without_its_port(peer, address):
 
 
 def test_a_call_is_counted_and_has_no_id_where_none_is_asked_for():
-    server, context, trace = make_server(), Context(("x-request-id", "1")), RequestTrace("g", "c")
-    begin_call(server, context, trace)
-    end_request(server, context, trace, PATH, "OK", 5)
+    service, context, trace = make_service(), Context(("x-request-id", "1")), RequestTrace("g", "c")
+    begin_call(service, context, trace)
+    end_request(service, context, trace, PATH, "OK", 5)
     assert (trace.request_id, context.trailing) == ("", ())
-    assert server.engine.monitor.answers() == {(("", "", "g", "c"), "OK"): 1}
+    assert service.engine.monitor.answers() == {(("", "", "g", "c"), "OK"): 1}
 
 
 def test_a_call_is_logged_with_its_id_and_its_peer(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with untouched_logger():
-        server = make_server(access_log=AccessLog())
+        service = make_service(access_log=AccessLog())
         for metadata in ((("a", "b"), ("x-request-id", "mine")), (("x-request-id", "two words"),)):
             context, trace = Context(*metadata), RequestTrace("open_inference_grpc", "ModelInfer")
-            begin_call(server, context, trace)
-            end_request(server, context, trace, PATH, "NOT_FOUND", 5)
+            begin_call(service, context, trace)
+            end_request(service, context, trace, PATH, "NOT_FOUND", 5)
             assert context.trailing == (("x-request-id", trace.request_id),)
-        server.access_log.close()
+        service.access_log.close()
     first, second = map(json.loads, sys.stderr.getvalue().splitlines())
     expected = {
         "protocol": "open_inference_grpc",
@@ -86,7 +86,7 @@ def test_a_call_is_logged_with_its_id_and_its_peer(monkeypatch):
     assert second["request_id"] == trace.request_id != "two words"
 
 
-SERVER = types.SimpleNamespace(url="https://[::1]:8501", host="::1", port=8501)
+SERVICE = types.SimpleNamespace(address=("::1", 8501))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,6 @@ SERVER = types.SimpleNamespace(url="https://[::1]:8501", host="::1", port=8501)
     ],
 )  # fmt: skip
 def test_a_status_of_grpc_is_an_error_where_it_is_the_server_s(status, has_failed):
-    names = name_grpc(SERVER, "/grpc.health.v1.Health/Check", status, "10.0.0.7")
+    names = name_grpc(SERVICE, "/grpc.health.v1.Health/Check", status, "10.0.0.7")
     assert (names.name, names.has_failed) == ("grpc.health.v1.Health/Check", has_failed)
     assert names.attributes.get("error.type") == (status if has_failed else None)

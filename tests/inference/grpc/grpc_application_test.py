@@ -446,7 +446,7 @@ def test_another_file_of_tokens_is_read(doubler, serve_grpc, status_of, tmp_path
     with ServingEngine(doubler) as engine:
         client = serve_grpc(engine, tokens=path)
         path.write_text("another")
-        tokens = client.server.tokens
+        tokens = client.server.service.tokens
         tokens._clock = lambda: tokens._looked + 1.0
         live = client.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
         old = (("authorization", "Bearer first"),)

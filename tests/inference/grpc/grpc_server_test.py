@@ -19,6 +19,7 @@ from keras_deepseek.inference import GrpcServer, ServingEngine
 from keras_deepseek.inference.grpc import grpc_server
 from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
+from tests.inference.conftest import service_of
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -153,7 +154,7 @@ def test_stopping_answers_what_is_in_flight_and_frees_the_port(watch, doubler, s
     stopping.join(60)
     assert not stopping.is_alive()
     assert watch.engine.ready  # The engine goes on for others.
-    again = GrpcServer(watch.engine, port=client.server.port)
+    again = GrpcServer(service_of(watch.engine, grpc_port=client.server.port))
     again.start()
     again.stop()
 
@@ -254,7 +255,7 @@ def test_a_connection_has_room_for_more_than_all_calls_but_not_for_any_number(do
 
 def test_messages_beyond_the_limit_are_refused_compressed_or_not(doubler, serve_grpc, status_of):
     with ServingEngine(doubler) as engine:
-        client = serve_grpc(engine, max_message_bytes=10_000)
+        client = serve_grpc(engine, max_body_bytes=10_000)
         large = request(*[[0, 0]] * 100_000)
         assert len(gzip.compress(large)) < 10_000
         predict = client.channel.unary_unary(f"/{PREDICT}")
@@ -323,7 +324,7 @@ def test_tls_is_spoken_and_clients_prove_who_they_are(doubler, serve_grpc, certi
     pair = (certificates["server.key"], certificates["server.pem"])
     credentials = grpc.ssl_server_credentials([pair], certificates["client.pem"], True)
     with ServingEngine(doubler) as engine:
-        server = serve_grpc(engine, credentials=credentials).server
+        server = serve_grpc(engine, grpc_credentials=credentials).server
         assert server.url == f"grpcs://{server.target}"
         client_pair = (certificates["client.key"], certificates["client.pem"])
         client_credentials = grpc.ssl_channel_credentials(certificates["server.pem"], *client_pair)
@@ -348,8 +349,8 @@ def test_the_loop_is_uvloop_s_where_it_is_installed(doubler, serve_grpc, monkeyp
 
 
 def test_a_server_that_never_started_can_be_stopped_and_one_may_be_stopped_twice(doubler):
-    GrpcServer(ServingEngine(doubler)).stop()
-    server = GrpcServer(ServingEngine(doubler), port=0)
+    GrpcServer(service_of(ServingEngine(doubler))).stop()
+    server = GrpcServer(service_of(ServingEngine(doubler)))
     server.start()
     server.stop()
     server.stop()
@@ -360,50 +361,47 @@ def test_a_taken_port_is_refused_at_once(doubler):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(InvalidInputError, match=f"on port {port}: .*in use.* 0 for a free one"):
-            GrpcServer(ServingEngine(doubler), port=port).start()
+            GrpcServer(service_of(ServingEngine(doubler), grpc_port=port)).start()
 
 
 def test_a_port_of_another_grpc_server_is_taken_too(doubler, serve_grpc):
     engine = ServingEngine(doubler)
     port = serve_grpc(engine).server.port
     with pytest.raises(InvalidInputError, match=f"on port {port}: .*in use"):
-        GrpcServer(engine, port=port).start()
+        GrpcServer(service_of(engine, grpc_port=port)).start()
 
 
 def test_an_address_that_grpc_itself_can_t_take_is_refused(doubler, monkeypatch):
-    monkeypatch.setattr(GrpcServer, "_bind", lambda server: socket.socket())
+    monkeypatch.setattr(grpc_server, "listen", lambda host, port: socket.socket())
     match = r"Can't listen at '127\.0\.0\.1'"
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         pytest.raises(InvalidInputError, match=match),
     ):
-        GrpcServer(ServingEngine(doubler), port=listener.getsockname()[1]).start()
+        GrpcServer(service_of(ServingEngine(doubler), grpc_port=listener.getsockname()[1])).start()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"port": 70000}, "an integer from 0 to 65535, received 70000"),
-        ({"port": -1}, "received -1"),
-        ({"port": 0, "host": "no.such.host.invalid"}, "Can't listen at 'no.such.host.invalid'"),
-        ({"port": 0, "max_message_bytes": 0}, "`max_message_bytes` must be a positive integer"),
+        ({"grpc_port": 70000}, "an integer from 0 to 65535, received 70000"),
+        ({"grpc_port": -1}, "received -1"),
+        ({"host": "no.such.host.invalid"}, "Can't listen at 'no.such.host.invalid'"),
+        ({"max_body_bytes": 0}, "`max_body_bytes` must be a positive integer"),
+        ({"grace_seconds": -1}, "`grace_seconds` must be a finite number above 0, received -1"),
         (
-            {"port": 0, "grace_seconds": -1},
-            "`grace_seconds` must be a number of seconds, above 0; received -1",
-        ),
-        (
-            {"port": 0, "credentials": "server.pem"},
-            r"`credentials` must be .* received 'server\.pem'",
+            {"grpc_credentials": "server.pem"},
+            r"`grpc_credentials` must be .* received 'server\.pem'",
         ),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused(doubler, arguments, message):
     with pytest.raises(InvalidInputError, match=message):
-        GrpcServer(ServingEngine(doubler), **arguments).start()
+        GrpcServer(service_of(ServingEngine(doubler), **arguments)).start()
 
 
 def test_the_target_of_an_ip_6_address_has_brackets(doubler):
-    server = GrpcServer(ServingEngine(doubler), "::1", 80)
+    server = GrpcServer(service_of(ServingEngine(doubler), host="::1", grpc_port=80))
     assert (server.target, server.url) == ("[::1]:80", "grpc://[::1]:80")
 
 
@@ -415,4 +413,4 @@ def test_the_error_names_the_extra_where_a_package_is_missing(
 ):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"`{package}` .*keras_deepseek\[grpc\]"):
-        GrpcServer(ServingEngine(doubler)).start()
+        GrpcServer(service_of(ServingEngine(doubler))).start()

@@ -34,7 +34,7 @@ def reload_config(client, *models):
 
 
 def test_the_state_of_one_version_or_of_all_is_told(client, doubler):
-    engine = client.server.engine
+    engine = client.engine
     engine.load(doubler, keep=None)
     engine.models["double"].set_labels({"stable": 1})
     assert status(client, name="double") == [(2, AVAILABLE), (1, AVAILABLE)]
@@ -50,9 +50,9 @@ def test_a_version_that_failed_is_at_its_end_and_why_is_not_shown(client, double
     with monkeypatch.context() as patch:
         patch.setattr(doubler, "run", lambda inputs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            client.server.engine.load(doubler)
+            client.engine.load(doubler)
     with pytest.raises(InvalidInputError):
-        client.server.engine.load("/nowhere")
+        client.engine.load("/nowhere")
     assert status(client, name="double", version={"value": 3}) == [(3, END)]
     answer = client.ask(SERVICE + "GetModelStatus", model_spec={"name": "double"})
     failed = answer.model_version_status[1]
@@ -101,9 +101,9 @@ def test_a_config_replaces_all_models_or_nothing(client, status_of, bundle_of, t
 
 
 def test_an_engine_that_is_not_ready_takes_no_config(client, status_of):
-    client.server.engine.repository.state = "new"
+    client.engine.repository.state = "new"
     code_and_text = status_of(reload_config, client, {"name": "one", "base_path": "one"})
-    client.server.engine.repository.state = "ready"
+    client.engine.repository.state = "ready"
     assert code_and_text[0] == "UNAVAILABLE"
 
 

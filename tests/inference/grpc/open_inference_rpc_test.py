@@ -42,11 +42,11 @@ def test_health_and_metadata_are_told(ask, client):
     assert [(spec.name, spec.datatype, list(spec.shape)) for spec in model.inputs] == [
         ("x", "FP32", [-1, 2])
     ]
-    client.server.engine.repository.state = "new"
+    client.engine.repository.state = "new"
     assert not ask("ServerReady").ready
     assert not ask("ModelReady", name="double").ready
     assert ask("ServerLive").live
-    client.server.engine.repository.state = "ready"
+    client.engine.repository.state = "ready"
 
 
 def test_answers_have_the_form_of_the_question(ask):
@@ -110,7 +110,7 @@ def test_what_can_t_be_answered_is_refused(ask, status_of, call, fields, status,
 
 
 def test_its_priority_and_the_shorter_limit_reach_the_engine(ask, client, monkeypatch):
-    limits, engine = [], client.server.engine
+    limits, engine = [], client.engine
     dispatch = engine.dispatch_async
 
     def note(*arguments, **options):
@@ -146,5 +146,5 @@ def test_the_repository_lists_loads_and_unloads_models(ask, client):
     assert index == [("double", "1", "READY")]
     assert ask("RepositoryModelLoad", model_name="double").isLoaded
     assert ask("RepositoryModelUnload", model_name="double").isUnloaded
-    assert list(client.server.engine.models) == []
+    assert list(client.engine.models) == []
     assert list(ask("RepositoryIndex").models) == []

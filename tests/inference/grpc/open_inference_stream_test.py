@@ -79,7 +79,7 @@ def note_each(monkeypatch, target, name):
 
 def test_no_more_are_read_than_may_wait(client, doubler, monkeypatch):
     monkeypatch.setattr(open_inference_stream, "MAX_WAITING", 3)
-    accepted = note_each(monkeypatch, client.server.engine, "dispatch_async")
+    accepted = note_each(monkeypatch, client.engine, "dispatch_async")
     doubler.hold()
     stream = open_stream(client, map(request, range(20)))
     for _ in range(5):  # One is being answered, three wait, and one more was read.
@@ -93,7 +93,7 @@ def test_no_more_are_read_than_may_wait(client, doubler, monkeypatch):
 def test_a_stream_that_is_cancelled_takes_its_requests_out_of_the_queue(
     client, doubler, monkeypatch
 ):
-    batcher = client.server.engine.find()._batcher
+    batcher = client.engine.find()._batcher
     accepted = note_each(monkeypatch, batcher, "submit")
     cancelled = note_each(monkeypatch, batcher, "cancel")
     doubler.hold()
@@ -110,12 +110,12 @@ def test_a_stream_that_is_cancelled_takes_its_requests_out_of_the_queue(
         assert cancelled.acquire(timeout=60)
     requests.put(None)
     doubler.release()
-    assert client.server.engine.predict([[2, 2]]).tolist() == [[4, 4]]
+    assert client.engine.predict([[2, 2]]).tolist() == [[4, 4]]
     assert not {7, 8, 9} & set(doubler.rows_seen)
 
 
 def test_a_stopping_server_answers_what_it_read_and_closes_the_stream(client, doubler, monkeypatch):
-    accepted = note_each(monkeypatch, client.server.engine, "dispatch_async")
+    accepted = note_each(monkeypatch, client.engine, "dispatch_async")
     doubler.hold()
     requests = queue.Queue()
     for value in (1, 2):
@@ -136,7 +136,7 @@ def test_a_stopping_server_answers_what_it_read_and_closes_the_stream(client, do
 
 
 def test_the_stream_s_deadline_is_that_of_its_requests(client, doubler):
-    engine = client.server.engine
+    engine = client.engine
     timeouts, dispatch = [], engine.dispatch_async
 
     def note(bind, trace, **options):
@@ -183,7 +183,7 @@ def test_each_request_of_a_stream_is_counted_and_logged(doubler, serve_grpc, cap
 
 def test_what_a_cancelled_stream_has_read_is_counted_and_taken_out(client, doubler, monkeypatch):
     monkeypatch.setattr(open_inference_stream, "MAX_WAITING", 2)
-    engine = client.server.engine
+    engine = client.engine
     batcher = engine.find()._batcher
     accepted = note_each(monkeypatch, batcher, "submit")
     cancelled = note_each(monkeypatch, batcher, "cancel")

@@ -58,7 +58,7 @@ def test_predictions_name_the_version_and_the_signature_that_have_answered(clien
 
 
 def test_a_version_a_label_and_a_signature_may_be_named(client):
-    client.server.engine.models["double"].set_labels({"stable": 1})
+    client.engine.models["double"].set_labels({"stable": 1})
     named_by = (
         spec(version=1),
         spec(version=0),  # As OpenVINO's client names the newest.
@@ -112,7 +112,7 @@ def test_a_request_that_does_not_fit_the_model_is_refused(client, status_of):
     assert (status, "received shape (1, 3)" in text) == ("INVALID_ARGUMENT", True)
     status, text = status_of(predict, client, [[1, 2]], output_filter=["z"])
     assert (status, text) == ("INVALID_ARGUMENT", "Unknown output 'z'. Known: y.")
-    assert client.server.engine.statistics().rows == 0
+    assert client.engine.statistics().rows == 0
 
 
 def test_a_failing_model_is_internal_logged_and_not_shown(client, status_of, caplog):
@@ -127,7 +127,7 @@ def test_a_failing_model_is_internal_logged_and_not_shown(client, status_of, cap
 def test_a_full_queue_says_when_to_try_again(client, doubler, status_of):
     import grpc
 
-    engine = client.server.engine
+    engine = client.engine
     doubler.hold()
     running = engine.submit([[1, 1]])
     assert doubler.entered.wait(60)
@@ -201,9 +201,9 @@ def test_a_model_that_can_t_regress_says_so(client, status_of):
 
 
 def test_a_stopping_engine_is_unavailable(client, status_of):
-    client.server.engine.repository.state = "closed"
+    client.engine.repository.state = "closed"
     code_and_text = status_of(predict, client, [[1, 2]])
-    client.server.engine.repository.state = "ready"
+    client.engine.repository.state = "ready"
     assert code_and_text == (
         "UNAVAILABLE",
         "The model 'double' is not ready: it is starting or stopping.",

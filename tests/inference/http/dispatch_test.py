@@ -8,29 +8,28 @@ import pytest
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.inference.http import http_application, openapi_schemas
-from keras_deepseek.inference.http.answers import answer_json
+from keras_deepseek.inference.http.answers import answer_json, dispatch
 from keras_deepseek.inference.http.body import read_body
-from keras_deepseek.inference.http.dispatch import dispatch
-from keras_deepseek.inference.http.operation import TEXT, ErrorForm, Operation, fields
-from keras_deepseek.inference.http.routing import Route
+from keras_deepseek.inference.http.routing import TEXT, ErrorForm, Operation, Route, fields
 from keras_deepseek.inference.protocols.json_text import (
     inputs_from_rows,
     load_object,
     rows_from_outputs,
 )
+from tests.inference.conftest import service_of
 from tests.oracles.rest_client import RestClient
 
 pytest.importorskip("uvicorn")
 
 
-async def answer(server, request, parameters):
-    body = await read_body(request, server.max_body_bytes)
+async def answer(service, request, parameters):
+    body = await read_body(request, service.options.max_body_bytes)
 
     def bind(signature):
         rows = load_object(body, "with a list of 'rows'").get("rows")
         return signature.bind(inputs_from_rows(rows, signature, "rows"))
 
-    outputs = await dispatch(server, request, parameters["name"], bind, text=body)
+    outputs = await dispatch(service, request, parameters["name"], bind, text=body)
     return answer_json({"answers": rows_from_outputs(outputs)})
 
 
@@ -79,7 +78,7 @@ def connect(engine):
     started = []
 
     def connect(**arguments):
-        server = HttpServer(engine, port=0, **arguments)
+        server = HttpServer(service_of(engine, **arguments))
         server.start()
         client = RestClient(server)
         started.append((client, server))

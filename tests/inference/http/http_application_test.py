@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from keras_deepseek.inference import HttpServer, ServingEngine
+from keras_deepseek.inference.http.http_application import HttpApplication
 from keras_deepseek.inference.monitoring.access_log import LOGGER
 from keras_deepseek.inference.protocols import tf_serving
-from tests.inference.conftest import MANAGED, MANAGER
+from tests.inference.conftest import MANAGED, MANAGER, service_of
 from tests.oracles.protocols import import_client, skip_without
 
 pytest.importorskip("uvicorn")
@@ -28,7 +29,7 @@ def engine(doubler):
 
 @pytest.fixture
 def server(engine):
-    server = HttpServer(engine, port=0, max_body_bytes=1000)
+    server = HttpServer(service_of(engine, max_body_bytes=1000))
     server.start()
     yield server
     server.stop()
@@ -147,7 +148,7 @@ def test_a_full_queue_is_answered_with_429_and_when_to_try_again(doubler, max_ba
 
 def test_requests_of_one_turn_of_the_loop_take_each_others_room(doubler):
     with ServingEngine(doubler, name="double", max_queue_rows=3, max_batch_size=2) as engine:
-        application = HttpServer(engine, port=0).application
+        application = HttpApplication(service_of(engine))
 
         async def refuse_in_two_turns():
             for _ in range(2):
@@ -186,7 +187,7 @@ def test_the_access_log_has_the_refusals_of_a_full_queue(doubler, caplog):
 @contextlib.contextmanager
 def full(engine, doubler, **options):
     """A server, while one batch of the model runs and one waits: there is room for no more."""
-    server = HttpServer(engine, port=0, **options)
+    server = HttpServer(service_of(engine, **options))
     server.start()
     doubler.hold()
     running = engine.submit([[1, 1]])
@@ -234,7 +235,7 @@ def test_a_stopping_engine_answers_503(ask, engine):
 
 @pytest.fixture
 def guarded(engine):
-    server = HttpServer(engine, port=0, tokens=["first", "second"])
+    server = HttpServer(service_of(engine, tokens=["first", "second"]))
     server.start()
     yield server
     server.stop()
@@ -281,7 +282,7 @@ def test_requests_are_logged_where_that_is_asked_for(engine, lines):
     status, headers = fetch(server, "POST", PREDICT + "?key=1", {"X-Request-Id": "mine-1"})
     assert (status, headers["X-Request-Id"]) == (200, "mine-1")
     other = fetch(server, "GET", "/nowhere", {"X-Request-Id": "two words"})[1]["X-Request-Id"]
-    server.access_log.flush()
+    server.service.access_log.flush()
     first, second = lines()
     assert first["milliseconds"] >= first["queue_milliseconds"] + first["model_milliseconds"] > 0
     expected = {
@@ -341,10 +342,10 @@ def test_names_that_clients_make_up_are_no_labels(ask, engine, server):
 def test_another_file_of_tokens_is_read(engine, tmp_path):
     path = tmp_path / "tokens"
     path.write_text("first")
-    server = HttpServer(engine, port=0, tokens=path)
+    server = HttpServer(service_of(engine, tokens=path))
     server.start()
     path.write_text("another")
-    server.tokens._clock = lambda: server.tokens._looked + 1.0
+    server.service.tokens._clock = lambda: server.service.tokens._looked + 1.0
     statuses = [
         fetch(server, "POST", PREDICT, {"Authorization": f"Bearer {token}"})[0]
         for token in ("first", "another")

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("uvicorn")
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.inference.http.http_limits import HttpLimits
+from keras_deepseek.inference.server.http_limits import HttpLimits
 from tests.oracles.http_client import ask, connect, predict_request, read_all
 
 

@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_protocol import MAX_PIPELINED
+from keras_deepseek.inference.server.http_limits import HttpLimits
 from tests.oracles.http_wire import GET, LIMITS, Wire, post
 
 CHUNKED = (
@@ -319,7 +319,7 @@ def test_an_old_connection_is_closed_behind_an_answer(loop):
 
 
 def test_an_unready_server_answers_and_closes(wire):
-    wire.owner.is_unready = True
+    wire.service.is_unready = True
     wire.send(GET % b"now")
     ((status, headers, _),) = wire.take()
     assert (status, headers["connection"]) == (200, "close")
@@ -327,7 +327,7 @@ def test_an_unready_server_answers_and_closes(wire):
 
 def test_a_stopping_server_answers_what_was_asked(wire):
     wire.send(GET % b"a" + GET % b"b" + b"GET /now HT")
-    wire.owner.is_stopping = True
+    wire.service.is_stopping = True
     wire.run(lambda: wire.connection.shutdown(is_settled=False))
     wire.answer("a")
     assert [headers.get("connection") for _, headers, _ in wire.take()] == [None]
@@ -337,7 +337,7 @@ def test_a_stopping_server_answers_what_was_asked(wire):
 
 def test_a_stopping_server_waits_for_a_request_that_is_underway(wire):
     wire.send(b"GET /now HT")
-    wire.owner.is_stopping = True
+    wire.service.is_stopping = True
     wire.run(wire.connection.shutdown)
     assert wire.transport.done == []
     wire.send(b"TP/1.1\r\nHost: x\r\n\r\n")

@@ -17,6 +17,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import HttpLimits, HttpServer, ServingEngine
+from tests.inference.conftest import service_of
 from tests.oracles.http_client import ask, connect, predict_request, read_all
 
 pytest.importorskip("uvicorn")
@@ -137,7 +138,7 @@ def test_stopping_answers_what_is_in_flight_and_frees_the_port(doubler):
 
 def test_a_server_without_a_ready_engine_answers_503(doubler):
     engine = ServingEngine(doubler)
-    server = HttpServer(engine, port=0)
+    server = HttpServer(service_of(engine))
     server.start()
     with pytest.raises(urllib.error.HTTPError) as caught:
         ask(server, 1)
@@ -328,7 +329,7 @@ def test_every_request_in_flight_is_answered_when_the_server_stops(doubler):
 
 def test_a_stopping_server_does_not_wait_for_ever(doubler):
     with ServingEngine(doubler, warm_up=False) as engine:
-        server = HttpServer(engine, port=0, limits=HttpLimits(grace_seconds=0.1))
+        server = HttpServer(service_of(engine, limits=HttpLimits(grace_seconds=0.1)))
         server.start()
         doubler.hold()
         with connect(server) as connection:
@@ -363,11 +364,11 @@ def test_the_loop_is_uvloop_s_where_it_is_installed(serve_http, monkeypatch, is_
 )
 def test_an_option_of_another_type_is_refused(doubler, options, message):
     with pytest.raises(InvalidInputError, match=message):
-        HttpServer(ServingEngine(doubler), **options)
+        HttpServer(service_of(ServingEngine(doubler), **options))
 
 
 def test_a_server_that_never_started_can_be_stopped(doubler):
-    HttpServer(ServingEngine(doubler)).stop()
+    HttpServer(service_of(ServingEngine(doubler))).stop()
 
 
 def test_a_taken_port_is_refused_at_once(doubler):
@@ -388,18 +389,21 @@ def test_a_taken_port_is_refused_at_once(doubler):
 )
 def test_an_address_that_is_none_is_refused(doubler, host, port, message):
     with pytest.raises(InvalidInputError, match=message):
-        HttpServer(ServingEngine(doubler), host, port).start()
+        HttpServer(service_of(ServingEngine(doubler), host=host, http_port=port)).start()
 
 
 def test_the_url_of_an_ip_6_address_has_brackets(doubler):
-    assert HttpServer(ServingEngine(doubler), "::1", 80).url == "http://[::1]:80"
+    assert (
+        HttpServer(service_of(ServingEngine(doubler), host="::1", http_port=80)).url
+        == "http://[::1]:80"
+    )
 
 
 def test_the_error_names_the_extra_where_the_server_is_missing(doubler, monkeypatch):
     for name in ("uvicorn", "httptools"):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(MissingExtraError, match=rf"`{name}` .*keras_deepseek\[serving\]"):
-            HttpServer(ServingEngine(doubler)).start()
+            HttpServer(service_of(ServingEngine(doubler))).start()
 
 
 def test_a_server_that_others_reach_is_warned_of_without_tls(doubler, server_context):

@@ -1,4 +1,4 @@
-from keras_deepseek.inference.http.operation import FLAG, TEXT, fields
+from keras_deepseek.inference.http.routing import FLAG, TEXT, fields
 
 
 def test_an_object_names_its_required_and_its_optional_fields():

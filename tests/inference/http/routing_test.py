@@ -1,8 +1,7 @@
 import pytest
 
 from keras_deepseek.inference.http.message import HttpError, HttpRequest
-from keras_deepseek.inference.http.operation import ERROR, OBJECT, ErrorForm
-from keras_deepseek.inference.http.routing import Route, Router
+from keras_deepseek.inference.http.routing import ERROR, OBJECT, ErrorForm, Route, Router
 
 
 async def answer(server, request, parameters):

@@ -1,7 +1,7 @@
 import pytest
 
+from keras_deepseek.inference.http.http_application import name_http
 from keras_deepseek.inference.http.message import HttpRequest
-from keras_deepseek.inference.http.span_names import name_http
 
 
 def test_a_request_is_called_by_its_method_and_the_form_of_its_path():

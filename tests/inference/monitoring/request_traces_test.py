@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.inference import HttpServer, ServingEngine
-from keras_deepseek.inference.grpc.call_records import name_grpc
+from keras_deepseek.inference.grpc.answers import name_grpc
+from keras_deepseek.inference.http.http_application import name_http
 from keras_deepseek.inference.http.message import HttpRequest
-from keras_deepseek.inference.http.span_names import name_http
 from keras_deepseek.inference.monitoring import request_traces
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.monitoring.request_traces import RequestTraces, SpanNames
 from keras_deepseek.inference.protocols.grpc_messages import new_message
+from tests.inference.conftest import service_of
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
 export = pytest.importorskip("opentelemetry.sdk.trace.export")
@@ -80,7 +81,7 @@ def serve_http(engine):
     servers = []
 
     def serve(traces):
-        servers.append(HttpServer(engine, port=0, traces=traces))
+        servers.append(HttpServer(service_of(engine, traces=traces)))
         servers[-1].start()
         return servers[-1]
 
@@ -267,7 +268,7 @@ def test_a_request_whose_client_is_gone_is_a_span_too(
             return end(trace, status)
 
         monkeypatch.setattr(engine.monitor, "end", end_and_tell)
-        server = HttpServer(engine, port=0, traces=provider)
+        server = HttpServer(service_of(engine, traces=provider))
         server.start()
         client = serve_grpc(engine, traces=provider)
         doubler.hold()
@@ -383,7 +384,7 @@ SCRIPT = """
 import http.client, sys
 import grpc
 from keras_deepseek.inference import ServingEngine
-from tests.inference.conftest import Doubler
+from tests.inference.conftest import Doubler, service_of
 from tests.inference.monitoring.request_traces_test import BODY, INFER, PREDICT, TRACEPARENT
 from tests.inference.monitoring.request_traces_test import infer_message
 

@@ -94,5 +94,5 @@ def test_an_engine_s_own_admin_port_is_open_while_its_model_warms_up(doubler):
 
 
 def test_two_servers_on_one_port_are_refused(doubler):
-    with pytest.raises(InvalidInputError, match="port 8501 for both HTTP and the admin port"):
+    with pytest.raises(InvalidInputError, match="port 8501 for both `http_port` and `admin_port`"):
         ServingEngine(doubler).serve(admin_port=8501)

@@ -4,8 +4,7 @@ import threading
 from rich.console import Console
 
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.server.live_line import LiveLine, format_statistics
-from keras_deepseek.inference.server.live_statistics import LiveStatistics
+from keras_deepseek.inference.server.live_line import LiveLine, LiveStatistics, format_statistics
 
 
 class Output(io.StringIO):

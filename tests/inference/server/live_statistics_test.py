@@ -2,7 +2,7 @@ import pytest
 
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
-from keras_deepseek.inference.server.live_statistics import LiveStatisticsReader
+from keras_deepseek.inference.server.live_line import LiveStatisticsReader
 
 
 class Clock:

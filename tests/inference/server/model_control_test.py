@@ -2,7 +2,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference.errors import NotPermittedError
-from keras_deepseek.inference.server.model_control import ModelControl
+from keras_deepseek.inference.server.tokens import ModelControl
 
 
 @pytest.mark.parametrize(

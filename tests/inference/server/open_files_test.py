@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from keras_deepseek.inference.server.open_files import most_connections
+from keras_deepseek.inference.process_limits import most_connections
 
 resource = pytest.importorskip("resource")
 
 RAISES = """
 import resource, sys
-from keras_deepseek.inference.server.open_files import most_connections, raise_limit
+from keras_deepseek.inference.process_limits import most_connections, raise_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))
 print(most_connections(4096, 2), most_connections(10, 2))
 raise_limit()

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.inference import ClosedError, ServingEngine
+from keras_deepseek.inference import ClosedError, HttpServer, ServingEngine
 from keras_deepseek.inference.server.server import (
     Server,
     call_in,
@@ -15,23 +15,17 @@ from keras_deepseek.inference.server.server import (
     loop_factory,
     stop_servers,
 )
+from tests.inference.conftest import service_of
 
 
 class Silent(Server):
     """Listens for nobody; `fault` ends it before it listens, `gate` holds it up until then."""
 
-    def __init__(self, engine, host="127.0.0.1", port=0, fault=None, gate=None, **arguments):
-        options = {
-            "scheme": "silent",
-            "is_secure": False,
-            "tokens": None,
-            "access_log": False,
-            "traces": False,
-            "model_control": "none",
-            "management_tokens": None,
-            **arguments,
-        }
-        super().__init__(engine, host, port, **options)
+    def __init__(
+        self, engine, host="127.0.0.1", port=0, fault=None, gate=None, is_secure=False, **options
+    ):
+        service = service_of(engine, host=host, http_port=port, **options)
+        super().__init__(service, port, scheme="silent", is_secure=is_secure)
         self.fault = fault
         self.gate = gate
 
@@ -57,21 +51,21 @@ def test_it_is_ready_from_the_start_to_the_stop(engine):
     server = Silent(engine)
     server.start()
     assert (server.ready, server.port, server.target) == (True, 7, "127.0.0.1:7")
-    server.check_ready("model")
+    server.service.check_ready("model")
     stop_servers([server])
     server.wait()
     assert not server.ready
-    server.check_ready("model")
+    server.service.check_ready("model")
     engine.close()
     with pytest.raises(ClosedError, match="'model' is not ready"):
-        server.check_ready("model")
+        server.service.check_ready("model")
     server.stop()
 
 
 def test_an_unready_server_answers_all_the_same(engine):
     server = Silent(engine)
     server.announce_unready()
-    server.check_ready("model")
+    server.service.check_ready("model")
     assert not server.ready
 
 
@@ -80,6 +74,12 @@ def test_a_server_without_a_model_is_not_ready(engine):
     assert server.ready
     engine.unload()
     assert not server.ready
+
+
+def test_a_service_has_one_server(engine):
+    server = Silent(engine)
+    with pytest.raises(InvalidInputError, match="has a server already"):
+        HttpServer(server.service)
 
 
 def test_the_address_of_ipv6_for_all_takes_ipv4_too():

@@ -13,6 +13,7 @@ from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,
 )
+from tests.inference.conftest import service_of
 from tests.oracles.http_client import connect, read_all
 
 
@@ -58,7 +59,7 @@ def test_grpc_takes_a_key_that_stands_in_the_file_of_its_certificate(
     both = tmp_path / "both.pem"
     both.write_text("".join((certificates / f"server.{x}").read_text() for x in ("key", "pem")))
     with ServingEngine(doubler, warm_up=False) as engine:
-        server = GrpcServer(engine, port=0, credentials=make_grpc_credentials(both))
+        server = GrpcServer(service_of(engine, grpc_credentials=make_grpc_credentials(both)))
         server.start()
         credentials = grpc.ssl_channel_credentials((certificates / "ca.pem").read_bytes())
         with grpc.secure_channel(server.target, credentials) as channel:

@@ -1,4 +1,4 @@
-"""The limits on the size and the time of HTTP requests, and on connections."""
+"""The limits on the size and the time of requests, and on connections."""
 
 import math
 from dataclasses import dataclass, fields
@@ -10,12 +10,15 @@ from keras_deepseek.checks import check_integer, check_number
 class HttpLimits:
     """The limits of connections, which stop clients from piling up connections and bytes.
 
+    `max_connections`, `connection_seconds`, `unready_seconds`, `settle_seconds` and `grace_seconds`
+    hold for gRPC, too.
+
     Args:
         max_header_bytes: integer. Of the request line and all headers. Above it, the status is 431.
             Defaults to 64 KiB (`65536`).
         max_header_fields: integer. Above it, the status is 431. Defaults to `100`.
-        max_connections: integer. Open connections. Above it, a new one gets the status 503 and is
-            closed. Defaults to `4096`.
+        max_connections: integer. Open connections of a port. Above it, a new one gets the status
+            503 and is closed; gRPC refuses it. Defaults to `4096`.
         header_seconds: float. For the request line and all headers to arrive. Above it, the status
             is 408. Defaults to `10.0`.
         body_seconds: float. For a body to arrive, beyond the time that `min_body_rate` allows.
@@ -33,8 +36,9 @@ class HttpLimits:
             readiness checks fail, and all else is answered, with `Connection: close`. Then the
             server stops. Choose a time in which load balancers notice. Defaults to `0.0`.
         connection_seconds: float. The age from which a connection is closed behind an answer, by
-            chance up to a tenth later, so that clients connect anew and reach new servers.
-            Defaults to `inf`: connections may stay open.
+            chance up to a tenth later, so that clients connect anew and reach new servers. A gRPC
+            connection stays open as long as a stream is. Defaults to `inf`: connections may stay
+            open.
 
     Raises:
         InvalidInputError: A limit is not a positive number.

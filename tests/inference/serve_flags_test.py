@@ -1,13 +1,18 @@
 import argparse
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
-from keras_deepseek.inference import HttpLimits, ModelOptions, Padding, command, serve_settings
-from keras_deepseek.inference.serve_settings import read_settings
+from keras_deepseek.inference import HttpLimits, ModelOptions, Padding, ServerOptions, command
+from keras_deepseek.inference.models import model_options
+from keras_deepseek.inference.models.model_options import ModelKeywords
+from keras_deepseek.inference.options import read_flags
+from keras_deepseek.inference.server import server_options
+from keras_deepseek.inference.server.server_options import ServerKeywords
 
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "google", "google.protobuf")
 EVERYTHING = ("uvicorn", *GRPC)
@@ -18,7 +23,8 @@ def installed(monkeypatch):
     """Makes the settings see these packages alone: here, all that they look for."""
 
     def make(*names):
-        monkeypatch.setattr(serve_settings, "find_spec", lambda name: name in names or None)
+        for module in (command, server_options):
+            monkeypatch.setattr(module, "find_spec", lambda name: name in names or None)
 
     make(*EVERYTHING)
     return make
@@ -30,35 +36,36 @@ def parse(*arguments):
     return parser.parse_args(arguments)
 
 
-def read(*arguments):
-    return read_settings(parse("model.keras", *arguments))
+def read_engine(*arguments):
+    return command.read_engine(parse("model.keras", *arguments))
 
 
-def test_the_defaults_are_those_of_the_engine():
-    settings = read("--no-grpc")
-    options = vars(ModelOptions())
-    assert settings.model == "model.keras"
-    assert {name: settings.of_engine.get(name, options[name]) for name in options} == options
-    assert settings.of_servers == {
-        "host": "127.0.0.1",
-        "http_port": 8501,
-        "grpc_port": None,
-        "tokens": None,
-        "ssl_context": None,
-        "grpc_credentials": None,
-        "max_body_bytes": 64 * 2**20,
-        "limits": HttpLimits(),
-        "access_log": False,
-        "traces": False,
-        "model_control": "none",
-        "management_tokens": None,
-    }
+def read_servers(*arguments):
+    return command.read_servers(parse("model.keras", *arguments))
 
 
-def test_each_flag_is_an_argument_of_the_engine():
+def test_without_flags_the_options_keep_their_defaults():
+    assert command.read_model(parse("model.keras")) == "model.keras"
+    assert ModelOptions(**read_engine("--threads", "1")) == ModelOptions(threads=1)
+    assert read_servers("--no-grpc") == ServerOptions(limits=HttpLimits())
+
+
+@pytest.mark.parametrize(
+    ("options", "keywords"),
+    [(ModelOptions, ModelKeywords), (ServerOptions, ServerKeywords)],
+)
+def test_each_option_is_a_keyword_and_has_a_flag(options, keywords):
+    names = {option.name for option in fields(options)}
+    assert names - {"http_port", "grpc_port"} == set(keywords.__annotations__)
+    parsed = read_flags(options, parse("model.keras"))
+    assert set(parsed) <= names
+    assert all(option.metadata["flags"] or option.metadata["read"] for option in fields(options))
+
+
+def test_flags_set_arguments_of_the_engine():
     words = "--name a --model-version 3 --batch-size 4 --max-wait 0.1 --max-queue-rows 9 --isolated"
     words += " --batch-timeout 2 --max-concurrent-batches 1 --no-warm-up --log-requests f"
-    options = read(*words.split(), "--sample", "0.5").of_engine
+    options = read_engine(*words.split(), "--sample", "0.5")
     expected = {
         "name": "a",
         "version": 3,
@@ -89,25 +96,25 @@ def test_each_flag_is_an_argument_of_the_engine():
     ],
 )
 def test_padding_is_read_from_pairs(words, padding):
-    assert read(*words.split()).of_engine["padding"] == padding
+    assert read_engine(*words.split())["padding"] == padding
 
 
 def test_limits_are_those_of_a_connection():
     words = ("--limit", "idle_seconds=10", "--limit", "max_connections=2", "--max-body-bytes", "5")
-    options = read(*words).of_servers
-    assert options["limits"] == HttpLimits(idle_seconds=10, max_connections=2)
-    assert options["max_body_bytes"] == 5
+    options = read_servers(*words)
+    assert options.limits == HttpLimits(idle_seconds=10, max_connections=2)
+    assert options.max_body_bytes == 5
 
 
 def test_one_certificate_serves_both_ports(certificates, tmp_path):
     grpc = pytest.importorskip("grpc")
     key, certificate = (certificates / f"server.{suffix}" for suffix in ("key", "pem"))
     words = ("--tls-certificate", str(certificate), "--tls-key", str(key))
-    options = read(*words).of_servers
-    assert options["grpc_port"] == 8500
-    assert options["ssl_context"] is not None
-    assert isinstance(options["grpc_credentials"], grpc.ServerCredentials)
-    assert read(*words, "--no-grpc").of_servers["grpc_credentials"] is None
+    options = read_servers(*words)
+    assert options.grpc_port == 8500
+    assert options.ssl_context is not None
+    assert isinstance(options.grpc_credentials, grpc.ServerCredentials)
+    assert read_servers(*words, "--no-grpc").grpc_credentials is None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,7 @@ def test_the_port_of_grpc_is_tf_serving_s_where_grpc_is_installed(
     installed, arguments, names, port
 ):
     installed(*names)
-    assert read(*arguments).of_servers["grpc_port"] == port
+    assert read_servers(*arguments).grpc_port == port
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,7 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
 ):
     installed(*names)
     with pytest.raises(MissingExtraError, match=rf"keras_deepseek\[{extra}\]"):
-        read(*arguments)
+        read_servers(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
         ("--no-grpc --grpc-port 1", "both --grpc-port and --no-grpc"),
         ("--sample 0.5", "Add --log-requests FILE"),
         ("--batch-timeout 5", "Add --isolated"),
-        ("--max-wait 0.01", "Add --batch-size N"),
+        ("--max-wait 0.01", r"\(--batch-size N\)"),
         ("--pad-value x=0", "without --pad-lengths"),
         ("--pad-lengths 8 --pad-value x=0", "without --pad-mask"),
         ("--pad-lengths 8,4 --pad-mask by_value", "rising integers"),
@@ -162,38 +169,39 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
         ("--http-port 70000", "from 0 to 65535, received 70000"),
         ("--http-port 8500", "port 8500 for both"),
         ("--grpc-port -1", "from 0 to 65535, received -1"),
-        ("--max-body-bytes 0", "`--max-body-bytes` must be a positive integer"),
+        ("--max-body-bytes 0", "`max_body_bytes` must be a positive integer"),
         ("--token-file nothing", "Can't read the tokens in 'nothing'"),
         ("--tls-key key.pem", "--tls-key without --tls-certificate. Add"),
         ("--client-ca ca.pem", "--client-ca without --tls-certificate. Add"),
         ("--tls-certificate nothing", "Can't use the certificate 'nothing'"),
     ],
 )
-def test_what_is_wrong_in_itself_is_refused(words, message):
+def test_wrong_flags_are_refused_before_a_model_is_loaded(words, message):
     with pytest.raises(InvalidInputError, match=message):
-        read(*words.split())
+        (read_engine(*words.split()), read_servers(*words.split()))
 
 
 @pytest.mark.parametrize("flag", ["--name", "--model-version"])
 def test_models_of_a_file_have_their_own_names_and_versions(flag):
     with pytest.raises(InvalidInputError, match=f"Received {flag} with --model-config"):
-        read_settings(parse("--model-config", "models", flag, "1"))
+        command.read_model(parse("--model-config", "models", flag, "1"))
 
 
 def test_a_folder_of_versions_names_them(tmp_path):
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "model.onnx").touch()
     with pytest.raises(InvalidInputError, match=r"folder of versions\. Remove it"):
-        read_settings(parse(str(tmp_path), "--model-version", "1"))
+        command.read_model(parse(str(tmp_path), "--model-version", "1"))
 
 
 def test_reading_loads_no_framework():
     pytest.importorskip("uvicorn")
     code = "import argparse, sys\n"
-    code += "from keras_deepseek.inference import command, serve_settings\n"
+    code += "from keras_deepseek.inference import command\n"
     code += "parser = argparse.ArgumentParser()\ncommand.add_arguments(parser)\n"
+    code += "assert 'numpy' not in sys.modules\n"
     code += "arguments = parser.parse_args(['model.keras', '--no-grpc'])\n"
-    code += "serve_settings.read_settings(arguments)\n"
+    code += "command.read_engine(arguments), command.read_servers(arguments)\n"
     code += "loaded = {'keras', 'tensorflow', 'jax', 'torch', 'onnxruntime'} & set(sys.modules)\n"
     code += "assert not loaded, loaded"
     subprocess.run(
@@ -211,11 +219,11 @@ def test_reading_loads_no_framework():
     ],
 )
 def test_the_threads_are_those_of_the_flag_or_of_the_container(monkeypatch, words, limit, threads):
-    monkeypatch.setattr(serve_settings.os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(serve_settings, "find_cpu_limit", lambda: limit)
-    assert read("--no-grpc", *words).of_engine.get("threads") == threads
+    monkeypatch.setattr(model_options.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(model_options, "find_cpu_limit", lambda: limit)
+    assert read_engine(*words).get("threads") == threads
 
 
 def test_a_number_of_threads_below_1_is_refused():
     with pytest.raises(InvalidInputError, match="`--threads` must be a positive integer"):
-        read("--threads", "0")
+        read_engine("--threads", "0")

@@ -1,0 +1,145 @@
+"""Options as fields of a frozen dataclass, each with its check and its command-line flags.
+
+`ServerOptions` and `ModelOptions` consist of them. These modules load no NumPy, so that `--help`
+can read their flags.
+"""
+
+import argparse
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.arguments import check_seconds
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+COUNT: dict[str, Any] = {"check": check_integer, "type": int, "metavar": "N"}
+SECONDS: dict[str, Any] = {"check": check_seconds, "type": float, "metavar": "SECONDS"}
+SWITCH: dict[str, Any] = {"check": check_boolean, "action": "store_true"}
+"""Arguments of `option` for common kinds of options."""
+
+
+class Flag:
+    """A flag of `keras-deepseek serve`.
+
+    Args:
+        name: As in `"--http-port"`.
+        group: The title of its group in `--help`.
+        text: The help text. `{default}` stands for the default of the option.
+        settings: Further arguments of `ArgumentParser.add_argument`.
+    """
+
+    def __init__(self, name: str, group: str, text: str, **settings: Any) -> None:
+        self.name = name
+        self.group = group
+        self.text = text
+        self.settings = settings
+
+
+def option(
+    group: str = "",
+    text: str = "",
+    *flags: Flag,
+    flag: str = "",
+    check: Callable[[str, Any], object] | None = None,
+    read: Callable[[argparse.Namespace], Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Returns the metadata of the dataclass field of an option.
+
+    Args:
+        group: As in `Flag`. Empty: the option has no flag of its own.
+        text: As in `Flag`.
+        flags: Further flags, which `read` reads.
+        flag: The name of the flag. Empty: that of the field, as in `--http-port`.
+        check: Function of the name and the value, which raises an error for a wrong value. A
+            default of `None` needs no check.
+        read: Function of the parsed flags, which returns the value, or `None` if no flag sets it.
+            `None`: it is the value of the flag.
+        settings: As in `Flag`.
+    """
+    own_flag = (Flag(flag, group, text, **settings),) if group else ()
+    return {"flags": (*own_flag, *flags), "check": check, "read": read}
+
+
+def check_options(options: Any) -> None:
+    """Calls the check of each option that is not at a default of `None`."""
+    for item in fields(options):
+        value, check = getattr(options, item.name), item.metadata.get("check")
+        if check is not None and not (value is None and item.default is None):
+            check(item.name, value)
+
+
+def add_flags(options: type, groups: Mapping[str, "argparse._ArgumentGroup"]) -> None:
+    """Adds the flags of a class of options to the groups of a parser, by title."""
+    for item in fields(options):
+        default = f"{item.default:g}" if isinstance(item.default, float) else item.default
+        for flag in item.metadata.get("flags", ()):
+            groups[flag.group].add_argument(
+                flag.name or "--" + item.name.replace("_", "-"),
+                help=flag.text.format(default=default),
+                **flag.settings,
+            )
+
+
+def read_flags(options: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options that are set by flags, by name."""
+    values = {}
+    for item in fields(options):
+        flags, read = item.metadata["flags"], item.metadata["read"]
+        if read is not None:
+            values[item.name] = read(arguments)
+        elif flags:
+            name = flags[0].name.removeprefix("--").replace("-", "_") or item.name
+            values[item.name] = getattr(arguments, name)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def show_options(options: type, keywords: Any) -> Callable[[FunctionT], FunctionT]:
+    """Decorator that shows `**options` of a function as keywords, in `help` and in notebooks.
+
+    The names are those of a `TypedDict`, the defaults those of the class of options.
+    """
+
+    def decorate(function: FunctionT) -> FunctionT:
+        plain = inspect.signature(function)
+        parameters = [
+            parameter
+            for parameter in plain.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        defaults = inspect.signature(options).parameters
+        parameters += [
+            defaults[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name in keywords.__annotations__
+        ]
+        function.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def read_pairs(flag: str, pairs: Iterable[str]) -> dict[str, str]:
+    """Parses the values of a flag that is repeated for each `NAME=VALUE`."""
+    values: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not (name and sign and value) or name in values:
+            raise InvalidInputError(
+                f"Received {flag} {pair!r}. Expected NAME=VALUE, with each name once."
+            )
+        values[name] = value
+    return values
+
+
+def read_number(flag: str, text: str) -> Any:
+    """Parses a number as an integer if possible, else as a float."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise InvalidInputError(f"Received {text!r} in {flag}. Expected a number.")
