@@ -28,7 +28,6 @@ from keras_deepseek.inference.http.routing import (
     DESCRIPTION_PATH,
     OBJECT,
     Operation,
-    Parameters,
     Route,
     Router,
 )
@@ -168,13 +167,13 @@ class HttpApplication:
         """
         if self.service.access_log is not None:  # Lines of the log name it from here on.
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
-        route, parameters = self.router.find(request)
+        route, request.parameters = self.router.find(request)
         request.route = route.path
         request.trace.protocol, request.trace.call = route.protocol, route.call
         if route.is_management:
             _refuse_other_sites(request)
             self.service.model_control.check(request.headers.get("authorization"))
-        return await route.handler(self.service, request, parameters)
+        return await route.handler(self.service, request)
 
     def _name(self, request: HttpRequest, response: HttpResponse) -> None:
         """Adds the id by which the log names a request to its answer."""
@@ -225,9 +224,7 @@ class HttpApplication:
         await asyncio.to_thread(self.service.close)
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _describe(
-        self, service: Service, request: HttpRequest, _parameters: Parameters
-    ) -> HttpResponse:
+    async def _describe(self, service: Service, request: HttpRequest) -> HttpResponse:
         """Answers with the OpenAPI document of the routes, and of the models as they are now."""
         routes = self.router.routes
         if not service.model_control.is_on:

@@ -93,6 +93,7 @@ class HttpRequest:
         exchange: What this package's own server adds; `None` behind another server.
         trace: Its notes for metrics and logs.
         route: The path template of its route. Empty until the route is found.
+        parameters: The parts of the path that stand in braces in the template, by their names.
         watcher: The task that waits for the client to hang up.
     """
 
@@ -108,6 +109,7 @@ class HttpRequest:
     exchange: Exchange | None = field(default=None, compare=False)
     trace: RequestTrace = field(default_factory=lambda: RequestTrace("http"), compare=False)
     route: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
     watcher: "asyncio.Task[None] | None" = field(default=None, compare=False)
 
     def call_on_disconnect(self, callback: Callable[[], object]) -> None:

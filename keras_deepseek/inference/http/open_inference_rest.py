@@ -23,7 +23,6 @@ from keras_deepseek.inference.http.routing import (
     TEXT,
     Handler,
     Operation,
-    Parameters,
     Route,
     fields,
 )
@@ -36,39 +35,33 @@ PROTOCOL = "open_inference"
 """The label of the metrics."""
 
 
-async def server_metadata(
-    _service: Service, _request: HttpRequest, _parameters: Parameters
-) -> HttpResponse:
+async def server_metadata(_service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers with the server's name, version and extensions."""
     content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
     return answer_json(content)
 
 
-async def live(_service: Service, _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def live(_service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers 200, because the server is alive."""
     return answer_json({"live": True})
 
 
-async def ready(service: Service, _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def ready(service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers 200 if the server is ready, else 503."""
     return answer_json({"ready": service.ready}, 200 if service.ready else 503)
 
 
-async def model_ready(
-    service: Service, request: HttpRequest, parameters: Parameters
-) -> HttpResponse:
+async def model_ready(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers 200 if the model is ready, else 503."""
-    version = service.engine.find(parameters["name"], read_version(parameters))
+    version = service.engine.find(request.parameters["name"], read_version(request.parameters))
     request.trace.model = version.name
     is_ready = service.ready and version.state == "AVAILABLE"
     return answer_json({"name": version.name, "ready": is_ready}, 200 if is_ready else 503)
 
 
-async def model_metadata(
-    service: Service, request: HttpRequest, parameters: Parameters
-) -> HttpResponse:
+async def model_metadata(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the inputs and outputs of a model."""
-    version = service.engine.find(parameters["name"], read_version(parameters))
+    version = service.engine.find(request.parameters["name"], read_version(request.parameters))
     request.trace.model = version.name
     numbers = [str(number) for number in service.engine.models[version.name].versions]
     return answer_json(
@@ -76,9 +69,9 @@ async def model_metadata(
     )
 
 
-async def infer(service: Service, request: HttpRequest, parameters: Parameters) -> HttpResponse:
+async def infer(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
-    name, version = parameters["name"], read_version(parameters)
+    name, version = request.parameters["name"], read_version(request.parameters)
     service.check_ready(name)  # Before a body is read in vain.
     model_version = service.engine.find(name, version)
     body = await read_model_body(service, request, model_version)
@@ -110,9 +103,7 @@ async def infer(service: Service, request: HttpRequest, parameters: Parameters) 
     return HttpResponse(200, answer, "application/octet-stream", headers)
 
 
-async def repository_index(
-    service: Service, request: HttpRequest, _parameters: Parameters
-) -> HttpResponse:
+async def repository_index(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the state of every version of every model."""
     body = await read_body(request, service.options.max_body_bytes)
     only_ready = open_inference_models.parse_repository_index(body)
@@ -120,21 +111,17 @@ async def repository_index(
     return answer_json(open_inference_models.repository_index(states, only_ready))
 
 
-async def repository_load(
-    service: Service, request: HttpRequest, parameters: Parameters
-) -> HttpResponse:
+async def repository_load(service: Service, request: HttpRequest) -> HttpResponse:
     """Loads the versions in a model's folder. Answers when they are served."""
-    name = parameters["name"]
+    name = request.parameters["name"]
     await asyncio.to_thread(service.engine.repository.load_folder, name)
     request.trace.model = name
     return answer_json({"name": name, "load": True})
 
 
-async def repository_unload(
-    service: Service, request: HttpRequest, parameters: Parameters
-) -> HttpResponse:
+async def repository_unload(service: Service, request: HttpRequest) -> HttpResponse:
     """Closes a model. Answers when its accepted requests are answered."""
-    name = parameters["name"]
+    name = request.parameters["name"]
     await asyncio.to_thread(service.engine.repository.unload, name)
     request.trace.model = name
     return answer_json({"name": name, "unload": True})

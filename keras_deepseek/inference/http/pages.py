@@ -13,19 +13,19 @@ from pathlib import Path
 from keras_deepseek.errors import MissingExtraError
 from keras_deepseek.inference.http.answers import Headers, answer_json
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
-from keras_deepseek.inference.http.routing import OBJECT, TEXT, Operation, Parameters, Route
+from keras_deepseek.inference.http.routing import OBJECT, TEXT, Operation, Route
 from keras_deepseek.inference.server.server import NOT_READY
 from keras_deepseek.inference.server.service import Service
 
 
-async def health(service: Service, _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def health(service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers 200 if the server is ready, else 503."""
     if not service.ready:
         raise HttpError(503, NOT_READY)
     return answer_json({"status": "ready"})
 
 
-async def metrics(service: Service, request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def metrics(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with all metrics: as OpenMetrics if the client accepts it, else as Prometheus's text.
 
     Answers 501 if `prometheus_client` is not installed. Other paths don't need it.
@@ -40,7 +40,7 @@ async def metrics(service: Service, request: HttpRequest, _parameters: Parameter
     return HttpResponse(200, body, content_type)
 
 
-async def page(_service: Service, _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def page(_service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers with the HTML page."""
     body, headers = _read_page()
     return HttpResponse(200, body, "text/html; charset=utf-8", headers)

@@ -73,7 +73,7 @@ ERROR = ErrorForm("Error", fields({"error": TEXT}), lambda message, _status: {"e
 Parameters = Mapping[str, str]
 """The parts of a path that stand in braces in its template, by their names."""
 
-Handler = Callable[[Service, HttpRequest, Parameters], Awaitable[HttpResponse]]
+Handler = Callable[[Service, HttpRequest], Awaitable[HttpResponse]]
 """A coroutine function that answers a route's requests. It must not block the event loop.
 
 It reads the body by `body.read_body`, or by `answers.read_model_body` if it is a model's, awaits

@@ -22,7 +22,6 @@ from keras_deepseek.inference.http.routing import (
     DescribeModel,
     Handler,
     Operation,
-    Parameters,
     Route,
     fields,
 )
@@ -35,9 +34,9 @@ PROTOCOL = "tf_serving"
 """The label of the metrics."""
 
 
-async def status(service: Service, request: HttpRequest, parameters: Parameters) -> HttpResponse:
+async def status(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the state of one version, or of all, as GetModelStatus does."""
-    name, version, label = _read(parameters)
+    name, version, label = _read(request)
     if label:
         states: Sequence[ModelVersion | FailedVersion] = [
             _find(service.engine, name, version, label)
@@ -52,19 +51,19 @@ async def status(service: Service, request: HttpRequest, parameters: Parameters)
     )
 
 
-async def metadata(service: Service, request: HttpRequest, parameters: Parameters) -> HttpResponse:
+async def metadata(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the signature of a version, as GetModelMetadata does."""
-    version = _find(service.engine, *_read(parameters))
+    version = _find(service.engine, *_read(request))
     request.trace.model = version.name
     return answer_json(
         tf_serving.format_metadata(version.name, version.signature, str(version.number))
     )
 
 
-async def predict(service: Service, request: HttpRequest, parameters: Parameters) -> HttpResponse:
+async def predict(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with a model's outputs in the form of the request, rows or columns."""
-    service.check_ready(parameters["name"])
-    body = await _read_body(service, request, parameters)
+    service.check_ready(request.parameters["name"])
+    body = await _read_body(service, request)
     forms: list[bool] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -72,16 +71,14 @@ async def predict(service: Service, request: HttpRequest, parameters: Parameters
         forms.append(call.is_row_form)
         return signature.bind(call.inputs)
 
-    outputs = await _dispatch(service, request, parameters, bind, body)
+    outputs = await _dispatch(service, request, bind, body)
     return HttpResponse(body=tf_serving.encode_outputs(outputs, forms[-1]))
 
 
-async def answer_examples(
-    service: Service, request: HttpRequest, parameters: Parameters, *, method: str
-) -> HttpResponse:
+async def answer_examples(service: Service, request: HttpRequest, *, method: str) -> HttpResponse:
     """Answers with the predicted classes, or the predicted number, of each example."""
-    service.check_ready(parameters["name"])
-    body = await _read_body(service, request, parameters)
+    service.check_ready(request.parameters["name"])
+    body = await _read_body(service, request)
     rows: list[int] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -89,23 +86,22 @@ async def answer_examples(
         rows.append(len(next(iter(inputs.values()))))
         return inputs
 
-    outputs = await _dispatch(service, request, parameters, bind, body)
+    outputs = await _dispatch(service, request, bind, body)
     results = tf_serving_examples.read_results(method, outputs, rows[-1])
     return HttpResponse(body=tf_serving_examples.encode_results(results))
 
 
-async def _read_body(service: Service, request: HttpRequest, parameters: Parameters) -> bytes:
-    return await read_model_body(service, request, _find(service.engine, *_read(parameters)))
+async def _read_body(service: Service, request: HttpRequest) -> bytes:
+    return await read_model_body(service, request, _find(service.engine, *_read(request)))
 
 
 async def _dispatch(
     service: Service,
     request: HttpRequest,
-    parameters: Parameters,
     bind: Callable[[Signature], Inputs],
     body: bytes,
 ) -> Inputs:
-    name, version, label = _read(parameters)
+    name, version, label = _read(request)
     not_found = partial(_not_found, name, version, label)
     options: RequestOptions = {"version": version, "label": label}
     return await dispatch(service, request, name, bind, text=body, not_found=not_found, **options)
@@ -184,8 +180,9 @@ ROUTES = tuple(
 )
 
 
-def _read(parameters: Parameters) -> tuple[str, int | None, str]:
+def _read(request: HttpRequest) -> tuple[str, int | None, str]:
     """Returns the model, the version and the label in the path."""
+    parameters = request.parameters
     return parameters["name"], read_version(parameters), parameters.get("label", "")
 
 

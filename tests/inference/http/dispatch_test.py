@@ -22,14 +22,14 @@ from tests.oracles.rest_client import RestClient
 pytest.importorskip("uvicorn")
 
 
-async def answer(service, request, parameters):
+async def answer(service, request):
     body = await read_body(request, service.options.max_body_bytes)
 
     def bind(signature):
         rows = load_object(body, "with a list of 'rows'").get("rows")
         return signature.bind(inputs_from_rows(rows, signature, "rows"))
 
-    outputs = await dispatch(service, request, parameters["name"], bind, text=body)
+    outputs = await dispatch(service, request, request.parameters["name"], bind, text=body)
     return answer_json({"answers": rows_from_outputs(outputs)})
 
 
