@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keras_deepseek.inference.engine import ServingEngine
-    from keras_deepseek.inference.server.termination import Interruption
 
 NAME = "serve"
 HELP = "serve a bundle or a model file to clients of TF Serving and of Open Inference"
@@ -108,6 +107,8 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.inference.model_download import fetch_model, is_uri
     from keras_deepseek.inference.process_limits import raise_limit
     from keras_deepseek.inference.server.admin_server import AdminServer
+    from keras_deepseek.inference.server.live_line import LiveLine
+    from keras_deepseek.inference.server.server import wait_until_stopped
     from keras_deepseek.inference.server.termination import Interruption
 
     model, of_engine = read_model(arguments), read_engine(arguments)
@@ -131,7 +132,10 @@ def run(arguments: argparse.Namespace) -> None:
                     engine.serve(**vars(replace(options, admin_port=None)))
                 threads = of_engine.get("threads", "as the runtime chooses")
                 logging.getLogger(__name__).info("The model is ready. CPU threads: %s.", threads)
-                _wait(engine, options, arguments.no_grpc, interruption)
+                # Log lines and a live line would mix on the terminal.
+                live_line = None if options.access_log else LiveLine(engine)
+                line = _describe(engine, arguments.no_grpc)
+                wait_until_stopped(engine.servers, line, interruption, live_line)
     finally:
         # Another signal ends the process without waiting for requests in flight.
         if engine is not None:
@@ -229,23 +233,6 @@ def _one_line_warnings() -> "Iterator[None]":
         yield
     finally:
         warnings.formatwarning = default_format
-
-
-def _wait(
-    engine: "ServingEngine", options: ServerOptions, no_grpc: bool, interruption: "Interruption"
-) -> None:
-    """Prints the server's address, and waits for a signal that ends it."""
-    from keras_deepseek.inference.server.live_line import LiveLine
-    from keras_deepseek.inference.server.server import rare_collections, unready_after_signal
-
-    servers = engine.servers
-    # Log lines and a live line would mix on the terminal.
-    line = contextlib.nullcontext() if options.access_log else LiveLine(engine)
-    seconds = servers[0].service.limits.unready_seconds
-    with rare_collections(), unready_after_signal(servers, seconds, interruption), line:
-        print(_describe(engine, no_grpc), flush=True)
-        # It also raises for a signal that was lost during an import.
-        interruption.wait(servers[0].ended)
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:

@@ -26,13 +26,19 @@ from keras_deepseek.inference.options import show_options
 from keras_deepseek.inference.process_limits import most_connections
 from keras_deepseek.inference.server.admin_server import AdminServer
 from keras_deepseek.inference.server.http_limits import HttpLimits
-from keras_deepseek.inference.server.server import Server, stop_servers, wait_until_stopped
+from keras_deepseek.inference.server.server import (
+    Server,
+    describe_servers,
+    stop_servers,
+    wait_until_stopped,
+)
 from keras_deepseek.inference.server.server_options import (
     ApplicationKeywords,
     ServerKeywords,
     ServerOptions,
 )
 from keras_deepseek.inference.server.service import Service
+from keras_deepseek.inference.server.termination import Interruption
 from keras_deepseek.stderr_log import log_warnings_to_stderr
 
 
@@ -291,8 +297,8 @@ class ServingEngine(Dispatcher):
         checked = ServerOptions(http_port, grpc_port, **options)
         checked.check_ports()
         servers = self._make_servers(checked)
-        limits = servers[0].service.limits
-        self._grace_seconds = max(limits.grace_seconds, self._grace_seconds or 0.0)
+        seconds = servers[0].service.limits.grace_seconds
+        self._grace_seconds = max(seconds, self._grace_seconds or 0.0)
         if checked.admin_port is not None:
             admin = AdminServer(checked.host, checked.admin_port, self)
             admin.start()
@@ -300,7 +306,10 @@ class ServingEngine(Dispatcher):
         with log_warnings_to_stderr() if block else contextlib.nullcontext():
             self._start_servers(servers)
             if block:
-                wait_until_stopped(self, servers, limits.unready_seconds)
+                with Interruption() as interruption:
+                    wait_until_stopped(servers, describe_servers(self, servers), interruption)
+                if interruption.has_come:
+                    stop_servers(servers)
         return servers[0]
 
     @show_options(ServerOptions, ApplicationKeywords)

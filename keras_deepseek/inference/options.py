@@ -23,20 +23,14 @@ SWITCH: dict[str, Any] = {"check": check_boolean, "action": "store_true"}
 
 
 class Flag:
-    """A flag of `keras-deepseek serve`.
+    """A flag of `keras-deepseek serve`, in a group of `--help` that has this title.
 
-    Args:
-        name: As in `"--http-port"`.
-        group: The title of its group in `--help`.
-        text: The help text. `{default}` stands for the default of the option.
-        settings: Further arguments of `ArgumentParser.add_argument`.
+    In `text`, `{default}` stands for the default of the option. `settings` are further arguments of
+    `ArgumentParser.add_argument`.
     """
 
     def __init__(self, name: str, group: str, text: str, **settings: Any) -> None:
-        self.name = name
-        self.group = group
-        self.text = text
-        self.settings = settings
+        self.name, self.group, self.text, self.settings = name, group, text, settings
 
 
 def option(
@@ -50,16 +44,10 @@ def option(
 ) -> dict[str, Any]:
     """Returns the metadata of the dataclass field of an option.
 
-    Args:
-        group: As in `Flag`. Empty: the option has no flag of its own.
-        text: As in `Flag`.
-        flags: Further flags, which `read` reads.
-        flag: The name of the flag. Empty: that of the field, as in `--http-port`.
-        check: Function of the name and the value, which raises an error for a wrong value. A
-            default of `None` needs no check.
-        read: Function of the parsed flags, which returns the value, or `None` if no flag sets it.
-            `None`: it is the value of the flag.
-        settings: As in `Flag`.
+    With a `group` the option has a `Flag`, named as the field if `flag` is empty. `flags` are
+    further ones. `check` gets the name and the value, and raises an error for a wrong value; a
+    default of `None` needs no check. `read` gets the parsed flags, and returns the value, or `None`
+    if no flag sets it. Without `read`, it is the value of the flag.
     """
     own_flag = (Flag(flag, group, text, **settings),) if group else ()
     return {"flags": (*own_flag, *flags), "check": check, "read": read}

@@ -5,10 +5,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from traceback import clear_frames
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 from urllib.parse import unquote
 
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.arguments import RequestOptions
 from keras_deepseek.inference.errors import NOT_OF_MODEL, STATUSES, DeadlineExceededError
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
@@ -109,31 +110,22 @@ def time_left(context: Any) -> float | None:
 
 def dispatch(
     service: Service,
-    bind: Bind,
     name: str,
-    version: int | None,
-    label: str,
-    timeout: float | None,
-    priority: int = 0,
+    bind: Bind,
+    **options: Unpack[RequestOptions],
 ) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
-    """Puts a request into a model's queue. Returns a future for `outputs_of`, and the version.
+    """Puts a request into the queue of the model `name`.
 
-    `bind` returns the inputs for the signature of the version that answers. `version=None` is the
-    newest, an empty `label` none, and `timeout` the seconds until the client's deadline. Cancelling
-    the future takes the request out of the queue.
+    Returns a future for `outputs_of`, and the version that answers. `bind` returns the inputs for
+    its signature. The option `timeout` is the seconds until the client's deadline. Cancelling the
+    future takes the request out of the queue.
     """
     service.check_ready(name)
+    timeout = options.get("timeout")
     if timeout is not None and timeout <= 0:
         raise DeadlineExceededError("The request's deadline passed before it was read.")
-    return service.engine.dispatch_async(
-        bind,
-        current_trace.get(),
-        model=name,
-        version=version,
-        label=label,
-        timeout=timeout,
-        priority=priority,
-    )
+    options["model"] = name
+    return service.engine.dispatch_async(bind, current_trace.get(), **options)
 
 
 async def outputs_of(

@@ -5,6 +5,7 @@ import asyncio
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.arguments import RequestOptions
 from keras_deepseek.inference.grpc.answers import Inputs, dispatch, outputs_of
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import PLATFORM, repository_states, version_number
@@ -76,9 +77,12 @@ def start_infer(
         return open_inference_grpc.bind_tensors(call.inputs, signature)
 
     limits = read_timeout_and_priority(call.parameters).within(timeout)
-    return dispatch(
-        service, bind, call.model_name, number, "", limits.timeout, priority=limits.priority
-    )
+    options: RequestOptions = {
+        "version": number,
+        "timeout": limits.timeout,
+        "priority": limits.priority,
+    }
+    return dispatch(service, call.model_name, bind, **options)
 
 
 async def repository_index(service: Service, data: bytes, _timeout: float | None) -> bytes:

@@ -7,6 +7,7 @@ from functools import partial
 
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.inference.arguments import RequestOptions
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.grpc.answers import (
     Bind,
@@ -160,10 +161,13 @@ async def _ask(
     """Runs the model that a request names; returns the outputs and the version's number."""
     check_named(model)
     tf_serving.check_signature_name(model.signature_name)
+    options: RequestOptions = {
+        "version": version_of(model),
+        "label": model.label,
+        "timeout": timeout,
+    }
     try:
-        future, version = dispatch(
-            service, bind, model.name, version_of(model), model.label, timeout
-        )
+        future, version = dispatch(service, model.name, bind, **options)
     except ModelNotFoundError as error:
         raise _not_found(model, error) from error
     return await outputs_of(model.name, future, current_trace.get()), version.number

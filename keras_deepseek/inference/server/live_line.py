@@ -3,8 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.histogram import SECONDS, Histogram, HistogramValues
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@dataclass(frozen=True)
-class LiveStatistics:
+class LiveStatistics(NamedTuple):
     """The statistics of all models of an engine between two readings.
 
     Args:
@@ -35,8 +33,7 @@ class LiveStatistics:
     waiting_rows: int
 
 
-@dataclass(frozen=True)
-class _Sums:
+class _Sums(NamedTuple):
     time: float
     latencies: Mapping[Called, HistogramValues]
     batches: int

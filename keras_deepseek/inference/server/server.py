@@ -198,22 +198,25 @@ def describe_servers(engine: Dispatcher, servers: Sequence[Server]) -> str:
 
 
 def wait_until_stopped(
-    engine: Dispatcher, servers: Sequence[Server], unready_seconds: float
+    servers: Sequence[Server],
+    line: str,
+    interruption: Interruption,
+    live_line: contextlib.AbstractContextManager[object] | None = None,
 ) -> None:
-    """Prints the URLs. Returns when the servers have ended, or stops them after a signal."""
+    """Prints a line. Returns when the servers have ended, or raises after a signal."""
+    seconds = servers[0].service.limits.unready_seconds
     with (
-        Interruption() as interruption,
-        rare_collections(),
-        unready_after_signal(servers, unready_seconds, interruption),
+        _rare_collections(),
+        _unready_after_signal(servers, seconds, interruption),
+        live_line or contextlib.nullcontext(),
     ):
-        print(describe_servers(engine, servers), flush=True)
+        print(line, flush=True)
+        # It also raises for a signal that was lost during an import.
         interruption.wait(servers[0].ended)
-    if interruption.has_come:
-        stop_servers(servers)
 
 
 @contextlib.contextmanager
-def rare_collections() -> Iterator[None]:
+def _rare_collections() -> Iterator[None]:
     """Context manager in which garbage is collected rarely, for a process that only serves.
 
     By default the objects of one batch of requests start a collection, though they are no garbage.
@@ -228,7 +231,7 @@ def rare_collections() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unready_after_signal(
+def _unready_after_signal(
     servers: Sequence[Server], seconds: float, interruption: Interruption
 ) -> Iterator[None]:
     """Context manager that makes servers unready for some seconds when a signal ends its block.

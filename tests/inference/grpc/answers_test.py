@@ -67,7 +67,7 @@ def test_no_deadline_is_told_as_none_however_grpc_tells_it(time_remaining, expec
 
 def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, caplog):
     async def ask(value):
-        future, version = dispatch(service, lambda _: rows(value), "model", None, "", None)
+        future, version = dispatch(service, "model", lambda _: rows(value))
         assert version is service.engine.find()
         return await outputs_of("model", future, None)
 
@@ -83,10 +83,10 @@ def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, capl
 def test_a_deadline_that_has_passed_and_a_server_that_is_not_ready_are_refused(doubler, rows):
     service = service_of(ServingEngine(doubler))
     with pytest.raises(ClosedError, match="not ready"):
-        dispatch(service, lambda _: rows(1), "model", None, "", None)
+        dispatch(service, "model", lambda _: rows(1))
     service.engine.start()
     with pytest.raises(DeadlineExceededError, match="before it was read"):
-        dispatch(service, lambda _: rows(1), "model", None, "", 0.0)
+        dispatch(service, "model", lambda _: rows(1), timeout=0.0)
     service.engine.close()
 
 

@@ -347,7 +347,7 @@ def test_a_processor_that_fails_takes_no_other_span_with_it(provider, exporter, 
 
 
 def test_nothing_is_traced_that_was_not_asked_for(serve_http):
-    assert serve_http(False).traces is None
+    assert serve_http(False).service.traces is None
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
@@ -428,7 +428,7 @@ def test_a_collector_that_the_environment_names_gets_the_spans(collector):
     assert {span.trace_id.hex() for span in scope.spans} == {f"{TRACE_ID:032x}"}
 
 
-SERVER = types.SimpleNamespace(url="https://[::1]:8501", host="::1", port=8501)
+SERVICE = types.SimpleNamespace(address=("::1", 8501))
 
 
 def conventions():
@@ -449,7 +449,7 @@ def test_the_names_are_those_of_the_conventions():
     used = {
         *name_http(request, 500).attributes,
         *name_http(request, 499).attributes,
-        *name_grpc(SERVER, "/a/b", "INTERNAL", "::1").attributes,
+        *name_grpc(SERVICE, "/a/b", "INTERNAL", "::1").attributes,
     }
     assert len(used) == 15
     assert used - conventions() == set()
