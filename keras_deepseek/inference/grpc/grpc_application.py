@@ -151,7 +151,6 @@ class GrpcApplication(grpc.GenericRpcHandler):
 
 
 def _check_token(service: Service, context: Any) -> None:
-    """Refuses a call without a valid token, if the server has tokens."""
     if service.tokens is None:
         return
     received = _read_token(context)

@@ -287,7 +287,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._end_with(HttpError(408, "The request took too long to come."))
 
     def _check_headers(self) -> None:
-        """Raises an `HttpError` to refuse a request."""
         version, limits = self.parser.get_http_version(), self._limits
         if version not in ("1.0", "1.1"):
             raise HttpError(505, f"HTTP/{version} is not supported. Use HTTP/1.1.")

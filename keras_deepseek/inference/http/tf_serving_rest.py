@@ -96,10 +96,7 @@ async def _read_body(service: Service, request: HttpRequest) -> bytes:
 
 
 async def _dispatch(
-    service: Service,
-    request: HttpRequest,
-    bind: Callable[[Signature], Inputs],
-    body: bytes,
+    service: Service, request: HttpRequest, bind: Callable[[Signature], Inputs], body: bytes
 ) -> Inputs:
     name, version, label = _read(request)
     not_found = partial(_not_found, name, version, label)
@@ -181,7 +178,6 @@ ROUTES = tuple(
 
 
 def _read(request: HttpRequest) -> tuple[str, int | None, str]:
-    """Returns the model, the version and the label in the path."""
     parameters = request.parameters
     return parameters["name"], read_version(parameters), parameters.get("label", "")
 

@@ -5,8 +5,6 @@ come from here. A new option is a field with an entry in `Args:`, and a name in 
 """
 
 import argparse
-import os
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,15 +23,18 @@ from keras_deepseek.inference.options import (
 )
 from keras_deepseek.inference.server.http_limits import HttpLimits
 from keras_deepseek.inference.server.tls import make_grpc_credentials, make_server_context
-from keras_deepseek.inference.server.tokens import ModelControl, ModelControlMode, TokenCheck
+from keras_deepseek.inference.server.tokens import (
+    ModelControl,
+    ModelControlMode,
+    TokenCheck,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     import ssl
 
 DEFAULT_GRPC_PORT = 8500
 """TF Serving's."""
-
-Tokens = Sequence[str] | os.PathLike[str] | None
 
 _PORT: dict[str, Any] = {"check": check_port, "type": int, "metavar": "PORT"}
 
@@ -172,7 +173,7 @@ class ServerOptions:
             metavar="ADDRESS",
         ),
     )
-    tokens: Tokens = field(
+    tokens: Tokens | None = field(
         default=None,
         metadata=option(
             "access",
@@ -254,7 +255,7 @@ class ServerOptions:
             choices=("none", "explicit"),
         ),
     )
-    management_tokens: Tokens = field(
+    management_tokens: Tokens | None = field(
         default=None,
         metadata=option(
             "access",
@@ -306,12 +307,12 @@ class ServerOptions:
 class ApplicationKeywords(TypedDict, total=False):
     """The keywords of `ServingEngine.asgi_app`, fields of `ServerOptions`."""
 
-    tokens: Tokens
+    tokens: Tokens | None
     max_body_bytes: int
     access_log: bool
     traces: Any
     model_control: ModelControlMode
-    management_tokens: Tokens
+    management_tokens: Tokens | None
 
 
 class ServerKeywords(ApplicationKeywords, total=False):

@@ -20,6 +20,9 @@ from keras_deepseek.inference.errors import NotPermittedError
 LOOK_SECONDS = 1.0
 """The shortest time between two checks whether the token file has changed."""
 
+Tokens = Sequence[str] | os.PathLike[str]
+"""Access tokens, or the path of a file with one in each line."""
+
 ModelControlMode = Literal["none", "explicit"]
 """Triton's words: `"explicit"` lets clients load and unload models, `"none"` does not."""
 
@@ -36,7 +39,7 @@ class TokenCheck:
 
     def __init__(
         self,
-        tokens: Sequence[str] | os.PathLike[str],
+        tokens: Tokens,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -62,7 +65,6 @@ class TokenCheck:
         return fitting > 0 and scheme.lower() == "bearer"
 
     def _look(self, path: Path) -> None:
-        """Reads the token file again if it has changed."""
         self._looked = self._clock()
         mark = _mark_of(path)
         if mark is not None and mark == self._mark:
@@ -84,9 +86,7 @@ class ModelControl:
     It is off by default, because whoever may ask for predictions could otherwise unload the model.
     """
 
-    def __init__(
-        self, mode: ModelControlMode, tokens: Sequence[str] | os.PathLike[str] | None
-    ) -> None:
+    def __init__(self, mode: ModelControlMode, tokens: Tokens | None) -> None:
         if mode not in ("none", "explicit"):
             raise InvalidInputError(
                 f'`model_control` must be "none" or "explicit", received {mode!r}.'
