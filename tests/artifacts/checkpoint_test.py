@@ -1,4 +1,6 @@
 import errno
+import json
+import math
 import subprocess
 import sys
 import zipfile
@@ -7,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.checkpoint import FORM, Checkpoint
-from keras_deepseek.errors import CheckpointError, NotSupportedError
+from keras_deepseek.artifacts.checkpoint import FORM, Checkpoint, pack_state, unpack_state
+from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupportedError
 
 STATE = {
     "weights": [np.arange(3.0), np.ones((2, 2), "bfloat16"), np.array(7), np.zeros((0, 4), bool)],
@@ -31,7 +33,7 @@ def assert_whole(checkpoint):
         np.testing.assert_array_equal(received, expected)
 
 
-def test_what_is_written_is_read(path):
+def test_read_returns_the_state_that_was_written(path):
     assert_whole(Checkpoint.read(path))
     assert Checkpoint.read_score(path) == 0.25
     assert [file.name for file in path.parent.iterdir()] == ["step"]
@@ -145,3 +147,68 @@ def test_the_limit_of_a_file_s_size_is_met_as_a_full_disk_is(path):
     assert "File too large" in done.stdout, done.stderr
     assert_whole(Checkpoint.read(path))
     assert [file.name for file in path.parent.iterdir()] == ["step"]
+
+
+def through_json(state):
+    packed, arrays = pack_state(state)
+    return unpack_state(json.loads(json.dumps(packed, allow_nan=False)), arrays)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        True,
+        -3,
+        2**70,
+        0.1,
+        math.inf,
+        -math.inf,
+        "naïve",
+        b"\x00\xff",
+        [1, [2.5, "three"]],
+        (1, ("two", None)),
+        {1, 2},
+        {"name": {"inner": []}},
+        {1: "one", ("a", 2): "pair"},
+        {"$kind": "array", "value": 0},
+        {"$kind": {"$kind": 1}},
+    ],
+)
+def test_unpack_restores_the_packed_state(state):
+    received = through_json(state)
+    assert received == state
+    assert type(received) is type(state)
+
+
+def test_not_a_number_stays_one():
+    assert math.isnan(through_json(math.nan))
+
+
+def test_an_exact_float_keeps_each_bit():
+    value = float(np.nextafter(0.1, 1))
+    assert through_json([value]) == [value]
+
+
+def test_arrays_stand_beside_the_json_and_are_not_copied():
+    array = np.arange(6).reshape(2, 3)
+    packed, arrays = pack_state({"weights": (array, np.float32(0.5))})
+    assert arrays[0] is array
+    json.dumps(packed)
+    received = unpack_state(packed, arrays)["weights"]
+    assert received[0] is array
+    assert type(received[1]) is np.float32
+    assert received[1] == np.float32(0.5)
+
+
+@pytest.mark.parametrize("value", [object(), lambda: 0, np.array([None]), {"inner": [object()]}])
+def test_a_value_that_can_t_be_saved_is_named(value):
+    with pytest.raises(InvalidInputError, match=r"A \w+ can't be saved"):
+        pack_state(value)
+
+
+def test_a_list_that_holds_itself_is_refused():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(InvalidInputError, match="levels deep"):
+        pack_state(endless)

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import stat
 import subprocess
@@ -8,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.staging_folder import staging_folder, temporary_folder
+from keras_deepseek.artifacts.staging_folder import (
+    exchange,
+    flush_to_disk,
+    replace_folder,
+    staging_folder,
+    temporary_folder,
+)
 from keras_deepseek.errors import BundleError
 
 BEGUN = """
@@ -42,7 +49,7 @@ def test_a_process_killed_in_mid_write_leaves_nothing_that_opens(tmp_path):
         Bundle.open(leftover)
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+def test_the_folder_of_a_killed_process_is_removed_by_the_next(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, tmp_path / "digits"], check=False)
     other_folders = {
         ".digits.2.abc.partial",
@@ -94,7 +101,7 @@ def test_no_place_for_temporary_folders_says_so(tmp_path, monkeypatch):
         pass
 
 
-def test_what_another_process_is_writing_stays(tmp_path):
+def test_the_folder_of_a_running_process_stays(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", WAITING, tmp_path / "digits"],
         stdin=subprocess.PIPE,
@@ -149,3 +156,51 @@ def test_one_may_stand_in_another(tmp_path):
         assert innermost.parent == inner
         assert inner.parent == outer
     assert not any(tmp_path.iterdir())
+
+
+def make_two(folder):
+    for name in ("first", "sécond"):
+        (folder / name).mkdir()
+        (folder / name / name).write_text(name)
+    return folder / "first", folder / "sécond"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone exchanges paths")
+def test_two_folders_change_places(tmp_path):
+    first, second = make_two(tmp_path)
+    if not exchange(first, second):
+        pytest.skip("this file system exchanges nothing")
+    assert (os.listdir(first), os.listdir(second)) == (["sécond"], ["first"])
+
+
+def test_of_a_path_that_is_missing_nothing_is_changed(tmp_path):
+    first, second = make_two(tmp_path)
+    assert not exchange(first, tmp_path / "missing")
+    assert not exchange(tmp_path / "missing", second)
+    assert sorted(os.listdir(tmp_path)) == ["first", "sécond"]
+    assert os.listdir(first) == ["first"]
+
+
+def test_another_system_and_an_old_c_library_have_none(tmp_path, monkeypatch):
+    first, second = make_two(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        assert not exchange(first, second)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not exchange(first, second)
+    assert os.listdir(first) == ["first"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(
+            "keras_deepseek.artifacts.staging_folder.exchange", lambda *paths: False
+        )
+    first, second = make_two(tmp_path)
+    flush_to_disk(first)
+    replace_folder(first, second)
+    assert os.listdir(tmp_path) == ["sécond"]
+    assert os.listdir(second) == ["first"]
+    replace_folder(second, tmp_path / "third")
+    assert os.listdir(tmp_path) == ["third"]

@@ -103,9 +103,10 @@ class ClientOrder:
         self._queues: dict[Hashable, deque[tuple[Request, Deliver]]] = {}
 
     def add(self, client: Hashable, request: Request, deliver: Deliver) -> None:
-        """Adds a client's next request to the order. The caller calls `settle` when it is over.
+        """Adds a client's next request to the order.
 
-        `deliver` is called in the client's order if there is an answer.
+        The caller calls `settle` after the request is over. `deliver` is then called in the
+        client's order if there is an answer.
         """
         with self._lock:
             self._queues.setdefault(client, deque()).append((request, deliver))

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.delivery import LoopDelivery, open_future, open_waiter
+from keras_deepseek.inference.batching.delivery import (
+    ClientOrder,
+    LoopDelivery,
+    open_future,
+    open_waiter,
+)
 
 
 def open_request(delivery):
@@ -71,7 +76,7 @@ def test_a_closed_event_loop_is_passed_over():
     assert delivery._finished == {}
 
 
-def test_what_fails_to_take_its_answer_keeps_nobody_from_theirs(caplog):
+def test_an_error_in_one_delivery_keeps_no_other_back(caplog):
     def fail(request):
         raise ArithmeticError("no")
 
@@ -97,8 +102,58 @@ def test_outputs_and_errors_reach_the_future():
         answer.result(timeout=0)
 
 
-def test_what_comes_after_the_cancellation_is_let_go():
+def test_an_answer_after_the_cancellation_is_dropped():
     answer, deliver = open_future()
     answer.cancel()
     Request({"x": np.zeros((1, 1))}, deliver).answer(0, {"y": 1}, 1)
     assert answer.cancelled()
+
+
+def add(order, client, delivered):
+    request = Request({"x": np.zeros((1, 1))}, lambda _: order.settle(client))
+    order.add(client, request, delivered.append)
+    return request
+
+
+def test_an_answer_waits_for_those_before_it():
+    order, delivered = ClientOrder(), []
+    first, second, third = (add(order, "a", delivered) for _ in range(3))
+    third.fail(ArithmeticError())
+    second.answer(0, {}, 1)
+    assert delivered == []
+    first.answer(0, {}, 1)
+    assert delivered == [first, second, third]
+    assert order._queues == {}
+
+
+def test_clients_do_not_wait_for_each_other():
+    order, delivered = ClientOrder(), []
+    add(order, "a", delivered)
+    other = add(order, "b", delivered)
+    other.answer(0, {}, 1)
+    assert delivered == [other]
+
+
+def test_a_withdrawn_request_is_passed_over():
+    order, delivered = ClientOrder(), []
+    first, second = add(order, "a", delivered), add(order, "a", delivered)
+    second.answer(0, {}, 1)
+    first.withdraw()
+    order.settle("a")
+    assert delivered == [second]
+
+
+def test_whoever_gets_an_answer_may_ask_again_at_once():
+    order, delivered = ClientOrder(), []
+
+    def deliver(request):
+        delivered.append(request)
+        if len(delivered) < 3:
+            again = Request({"x": np.zeros((1, 1))}, lambda _: order.settle("a"))
+            order.add("a", again, deliver)
+            again.answer(0, {}, 1)
+
+    first = Request({"x": np.zeros((1, 1))}, lambda _: order.settle("a"))
+    order.add("a", first, deliver)
+    first.answer(0, {}, 1)
+    assert len(delivered) == 3

@@ -1,12 +1,20 @@
 import os
 import signal
+import socket
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ReplicaError, ServingEngine
-from keras_deepseek.inference.executors.isolated_model import IsolatedModel
+from keras_deepseek.inference.executors.isolated_model import (
+    IsolatedModel,
+    receive_message,
+    send_message,
+)
 from tests.oracles import faulty_executor
 from tests.oracles.faulty_executor import CRASHES, EXITS, FAILS, HANGS, REFUSED, START
 
@@ -71,7 +79,7 @@ def test_closing_ends_the_process(isolated):
     assert isolated.close() is None
 
 
-def test_what_can_not_be_opened_is_refused(tmp_path):
+def test_a_source_that_can_t_be_opened_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="FileNotFoundError: no such model"):
         IsolatedModel(f"{SOURCE}:refuse")
     with pytest.raises(ReplicaError, match="code 9"):
@@ -178,3 +186,52 @@ def test_one_that_starts_again_still_answers_while_the_engine_closes(monkeypatch
 def test_a_function_that_returns_no_executor_is_named():
     with pytest.raises(InvalidInputError, match=r"^'.*:nothing' returned a NoneType. Expected an"):
         IsolatedModel(f"{SOURCE}:nothing")
+
+
+@pytest.fixture
+def ends():
+    pair = socket.socketpair()
+    yield pair
+    for end in pair:
+        end.close()
+
+
+DTYPES = st.sampled_from(["float32", "float16", "int64", "uint8", "bool"])
+SHAPES = hypothesis_numpy.array_shapes(min_dims=0, min_side=0, max_side=4)
+
+
+@given(hypothesis_numpy.arrays(DTYPES, SHAPES), hypothesis_numpy.arrays(DTYPES, SHAPES))
+def test_arrays_come_as_they_went(first, second):
+    sender, receiver = socket.socketpair()
+    with sender, receiver:
+        send_message(sender, {"number": 3}, {"a": first, "b": second.T})
+        content, arrays = receive_message(receiver)
+    assert content == {"number": 3}
+    for sent, received in ((first, arrays["a"]), (second.T, arrays["b"])):
+        assert received.dtype == sent.dtype
+        np.testing.assert_array_equal(received, sent)
+
+
+def test_strings_come_as_bytes(ends):
+    sender, receiver = ends
+    sent = np.array([["a", b"\xff"], ["", "é"]], object)
+    send_message(sender, {}, {"text": sent, "none": np.zeros((0, 2), object), "x": np.ones(2)})
+    _, arrays = receive_message(receiver)
+    assert arrays["text"].tolist() == [[b"a", b"\xff"], [b"", "é".encode()]]
+    assert (arrays["none"].shape, arrays["none"].dtype) == ((0, 2), object)
+    assert arrays["x"].tolist() == [1, 1]
+
+
+def test_an_end_that_is_closed_is_told(ends):
+    sender, receiver = ends
+    sender.sendall(b"\0\0")
+    sender.close()
+    with pytest.raises(EOFError):
+        receive_message(receiver)
+
+
+def test_silence_is_an_error_after_the_timeout(ends):
+    right = ends[1]
+    right.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        receive_message(right)

@@ -1,10 +1,20 @@
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_version import ModelVersion
-from keras_deepseek.inference.models.served_model import MAX_FAILED, ServedModel
+from keras_deepseek.inference.models.served_model import (
+    MAX_FAILED,
+    ServedModel,
+    find_states,
+    repository_states,
+    version_number,
+    version_status,
+)
+from keras_deepseek.inference.protocols.open_inference_models import ModelState
+from keras_deepseek.inference.protocols.tf_serving import VersionStatus
 from tests.inference.conftest import Doubler
 
 
@@ -45,7 +55,7 @@ def test_where_none_is_available_the_newest_says_why():
     assert served.find().number == 1
 
 
-def test_what_is_not_there_is_named(served):
+def test_an_unknown_version_or_label_is_named(served):
     with pytest.raises(ModelNotFoundError, match=r"no version 4; it has \[3, 5, 7\]"):
         served.find(version=4)
     with pytest.raises(ModelNotFoundError, match="no label 'stable'"):
@@ -163,3 +173,41 @@ def test_the_oldest_beyond_those_that_are_kept_are_surplus(served):
     assert numbers(loaded=3, keep=1) == [5, 7]
     served.set_share(7, 0.5)
     assert numbers(loaded=7, keep=1) == [3]  # One on trial does not count.
+
+
+def test_a_version_s_state_is_told_and_why_it_failed_is_not(doubler, monkeypatch):
+    with ServingEngine(doubler) as engine:
+        version = engine.find()
+        assert version_status(version, True) == VersionStatus(1, "AVAILABLE")
+        assert version_status(version, False) == VersionStatus(1, "UNLOADING")
+        monkeypatch.setattr(doubler, "run", lambda inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.load(doubler)
+        failed = version_status(engine.models["model"].states[2], True)
+    message = "It failed with ZeroDivisionError; see the server's log."
+    assert failed == VersionStatus(2, "END", "UNKNOWN", message)
+
+
+def test_states_are_asked_for_by_number_or_all_together(doubler):
+    with ServingEngine(doubler) as engine:
+        served = engine.models["model"]
+        served.fail(3, ValueError("no"))
+        assert [version.number for version in find_states(served, None)] == [1, 3]
+        assert [version.state for version in find_states(served, 3)] == ["END"]
+        assert find_states(served, 2) == find_states(None, None) == []
+
+
+def test_the_repository_has_each_version_of_each_model(doubler):
+    with ServingEngine(doubler) as engine:
+        engine.load(doubler, name="other", version=3)
+        states = repository_states(engine.models)
+    assert states[0] == ModelState("model", "1", True, "AVAILABLE")
+    assert states[1] == ModelState("other", "3", True, "AVAILABLE")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("0", 0), ("9" * 20, None), ("-1", None), ("1.0", None), ("", None)],
+)
+def test_a_version_is_a_number_of_no_more_than_int64_has(text, number):
+    assert version_number(text) == number

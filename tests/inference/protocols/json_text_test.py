@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import json
 import math
@@ -7,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import json_text
+from keras_deepseek.inference.protocols.json_text import (
+    inputs_from_rows,
+    load_object,
+    rows_from_outputs,
+    to_json,
+)
+from tests.oracles.protocols import arrays, same
 
 
 @pytest.fixture(params=["orjson", "json"])
@@ -20,7 +28,7 @@ def parser(request, monkeypatch):
 
 @pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("text", [b"", b"{", b"[1,]", b"\xff\xfe\xfa", b"[" * 100_000, b"nan"])
-def test_what_is_no_json_is_refused(text):
+def test_a_text_that_is_no_json_is_refused(text):
     with pytest.raises(InvalidInputError, match="not JSON"):
         json_text.load_json(text)
 
@@ -71,7 +79,7 @@ def test_a_float32_has_its_shortest_text_with_orjson():
 
 
 @pytest.mark.usefixtures("parser")
-def test_what_is_no_json_is_not_written():
+def test_a_value_without_a_json_form_is_not_written():
     with pytest.raises(TypeError, match="bytes"):
         json_text.to_json({"x": b"abc"})
 
@@ -94,7 +102,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_what_python_s_own_json_reads_is_read_and_what_is_written_is_read(value):
+def test_python_s_json_and_ours_read_each_other(value):
     text = json.dumps(value).encode()
     assert json_text.load_json(text) == value
     assert json.loads(json_text.to_json(value)) == value
@@ -104,3 +112,101 @@ def test_what_python_s_own_json_reads_is_read_and_what_is_written_is_read(value)
 def test_random_bytes_are_json_or_a_bad_input(text):
     with contextlib.suppress(InvalidInputError):
         json_text.load_json(text)
+
+
+TEXT = Signature((TensorSpec("s", (None,), "object"),), ())
+TWO = Signature((TensorSpec("a", (None,), "int32"), TensorSpec("b", (None, 2), "float32")), ())
+
+
+def test_rows_become_inputs_by_name():
+    rows = [{"a": 1, "b": [2, 3]}, {"a": 4, "b": [5, 6]}]
+    assert inputs_from_rows(rows, TWO, "rows") == {"a": [1, 4], "b": [[2, 3], [5, 6]]}
+    assert inputs_from_rows(["x", {"b64": "/w=="}], TEXT, "rows")["s"].tolist() == [b"x", b"\xff"]
+    assert inputs_from_rows([], TWO, "rows")["b"].shape == (0, 2)
+
+
+@pytest.mark.parametrize("rows", [3, [1], [{"a": 1}, 2], [{"a": 1}, {"b": [1, 2]}]])
+def test_an_error_names_the_field_of_the_request(rows):
+    with pytest.raises(InvalidInputError, match="'lines'"):
+        inputs_from_rows(rows, TWO, "lines")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows"),
+    [
+        ({"y": np.array([[1, 2], [3, 4]])}, [[1, 2], [3, 4]]),
+        ({"y": np.array([1]), "s": np.array(["a"], object)}, [{"y": 1, "s": "a"}]),
+        ({"s": np.array([b"\xff"], object)}, [{"b64": "/w=="}]),
+    ],
+)
+def test_outputs_become_rows(outputs, rows):
+    assert json.loads(to_json(rows_from_outputs(outputs))) == rows
+
+
+def test_a_body_that_is_no_object_is_refused_in_the_words_of_the_protocol():
+    assert load_object(b'{"rows": []}', "with 'rows'") == {"rows": []}
+    with pytest.raises(InvalidInputError, match="Expected a JSON object with 'rows'; received "):
+        load_object(b"[]", "with 'rows'")
+
+
+@given(st.binary(max_size=20))
+def test_base64_is_read_with_and_without_its_padding(data):
+    text = base64.b64encode(data).decode()
+    for written in (text, text.rstrip("=")):
+        assert json_text.decode_string({"b64": written}, "x") == data
+
+
+def test_a_string_is_its_utf_8():
+    assert json_text.decode_string("ü", "x") == b"\xc3\xbc"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"b64": "!!"},
+        {"b64": "A"},
+        {"b64": "ü"},
+        {"b64": 1},
+        {"b64": "AA==", "other": 1},
+        {},
+        1,
+        None,
+        True,
+        1.5,
+    ],
+)
+def test_anything_else_is_refused(value):
+    with pytest.raises(InvalidInputError, match="x: "):
+        json_text.decode_string(value, "x")
+
+
+@pytest.mark.parametrize(
+    "value", [["a", ["b"]], [["a"], ["b", "c"]], [["a"], "b"], [[], ["a"]], [1], [["a", None]]]
+)
+def test_rows_of_unequal_length_or_of_something_else_are_refused(value):
+    with pytest.raises(InvalidInputError, match="x: "):
+        json_text.decode_strings(value, "x")
+
+
+def test_lists_in_lists_in_lists_are_refused_before_the_stack_ends():
+    value = "a"
+    for _ in range(5000):
+        value = [value]
+    with pytest.raises(InvalidInputError, match="more than 32 nested lists"):
+        json_text.decode_strings(value, "x")
+
+
+@given(arrays(["object"]), st.sampled_from(["image", "image_bytes"]))
+def test_decoded_strings_equal_the_encoded_ones(array, name):
+    text = json.dumps(json_text.encode_strings(name, array))
+    read = json_text.decode_strings(json.loads(text), "x")
+    if array.size:
+        assert same(read, array)
+    assert read.size == array.size
+
+
+def test_an_output_whose_name_ends_in_bytes_is_base64_as_in_tf_serving():
+    array = np.array([b"cat", b"\xff"], object)
+    assert json_text.encode_strings("label", array) == ["cat", {"b64": "/w=="}]
+    assert json_text.encode_strings("a_bytes", array) == [{"b64": "Y2F0"}, {"b64": "/w=="}]
+    assert json_text.encode_strings("label", np.array(["cat"])) == ["cat"]

@@ -77,7 +77,7 @@ def test_a_model_that_can_t_be_loaded_ends_those_before_it(config_of, monkeypatc
         (("%(folder)s/second", "%(folder)s/third"), "third' holds none of the versions to serve"),
     ],
 )
-def test_what_can_t_be_served_is_refused(config_of, change, message):
+def test_a_config_that_can_t_be_served_is_refused(config_of, change, message):
     models = read_model_config(config_of(OF_TF_SERVING.replace(*change)))
     with pytest.raises(InvalidInputError, match=message):
         ServingEngine(models)
