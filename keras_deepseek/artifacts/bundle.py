@@ -234,7 +234,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
         raise BundleError(
             f"{str(target)!r} is inside the bundle {str(outer)!r}. Name a place outside of it."
         )
-    if not target.exists() or _is_empty_folder(target):
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     foreign = _foreign_files(target)
     if foreign is None:
@@ -286,10 +286,6 @@ def _foreign_files(folder: Path) -> list[str] | None:
     except (OSError, UnicodeDecodeError, BundleError):
         return None
     return sorted(set(_files(folder, hidden=True)) - set(manifest.files))
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _files(folder: Path, hidden: bool = False) -> list[str]:

@@ -3,7 +3,6 @@
 import itertools
 import os
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,13 +23,13 @@ def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
         with Path(path).open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)
             arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
-        if not all(isinstance(array, np.ndarray) for array in _values_of(arrays)):
+        named = {"": arrays} if isinstance(arrays, np.ndarray) else arrays
+        if not all(isinstance(array, np.ndarray) for array in named.values()):
             raise ValueError("it is an archive of something else")  # noqa: TRY301
     except (OSError, ValueError, BadZipFile, AttributeError, EOFError) as error:
         raise InvalidInputError(
             f"No arrays can be read from {os.fspath(path)!r}: {error}. Expected {_EXPECTED}."
         ) from error
-    named = {"": arrays} if isinstance(arrays, np.ndarray) else arrays
     counts = {name: len(array) if array.ndim else None for name, array in named.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
         row_counts = ", ".join(f"{name or 'its array'}: {count}" for name, count in counts.items())
@@ -39,10 +38,6 @@ def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
             f"the rows are {row_counts or 'none'}."
         )
     return named["arr_0"] if list(named) == ["arr_0"] else arrays
-
-
-def _values_of(arrays: Array | dict[str, Array]) -> list[Any]:
-    return list(arrays.values()) if isinstance(arrays, dict) else [arrays]
 
 
 def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:

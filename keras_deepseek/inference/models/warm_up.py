@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec, find_dtype
+from keras_deepseek.artifacts.signature import Array, TensorSpec, find_dtype
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch import check_rows
 from keras_deepseek.inference.batching.batch_time import BatchTime
@@ -45,7 +45,10 @@ def run_every_size(
         return
     for length in lengths if is_free else (1,):
         for rows in buckets:
-            inputs = {spec.name: _zeros(spec, rows, length) for spec in specs}
+            inputs = {
+                spec.name: np.zeros(_shape_of_batch(spec, rows, length), find_dtype(spec.dtype))
+                for spec in specs
+            }
             for executor in executors:
                 outputs = _run(executor, inputs, rows)
                 check_outputs(outputs, executor.signature)
@@ -67,7 +70,8 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
     inputs = {spec.name: _random(generator, spec, rows, length) for spec in padder.signature.inputs}
     masks = {
         spec.name: np.ones((rows, length), find_dtype(spec.dtype))
-        for spec in _without(executor.signature, padder.signature)
+        for spec in executor.signature.inputs
+        if spec.name not in inputs
     }
     alone = executor.run({**inputs, **masks})
     padded = padder.cut(executor.run(padder.fill(inputs)), inputs)
@@ -146,21 +150,12 @@ def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, A
         raise
 
 
-def _zeros(spec: TensorSpec, rows: int, length: int) -> Array:
-    return np.zeros(_shape_of_batch(spec, rows, length), find_dtype(spec.dtype))
-
-
 def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
     sizes = _shape_of_batch(spec, rows, length)
     dtype = find_dtype(spec.dtype)
     if dtype.kind in "iub":
         return np.ones(sizes, dtype)  # The token 1 is in every vocabulary.
     return generator.normal(size=sizes).astype(dtype)
-
-
-def _without(signature: Signature, reduced: Signature) -> list[TensorSpec]:
-    names = {spec.name for spec in reduced.inputs}
-    return [spec for spec in signature.inputs if spec.name not in names]
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
