@@ -1,12 +1,12 @@
-"""The rendezvous of processes that train together, before JAX or TensorFlow connects them.
+"""The rendezvous of processes that train together, before the framework connects them.
 
 Rank 0 listens at the coordinator's address. Each other rank connects and tells its rank and the
 port that it will listen at. When all have come, rank 0 sends all addresses to all of them, and
 closes the port for the framework. Nothing else is sent.
 
-The frameworks can't do this themselves. If a rank is missing, JAX ends the process without naming
-the rank, and TensorFlow needs the addresses of all ranks in advance. PyTorch has its own
-rendezvous, `torch.distributed.TCPStore`.
+The frameworks can't do this themselves. If a rank is missing, JAX aborts the process without naming
+the rank. TensorFlow needs the addresses of all ranks in advance, and waits for a missing one even
+after SIGTERM. PyTorch's store knows no secret, and logs stack traces while it waits.
 
 If `KERAS_DEEPSEEK_JOIN_SECRET` is set, both sides prove by HMAC that they know it: the other rank
 signs a nonce of rank 0, and rank 0 signs a nonce of the other rank together with its answer.
@@ -16,17 +16,16 @@ the answer, and raises it at once. Rank 0 goes on waiting. The secret is checked
 stranger learns nothing else.
 """
 
-import contextlib
 import hashlib
 import hmac
 import json
 import os
 import secrets
-import selectors
 import socket
+import socketserver
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from keras_deepseek.artifacts.network_address import is_loopback, join_address, parse_address
@@ -47,8 +46,8 @@ _MAX_GREETING = 1024
 _MAX_ADDRESS = 512
 """Bytes of one rank in the message with the addresses."""
 
-_MAX_PENDING = 256
-"""Connections that have not sent their greeting. If more come, the oldest is closed."""
+_GREETING_TIME = 5.0
+"""Seconds that a process has to send its greeting after it has connected to rank 0."""
 
 _ANSWER_TIME = 5.0
 """Seconds that rank 0 has to send the addresses, after the last rank came or the time was over."""
@@ -73,8 +72,7 @@ def rendezvous(
     secret = read_join_secret(environ)
     deadline = time.monotonic() + timeout
     if rank == 0:
-        with listen_at(host, coordinator_port, world_size) as listener:
-            server = _Server(listener, host, port, world_size, secret)
+        with _Server(host, coordinator_port, port, world_size, secret) as server:
             addresses, note = server.run(deadline), server.note
     else:
         client = _Client((host, coordinator_port), rank, port, world_size, secret)
@@ -157,187 +155,129 @@ def _is_same(signature: str, expected: str) -> bool:
     return hmac.compare_digest(signature.encode(errors="replace"), expected.encode())
 
 
-@dataclass(frozen=True)
-class _Greeting:
-    rank: int
-    port: int
-    world_size: int
-    nonce: str
-    signature: str
-
-
-@dataclass
-class _Connection:
-    """A connection to rank 0 whose greeting message is incomplete."""
-
-    socket: socket.socket
-    host: str
-    nonce: str = field(default_factory=lambda: secrets.token_hex(16))
-    received: bytes = b""
-
-    def read_greeting(self) -> _Greeting | None:
-        """Reads the received bytes; returns the greeting message if it is complete.
-
-        Raises `OSError` for a broken connection, and `ValueError` for a closed one or a bad
-        greeting.
-        """
-        data = self.socket.recv(_MAX_GREETING)
-        self.received += data
-        if not data or len(self.received) > _MAX_GREETING:
-            raise ValueError
-        if not self.received.endswith(b"\n"):
-            return None
-        match json.loads(self.received):
-            case [int(rank), int(port), int(world_size), str(nonce), str(signature)]:
-                return _Greeting(rank, port, world_size, nonce, signature)
-        raise ValueError
-
-
-class _Server:
+class _Server(socketserver.ThreadingTCPServer):
     """The rank 0 side of the rendezvous, which collects all addresses and sends them to all.
 
-    It reads all connections at once, so that a slow or silent one does not delay the others.
+    Each connection has its own thread, so that a slow or silent one does not delay the others.
     """
 
+    daemon_threads = True
+
     def __init__(
-        self, listener: socket.socket, host: str, port: int, world_size: int, secret: str | None
+        self, host: str, coordinator_port: int, port: int, world_size: int, secret: str | None
     ) -> None:
-        self._listener = listener
-        self._own_host = host
-        self._found = {0: join_address(host, port)}
-        self._world_size = world_size
-        self._secret = secret
-        self._pending: dict[socket.socket, _Connection] = {}
-        self._greeted: dict[int, tuple[socket.socket, str, str]] = {}  # With both nonces.
-        self._num_refused = 0
-        self._last_reason = ""
+        super().__init__((host, coordinator_port), _Connection, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listen_at(host, coordinator_port, world_size)
+        self.host, self.world_size, self.secret = host, world_size, secret
+        self._addresses = {0: join_address(host, port)}
+        self._nonces: dict[int, str] = {}  # Of the connection of each rank that waits.
+        self._changed = threading.Condition()
+        self._is_over = False
+        self.refused: list[str] = []
 
     @property
     def note(self) -> str:
         """A sentence for an error message with the number of refused processes and a reason."""
-        if not self._num_refused:
+        if not self.refused:
             return ""
-        return f" Refused processes: {self._num_refused}, the last because {self._last_reason}"
+        return f" Refused processes: {len(self.refused)}, the last because {self.refused[-1]}"
 
     def run(self, deadline: float) -> dict[int, str]:
         """Waits until all ranks have come or the time is over; returns the addresses by rank."""
-        with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-            stack.callback(self._close_all)
-            self._listener.settimeout(0.0)
-            selector.register(self._listener, selectors.EVENT_READ)
-            while len(self._found) < self._world_size:
-                seconds = deadline - time.monotonic()
-                if seconds <= 0:
-                    break
-                for key, _ in selector.select(seconds):
-                    if key.fileobj is self._listener:
-                        self._accept(selector)
-                    elif key.data.socket in self._pending:  # Else it was closed just now.
-                        self._read(selector, key.data)
-            self._listener.close()  # The ranks will look for the framework at this port.
-            self._send_addresses(time.monotonic() + _ANSWER_TIME)
-        return self._found
-
-    def _accept(self, selector: selectors.BaseSelector) -> None:
-        with contextlib.suppress(OSError):
-            accepted, (host, *_) = self._listener.accept()
-            accepted.settimeout(0.0)
-            connection = _Connection(accepted, host)
-            self._pending[accepted] = connection
-            selector.register(accepted, selectors.EVENT_READ, connection)
-            if len(self._pending) > _MAX_PENDING:
-                self._drop(selector, next(iter(self._pending)))
-            try:
-                accepted.send(json.dumps([connection.nonce]).encode() + b"\n")
-            except OSError:
-                self._drop(selector, accepted)
-
-    def _read(self, selector: selectors.BaseSelector, connection: _Connection) -> None:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         try:
-            greeting = connection.read_greeting()
-        except (OSError, ValueError, RecursionError):  # Anybody may connect, as a port scanner.
-            self._drop(selector, connection.socket)
-            return
-        if greeting is None:
-            return
-        rank, port, world_size = greeting.rank, greeting.port, greeting.world_size
-        nonces = connection.nonce, greeting.nonce
-        expected = _sign(self._secret, "rank", *nonces, rank, port, world_size)
-        if not _is_same(greeting.signature, expected):
-            self._refuse(connection.socket, _OTHER_SECRET)
-        elif world_size != self._world_size:
-            reason = other_size_reason(rank, world_size, self._world_size)
-            self._refuse(connection.socket, reason, *nonces)
-        elif 0 < rank < self._world_size and 0 <= port < 2**16:
-            selector.unregister(connection.socket)
-            del self._pending[connection.socket]
+            with self._changed:
+                seconds = max(0.0, deadline - time.monotonic())
+                self._changed.wait_for(lambda: len(self._addresses) == self.world_size, seconds)
+        finally:
+            self.shutdown()
+            self.server_close()  # The ranks will look for the framework at this port.
+            with self._changed:
+                self._is_over = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._nonces, _ANSWER_TIME)
+        return self._addresses
+
+    def wait_for_all(self, rank: int, address: str, nonce: str) -> list[tuple[int, str]] | str:
+        """Returns the addresses of all that came, or the reason for refusing this process."""
+        with self._changed:
+            if self._is_over:
+                raise ValueError
+            self._addresses[rank] = address
+            self._nonces[rank] = nonce
+            self._changed.notify_all()
+            # The newer one stays: the older may have ended, or lost its connection.
+            self._changed.wait_for(lambda: self._is_over or self._nonces.get(rank) != nonce)
+            if self._nonces.get(rank) != nonce:
+                return same_rank_reason(rank)
+            return sorted(self._addresses.items())
+
+    def forget(self, rank: int, nonce: str) -> None:
+        """Ends the waiting for a rank that has its answer."""
+        with self._changed:
+            if self._nonces.get(rank) == nonce:
+                del self._nonces[rank]
+                self._changed.notify_all()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Does nothing: anybody may connect, as a port scanner."""
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    """A connection of rank 0 to a process, whose greeting it checks and answers."""
+
+    server: _Server
+
+    def handle(self) -> None:
+        challenge = secrets.token_hex(16)
+        self._send(challenge)
+        message = _read_line(self.request, _MAX_GREETING, time.monotonic() + _GREETING_TIME)
+        match message:
+            case [int(rank), int(port), int(world_size), str(nonce), str(signature)]:
+                pass
+            case _:
+                return
+        nonces, size = (challenge, nonce), self.server.world_size
+        expected = _sign(self.server.secret, "rank", *nonces, rank, port, world_size)
+        if not _is_same(signature, expected):
+            self._answer(_OTHER_SECRET, nonces)
+        elif world_size != size:
+            self._answer(other_size_reason(rank, world_size, size), nonces)
+        elif 0 < rank < size and 0 <= port < 2**16:
             # A rank that connects by loopback runs on the machine of rank 0.
-            host = self._own_host if is_loopback(connection.host) else connection.host
-            self._found[rank] = join_address(host, port)
-            if rank in self._greeted:
-                # The newer one stays: the older may have ended, or lost its connection.
-                older, *older_nonces = self._greeted[rank]
-                self._refuse(older, same_rank_reason(rank), *older_nonces)
-                older.close()
-            self._greeted[rank] = connection.socket, *nonces
-            return
-        self._drop(selector, connection.socket)
+            host = self.client_address[0]
+            address = join_address(self.server.host if is_loopback(host) else host, port)
+            try:
+                self._answer(self.server.wait_for_all(rank, address, challenge), nonces)
+                # The side that closes first can't listen at its port again at once: wait for it.
+                self.request.recv(1)
+            finally:
+                self.server.forget(rank, challenge)
 
-    def _refuse(self, refused: socket.socket, reason: str, *nonces: str) -> None:
-        """Sends a process the reason why it can't take part, signed if it knows the secret."""
-        self._num_refused += 1
-        self._last_reason = reason
-        signature = _sign(self._secret, "refused", *nonces, reason) if nonces else ""
-        with contextlib.suppress(OSError):
-            refused.send(json.dumps([reason, signature]).encode() + b"\n")
+    def _answer(self, answer: list[tuple[int, str]] | str, nonces: tuple[str, str]) -> None:
+        """Sends all addresses, or the reason for a refusal, signed if the process can check it."""
+        if isinstance(answer, str):
+            self.server.refused.append(answer)
+        secret = None if answer == _OTHER_SECRET else self.server.secret
+        self._send(answer, _sign(secret, "answer", *nonces, answer))
 
-    def _drop(self, selector: selectors.BaseSelector, refused: socket.socket) -> None:
-        selector.unregister(refused)
-        del self._pending[refused]
-        refused.close()
-
-    def _send_addresses(self, deadline: float) -> None:
-        addresses = sorted(self._found.items())
-        for peer, *nonces in self._greeted.values():
-            signature = _sign(self._secret, "addresses", *nonces, addresses)
-            message = json.dumps([addresses, signature]).encode() + b"\n"
-            with contextlib.suppress(OSError):
-                peer.settimeout(max(0.001, deadline - time.monotonic()))
-                peer.sendall(message)
-        for peer, *_ in self._greeted.values():
-            # The side that closes first can't listen at its port again at once: let it be theirs.
-            with contextlib.suppress(OSError):
-                peer.settimeout(max(0.001, deadline - time.monotonic()))
-                peer.recv(1)
-
-    def _close_all(self) -> None:
-        for peer in [*self._pending, *(peer for peer, *_ in self._greeted.values())]:
-            peer.close()
+    def _send(self, *message: Any) -> None:
+        self.request.settimeout(_ANSWER_TIME)
+        self.request.sendall(json.dumps(message).encode() + b"\n")
 
 
 class _Client:
-    """The side of another rank in the rendezvous, which sends its port and gets all addresses."""
+    """The side of another rank, which sends its port and gets the addresses of all by rank."""
 
     def __init__(
         self, address: tuple[str, int], rank: int, port: int, world_size: int, secret: str | None
     ) -> None:
         self._address = address
-        self._rank = rank
-        self._port = port
-        self._world_size = world_size
-        self._max_answer = _MAX_GREETING + _MAX_ADDRESS * world_size
+        self._identity = rank, port, world_size
         self._secret = secret
-        self._was_heard = False
-
-    @property
-    def note(self) -> str:
+        self.note = ""
         """A sentence for an error message about a listening process that is not rank 0."""
-        if not self._was_heard:
-            return ""
-        return (
-            " A process listened there, but did not answer as rank 0 of this training with the "
-            f"same {SECRET_VARIABLE}."
-        )
 
     def run(self, deadline: float, answer_deadline: float) -> dict[int, str]:
         """Returns the addresses of all ranks by rank, or none if rank 0 did not come.
@@ -348,46 +288,43 @@ class _Client:
         while (seconds := deadline - time.monotonic()) > 0:
             try:
                 with socket.create_connection(self._address, min(1.0, seconds)) as peer:
-                    return self._exchange(peer, deadline, answer_deadline)
-            except InvalidInputError:
-                raise
-            except (OSError, ValueError, TypeError, RecursionError):
+                    answer = self._exchange(peer, deadline, answer_deadline)
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError):
                 time.sleep(0.1)
+                continue
+            if isinstance(answer, str):
+                raise refused_error(answer)
+            return answer
         return {}
 
     def _exchange(
         self, peer: socket.socket, deadline: float, answer_deadline: float
-    ) -> dict[int, str]:
+    ) -> dict[int, str] | str:
+        """Returns the addresses, or the reason why rank 0 refuses this process."""
         (challenge,) = _read_line(peer, _MAX_GREETING, deadline)
         nonce = secrets.token_hex(16)
-        identity = self._rank, self._port, self._world_size
-        signature = _sign(self._secret, "rank", challenge, nonce, *identity)
-        peer.sendall(json.dumps([*identity, nonce, signature]).encode() + b"\n")
-        self._was_heard = True
-        answer, signature = _read_line(peer, self._max_answer, answer_deadline)
-        if answer == _OTHER_SECRET:
-            raise refused_error(_OTHER_SECRET)
-        kind = "refused" if isinstance(answer, str) else "addresses"
-        if not _is_same(str(signature), _sign(self._secret, kind, challenge, nonce, answer)):
+        signature = _sign(self._secret, "rank", challenge, nonce, *self._identity)
+        peer.sendall(json.dumps([*self._identity, nonce, signature]).encode() + b"\n")
+        self.note = (
+            " A process listened there, but did not answer as rank 0 of this training with the "
+            f"same {SECRET_VARIABLE}."
+        )
+        max_bytes = _MAX_GREETING + _MAX_ADDRESS * self._identity[-1]
+        answer, signature = _read_line(peer, max_bytes, answer_deadline)
+        expected = _sign(self._secret, "answer", challenge, nonce, answer)
+        if answer != _OTHER_SECRET and not _is_same(signature, expected):
             raise ValueError
-        if isinstance(answer, str):
-            raise refused_error(answer)
-        return {int(rank): str(address) for rank, address in answer}
+        return answer if isinstance(answer, str) else {int(rank): str(at) for rank, at in answer}
 
 
 def _read_line(peer: socket.socket, max_bytes: int, deadline: float) -> list[Any]:
-    """Reads one message, of a limited size and before a deadline.
-
-    Raises `OSError` if it is late, and `ValueError` for a closed connection or a bad message.
-    """
+    """Reads one message of a limited size, or raises `OSError` or `ValueError`."""
     received = b""
     while not received.endswith(b"\n"):
         peer.settimeout(max(0.001, deadline - time.monotonic()))
         data = peer.recv(65536)
         received += data
-        if not data or len(received) > max_bytes:
+        if not data or len(received) > max_bytes or time.monotonic() > deadline:
             raise ValueError
-        if time.monotonic() > deadline:
-            raise TimeoutError
     message: list[Any] = json.loads(received)
     return message

@@ -2,9 +2,11 @@
 
 import atexit
 import contextlib
-import functools
 import logging
 import os
+import socket
+import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -13,10 +15,9 @@ import keras
 import torch
 import torch.distributed as dist
 
-from keras_deepseek.artifacts.network_address import parse_address
+from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
-from keras_deepseek.backend.processes.network_interface import find_interface
 from keras_deepseek.backend.processes.processes import (
     ComputePart,
     JoinedProcesses,
@@ -26,21 +27,21 @@ from keras_deepseek.backend.processes.processes import (
     check_rank,
     check_same_shapes,
 )
-from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, read_join_secret
+from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, listen_at, rendezvous
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, translate_peer_errors
-from keras_deepseek.backend.torch.store import open_store
 
 _logger = logging.getLogger(__name__)
 
 _SEEDS = 2**62
+
+_SIOCGIFADDR = 0x8915
+"""Linux's request for the address of an interface, in the last four of 24 bytes."""
 
 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
     """Connects all processes of a training and returns them; see `Distribution.join_processes`."""
-    if read_join_secret() is not None:
-        _warn_of_unused_secret()
     if dist.is_initialized():
         actual = dist.get_world_size(), dist.get_rank()
         check_rank("torch.distributed", actual, (world_size, rank))
@@ -48,7 +49,9 @@ def join_processes(
             return TorchProcesses(timeout)
     # torchrun already listens at that address, with a store for the ranks that it has started.
     is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = None if is_torchrun else open_store(coordinator, world_size, rank, join_timeout)
+    if is_torchrun and SECRET_VARIABLE in os.environ:
+        _logger.warning("torchrun's store does not use the secret of %s.", SECRET_VARIABLE)
+    store = None if is_torchrun else _open_store(coordinator, world_size, rank, join_timeout)
     with _listening_towards(coordinator), translate_peer_errors("join the others"):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -61,12 +64,18 @@ def join_processes(
         return TorchProcesses(timeout)
 
 
-@functools.cache
-def _warn_of_unused_secret() -> None:
-    _logger.warning(
-        "%s is set, but PyTorch does not use it: any process that reaches the coordinator's port "
-        "can join. Keep strangers away by a firewall, or train on JAX or TensorFlow.",
-        SECRET_VARIABLE,
+def _open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
+    """Returns rank 0's store once all ranks have come; it listens as `rendezvous` does."""
+    rendezvous(coordinator, world_size, rank, timeout)
+    host, port = parse_address("`coordinator`", coordinator)
+    return dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=rank == 0,
+        timeout=timedelta(seconds=max(1.0, timeout)),
+        wait_for_workers=False,
+        master_listen_fd=None if rank else listen_at(host, port, world_size).detach(),
     )
 
 
@@ -218,3 +227,31 @@ def _listening_towards(coordinator: str) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
+
+
+def find_interface(host: str, port: int) -> str | None:
+    """Returns the name of the interface that leads to a host, or `None` if it is unknown.
+
+    Other than for loopback, it works on Linux, for the first IPv4 address of an interface.
+    """
+    if is_loopback(host):
+        return "lo0" if sys.platform == "darwin" else "lo"
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))  # A UDP `connect` sends nothing.
+        local_address = probe.getsockname()[0]
+        for _, interface in socket.if_nameindex():
+            if _read_address(probe, interface) == local_address:
+                return interface
+    return None
+
+
+def _read_address(probe: socket.socket, interface: str) -> str | None:
+    """Returns the IPv4 address of a network interface, or `None` if it has none."""
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    request = struct.pack("256s", interface.encode())
+    with contextlib.suppress(OSError):  # The interface has no address.
+        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
+    return None

@@ -85,9 +85,8 @@ def make_secret(plan: LaunchPlan, environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment variable with the job's secret, random unless already set.
 
     Launchers on several nodes can't agree on a random one: there the user sets it, or nobody.
-    PyTorch does not use it.
     """
-    if read_join_secret(environ) or plan.nnodes > 1 or plan.backend == "torch":
+    if read_join_secret(environ) or plan.nnodes > 1:
         return {}
     return {SECRET_VARIABLE: secrets.token_hex(32)}
 

@@ -1,9 +1,13 @@
 import socket
 import sys
 
+import keras
 import pytest
 
-from keras_deepseek.backend.processes.network_interface import find_interface
+if keras.backend.backend() != "torch":
+    pytest.skip("Only PyTorch must be told the interface.", allow_module_level=True)
+
+from keras_deepseek.backend.torch.processes import find_interface
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])

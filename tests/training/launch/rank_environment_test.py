@@ -147,10 +147,6 @@ def test_a_secret_of_the_user_is_kept_and_none_is_made_for_one_of_several_nodes(
     assert make_secret(nodes, {}) == {}
 
 
-def test_pytorch_gets_no_secret_since_it_uses_none(script):
-    assert make_secret(LaunchPlan(script, 2, "torch"), {}) == {}
-
-
 def test_an_empty_secret_is_an_error(script):
     with pytest.raises(InvalidInputError, match=f"{SECRET_VARIABLE} is empty"):
         make_secret(LaunchPlan(script, 2, "jax"), {SECRET_VARIABLE: ""})
