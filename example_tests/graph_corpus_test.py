@@ -10,8 +10,11 @@ from keras import ops, tree
 
 from example_tests.graph_corpus import BUILDERS, build, draw_inputs
 from keras_deepseek import graph
-from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
-from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
+from keras_deepseek.backend.keras_private.layers import (
+    flatten_layers,
+    functional_graph,
+    unchanged_state,
+)
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.graph.verify import Verifier
 from keras_deepseek.inference import ServingEngine

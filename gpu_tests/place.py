@@ -49,7 +49,7 @@ class Place:
 def visible_devices(kind: str) -> tuple[int, str]:
     """Returns how many devices of a kind the framework sees, and what it sees in all, in words."""
     from keras_deepseek import backend
-    from keras_deepseek.backend.runtimes.tensorrt_engine.visible_gpus import count_gpus
+    from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import count_gpus
 
     counts = {
         device_kind: backend.current().devices.count_devices(device_kind)

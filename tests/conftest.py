@@ -88,10 +88,10 @@ def make_once(
 @pytest.fixture
 def num_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Returns a function that says how many GPUs are visible; none, before it is called."""
-    from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+    from keras_deepseek.backend.runtimes.tensorrt_engine import libraries
 
     def say(count: int) -> None:
-        monkeypatch.setattr(visible_gpus, "count_gpus", lambda: count)
+        monkeypatch.setattr(libraries, "count_gpus", lambda: count)
 
     say(0)
     return say

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.gradient_free import without_gradients
+from keras_deepseek.backend.call_context import without_gradients
 
 Action = Callable[[], Any]
 

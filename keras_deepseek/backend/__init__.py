@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from keras_deepseek.backend.protocols.compute import Compute
     from keras_deepseek.backend.protocols.devices import Devices
     from keras_deepseek.backend.protocols.distribution import Distribution
-    from keras_deepseek.backend.protocols.export import Export
-    from keras_deepseek.backend.protocols.inference import Inference
+    from keras_deepseek.backend.protocols.inference import Export, Inference
     from keras_deepseek.backend.protocols.step import Step
 
 NAMES = ("tensorflow", "jax", "torch")

@@ -27,7 +27,7 @@ from keras_deepseek.artifacts.export_arguments import (
 from keras_deepseek.artifacts.signature import InferenceFunction
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
+from keras_deepseek.backend.keras_private.layers import unchanged_state
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.artifact_files import (
     installed_versions,

@@ -14,7 +14,7 @@ import keras
 from keras_deepseek.artifacts.bundle import Verification
 from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend.export.random_batch import draw_batch
-from keras_deepseek.backend.keras_private.integer_products import integer_products
+from keras_deepseek.backend.keras_private.functional_graphs import integer_products
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat

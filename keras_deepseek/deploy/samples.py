@@ -14,9 +14,8 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.export_arguments import bind_rows, check_calibration
 from keras_deepseek.artifacts.rows_file import cut_batches
 from keras_deepseek.artifacts.signature import Array, Batch, Signature
-from keras_deepseek.backend.export.free_axes import count_free_lengths
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
+from keras_deepseek.backend.export.random_batch import batch_shapes, count_free_lengths, draw_batch
 from keras_deepseek.backend.keras_private.sample_values import longest_sequence
 
 _BATCH_SIZES = (1, 3, 4)

@@ -14,7 +14,7 @@ from keras_deepseek.artifacts.compare_outputs import agreements, compare_outputs
 from keras_deepseek.artifacts.signature import Array, Batch, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import draw_batch
-from keras_deepseek.backend.keras_private.output_layers import layers_by_output
+from keras_deepseek.backend.keras_private.functional_graphs import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.errors import ExportError, InvalidInputError

@@ -11,7 +11,7 @@ from keras import ops, tree
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.layers import block_states, functional_graph
-from keras_deepseek.backend.keras_private.scopes import NestedScope
+from keras_deepseek.backend.keras_private.variables import NestedScope
 from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
 from keras_deepseek.graph.ir import Rewrite
 from keras_deepseek.graph.known_code import CannotOpenError, protected_attributes

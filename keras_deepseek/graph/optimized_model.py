@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_deepseek.backend.export.model_wrapper import ModelWrapper
+from keras_deepseek.backend.export.named_model import ModelWrapper
 from keras_deepseek.backend.keras_private.layers import (
     first_call_shapes,
     functional_graph,

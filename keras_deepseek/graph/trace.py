@@ -26,13 +26,15 @@ from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import Variable
 
-from keras_deepseek.backend.keras_private.batch_norm import fixed_batch_norm
-from keras_deepseek.backend.keras_private.global_seed import kept_global_seed
+from keras_deepseek.backend.keras_private.fixes import fixed_batch_norm
 from keras_deepseek.backend.keras_private.layers import flatten_layers, without_new_nodes
 from keras_deepseek.backend.keras_private.masks import output_masks, read_mask, set_mask
-from keras_deepseek.backend.keras_private.scopes import scoped_values
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
-from keras_deepseek.backend.keras_private.variables import stored_dtype
+from keras_deepseek.backend.keras_private.variables import (
+    kept_global_seed,
+    scoped_values,
+    stored_dtype,
+)
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
 from keras_deepseek.graph.known_code import CannotOpenError, find_foreign_code, protected_attributes
 

@@ -16,8 +16,8 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
 from keras_deepseek.backend.keras_private.layer_precision import autocast_to, temporary_policy
 from keras_deepseek.backend.keras_private.layers import block_states, flatten_layers, seed_states
-from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
+from keras_deepseek.backend.keras_private.variables import NestedScope
 from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.free_sizes import FreeAxis
 from keras_deepseek.graph.known_code import CannotOpenError, protected_attributes

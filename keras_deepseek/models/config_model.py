@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import keras
 
-from keras_deepseek.backend.keras_private.cloned_graph import CloneCheckedModel
+from keras_deepseek.backend.keras_private.functional_graphs import CloneCheckedModel
 from keras_deepseek.backend.keras_private.layers import flatten_layers, own_variables
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 

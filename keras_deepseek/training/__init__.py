@@ -1,7 +1,7 @@
 """Training: the `Trainer` around `model.fit`, learning rate schedules, and sequence data."""
 
 from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
-from keras_deepseek.backend.loss_means import set_loss_normalizer
+from keras_deepseek.backend.call_context import set_loss_normalizer
 from keras_deepseek.backend.processes.gradient_compression import LowRank
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ParameterServer

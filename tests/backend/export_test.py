@@ -9,7 +9,7 @@ import pytest
 from keras_deepseek import backend
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
-from keras_deepseek.backend.keras_private.torch_moments import temporary_moments
+from keras_deepseek.backend.keras_private.fixes import temporary_moments
 from keras_deepseek.errors import MissingExtraError, NotSupportedError
 
 WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}

@@ -170,7 +170,6 @@ class BatchStream:
         return self._drawn - len(self._buffer)
 
     def _take(self) -> Any:
-        """Returns the next batch of the epoch."""
         self._fill(1)
         self._raise_failure()
         if not self._buffer:
@@ -210,7 +209,6 @@ class BatchStream:
         self.waited += time.perf_counter() - started
 
     def _raise_failure(self) -> None:
-        """Raises the error that drawing the next batch raised, after the batches before it."""
         if self._failure is not None and not self._buffer:
             self.error = self._failure  # TensorFlow wraps it in its own error.
             raise self._failure
@@ -242,6 +240,5 @@ class Epochs:
         self._change = change
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the batches of an epoch."""
         for batch in self._make_batches():
             yield keras.tree.map_structure(self._change, batch, none_is_leaf=False)

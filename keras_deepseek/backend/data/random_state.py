@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.global_seed import (
+from keras_deepseek.backend.keras_private.variables import (
     forget_global_seed,
     global_seed_state,
     has_global_seed,

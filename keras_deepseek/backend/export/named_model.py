@@ -13,8 +13,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.export.model_wrapper import ModelWrapper
-from keras_deepseek.backend.keras_private.free_size_resize import fixed_resize
+from keras_deepseek.backend.keras_private.fixes import fixed_resize, fixed_time_distributed
 from keras_deepseek.backend.keras_private.layer_precision import (
     find_exact_inputs,
     layers_to_switch,
@@ -22,11 +21,11 @@ from keras_deepseek.backend.keras_private.layer_precision import (
 )
 from keras_deepseek.backend.keras_private.layers import (
     first_call_shapes,
+    functional_graph,
     producing_operation,
     without_new_nodes,
 )
 from keras_deepseek.backend.keras_private.sample_ranges import vocabulary_sizes
-from keras_deepseek.backend.keras_private.time_distributed import fixed_time_distributed
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
@@ -104,7 +103,6 @@ class NamedModel:
 
 
 def _symbolic_inputs(model: keras.Model) -> Any:
-    """Returns the nested structure of `KerasTensor`s that a model takes."""
     if isinstance(model, keras.Sequential):
         return model.inputs[0] if hasattr(model, "inputs") else _refuse_unbuilt(model)
     functional = getattr(model, "input", None) if hasattr(model, "output_names") else None
@@ -121,7 +119,6 @@ def _symbolic_inputs(model: keras.Model) -> Any:
 
 
 def _refuse_unbuilt(model: keras.Model) -> Any:
-    """Raises the error for a model that is not built, so that its inputs are unknown."""
     raise InvalidInputError(
         f"The inputs of model {model.name!r} are unknown: it is not built, or its `call` takes "
         "more than one argument. Give a Sequential model an `Input`, or call a subclassed model "
@@ -130,7 +127,6 @@ def _refuse_unbuilt(model: keras.Model) -> Any:
 
 
 def _symbolic_outputs(model: keras.Model, inputs: Any) -> Any:
-    """Returns the nested structure of `KerasTensor`s that a model returns."""
     if isinstance(model, keras.Sequential):
         return model.outputs[0]
     if hasattr(model, "output_names"):
@@ -154,7 +150,6 @@ def _name_structure(structure: Any, kind: str, given_name: Callable[[Any], str |
 
 
 def _given_input_name(tensor: Any) -> str | None:
-    """Returns the name that the user gave an input, or `None`."""
     # A model that was loaded again has "input_layer" where the first had "keras_tensor".
     counted_up = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)
     return None if counted_up else str(tensor.name)
@@ -189,7 +184,6 @@ def _snake_case(name: str) -> str:
 
 
 def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
-    """Returns the signature entries (name, shape and dtype) of tensors by name."""
     pairs = zip(keras.tree.flatten(names), keras.tree.flatten(tensors), strict=True)
     specs = tuple(
         TensorSpec(name, tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
@@ -207,9 +201,47 @@ def _with_vocabularies(model: keras.Model, specs: tuple[TensorSpec, ...]) -> tup
 
 
 def _refuse_strings(string_names: Iterable[str]) -> None:
-    """Raises an error if any of the named tensors holds strings."""
     if names := [*string_names]:
         raise NotSupportedError(
             f"Strings can't be exported or served: {names}. Remove the layers that read or return "
             "strings from the model, and let it take and return numbers."
         )
+
+
+class ModelWrapper(keras.Model):
+    """A model with the inputs, the outputs and the names of another, its `original`."""
+
+    original: keras.Model
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the outputs of the original as `KerasTensor`s."""
+        return self.original.compute_output_spec(inputs)
+
+    @property
+    def input(self) -> Any:
+        """The symbolic inputs of the original."""
+        return (self._functional or self.original).input
+
+    @property
+    def output(self) -> Any:
+        """The symbolic outputs of the original."""
+        return (self._functional or self.original).output
+
+    @property
+    def inputs(self) -> Any:
+        """The flat symbolic inputs of the original."""
+        return self.original.inputs
+
+    @property
+    def outputs(self) -> Any:
+        """The flat symbolic outputs of the original."""
+        return self.original.outputs
+
+    @property
+    def output_names(self) -> Any:
+        """The names of the original's outputs."""
+        return self.original.output_names
+
+    @property
+    def _functional(self) -> Any:  # Keras's name for the graph inside a `Sequential`.
+        return functional_graph(self.original)

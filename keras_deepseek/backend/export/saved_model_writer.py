@@ -5,9 +5,8 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.export.example_signatures import CLASSIFY, REGRESS
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.serving_signatures import CLASSIFY, REGRESS, ServingSignatures
 from keras_deepseek.backend.runtimes.saved_model import import_tensorflow
 from keras_deepseek.errors import NotSupportedError
 

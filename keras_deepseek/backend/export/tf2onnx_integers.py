@@ -8,22 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.backend.export.onnx_types import (
-    BOOL,
-    DOUBLE,
-    FLOAT,
-    FLOAT16,
-    INT8,
-    INT16,
-    INT32,
-    INT64,
-    SHORT_INTEGERS,
-    UINT8,
-    UINT16,
-    UINT32,
-    UINT64,
-)
-from keras_deepseek.backend.export.tf2onnx_nodes import add_constant, add_node, replace_node
+# The numbers of dtypes in `onnx.TensorProto`, defined here to avoid importing `onnx`.
+FLOAT, UINT8, INT8, UINT16, INT16, INT32, INT64 = 1, 2, 3, 4, 5, 6, 7
+BOOL, FLOAT16, DOUBLE, UINT32, UINT64 = 9, 10, 11, 12, 13
+SHORT_INTEGERS = (INT8, UINT8, INT16, UINT16, INT32, UINT32)
+"""The integers of 32 bits or fewer."""
 
 
 def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -224,7 +213,6 @@ def convert_relu(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def _cast(graph: Any, value: str, to: int) -> str:
-    """Casts a value of an ONNX graph to a dtype, unless it has that dtype."""
     return value if graph.get_dtype(value) == to else add_node(graph, "Cast", [value], to=to)
 
 
@@ -282,3 +270,30 @@ INTEGER_HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     **dict.fromkeys(_REDUCTIONS, (convert_reduction, [])),
 }
 """Handlers by operator, for the argument `custom_op_handlers` of tf2onnx."""
+
+
+def add_constant(graph: Any, name: str, value: Any, dtype: Any = None) -> str:
+    """Adds a constant to a tf2onnx graph, and returns its output's name."""
+    return str(graph.make_const(name, np.asarray(value, dtype)).output[0])
+
+
+def add_node(graph: Any, operator: str, inputs: list[str], **attributes: Any) -> str:
+    """Adds a node with one output to a tf2onnx graph, and returns the output's name."""
+    return str(graph.make_node(operator, inputs, attr=attributes).output[0])
+
+
+def replace_node(
+    graph: Any, node: Any, name: str, operator: str, inputs: list[str], **attributes: Any
+) -> Any:
+    """Replaces a node of a tf2onnx graph by one with another operator."""
+    outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
+    graph.remove_node(node.name)
+    return graph.make_node(
+        operator,
+        inputs,
+        attr=attributes,
+        name=name,
+        outputs=outputs,
+        shapes=shapes,
+        dtypes=dtypes,
+    )

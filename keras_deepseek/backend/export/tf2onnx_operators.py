@@ -7,9 +7,16 @@ of which there are none.
 from collections.abc import Callable
 from typing import Any
 
-from keras_deepseek.backend.export.onnx_types import BOOL, FLOAT, INT32, INT64
-from keras_deepseek.backend.export.tf2onnx_integers import INTEGER_HANDLERS
-from keras_deepseek.backend.export.tf2onnx_nodes import add_constant, add_node, replace_node
+from keras_deepseek.backend.export.tf2onnx_integers import (
+    BOOL,
+    FLOAT,
+    INT32,
+    INT64,
+    INTEGER_HANDLERS,
+    add_constant,
+    add_node,
+    replace_node,
+)
 
 
 def convert_erfc(graph: Any, node: Any, name: str, _: list[Any]) -> Any:

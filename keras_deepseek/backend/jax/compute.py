@@ -11,9 +11,9 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.call_context import is_gradient_free
 from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
-from keras_deepseek.backend.gradient_free import is_gradient_free
-from keras_deepseek.backend.keras_private.scopes import NestedScope
+from keras_deepseek.backend.keras_private.variables import NestedScope
 from keras_deepseek.backend.protocols.compute import Compute
 
 
@@ -170,12 +170,10 @@ class JaxCompute(Compute):
 
 
 def _count(jaxpr: Any) -> int:
-    """Counts the floating-point operations of a traced JAX program."""
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
 def _count_equation(equation: Any) -> int:
-    """Counts the floating-point operations of one equation of a traced JAX program."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]

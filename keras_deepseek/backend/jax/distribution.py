@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.processes import join_processes, translate_peer_errors
-from keras_deepseek.backend.keras_private.jax_trainer import (
+from keras_deepseek.backend.keras_private.trainers import (
     changed_data_distribution,
     changed_steps,
     distribute_array,

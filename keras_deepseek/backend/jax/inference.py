@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.call_context import without_gradients
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.gradient_free import without_gradients
 from keras_deepseek.backend.protocols.inference import Inference
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.gradient_sums import GradientSums
-from keras_deepseek.backend.keras_private.scopes import NestedScope
+from keras_deepseek.backend.keras_private.variables import NestedScope
 from keras_deepseek.backend.processes.gradient_compression import Compression
 from keras_deepseek.backend.processes.processes import ComputePart
 

@@ -14,21 +14,20 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Literal
 
+from keras_deepseek.backend.call_context import collect_loss_means, set_loss_normalizer
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.jax import profiling
 from keras_deepseek.backend.jax.distribution import place_batch
 from keras_deepseek.backend.jax.processes import translate_peer_errors
 from keras_deepseek.backend.keras_private.datasets import from_scipy
-from keras_deepseek.backend.keras_private.jax_trainer import (
+from keras_deepseek.backend.keras_private.masks import split_floats
+from keras_deepseek.backend.keras_private.trainers import (
     hold_state,
     read_state,
     trace_train_step,
     with_further_shardings,
 )
-from keras_deepseek.backend.keras_private.masks import split_floats
-from keras_deepseek.backend.keras_private.scopes import NestedScope
-from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
-from keras_deepseek.backend.loss_means import collect_loss_means, set_loss_normalizer
+from keras_deepseek.backend.keras_private.variables import NestedScope, raw_value, set_raw_value
 from keras_deepseek.backend.profiling.step_trace import DATA_WAIT, Line
 from keras_deepseek.backend.protocols.step import Step
 

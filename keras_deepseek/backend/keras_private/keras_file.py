@@ -77,7 +77,6 @@ def load_keras_file(
 
 
 def _explain(error: Exception) -> str:
-    """Returns the cause of a `.keras` loading error in one line."""
     missing = re.search(r"Could not locate (?:class|function) '([^']+)'", str(error))
     if missing:
         return (
@@ -109,7 +108,6 @@ def import_source(source: str | os.PathLike[str]) -> None:
 
 
 def _import_file(path: Path) -> None:
-    """Imports a `.py` file as a module with the file's name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")

@@ -139,7 +139,6 @@ def find_exact_inputs(model: keras.Model) -> list[keras.Layer]:
 
 
 def _operations_before(operation: Any) -> list[Any]:
-    """Returns the operations of a graph that produce the inputs of an operation."""
     return [
         producing_operation(tensor)
         for node in operation._inbound_nodes

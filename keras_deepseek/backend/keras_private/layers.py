@@ -1,4 +1,4 @@
-"""Functions that list a layer's sub-layers and variables, and read its graph and its shapes."""
+"""Layers: their names, their states, and the parts of attention layers."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,7 @@ from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.models.functional import Functional
 
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
+from keras_deepseek.backend.tensor_values import read_values
 
 
 def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
@@ -179,3 +180,46 @@ def block_states(layer: keras.Layer) -> list[keras.Variable]:
         id(variable) for inner in layer._flatten_layers() for variable in inner._trainable_variables
     }
     return [variable for variable in layer.non_trainable_variables if id(variable) not in weights]
+
+
+def attention_projections(attention: keras.Layer) -> dict[str, keras.Layer]:
+    """Returns the projections of a built attention layer of Keras by name.
+
+    The names are "query", "key", "value", "output", and "gate" if there is one.
+    """
+    names = ("query", "key", "value", "gate", "output")
+    projections = {name: getattr(attention, f"_{name}_dense", None) for name in names}
+    return {name: projection for name, projection in projections.items() if projection is not None}
+
+
+def attend(
+    attention: keras.Layer, query: Any, key: Any, value: Any, mask: Any, training: bool | None
+) -> Any:
+    """Computes a Keras attention layer's output per head from projected queries, keys and values.
+
+    The tensors have the shape `(batch_size, length, num_heads, dim)`. The boolean mask broadcasts
+    to `(batch_size, query_length, key_length)`.
+    """
+    return attention._compute_attention(query, key, value, attention_mask=mask, training=training)[
+        0
+    ]
+
+
+def uses_flash_attention(attention: keras.Layer) -> bool:
+    """Returns True if a Keras attention layer must use flash attention."""
+    return bool(attention._flash_attention)
+
+
+@contextlib.contextmanager
+def unchanged_state(model: keras.Model) -> Iterator[None]:
+    """Context manager that restores a model's counters, seeds and other states at the end."""
+    variables = block_states(model)
+    for layer in flatten_layers(model):
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:  # Keras lists them nowhere.
+            variables += [state for state in keras.tree.flatten(layer.states) if state is not None]
+    old_values = read_values(variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, old_values, strict=True):
+            variable.assign(value)

@@ -118,7 +118,6 @@ def padding_of(layer: keras.Layer) -> float | None:
 
 
 def _of_lookup(layer: Any) -> SampleValues | None:
-    """Returns the sample values of an `IntegerLookup`."""
     if layer.invert:  # An inverted lookup takes indices.
         return SampleValues(np.arange(layer.vocabulary_size()), takes_others=False)
     tokens = sorted({int(token) for token in layer.get_vocabulary(include_special_tokens=False)})

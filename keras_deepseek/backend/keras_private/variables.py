@@ -1,5 +1,7 @@
-"""Access to the tensor inside a variable, its layout, and the device that Keras uses."""
+"""Variables: their tensors, their values in stateless scopes, and Keras's global seed."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -33,3 +35,65 @@ def place_by_layout(variable: keras.Variable) -> None:
 def keras_torch_device() -> str:
     """Returns Keras's current PyTorch device, which is `"meta"` while Keras infers shapes."""
     return str(keras.src.backend.torch.core.get_device())
+
+
+class NestedScope(keras.StatelessScope):
+    """A stateless scope that inherits the values of variables from the scope around it."""
+
+    def __init__(self, mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> None:
+        super().__init__(list(mapping), collect_losses=True)
+        self.state_mapping: dict[int, Any]
+        around = keras.src.backend.common.stateless_scope.get_stateless_scope()
+        if around is not None:
+            self.state_mapping = {**around.state_mapping, **self.state_mapping}
+        self.assigned: dict[int, keras.Variable] = {}
+        """The variables that were assigned in the scope, by `id`."""
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        """Records a variable's new value; Keras calls it for each assignment."""
+        variable, _ = update
+        self.assigned[id(variable)] = variable
+        super().add_update(update)
+
+
+def scoped_values(variables: Iterable[keras.Variable]) -> list[tuple[keras.Variable, Any]]:
+    """Returns the variables that have a value in the current stateless scope, with this value."""
+    around = keras.src.backend.common.stateless_scope.get_stateless_scope()
+    if around is None:
+        return []
+    values = [(variable, around.get_current_value(variable)) for variable in variables]
+    return [(variable, value) for variable, value in values if value is not None]
+
+
+def global_seed_state() -> keras.Variable:
+    """Returns the variable of Keras's global seed generator.
+
+    If there is none yet it is created, with a seed from Python's generator.
+    """
+    return keras.src.random.seed_generator.global_seed_generator().state
+
+
+def has_global_seed() -> bool:
+    """Returns True if Keras has created its global seed generator."""
+    name = keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR
+    return keras.src.backend.common.global_state.get_global_attribute(name) is not None
+
+
+def forget_global_seed() -> None:
+    """Makes Keras create its global seed generator again when it is next needed."""
+    name = keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR
+    keras.src.backend.common.global_state.set_global_attribute(name, None)
+
+
+@contextlib.contextmanager
+def kept_global_seed() -> Iterator[None]:
+    """Context manager that forgets a global seed generator which was created in it.
+
+    A stateless scope would leave it without a value.
+    """
+    had_one = has_global_seed()
+    try:
+        yield
+    finally:
+        if not had_one:
+            forget_global_seed()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import keras
 
-from keras_deepseek.backend.host_values import read_values
+from keras_deepseek.backend.tensor_values import read_values
 from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError, PeerLostError
 
 if TYPE_CHECKING:

@@ -234,5 +234,4 @@ def _find_scopes(program: Program) -> dict[str, str]:
 
 
 def _first(scopes: dict[str, str], names: Sequence[str]) -> str:
-    """Returns the first scope that is not empty, or an empty one."""
     return next(filter(None, (scopes.get(name, "") for name in names)), "")

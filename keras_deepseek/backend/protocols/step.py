@@ -11,9 +11,9 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_private.variables import raw_value
 from keras_deepseek.backend.profiling.step_trace import Line
+from keras_deepseek.backend.tensor_values import multiply_gradients
 
 
 class WeightChange:

@@ -82,7 +82,6 @@ def limit_threads(threads: int) -> None:
 
 
 def _describe(name: str, spec: Any) -> FoundTensor:
-    """Describes a tensor of a SavedModel's signature by its name, shape and dtype."""
     shape = None if spec.shape.rank is None else tuple(spec.shape)
     return name, shape, spec.dtype.name
 

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.call_context import is_gradient_free
 from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
-from keras_deepseek.backend.gradient_free import is_gradient_free
-from keras_deepseek.backend.keras_private.scopes import NestedScope, scoped_values
+from keras_deepseek.backend.keras_private.variables import NestedScope, scoped_values
 from keras_deepseek.backend.protocols.compute import Compute
 
 
@@ -158,12 +158,10 @@ class TensorFlowCompute(Compute):
 
 
 def _count(graph: Any) -> int:
-    """Counts the floating-point operations of a TensorFlow graph."""
     return sum(_count_operation(operation, graph) for operation in graph.get_operations())
 
 
 def _count_operation(operation: Any, graph: Any) -> int:
-    """Counts the floating-point operations of one operation, or of the graphs inside it."""
     kind = operation.type
     if kind in ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
         transposed = operation.get_attr("transpose_a" if kind == "MatMul" else "adj_x")
@@ -180,7 +178,6 @@ def _count_operation(operation: Any, graph: Any) -> int:
 
 
 def _count_einsum(operation: Any) -> int:
-    """Counts the floating-point operations of an `Einsum`."""
     equation = operation.get_attr("equation").decode()
     sizes: dict[str, int] = {}
     for labels, tensor in zip(equation.split("->")[0].split(","), operation.inputs, strict=True):

@@ -14,9 +14,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_deepseek.backend.keras_private.layer_calls import take_losses
 from keras_deepseek.backend.keras_private.masks import split_floats
 from keras_deepseek.backend.keras_private.optimizers import find_variables_again
-from keras_deepseek.backend.keras_private.repeated_calls import take_losses
 from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
 from keras_deepseek.backend.protocols.devices import Devices
 from keras_deepseek.backend.runtimes.saved_model import limit_threads

@@ -77,7 +77,6 @@ class TensorFlowDistribution(Distribution):
 
 
 def _find_devices(strategy: Any) -> list[str]:
-    """Returns the names of the devices among which a strategy divides each batch."""
     if strategy == "allreduce":
         for kind in ("TPU", "GPU", "CPU"):  # Only TPUs that the script has set up.
             devices = [device.name for device in tf.config.list_logical_devices(kind)]

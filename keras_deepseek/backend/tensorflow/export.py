@@ -16,7 +16,7 @@ from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
 from keras_deepseek.backend.export.tf2onnx_operators import HANDLERS
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
-from keras_deepseek.backend.protocols.export import Export
+from keras_deepseek.backend.protocols.inference import Export
 from keras_deepseek.errors import MissingExtraError
 
 _HIGHEST_OPSET = 18

@@ -7,8 +7,8 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.call_context import without_gradients
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.gradient_free import without_gradients
 from keras_deepseek.backend.keras_private.layers import without_new_nodes
 from keras_deepseek.backend.protocols.inference import Inference
 
@@ -105,7 +105,6 @@ def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
 
 
 def _flatten(state: Any) -> list[Any]:
-    """Returns the leaves of a nested state as a list."""
     flat: list[Any] = keras.tree.flatten(state)
     return flat
 

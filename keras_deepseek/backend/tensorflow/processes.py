@@ -187,7 +187,6 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
             return np.asarray(summed).reshape(numbers.shape)
 
     def _broadcast_bytes(self, data: bytes, size: int | None = None) -> bytes:
-        """Sends the bytes of rank 0 to all ranks, and returns them."""
         if size is None:
             size = int(self._sum_now(np.array([len(data)], "int64"))[0])
         words = np.zeros(-(-size // 4), "int32")
@@ -195,7 +194,6 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         return self._sum_now(words).tobytes()[:size]
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
-        """Returns a list with the bytes of each rank."""
         sizes = np.zeros(self.world_size, "int64")
         sizes[self.rank] = len(data)
         sizes = self._sum_now(sizes)

@@ -10,11 +10,11 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
-from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
+from keras_deepseek.backend.keras_private.layer_calls import recomputed_call
 from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step
+from keras_deepseek.backend.tensor_values import multiply_gradients
 from keras_deepseek.backend.tensorflow import profiling
 from keras_deepseek.backend.tensorflow.processes import translate_peer_errors
 

@@ -162,7 +162,6 @@ def _fetch(remote: Any) -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """Returns the line of a TensorFlow error message that states the cause."""
     message = str(error)
     match = re.search(r"\(0\) [A-Z_]+:\s+(.+)", message)
     if match:
@@ -173,7 +172,6 @@ def _cause(error: Exception) -> str:
 
 
 def _tensors(arguments: Sequence[Any]) -> list[Any]:
-    """Converts the arrays in nested arguments to tensors."""
     return [
         tf.nest.map_structure(
             lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), argument

@@ -17,10 +17,10 @@ from keras import ops
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
-from keras_deepseek.backend.context_values import set_temporarily
+from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.protocols.inference import Inference
-from keras_deepseek.backend.torch.unrecorded import IS_RECORDED, UnrecordedFunctions
+from keras_deepseek.backend.torch.compute import IS_RECORDED, UnrecordedFunctions
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 """True if the tensors of a cache belong to a function that may write into them."""

@@ -8,7 +8,6 @@ import keras
 import torch
 from torch.optim.adamw import adamw
 
-from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_private.optimizers import (
     adam_slots,
     current_learning_rate,
@@ -19,6 +18,7 @@ from keras_deepseek.backend.keras_private.optimizers import (
     weight_slots,
 )
 from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
+from keras_deepseek.backend.tensor_values import multiply_gradients
 
 Row = tuple[keras.Variable, torch.Tensor]
 
@@ -109,7 +109,6 @@ def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., N
 
 
 def _put(variables: Sequence[keras.Variable], values: Sequence[torch.Tensor]) -> None:
-    """Replaces the tensors inside variables."""
     for variable, value in zip(variables, values, strict=True):
         set_raw_value(variable, value)
 
@@ -156,7 +155,6 @@ def _is_plain(
 
 
 def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Returns True if an optimizer clips gradients."""
     bounds = (optimizer.clipnorm, optimizer.clipvalue, optimizer.global_clipnorm)
     return any(bound is not None for bound in bounds)
 

@@ -206,7 +206,6 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
 
 
 def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Splits a vector into tensors of the given tensors' shapes."""
     parts = flat.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
@@ -246,7 +245,6 @@ def find_interface(host: str, port: int) -> str | None:
 
 
 def _read_address(probe: socket.socket, interface: str) -> str | None:
-    """Returns the IPv4 address of a network interface, or `None` if it has none."""
     if sys.platform != "linux":
         return None
     import fcntl

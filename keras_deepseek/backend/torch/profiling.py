@@ -9,8 +9,8 @@ import keras
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from keras_deepseek.backend.keras_private.layer_calls import profiled_calls
 from keras_deepseek.backend.keras_private.layers import unique_paths
-from keras_deepseek.backend.keras_private.profiled_calls import profiled_calls
 from keras_deepseek.backend.profiling.step_trace import (
     BACKWARD,
     DATA_WAIT,

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.batch_stream import Epochs
+from keras_deepseek.backend.keras_private.layer_calls import recomputed_call
 from keras_deepseek.backend.keras_private.layers import flatten_layers
-from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
 from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step, WeightChange
 from keras_deepseek.backend.torch import profiling

@@ -9,9 +9,8 @@ from keras_deepseek import __version__, backend
 from keras_deepseek.artifacts.export_arguments import OPSETS, check_opset
 from keras_deepseek.artifacts.signature import Batch, InferenceFunction, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.export.one_file import fits_one_file
-from keras_deepseek.backend.host_values import count_bytes
 from keras_deepseek.backend.keras_private.sample_values import layers_by_tensorflow
+from keras_deepseek.backend.tensor_values import count_bytes, fits_one_file
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat

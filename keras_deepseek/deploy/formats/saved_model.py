@@ -8,9 +8,14 @@ from typing import Any
 from keras_deepseek import backend
 from keras_deepseek.artifacts.export_arguments import check_classes
 from keras_deepseek.artifacts.signature import Array, Batch, InferenceFunction, Signature
-from keras_deepseek.backend.export.example_signatures import CLASSIFY, REGRESS, classify, regress
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.serving_signatures import (
+    CLASSIFY,
+    REGRESS,
+    ServingSignatures,
+    classify,
+    regress,
+)
 from keras_deepseek.backend.runtimes.saved_model import import_tensorflow, load_saved_model
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.formats.export_format import ExportFormat

@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Batch, InferenceFunction, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.runtimes.tensorrt_engine import libraries
 from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import DTYPES, EngineRunner
 from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import mark_flavor
 from keras_deepseek.deploy.formats.export_format import ExportFormat, Shapes
@@ -112,7 +112,7 @@ class TensorRTFormat(ExportFormat):
         return any(profile.takes(shapes) for profile in profiles)
 
     def check_runnable(self) -> None:
-        if not visible_gpus.count_gpus():
+        if not libraries.count_gpus():
             raise NotSupportedError("a TensorRT engine runs on a GPU, and none is visible here")
 
     def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:

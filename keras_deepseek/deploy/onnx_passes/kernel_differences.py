@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.export.onnx_types import BOOL, INT32, INT64, SHORT_INTEGERS
+from keras_deepseek.backend.export.tf2onnx_integers import BOOL, INT32, INT64, SHORT_INTEGERS
 from keras_deepseek.deploy.onnx_passes.graph_view import (
     GraphView,
     all_nodes,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.export.one_file import LARGEST_FILE
+from keras_deepseek.backend.tensor_values import LARGEST_FILE
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.graph_view import (
     all_nodes,

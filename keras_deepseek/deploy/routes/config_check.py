@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import keras
 
-from keras_deepseek.backend.export.model_wrapper import ModelWrapper
+from keras_deepseek.backend.export.named_model import ModelWrapper
 from keras_deepseek.backend.keras_private.layers import functional_graph
 from keras_deepseek.errors import ExportError
 

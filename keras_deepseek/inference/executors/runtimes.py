@@ -10,7 +10,7 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.runtimes import openvino_model
 from keras_deepseek.backend.runtimes.saved_model import limit_threads, load_saved_model
-from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.runtimes.tensorrt_engine import libraries
 from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import EngineRunner
 from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import import_library, read_flavor
 from keras_deepseek.errors import InvalidInputError, MissingExtraError, NotSupportedError
@@ -122,7 +122,7 @@ class TensorRTEngine(Executor):
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        if not visible_gpus.count_gpus():
+        if not libraries.count_gpus():
             raise NotSupportedError(
                 f"The bundle at {str(bundle.path)!r} holds a TensorRT engine, which runs on an "
                 "NVIDIA GPU, and none is visible here."

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.attention import (
+from keras_deepseek.backend.keras_private.layers import (
     attend,
     attention_projections,
     uses_flash_attention,

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.loss_means import set_loss_normalizer
+from keras_deepseek.backend.call_context import set_loss_normalizer
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.loss_means import set_loss_normalizer
+from keras_deepseek.backend.call_context import set_loss_normalizer
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes

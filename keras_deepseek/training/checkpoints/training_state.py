@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.host_values import read_values
+from keras_deepseek.backend.tensor_values import read_values
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.own_optimizers import (
     build_own_optimizers,

@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.keras_private.metrics import order_metrics
+from keras_deepseek.backend.keras_private.loss_and_metrics import order_metrics
 from keras_deepseek.backend.keras_private.trainers import (
     is_validation_of_fit,
     public_evaluate_options,
 )
 from keras_deepseek.backend.processes.processes import Processes
+from keras_deepseek.backend.tensor_values import read_values
 
 _BATCH_SIZE = 32  # Keras's default.
 

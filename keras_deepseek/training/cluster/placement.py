@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.metrics import given_metric_variables
+from keras_deepseek.backend.keras_private.loss_and_metrics import given_metric_variables
 from keras_deepseek.backend.processes.processes import Replicas
 from keras_deepseek.backend.protocols.distribution import KerasDistribution
 from keras_deepseek.errors import InvalidInputError, NotSupportedError

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.metrics import add_metric
+from keras_deepseek.backend.keras_private.loss_and_metrics import add_metric
 from keras_deepseek.backend.keras_private.trainers import overrides_train_step
 from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError, NotSupportedError

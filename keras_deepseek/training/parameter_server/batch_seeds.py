@@ -6,8 +6,8 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.backend.keras_private.layers import seed_states
+from keras_deepseek.backend.tensor_values import read_values
 
 _STRIDE = 15_485_863
 """The distance between the seeds of two batches: more than one batch draws, and prime to 2**31."""

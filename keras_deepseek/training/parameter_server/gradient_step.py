@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.tensor_values import multiply_gradients
 from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.step.precision import step_in_precision
 from keras_deepseek.training.step.training_step import TrainingStep

@@ -4,9 +4,9 @@ from collections.abc import Hashable, Sequence
 
 import keras
 
-from keras_deepseek.backend.host_values import count_bytes, read_values
 from keras_deepseek.backend.keras_private.layers import batch_states
 from keras_deepseek.backend.keras_private.optimizers import optimizer_recipe, uses_decay
+from keras_deepseek.backend.tensor_values import count_bytes, read_values
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.parameter_server.messages import (
     Shard,

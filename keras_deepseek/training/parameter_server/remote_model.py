@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.backend.processes.task_cluster import TaskCluster
+from keras_deepseek.backend.tensor_values import read_values
 from keras_deepseek.training.parameter_server.messages import Shard, ShardPlan, ShardValues
 from keras_deepseek.training.parameter_server.shard_variables import ShardVariables
 

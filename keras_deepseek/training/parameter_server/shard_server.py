@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.backend.host_values import read_values
+from keras_deepseek.backend.tensor_values import read_values
 from keras_deepseek.training.parameter_server.messages import (
     Pulled,
     Push,

@@ -8,10 +8,10 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.optimizers import clipping_by, current_learning_rate
 from keras_deepseek.backend.profiling.step_trace import OPTIMIZER
+from keras_deepseek.backend.tensor_values import multiply_gradients
 from keras_deepseek.callbacks.step_metrics import STEP_METRICS, Labels, StepMetrics
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients

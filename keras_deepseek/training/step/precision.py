@@ -16,7 +16,7 @@ from keras_deepseek.backend.keras_private.layer_precision import (
     temporary_policy,
 )
 from keras_deepseek.backend.keras_private.layers import flatten_layers
-from keras_deepseek.backend.keras_private.losses import losses_in_float32
+from keras_deepseek.backend.keras_private.loss_and_metrics import losses_in_float32
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.step.named_layers import are_names, find_named_layers
 

@@ -15,8 +15,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.losses import track_loss
-from keras_deepseek.backend.keras_private.metrics import compiled_metric_names
+from keras_deepseek.backend.keras_private.loss_and_metrics import compiled_metric_names, track_loss
 from keras_deepseek.backend.keras_private.trainers import (
     build_for_training,
     class_overrides_train_step,

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.host_values import count_bytes
+from keras_deepseek.backend.tensor_values import count_bytes
 from keras_deepseek.training.fit.error_notes import missing_loss_errors
 from keras_deepseek.training.fit.step_plan import StepPlan
 from keras_deepseek.training.tuning.short_training import ShortTraining

@@ -1,7 +1,11 @@
 import pytest
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.export.free_axes import count_free_lengths, name_axes, with_named_axes
+from keras_deepseek.backend.export.random_batch import (
+    count_free_lengths,
+    name_axes,
+    with_named_axes,
+)
 
 TOKENS = TensorSpec("tokens", (None, None), "int32")
 MASK = TensorSpec("mask", (None, None), "bool")

@@ -1,8 +1,9 @@
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
-from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import ModelWrapper, NamedModel
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
@@ -158,3 +159,44 @@ def test_an_input_that_is_handed_on_gives_the_output_no_name():
     model = keras.Model(image, [image, keras.layers.Dense(2, name="head")(image)])
     signature = NamedModel(model).signature
     assert [spec.name for spec in signature.outputs] == ["output_0", "head"]
+
+
+class Doubled(ModelWrapper):
+    def __init__(self, original):
+        super().__init__(name=original.name)
+        self.original = original
+        self.built = True
+
+    def call(self, inputs):
+        return self.original(inputs)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, inputs):
+        return {"score": self.dense(inputs)}
+
+
+def functional():
+    inputs = keras.Input((None,), dtype="int32", name="tokens")
+    x = layers.Embedding(10, 4)(inputs)
+    return keras.Model([inputs], [layers.Dense(2)(x), layers.Dense(1, name="score")(x)])
+
+
+def sequential():
+    return keras.Sequential([keras.Input((None,), dtype="int32"), layers.Embedding(10, 4)])
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.ones((2, 3), "float32"))
+    return model
+
+
+@pytest.mark.parametrize("build", [functional, sequential, subclassed])
+def test_a_wrapper_has_the_signature_of_its_original(build):
+    original = build()
+    assert NamedModel(Doubled(original)).signature == NamedModel(original).signature

@@ -2,7 +2,7 @@
 
 import types
 
-from keras_deepseek.backend.export.tf2onnx_nodes import add_node, replace_node
+from keras_deepseek.backend.export.tf2onnx_integers import add_node, replace_node
 
 
 class Graph:

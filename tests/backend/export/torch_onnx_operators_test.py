@@ -1,9 +1,13 @@
 """The formulas, run one operator after another; in a model they are tested with the export."""
 
+import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.backend.export.torch_onnx_operators import (
+if keras.backend.backend() != "torch":
+    pytest.skip("They are PyTorch's.", allow_module_level=True)
+
+from keras_deepseek.backend.torch.export import (
     expm1,
     log1p,
     log_sigmoid,

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.backend.keras_private.jax_trainer import (
+from keras_deepseek.backend.keras_private.trainers import (
     changed_data_distribution,
     changed_steps,
     distribute_array,

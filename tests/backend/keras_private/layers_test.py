@@ -2,8 +2,11 @@
 
 import keras
 import numpy as np
+import pytest
 
 from keras_deepseek.backend.keras_private.layers import (
+    attend,
+    attention_projections,
     batch_states,
     block_states,
     delete_variables,
@@ -16,6 +19,8 @@ from keras_deepseek.backend.keras_private.layers import (
     is_container,
     own_variables,
     producing_operation,
+    unchanged_state,
+    uses_flash_attention,
 )
 
 
@@ -160,3 +165,47 @@ def test_models_that_only_hand_on_are_containers():
     assert is_container(keras.Model(model.inputs, model.outputs))
     assert not is_container(Own([keras.Input((3,)), keras.layers.Dense(2)]))
     assert not is_container(layers[1])
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [keras.layers.MultiHeadAttention(2, 3), keras.layers.GroupQueryAttention(3, 2, 2)],
+)
+def test_the_parts_of_an_attention_layer_make_the_whole(attention):
+    inputs = np.random.default_rng(0).normal(size=(2, 4, 6)).astype("float32")
+    expected = attention(inputs, inputs, use_causal_mask=True)
+    parts = attention_projections(attention)
+    assert list(parts) == ["query", "key", "value", "output"]
+    projected = [parts[name](inputs) for name in ("query", "key", "value")]
+    heads = attend(attention, *projected, np.tri(4, dtype=bool)[None], training=False)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(parts["output"](heads)),
+        keras.ops.convert_to_numpy(expected),
+        atol=1e-6,
+    )
+
+
+def test_a_layer_says_whether_it_was_told_to_use_flash_attention():
+    for choice in (None, False, True):
+        attention = keras.layers.MultiHeadAttention(2, 3, flash_attention=choice)
+        assert uses_flash_attention(attention) == bool(choice)
+
+
+class Counter(keras.layers.Layer):
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign(self.calls + 1)
+        return x * self.calls
+
+
+def test_what_calls_count_is_put_back():
+    layer = Counter()
+    model = keras.Sequential([keras.Input((2,)), layer])
+    model(np.ones((1, 2)))
+    num_calls = float(layer.calls)
+    with unchanged_state(model):
+        model(np.ones((1, 2)))
+        assert float(layer.calls) == num_calls + 1
+    assert float(layer.calls) == num_calls

@@ -4,12 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deepseek.backend.keras_private.losses import (
+from keras_deepseek.backend.keras_private.loss_and_metrics import (
     compute_training_loss,
     losses_in_float32,
     track_loss,
-)
-from keras_deepseek.backend.keras_private.metrics import (
     update_metrics,
 )
 

@@ -4,14 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_deepseek.backend.keras_private.loss_and_metrics import (
+    update_metrics,
+)
 from keras_deepseek.backend.keras_private.masks import (
     map_with_masks,
     output_masks,
     set_mask,
     split_floats,
-)
-from keras_deepseek.backend.keras_private.metrics import (
-    update_metrics,
 )
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_deepseek.backend.keras_private.metrics import (
+from keras_deepseek.backend.keras_private.loss_and_metrics import (
     add_metric,
     compiled_metric_names,
     given_metric_variables,

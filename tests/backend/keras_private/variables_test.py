@@ -3,8 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_deepseek.backend.keras_private.variables import (
+    NestedScope,
+    forget_global_seed,
+    global_seed_state,
+    has_global_seed,
     keras_torch_device,
     place_by_layout,
     raw_value,
@@ -34,3 +39,28 @@ def test_a_variable_from_outside_gets_the_layout_of_a_distribution():
 def test_the_device_of_keras_is_known():
     with keras.device("cpu"):
         assert keras_torch_device() == "cpu"
+
+
+def test_a_scope_inside_another_sees_what_that_one_has_set():
+    first = keras.Variable(1.0, trainable=False)
+    second = keras.Variable(2.0, trainable=False)
+    with keras.StatelessScope([(first, ops.convert_to_tensor(10.0))]) as outer:
+        first.assign(11.0)
+        with NestedScope([(second, ops.convert_to_tensor(20.0))]) as inner:
+            assert float(ops.convert_to_numpy(first.value)) == 11.0
+            second.assign(first + second)
+        assert float(inner.get_current_value(second)) == 31.0
+        assert outer.get_current_value(second) is None
+    assert float(ops.convert_to_numpy(second.value)) == 2.0
+
+
+def test_the_seed_that_keras_shares_is_a_variable():
+    state = global_seed_state()
+    seed = keras.ops.convert_to_numpy(state.value).copy()
+    keras.random.uniform((1,))
+    assert not np.array_equal(keras.ops.convert_to_numpy(global_seed_state().value), seed)
+    assert global_seed_state() is state
+    assert has_global_seed()
+    forget_global_seed()
+    assert not has_global_seed()
+    assert global_seed_state() is not state

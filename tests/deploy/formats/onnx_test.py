@@ -5,7 +5,7 @@ import pytest
 from keras_deepseek import backend
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.compare_outputs import compare_outputs
-from keras_deepseek.backend.export import one_file
+from keras_deepseek.backend import tensor_values
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
@@ -74,7 +74,7 @@ def build_encoder() -> keras.Model:
 def test_a_backend_that_writes_one_file_is_passed_over_for_large_weights(monkeypatch):
     encoder = NamedModel(build_encoder())
     OnnxFormat().check_backend(encoder, "tensorflow")
-    monkeypatch.setattr(one_file, "LARGEST_FILE", 1_000)
+    monkeypatch.setattr(tensor_values, "LARGEST_FILE", 1_000)
     for name in ("tensorflow", "jax"):
         with pytest.raises(NotSupportedError, match=r"one file, which holds 2 GB, and .* 0\.0 GB"):
             OnnxFormat().check_backend(encoder, name)
@@ -93,7 +93,7 @@ def test_a_backend_that_writes_one_file_is_passed_over_for_large_weights(monkeyp
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others write one file")
 @pytest.mark.parametrize("precision", [None, "float16"])
 def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precision):
-    monkeypatch.setattr(one_file, "LARGEST_FILE", 1_000)
+    monkeypatch.setattr(tensor_values, "LARGEST_FILE", 1_000)
     monkeypatch.setattr(onnx_file, "_LEAST_BESIDE", 1_024)
     encoder = build_encoder()
     named = NamedModel(encoder, precision)

@@ -19,7 +19,7 @@ from keras_deepseek.artifacts import (
 )
 from keras_deepseek.artifacts.bundle import publish_bundle
 from keras_deepseek.artifacts.staging_folder import staging_folder
-from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.runtimes.tensorrt_engine import libraries
 from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import (
     build_engine,
     resolve_profiles,
@@ -185,7 +185,7 @@ def test_what_cuda_refuses_fails_the_batch_and_not_the_server(engine_of, cuda, c
         np.testing.assert_allclose(engine.predict(X[:2]), X[:2] @ KERNEL, rtol=1e-6)
 
 
-@pytest.mark.skipif(not visible_gpus.count_gpus(), reason="It needs an NVIDIA GPU.")
+@pytest.mark.skipif(not libraries.count_gpus(), reason="It needs an NVIDIA GPU.")
 @pytest.mark.parametrize("flavor", MODULES)
 def test_a_real_engine_is_served_on_a_gpu(tmp_path, flavor):
     """Has not run yet: no machine of ours has a GPU."""

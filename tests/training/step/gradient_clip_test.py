@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend import current
-from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.tensor_values import multiply_gradients
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.step.gradient_clip import (
     check_gradient_clip,

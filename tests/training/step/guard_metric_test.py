@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.backend.keras_private.metrics import add_metric
+from keras_deepseek.backend.keras_private.loss_and_metrics import add_metric
 from keras_deepseek.training.step.step_guard import GuardMetric, StepGuard, Verdict
 
 

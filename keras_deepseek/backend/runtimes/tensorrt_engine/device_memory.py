@@ -86,12 +86,10 @@ class DeviceMemory:
         self._call("cudaStreamSynchronize", self.stream)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
-        """Starts a copy on the CUDA stream."""
         if num_bytes:
             self._call("cudaMemcpyAsync", target, source, num_bytes, kind, self.stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Calls a CUDA function, and raises `ExportError` if it fails."""
         error, *values = getattr(self._cuda, name)(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:
             raise ExportError(f"CUDA's {name} failed: {error.name}.")
@@ -99,7 +97,6 @@ class DeviceMemory:
 
 
 def _release(cuda: Any, buffers: dict[str, tuple[int, int]], stream: int) -> None:
-    """Waits for a CUDA stream, and frees it and its buffers."""
     cuda.cudaStreamSynchronize(stream)
     while buffers:
         _, (address, _) = buffers.popitem()

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.runtimes.tensorrt_engine.device_memory import DeviceMemory, empty_array
-from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
+from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import make_error_log
 from keras_deepseek.errors import ExportError, NotSupportedError
 
 DTYPES = {
@@ -100,7 +100,6 @@ class EngineRunner:
                 self._reserve(name, self._shape_of(name))
 
     def _reserve(self, name: str, shape: Shape) -> None:
-        """Reserves GPU memory for a tensor of the engine."""
         itemsize = empty_array((), self._dtypes[name]).itemsize
         self._memory.reserve(name, math.prod(shape) * itemsize)
 
@@ -130,7 +129,6 @@ class EngineRunner:
         )
 
     def _describe_profiles(self) -> str:
-        """Describes the shape ranges of the optimization profiles, for an error message."""
         return " and ".join(
             ", ".join(
                 f"{name} from {tuple(smallest)} to {tuple(largest)}"
@@ -140,7 +138,6 @@ class EngineRunner:
         )
 
     def _choose_profile(self, index: int) -> None:
-        """Activates an optimization profile of the engine."""
         if index == self._profile:
             return
         self._profile = None
@@ -150,7 +147,6 @@ class EngineRunner:
         self._profile = index
 
     def _set_shape(self, name: str, shape: Shape) -> None:
-        """Sets the shape of an input of the engine."""
         if not self._context.set_input_shape(name, shape):
             raise ExportError(
                 f"TensorRT refused shape {shape} of input {name!r}: {self._reasons()}."
@@ -164,7 +160,6 @@ class EngineRunner:
         return shape
 
     def _dtype_of(self, name: str) -> str:
-        """Returns the NumPy dtype name of an engine's tensor."""
         dtype = self._engine.get_tensor_dtype(name).name
         if dtype not in DTYPES:
             raise NotSupportedError(f"tensor {name!r} has dtype {dtype}, which NumPy lacks")

@@ -1,10 +1,9 @@
-"""NVIDIA's two libraries with one API: plain TensorRT, and TensorRT-RTX.
+"""NVIDIA's libraries: whether they load, their GPUs, and the errors that they log."""
 
-Neither runs an engine of the other. The route in a bundle's manifest says which one built it.
-"""
-
+import ctypes
 import importlib
 import re
+import sys
 from typing import Any
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
@@ -36,3 +35,36 @@ def read_flavor(route: str) -> str:
             "engine. Export it again."
         )
     return match[1]
+
+
+def make_error_log(tensorrt: Any) -> Any:
+    """Returns a TensorRT logger that collects errors in its list `errors`, and prints nothing."""
+
+    class ErrorLog(tensorrt.ILogger):
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)  # The C++ base class requires the explicit call.
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= tensorrt.ILogger.ERROR:
+                self.errors.append(message)
+
+    return ErrorLog()
+
+
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+def count_gpus() -> int:
+    """Returns the number of GPUs that CUDA's driver reports, 0 without a driver.
+
+    It respects `CUDA_VISIBLE_DEVICES`, as the driver does.
+    """
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value

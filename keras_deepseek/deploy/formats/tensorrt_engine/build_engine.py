@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.export.free_axes import BATCH, name_axes
-from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
+from keras_deepseek.backend.export.random_batch import BATCH, name_axes
+from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import make_error_log
 from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
 
 Sizes = tuple[int, int, int]

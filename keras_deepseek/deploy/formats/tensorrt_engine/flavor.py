@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.runtimes.tensorrt_engine import libraries
 from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import (
     MODULES,
     TITLES,
@@ -61,7 +61,7 @@ def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
             "compute_capabilities=. Leave them out, or pass flavor='rtx'."
         )
     flavor = _import_flavor(name)
-    if name == "tensorrt" and not visible_gpus.count_gpus():
+    if name == "tensorrt" and not libraries.count_gpus():
         raise NotSupportedError(
             "Plain TensorRT builds an engine on the GPU that the engine is for, and no GPU is "
             "visible here. Export on a machine with a GPU, or pass flavor='rtx', which needs none."
@@ -71,7 +71,7 @@ def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
 
 def _choose(*, wants_capabilities: bool) -> str:
     is_plain_installed = importlib.util.find_spec(MODULES["tensorrt"]) is not None
-    can_build = is_plain_installed and not wants_capabilities and visible_gpus.count_gpus() > 0
+    can_build = is_plain_installed and not wants_capabilities and libraries.count_gpus() > 0
     return "tensorrt" if can_build else "rtx"
 
 

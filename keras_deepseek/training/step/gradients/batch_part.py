@@ -12,8 +12,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.losses import copy_weights
-from keras_deepseek.backend.keras_private.metrics import watch_metric_updates
+from keras_deepseek.backend.keras_private.loss_and_metrics import copy_weights, watch_metric_updates
 from keras_deepseek.backend.processes.processes import Receive
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.weighted_sums import (

@@ -9,8 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.processes.processes import Receive, RemoteReplicas, Replicas
+from keras_deepseek.backend.tensor_values import multiply_gradients
 from keras_deepseek.training.step.gradient_update import is_scaled
 from keras_deepseek.training.step.gradients.batch_part import Part, PartFunction, make_summed_part
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual

@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.tensor_values import multiply_gradients
 
 MIN_WEIGHT = 1e-30
 """The divisor of sums over nothing, which are all zero."""

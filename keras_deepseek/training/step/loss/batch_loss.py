@@ -8,15 +8,15 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.call_context import collect_loss_means
 from keras_deepseek.backend.keras_private.layers import flatten_layers
-from keras_deepseek.backend.keras_private.losses import (
+from keras_deepseek.backend.keras_private.loss_and_metrics import (
     compute_training_loss,
     copy_weights,
     count_rows_in_losses,
+    update_metrics,
 )
-from keras_deepseek.backend.keras_private.metrics import update_metrics
 from keras_deepseek.backend.keras_private.trainers import call_for_training
-from keras_deepseek.backend.loss_means import collect_loss_means
 from keras_deepseek.backend.profiling.step_trace import LOSS
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.loss.compiled_losses import compute_loss_weight, find_reduction

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.runtimes.tensorrt_engine import libraries
 from keras_deepseek.backend.runtimes.tensorrt_engine.device_memory import DeviceMemory, empty_array
 from keras_deepseek.errors import ExportError, NotSupportedError
 
@@ -81,7 +81,7 @@ def test_without_cuda_python_it_says_what_to_install(monkeypatch):
 @pytest.mark.skipif(find_spec("cuda") is None, reason="cuda-python is not installed")
 def test_the_real_cuda_python_takes_these_calls():
     """Without a driver it refuses each, and takes its arguments."""
-    if visible_gpus.count_gpus():
+    if libraries.count_gpus():
         with DeviceMemory() as memory:
             source, result = np.arange(6.0), np.empty(6)
             memory.put("x", source)

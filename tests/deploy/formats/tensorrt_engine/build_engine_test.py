@@ -4,7 +4,7 @@ import json
 import pytest
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
+from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import make_error_log
 from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import (
     build_engine,
     check_nodes,

@@ -1,15 +1,37 @@
-"""The normalizers of losses that layers add as means: set by a layer, collected by a step.
+"""Context variables by which layers and the step that runs them exchange settings."""
 
-The module is below layers and training, so that neither imports the other.
-"""
-
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from keras import ops
 
-from keras_deepseek.backend.context_values import set_temporarily
+T = TypeVar("T")
+
+
+@contextmanager
+def set_temporarily(variable: ContextVar[Any], value: T) -> Iterator[T]:
+    """Context manager that sets a context variable, and resets it at the end."""
+    token = variable.set(value)
+    try:
+        yield value
+    finally:
+        variable.reset(token)
+
+
+_IS_GRADIENT_FREE: ContextVar[bool] = ContextVar("is_gradient_free", default=False)
+
+
+def without_gradients() -> AbstractContextManager[bool]:
+    """Context manager in which operations that have no gradient may be traced."""
+    return set_temporarily(_IS_GRADIENT_FREE, value=True)
+
+
+def is_gradient_free() -> bool:
+    """Returns True inside of a `without_gradients` block."""
+    return _IS_GRADIENT_FREE.get()
+
 
 _NORMALIZERS: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_means", default=None)
 

@@ -1,0 +1,86 @@
+"""Fixes of Keras's operations and layers, for symbols and free axes."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.ops.nn import BatchNorm
+
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
+
+
+@contextlib.contextmanager
+def fixed_batch_norm() -> Iterator[None]:
+    """Context manager in which `ops.batch_normalization` takes symbols without a scale.
+
+    Keras 3.15 fails on those with an offset. A scale of ones computes the same bits.
+    """
+    with temporary_attributes(BatchNorm, symbolic_call=_symbolic_call):
+        yield
+
+
+def _symbolic_call(
+    self: BatchNorm, x: Any, mean: Any, variance: Any, offset: Any = None, scale: Any = None
+) -> Any:
+    if scale is None:
+        scale = ops.ones(mean.shape, mean.dtype)
+    return keras.Operation.symbolic_call(self, x, mean, variance, offset, scale)
+
+
+@contextlib.contextmanager
+def fixed_resize() -> Iterator[None]:
+    """Context manager in which `ops.image.resize` accepts a computed size.
+
+    Keras checks that it is positive, which a symbol of a graph can't answer.
+    """
+    resize, operations = keras.ops.image.resize, keras.src.ops.image
+
+    def resize_to_any(images: Any, size: Any, *arguments: Any, **options: Any) -> Any:
+        if arguments or all(isinstance(side, int) for side in size):
+            return resize(images, size, *arguments, **options)
+        return operations.Resize(size, **options).call(images)
+
+    with (
+        temporary_attributes(keras.ops.image, resize=resize_to_any),
+        temporary_attributes(operations, resize=resize_to_any),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def fixed_time_distributed() -> Iterator[None]:
+    """Context manager in which `TimeDistributed` applies its layer to all steps at once.
+
+    For a free length, Keras applies it to as many steps as there are rows on TensorFlow, and fails
+    on JAX. Steps don't depend on each other, so the result is the same.
+    """
+    with temporary_attributes(keras.layers.TimeDistributed, call=_call):
+        yield
+
+
+def _call(
+    self: keras.layers.TimeDistributed, inputs: Any, training: bool | None = None, mask: Any = None
+) -> Any:
+    """Applies `TimeDistributed`'s inner layer to all time steps as rows of one batch."""
+    arguments: dict[str, Any] = {}
+    if self.layer._call_has_mask_arg and mask is not None:
+        arguments["mask"] = _join(mask)
+    if self.layer._call_has_training_arg:
+        arguments["training"] = training
+    outputs = self.layer.call(_join(inputs), **arguments)
+    num_rows, length, *_ = ops.shape(inputs)
+    return ops.reshape(outputs, (num_rows, length, *ops.shape(outputs)[1:]))
+
+
+def _join(x: Any) -> Any:
+    """Merges the batch axis and the time axis of a tensor."""
+    num_rows, length, *sizes = ops.shape(x)
+    return ops.reshape(x, (num_rows * length, *sizes))
+
+
+def temporary_moments(moments: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Returns a context manager in which Keras on PyTorch uses another `moments` function."""
+    return temporary_attributes(keras.src.backend.torch.nn, moments=moments)
