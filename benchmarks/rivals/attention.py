@@ -13,8 +13,7 @@ from keras import ops
 
 import keras_deepseek.layers
 from keras_deepseek.layers.attention.sparse.block_attention import attend_to_blocks
-from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
-from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks
+from keras_deepseek.layers.attention.sparse.block_plan import BlockLayout, plan_blocks
 
 NUM_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 64, 64
 DIM = NUM_HEADS * HEAD_DIM

@@ -50,8 +50,6 @@ def draws_random_numbers(initializer: Any) -> bool:
 
 
 class _ScaledInitializer:
-    """An initializer that multiplies another initializer's values by a factor."""
-
     def __init__(self, initializer: Any, factor: float) -> None:
         self._initializer = initializer
         self._factor = factor

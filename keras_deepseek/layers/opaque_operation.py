@@ -18,8 +18,6 @@ def call_opaque(function: Callable[..., Any], *tensors: Any) -> Any:
 
 
 class _OpaqueOperation(keras.Operation):
-    """A Keras operation that calls a function."""
-
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self._function = function

@@ -10,8 +10,7 @@ from keras_deepseek.layers import MultiTokenPrediction
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone, make_token_inputs
-from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
-from keras_deepseek.models.decoder.token_logits import TokenLogits
+from keras_deepseek.models.decoder.output_layers import MultiTokenLoss, TokenLogits
 from keras_deepseek.models.generation.generation import GenerationOptions, Generator, takes_options
 
 
@@ -27,17 +26,6 @@ class CausalLM(PresetModel):
         multi_token_prediction: `MultiTokenPrediction` or `None`. Modules that share the embedding
             of the backbone. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
-
-    Call arguments:
-        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 for padding.
-
-    Returns:
-        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. At each
-        position, the logits of the next token.
-
-    Raises:
-        InvalidInputError: Sequences are longer than the config's `max_length`.
 
     Example:
 
@@ -86,6 +74,26 @@ class CausalLM(PresetModel):
         """
         hidden_states = backbone(inputs)
         return hidden_states, hidden_states
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Returns the logits of the next token at each position.
+
+        Args:
+            inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+                `"padding_mask"` of the same shape, 0 for padding.
+            training: boolean or `None`. Whether the model trains. `None` takes the value of the
+                surrounding call. Defaults to `None`.
+            mask: As in `keras.Model`; padding is said by `"padding_mask"`. Defaults to `None`.
+
+        Returns:
+            A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries
+            the mask, so that Keras losses leave padding out.
+
+        Raises:
+            InvalidInputError: Token ids are floats, or sequences are longer than the config's
+                `max_length`.
+        """
+        return super().call(inputs, training=training, mask=mask)
 
     def make_cache(self, batch_size: int, max_length: int) -> list[Cache]:
         """Returns the empty caches of all layers, for `call_with_cache`.

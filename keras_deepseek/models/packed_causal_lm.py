@@ -12,7 +12,7 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.layers import Input
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock
-from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
+from keras_deepseek.models.decoder.output_layers import MultiTokenLoss
 
 
 def make_packed_model(model: CausalLM) -> keras.Model:

@@ -8,7 +8,6 @@ from keras import ops
 from keras_deepseek.backend.call_context import set_loss_normalizer
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.layers.double_precision import promote_dtypes
-from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
     compute_token_losses,
@@ -22,6 +21,7 @@ from keras_deepseek.layers.heads.vocabulary_head import (
     project,
 )
 from keras_deepseek.layers.input_check import Shape, bound_indices, check_tokens
+from keras_deepseek.layers.token_chunks import map_chunks_with_gradient
 
 _LEAST_CLASS = -(2**31)  # The least int32.
 

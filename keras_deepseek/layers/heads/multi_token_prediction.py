@@ -182,7 +182,6 @@ class MultiTokenPrediction(FloatingInputLayer):
                 self.output_norms.append(make_token_norm(self, f"output_norm_{index}", dim))
 
     def _check_embedding(self, input_shape: Shape) -> None:
-        """Raises an error if the embedding's size differs from the size of the hidden states."""
         ids = keras.KerasTensor(input_shape[:2], dtype="int32")
         received = tuple(self.token_embedding.compute_output_spec(ids).shape)
         if not is_shape(received, input_shape):

@@ -144,7 +144,7 @@ class SampledSoftmax(VocabularyHead):
                 name=name,
                 shape=table.shape,
                 dtype=str(table.dtype),
-                initializer=_Given(table),
+                initializer=_ArrayInitializer(table),
                 trainable=False,
                 autocast=False,
             )
@@ -238,7 +238,7 @@ def _read_weights(weights: Any, count: int, ignore_class: int | None) -> Any:
     return numbers / numbers.sum()
 
 
-class _Given(keras.initializers.Initializer):
+class _ArrayInitializer(keras.initializers.Initializer):
     """An initializer that returns a given array."""
 
     def __init__(self, numbers: Any) -> None:

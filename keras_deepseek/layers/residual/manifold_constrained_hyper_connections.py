@@ -138,9 +138,9 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
             inputs: Tensor of shape `(batch_size, ..., num_streams, dim)`, the streams.
 
         Returns:
-            The collapsed streams, of shape `(batch_size, ..., dim)`; `post`, of shape
-            `(batch_size, ..., num_streams)`; `comb`, of `(batch_size, ..., num_streams,
-            num_streams)`.
+            The collapsed streams, of shape `(batch_size, ..., dim)`; `post`, the factor by which
+            the output is added to each stream, of shape `(batch_size, ..., num_streams)`; `comb`,
+            which mixes the old streams, of `(batch_size, ..., num_streams, num_streams)`.
         """
         num_streams = inputs.shape[-2]
         kernel, bias, scale = read_stream_weights(self)
@@ -187,7 +187,7 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         inputs_mask: Any = None,
     ) -> Any:
         mask = inputs_mask if mask is None else mask
-        arguments = _given(token_ids, positions, cache, cache_index)
+        arguments = _present_arguments(token_ids, positions, cache, cache_index)
         collapsed, post, comb = self.collapse(inputs)
         outputs = call_layer(self.layer, collapsed, mask, **arguments)
         if isinstance(outputs, tuple | list):
@@ -205,7 +205,7 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         cache_index: Any = None,
         inputs_mask: Any = None,
     ) -> Any:
-        arguments = _given(token_ids, positions, cache, cache_index)
+        arguments = _present_arguments(token_ids, positions, cache, cache_index)
         check_call_arguments(self.layer, arguments)
         collapsed = keras.KerasTensor(_collapsed_shape(inputs), self.compute_dtype)
         outputs = self.layer.compute_output_spec(collapsed, **arguments)
@@ -231,7 +231,9 @@ def _collapsed_shape(streams: Any) -> Shape:
     return (*streams.shape[:-2], streams.shape[-1])
 
 
-def _given(token_ids: Any, positions: Any, cache: Any, cache_index: Any) -> dict[str, Any]:
+def _present_arguments(
+    token_ids: Any, positions: Any, cache: Any, cache_index: Any
+) -> dict[str, Any]:
     """Returns the call arguments that are not `None`, to pass only these to the wrapped layer."""
     arguments = {
         "token_ids": token_ids,

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 
 from keras_deepseek.layers import MaskedPositionHead
-from keras_deepseek.models.bert.bert_backbone import BertBackbone
 from keras_deepseek.models.checkpoints.checkpoint_entry import (
     CheckpointEntry,
     copied_entry,
@@ -31,7 +30,7 @@ _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNor
 
 
 def checkpoint_entries(
-    backbone: BertBackbone,
+    backbone: Any,
     head: MaskedPositionHead | None = None,
     tensors: Collection[str] = (),
 ) -> list[CheckpointEntry]:

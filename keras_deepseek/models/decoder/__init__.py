@@ -2,7 +2,6 @@
 
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock
-from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
-from keras_deepseek.models.decoder.token_logits import TokenLogits
+from keras_deepseek.models.decoder.output_layers import MultiTokenLoss, TokenLogits
 
 __all__ = ["DecoderBackbone", "DecoderBlock", "MultiTokenLoss", "TokenLogits"]

@@ -32,16 +32,6 @@ class DecoderBackbone(ConfigModel):
             last norm; `None` is the identity. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
-    Call arguments:
-        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 for padding.
-
-    Returns:
-        A tensor of shape `(batch_size, length, dim)`: the hidden states after the last norm.
-
-    Raises:
-        InvalidInputError: Sequences are longer than the config's `max_length`.
-
     Example:
 
     >>> import numpy as np
@@ -83,6 +73,25 @@ class DecoderBackbone(ConfigModel):
         self.final_norm = final_norm
         self.expansion = expansion
         self.collapse = collapse
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Returns the hidden states after the last norm.
+
+        Args:
+            inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+                `"padding_mask"` of the same shape, 0 for padding.
+            training: boolean or `None`. Whether the model trains. `None` takes the value of the
+                surrounding call. Defaults to `None`.
+            mask: As in `keras.Model`; padding is said by `"padding_mask"`. Defaults to `None`.
+
+        Returns:
+            A tensor of shape `(batch_size, length, hidden_dim)`.
+
+        Raises:
+            InvalidInputError: Token ids are floats, or sequences are longer than the config's
+                `max_length`.
+        """
+        return super().call(inputs, training=training, mask=mask)
 
     def make_cache(self, batch_size: int, max_length: int) -> list[Cache]:
         """Returns the empty caches of all blocks, for `call_with_cache`.

@@ -29,7 +29,7 @@ from keras_deepseek.models.decoder.deepseek_checkpoint_map import (
     unread_tensors,
 )
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
-from keras_deepseek.models.decoder.token_logits import TokenLogits
+from keras_deepseek.models.decoder.output_layers import TokenLogits
 
 
 def make_backbone_layers(

@@ -22,16 +22,6 @@ class DeepSeekV3Backbone(DeepSeekBackbone):
             the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
-    Call arguments:
-        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 for padding.
-
-    Returns:
-        A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states after the last norm.
-
-    Raises:
-        InvalidInputError: Sequences are longer than the config's `max_length`.
-
     Example:
 
     >>> import numpy as np
@@ -67,17 +57,6 @@ class DeepSeekV3CausalLM(DeepSeekCausalLM):
         dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
             the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
-
-    Call arguments:
-        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 for padding.
-
-    Returns:
-        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
-        mask, so that Keras losses leave padding out.
-
-    Raises:
-        InvalidInputError: Sequences are longer than the config's `max_length`.
 
     Example:
 

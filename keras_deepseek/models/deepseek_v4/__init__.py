@@ -1,12 +1,11 @@
 """The DeepSeek-V4 family of language models, with compressed attention and residual streams."""
 
 from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
-from keras_deepseek.models.deepseek_v4.deepseek_v4_backbone import DeepSeekV4Backbone
-from keras_deepseek.models.deepseek_v4.deepseek_v4_causal_lm import DeepSeekV4CausalLM
-from keras_deepseek.models.deepseek_v4.deepseek_v4_decoder_layer import DeepSeekV4DecoderLayer
-from keras_deepseek.models.deepseek_v4.deepseek_v4_token_prediction import (
+from keras_deepseek.models.deepseek_v4.layers import (
+    DeepSeekV4DecoderLayer,
     DeepSeekV4TokenPrediction,
 )
+from keras_deepseek.models.deepseek_v4.model import DeepSeekV4Backbone, DeepSeekV4CausalLM
 
 __all__ = [
     "DeepSeekV4Backbone",

@@ -137,7 +137,6 @@ def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments for each layer's attention type and router type."""
     count = settings.get("num_hidden_layers", _NUM_LAYERS)
     types = settings.get("layer_types")
     if types is None and "compress_ratios" in settings:
@@ -216,7 +215,6 @@ def _read_rotary(settings: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 
 
 def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, Any] | None:
-    """Reads the rotary scaling from a config; `None` if it has none."""
     scaling = dict(parameters)
     older_name = scaling.pop("type", None)
     kind = scaling.get("rope_type", older_name) or "default"

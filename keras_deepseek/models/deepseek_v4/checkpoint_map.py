@@ -153,7 +153,6 @@ def _list_entries(model: Any, side: int) -> Entries:
 
 
 def _read_table(table: _Table, layer: Any, prefix: str, side: int) -> Entries:
-    """Returns the checkpoint entries of one layer's weights, from a table of weight paths."""
     entries = []
     for path, *names, make in table:
         attribute, _, name = path.rpartition(".")
@@ -205,7 +204,6 @@ def _expert_entries(experts: Any, prefix: str, side: int) -> Entries:
 
 
 def _stacked_entries(experts: Any, prefix: str) -> Entries:
-    """Returns the checkpoint entries of experts that transformers stacks in two tensors."""
     gate, up, down = experts.gate_kernel, experts.up_kernel, experts.down_kernel
     width = gate.shape[-1]
 
@@ -226,7 +224,6 @@ def _stacked_entries(experts: Any, prefix: str) -> Entries:
 
 
 def _further_entries(prediction: Any) -> Entries:
-    """Returns the checkpoint entries of the multi-token prediction layers, by release names."""
     entries = []
     for index, block in enumerate(prediction.blocks):
         prefix = _FURTHER[_RELEASE].format(index)

@@ -116,7 +116,7 @@ def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[lis
 
     Raises an `InvalidInputError` if the model's logits are not finite.
     """
-    rows = _Rows(request)
+    rows = _RunningRows(request)
     compute = _speculate if request.uses_drafts else _compute_one_by_one
     for step in compute(steps, request, rows):
         yield rows.take(step)
@@ -125,9 +125,9 @@ def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[lis
 
 
 def _compute_one_by_one(
-    steps: CompiledSteps, request: TokenRequest, _: "_Rows"
+    steps: CompiledSteps, request: TokenRequest, _: "_RunningRows"
 ) -> Iterator[dict[str, Array]]:
-    slots = _Slots(request, can_grow=holds_only_slots(steps.model.make_cache))
+    slots = _SlotCounter(request, can_grow=holds_only_slots(steps.model.make_cache))
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
     numbers, noise = request.sampler.numbers, RowNoise(request.seed, len(request.prompts.rows))
     outputs, state = steps.prefill(kind, slots.capacity)(None, *slots.padded, noise.draw(), numbers)
@@ -144,11 +144,11 @@ def _compute_one_by_one(
 
 
 def _speculate(
-    steps: CompiledSteps, request: TokenRequest, rows: "_Rows"
+    steps: CompiledSteps, request: TokenRequest, rows: "_RunningRows"
 ) -> Iterator[dict[str, Array]]:
     model = steps.model
     num_drafts = DraftModules(model).num_modules
-    slots = _Slots(request, can_grow=True, num_drafts=num_drafts)
+    slots = _SlotCounter(request, can_grow=True, num_drafts=num_drafts)
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
     numbers = request.sampler.numbers
     noise = RowNoise(request.seed, len(request.prompts.rows), 2 * num_drafts + 1)
@@ -169,8 +169,8 @@ def _speculate(
         slots.advance(int(num_accepted))
 
 
-class _Slots:
-    """The counter of cache slots that prompts and tokens use, kept on the host.
+class _SlotCounter:
+    """The cache slots that prompts and tokens use, kept on the host.
 
     With `can_grow`, caches can be made longer. `num_drafts` slots are written after the last token
     that stays.
@@ -202,7 +202,7 @@ class _Slots:
         self.positions = self.positions + np.int32(number)
 
 
-class _Rows:
+class _RunningRows:
     """The rows of a request that still generate, each with the number of tokens left to it."""
 
     def __init__(self, request: TokenRequest) -> None:

@@ -24,8 +24,7 @@ from keras_deepseek.models.lora.adapted_layers import (
     kernel_of,
     path_of,
 )
-from keras_deepseek.models.lora.adapter_assignment import LayerAdapter, assign_adapters
-from keras_deepseek.models.lora.lora_weights import read_tensors
+from keras_deepseek.models.lora.lora_weights import LayerAdapter, assign_adapters, read_tensors
 from keras_deepseek.models.lora.low_rank_adaptation import check_lora
 from keras_deepseek.models.lora.peft_modules import PeftEmbedding, PeftLinear, find_modules
 
@@ -164,7 +163,6 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
 
 def _is_of_experts(name: str) -> bool:
-    """Returns true if a module name belongs to stacked experts or their router."""
     return "experts" in name.split(".") or name.endswith(".mlp.gate")
 
 
@@ -204,7 +202,6 @@ def _check_written(
 
 
 def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tuple[Array, Array]]:
-    """Reads LoRA matrices A and B of each module from a `peft` adapter folder."""
     tensors = read_tensors(folder / _WEIGHTS_NAME)
     ends = {}
     for tensor in tensors:

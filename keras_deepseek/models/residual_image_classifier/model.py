@@ -96,7 +96,6 @@ def _residual_block(x: Any, filters: int, strides: int, name: str, policy: Any) 
 def _convolve(
     x: Any, filters: int, name: str, policy: Any, strides: int = 1, kernel_size: int = 3
 ) -> Any:
-    """Applies a convolution without bias, then batch normalization."""
     x = Conv2D(
         filters,
         kernel_size,

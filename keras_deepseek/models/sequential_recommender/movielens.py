@@ -89,7 +89,6 @@ def _find_file(folder: Path) -> Path:
 
 
 def _read_columns(path: Path) -> tuple[Any, Any, Any, Any]:
-    """Reads a MovieLens ratings file: users, movies, ratings and times."""
     separate, delimiter = _FORMATS[path.name]
     with path.open(encoding="latin-1") as lines:
         if delimiter == "," and next(lines, "").strip() != _HEADER:

@@ -118,7 +118,6 @@ class SyntheticInteractions:
         return rng.permutation(self.num_items), rng.permutation(self.num_categories)
 
     def _members(self) -> Array:
-        """Returns the items of each group, one row a group."""
         return self._structure()[0].reshape(-1, self.items_per_group)
 
     def _next_group(self, last: Array, second_last: Array) -> Array:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
+from keras_deepseek.layers.token_chunks import map_chunks_with_gradient
 from keras_deepseek.testing import assert_close
 
 

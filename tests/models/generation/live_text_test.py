@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from keras_deepseek.models.generation.live_text import LiveText
+from keras_deepseek.models.command import LiveText
 
 
 class Clock:

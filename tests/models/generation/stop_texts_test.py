@@ -1,4 +1,4 @@
-from keras_deepseek.models.generation.live_text import StopTexts
+from keras_deepseek.models.command import StopTexts
 
 
 def test_text_goes_on_up_to_a_stop():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.models.lora.adapter_assignment import LayerAdapter, assign_adapters
+from keras_deepseek.models.lora.lora_weights import LayerAdapter, assign_adapters
 
 
 def make_model():

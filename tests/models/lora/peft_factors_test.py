@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.models.lora.peft_factors import (
+from keras_deepseek.models.lora.peft_modules import (
     LinearLayout,
     join_factors,
     split_blocks,

@@ -20,8 +20,12 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
-from keras_deepseek.layers.attention.sparse.block_plan import BlockPlan, RowGroup, plan_rows
+from keras_deepseek.layers.attention.sparse.block_plan import (
+    BlockLayout,
+    BlockPlan,
+    RowGroup,
+    plan_rows,
+)
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.masks import HIDDEN
 

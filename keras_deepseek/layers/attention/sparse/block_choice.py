@@ -79,6 +79,10 @@ def attend_to_chosen(
 ) -> Any:
     """Computes causal attention of queries to the keys of their chosen blocks (BGLRH).
 
+    It works like a mixture of experts: a block of keys is an expert, and a query is a token that is
+    routed to its chosen blocks. Queries are sorted by block and multiplied with that block only, in
+    tiles of equal size. Then each query's results of several blocks are merged.
+
     Queries are scaled. The H of values may differ; the result has this H. `chosen_BGLK` are
     different blocks, the query's own among them. `numbers_BL` are the token numbers of the queries;
     its batch may be 1.

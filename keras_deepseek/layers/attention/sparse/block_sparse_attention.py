@@ -22,8 +22,7 @@ from keras_deepseek.layers.attention.sparse.block_attention import (
     attend_to_blocks,
     attend_to_cached_blocks,
 )
-from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
-from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks, plan_rows
+from keras_deepseek.layers.attention.sparse.block_plan import BlockLayout, plan_blocks, plan_rows
 from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.position.rotary_embedding import read_rotary

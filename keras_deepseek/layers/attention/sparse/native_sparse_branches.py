@@ -34,8 +34,7 @@ from keras_deepseek.layers.attention.sparse.block_choice import (
     choose_blocks,
     share_blocks,
 )
-from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
-from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks
+from keras_deepseek.layers.attention.sparse.block_plan import BlockLayout, plan_blocks
 from keras_deepseek.layers.double_precision import multiply_matrices
 from keras_deepseek.layers.input_check import Shape
 

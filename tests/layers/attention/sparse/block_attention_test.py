@@ -7,8 +7,7 @@ from keras import ops
 
 from keras_deepseek.backend import current
 from keras_deepseek.layers.attention.sparse.block_attention import attend_to_blocks
-from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
-from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks
+from keras_deepseek.layers.attention.sparse.block_plan import BlockLayout, plan_blocks
 from keras_deepseek.testing import assert_close
 from tests.oracles.block_sparse_attention import masked_attention
 from tests.oracles.precisions import PRECISIONS

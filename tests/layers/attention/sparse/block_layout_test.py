@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
+from keras_deepseek.layers.attention.sparse.block_plan import BlockLayout
 
 
 def picture(pairs):

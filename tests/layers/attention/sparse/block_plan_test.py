@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import (
+    BlockLayout,
     BlockPlan,
     group_rows,
     plan_blocks,

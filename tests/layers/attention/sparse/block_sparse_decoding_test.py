@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_deepseek.layers.attention.sparse.block_attention import attend_to_cached_blocks
-from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
+from keras_deepseek.layers.attention.sparse.block_plan import BlockLayout
 from keras_deepseek.testing import assert_close
 from tests.oracles.block_sparse_attention import masked_attention, shown_pairs
 

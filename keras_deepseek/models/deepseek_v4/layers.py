@@ -1,13 +1,23 @@
-"""A decoder layer of DeepSeek-V4: attention and experts, connected by residual streams."""
+"""The layers of DeepSeek-V4: its decoder layer, and its prediction of further tokens."""
 
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_deepseek.checks import check_number
-from keras_deepseek.layers import ManifoldConstrainedHyperConnections
+from keras_deepseek.layers import (
+    ManifoldConstrainedHyperConnections,
+    MultiTokenPrediction,
+    ResidualStreamCollapse,
+)
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.inner_layers import make_token_norm, revive_layer, serialize_layer
+from keras_deepseek.layers.inner_layers import (
+    build_layer,
+    make_token_norm,
+    revive_layer,
+    serialize_layer,
+)
 from keras_deepseek.layers.input_check import FloatingInputLayer, Shape
 from keras_deepseek.layers.residual.stream_weights import check_streams
 
@@ -176,3 +186,135 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DeepSeekV4TokenPrediction(MultiTokenPrediction):
+    """A `MultiTokenPrediction` that works on the residual streams of DeepSeek-V4.
+
+    Choose it for a head of your own on a `DeepSeekV4Backbone`. `DeepSeekV4CausalLM` uses it if its
+    config has `num_prediction_layers`. For a sequence `t` and the streams `h[0]` after the last
+    layer,
+
+    ```
+    x = hidden_projection_k(rms_norm(h[k - 1][i])) + embedding_projection_k(rms_norm(embedding))
+    h[k] = block_k(x)                                       embedding of t[i + k], in every stream
+    logits_k[i] = output_head(rms_norm(collapse_k(h[k][i])))          predicts t[i + k + 1]
+    ```
+
+    In a checkpoint, `hidden_norm_1` is `hnorm`, `embedding_norm_1` is `enorm`,
+    `hidden_projection_1` is `h_proj`, `embedding_projection_1` is `e_proj`, `collapse_1` is
+    `hc_head`, and `output_norm_1` is `norm`.
+
+    Args:
+        block: `DeepSeekV4DecoderLayer`, or its serialized config.
+        token_embedding: `keras.layers.ReversibleEmbedding`, or its serialized config.
+        output_head: `keras.Layer`, or its serialized config. From hidden states to logits.
+        stream_epsilon: float. Added to the weights of the streams. Defaults to `1e-6`.
+        **kwargs: Arguments of `MultiTokenPrediction`, such as `depth` and `loss_weight`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, num_streams, dim)`.
+        token_ids: Integer tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false for padding, or `None` for the
+            mask that `inputs` carry.
+        training: boolean. Whether to add the loss.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` if there are further tensors.
+
+    Returns:
+        A list of `depth` tensors: logits of shape `(batch_size, length, vocabulary_size)`, or
+            hidden states of shape `(batch_size, length, dim)`.
+
+    Raises:
+        InvalidInputError: As for `MultiTokenPrediction`, or the inputs are not residual streams.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import DeepSeekV4CausalLM, DeepSeekV4Config
+    >>> config = DeepSeekV4Config.from_preset(
+    ...     "tiny", layer_types=("sliding_attention",), router_types=("hash",),
+    ...     num_prediction_layers=1,
+    ... )
+    >>> layer = DeepSeekV4CausalLM(config).multi_token_prediction
+    >>> streams, tokens = np.ones((1, 5, 4, 64), "float32"), np.ones((1, 5), "int32")
+    >>> [tuple(logits.shape) for logits in layer(streams, tokens)]
+    [(1, 5, 256)]
+
+    Reference:
+
+    - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
+    """
+
+    def __init__(
+        self,
+        block: Any,
+        token_embedding: Any,
+        output_head: Any,
+        *,
+        stream_epsilon: float = 1e-6,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(block, token_embedding, output_head, **{"use_output_norm": True, **kwargs})
+        self.stream_epsilon = check_number("stream_epsilon", stream_epsilon, minimum=0)
+
+    def build(self, input_shape: Shape) -> None:
+        _, dim = check_streams(self.name, input_shape)
+        build_layer(self.token_embedding, (None, None), "int32")
+        self._check_embedding((*input_shape[:2], dim))
+        build_layer(self.output_head, (None, None, dim), self.compute_dtype)
+        self.hidden_norms, self.embedding_norms, self.output_norms = [], [], []
+        self.hidden_projections, self.embedding_projections, self.collapses = [], [], []
+        for index, block in enumerate(self.blocks, 1):
+            self.hidden_norms.append(make_token_norm(self, f"hidden_norm_{index}", dim))
+            self.embedding_norms.append(make_token_norm(self, f"embedding_norm_{index}", dim))
+            self.output_norms.append(make_token_norm(self, f"output_norm_{index}", dim))
+            self.hidden_projections.append(self._make_dense(f"hidden_projection_{index}", dim))
+            self.embedding_projections.append(
+                self._make_dense(f"embedding_projection_{index}", dim)
+            )
+            collapse = ResidualStreamCollapse(
+                stream_epsilon=self.stream_epsilon,
+                epsilon=self.epsilon,
+                kernel_initializer=clone_initializer(self.kernel_initializer),
+                dtype=self.dtype_policy,
+                name=f"collapse_{index}",
+            )
+            collapse.build(input_shape)
+            self.collapses.append(collapse)
+            block.build(input_shape)
+
+    def _make_dense(self, name: str, dim: int) -> keras.layers.Dense:
+        dense = keras.layers.Dense(
+            dim,
+            use_bias=False,
+            kernel_initializer=clone_initializer(self.kernel_initializer),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        dense.build((None, None, dim))
+        return dense
+
+    def _check_tokens(self, inputs: Any, token_ids: Any, mask: Any) -> None:
+        super()._check_tokens(inputs[:, :, 0], token_ids, mask)
+
+    def call_module(
+        self, index: int, inputs: Any, token_ids: Any, mask: Any = None, **kwargs: Any
+    ) -> Any:
+        embedded = ops.cast(self.token_embedding(token_ids), inputs.dtype)
+        read = self.hidden_projections[index](self.hidden_norms[index](inputs))
+        written = self.embedding_projections[index](self.embedding_norms[index](embedded))
+        streams = read + ops.expand_dims(written, -2)
+        return self.blocks[index](streams, token_ids=token_ids, mask=mask, **kwargs)
+
+    def _norm_output(self, index: int, hidden: Any) -> Any:
+        return self.output_norms[index](self.collapses[index](hidden))
+
+    def compute_output_spec(
+        self, inputs: Any, token_ids: Any, *args: Any, **kwargs: Any
+    ) -> list[Any]:
+        read = keras.KerasTensor((*inputs.shape[:2], inputs.shape[-1]), self.compute_dtype)
+        return super().compute_output_spec(read, token_ids, *args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "stream_epsilon": self.stream_epsilon}
