@@ -83,7 +83,7 @@ class CommandParser(argparse.ArgumentParser):
         return arguments, unrecognized
 
     def _parse(self, args: Any, namespace: Any) -> Any:
-        """Parses words, and then the environment and the file where the command takes them."""
+        """Parses the command line, and then the environment and the file of `--config`."""
         actions = {action.dest: action for action in self._actions if action.dest != "help"}
         if "config" not in actions:
             return super().parse_known_args(args, namespace)
@@ -104,7 +104,7 @@ class CommandParser(argparse.ArgumentParser):
         actions: Mapping[str, argparse.Action],
         settings: Iterable[tuple[str, str, Any]],
     ) -> None:
-        """Sets the flags that are still `None` to the values of a source, and skips empty ones."""
+        """Sets the flags that are still `None` from `(source, flag, value)`; skips empty values."""
         for source, name, value in settings:
             if value != "" and getattr(arguments, name) is None:
                 self._source = f" (from {source})"

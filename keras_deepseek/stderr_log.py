@@ -46,7 +46,7 @@ def _has_own_handler(log: logging.Logger) -> bool:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to the standard error of the moment: a live line of rich replaces it for a while."""
+    """Writes to the current `sys.stderr`, which a progress display of rich may replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

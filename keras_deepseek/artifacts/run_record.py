@@ -467,7 +467,6 @@ class RunRecord:
             raise self._explain(error) from error
 
     def _explain(self, error: sqlite3.DatabaseError) -> InvalidInputError:
-        """Returns the error that says what is wrong with the file."""
         path = str(self.path)
         if isinstance(error, sqlite3.OperationalError):  # For example, the disk is full.
             return InvalidInputError(

@@ -63,7 +63,7 @@ class Cluster:
         self._read_headers = read_headers
 
     def use(self, session: aiohttp.ClientSession, server: str) -> None:
-        """Takes the session of a new login."""
+        """Replaces the session by that of a new login."""
         self.session = session
         self.server = server.rstrip("/")
 
@@ -158,6 +158,6 @@ class Cluster:
             return content
 
     def _has_other_credentials(self, sent: str | None) -> bool:
-        """Returns True if there are others than those that were sent, and uses them from now on."""
+        """Reads the credentials again. Returns True if they differ from those that were sent."""
         self.session.headers.update(self._read_headers())
         return self.session.headers.get("Authorization") != sent

@@ -64,7 +64,7 @@ async def _run(settings: Settings, liveness: str | None) -> None:
 
 
 def _stop_on_signals() -> None:
-    """Cancels the task of the caller at SIGTERM and Ctrl-C, until `_work` takes over."""
+    """Cancels the caller's task at SIGTERM and Ctrl-C, until `_work` replaces the handlers."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -115,7 +115,7 @@ class Plan:
     steps: tuple[Apply | Delete, ...] = ()
     problem: Problem | None = None
     notice: str | None = None
-    """Something to say although nothing is wrong."""
+    """A message for the user although nothing is wrong."""
     fewest_replicas: Mapping[str, int] = field(default_factory=dict)
     """The replicas that must be available, by the name of a Deployment."""
 
@@ -161,8 +161,6 @@ class _Track:
 
 
 class _Planner:
-    """The making of one plan."""
-
     def __init__(
         self, model_deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
     ) -> None:
@@ -182,7 +180,6 @@ class _Planner:
         self._steps: list[Apply | Delete] = []
 
     def plan(self) -> Plan:
-        """Returns the plan. Raises a `PlanError`."""
         here = self._settings.region
         region = find_region(self._spec, here)
         if self._spec.regions and region is None:
@@ -437,7 +434,7 @@ class _Planner:
             self._steps.append(Delete(kind, name, child["metadata"]["uid"]))
 
     def _delete_unwanted(self, *, keeps_canary: bool = False) -> None:
-        """Deletes the children that no step names."""
+        """Deletes the children that no step applies."""
         named = {(step.kind, step.name) for step in self._steps}
         for kind in CHILDREN:
             for name in child_names(self._name):
@@ -480,5 +477,5 @@ def owners_of_replicas(deployment: Object | None) -> set[str]:
 
 
 def _share_of(replicas: int, weight: int) -> int:
-    """Returns the replicas that bear a share of the requests as well as all bear all of them."""
+    """Returns the replicas for a percentage of the requests, at the same load for each pod."""
     return max(1, -(-replicas * weight // 100))

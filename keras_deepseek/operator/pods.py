@@ -125,7 +125,6 @@ def _spread(topology_key: str, labels: dict[str, str]) -> Object:
 def _container(
     image: str, args: list[str], mounts: list[Object], spec: ModelDeploymentSpec
 ) -> Object:
-    """Returns the container of the server."""
     start_seconds = (spec.rollout or Rollout()).start_seconds
     ready = {"httpGet": {"path": "/v2/health/ready", "port": "admin"}, "periodSeconds": 5}
     return {

@@ -185,7 +185,7 @@ class Reconciler:
                 self._busy.discard(key)
 
     def _ask_again(self, key: Key) -> None:
-        """Asks for another pass, later each time. Passes by events in between don't count."""
+        """Asks for another pass after a backoff, which passes by events in between don't reset."""
         if key not in self._timers:
             attempt = self._attempts.get(key, 0)
             self._attempts[key] = attempt + 1
@@ -203,7 +203,7 @@ class Reconciler:
             timer.cancel()
 
     def _forget(self, key: Key) -> None:
-        """Drops what is known of a deleted object. Kubernetes deletes its children."""
+        """Drops the applies of a deleted object. Kubernetes deletes its children."""
         self._applied = {owned: text for owned, text in self._applied.items() if owned[0] != key}
 
     async def _read_children(
@@ -222,7 +222,6 @@ class Reconciler:
             raise errors[0]
 
     def _changes(self, key: Key, plan: Plan, live: Live) -> list[Apply | Delete]:
-        """Returns the steps that would change something."""
         return [
             step
             for step in plan.steps
@@ -260,7 +259,7 @@ class Reconciler:
     ) -> bool:
         """Writes a changed status, and adds its event.
 
-        Returns False if the pods, which no one watches, matter.
+        Returns False if the object waits for pods, which are not watched.
         """
         namespace, name = (model_deployment["metadata"][field] for field in ("namespace", "name"))
         region = self._settings.region
@@ -284,7 +283,7 @@ class Reconciler:
         return is_settled
 
     async def _post_event(self, event: Object) -> None:
-        """Writes an Event. Nothing else waits for one that is refused."""
+        """Writes an Event. A refused one is only logged."""
         metadata = event["metadata"]
         try:
             await self._cluster.run(Apply(EVENT, metadata["name"], event), metadata["namespace"])
@@ -324,7 +323,7 @@ def _fingerprint(step: Apply) -> str:
 
 
 def _covers(live: object, desired: object) -> bool:
-    """Returns True if all that is wanted stands in the live object already."""
+    """Returns True if the live object has every desired field and value."""
     if isinstance(desired, dict):
         return isinstance(live, dict) and all(
             _covers(live.get(key), value) for key, value in desired.items()

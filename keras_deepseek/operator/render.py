@@ -95,7 +95,6 @@ class _Dumper(yaml.SafeDumper):
     """A dumper that writes equal parts out, without YAML's anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Returns True: no part is an alias."""
         return True
 
 

@@ -119,7 +119,7 @@ def highest_target(
 
 
 class _Scaler:
-    """The autoscaler's memory: its recommendations, and the pods that it added and removed."""
+    """An autoscaler with its past recommendations and changes of the replicas."""
 
     def __init__(self, deployment: SimulatedDeployment, target: float, first_rate: float) -> None:
         self._deployment = deployment
@@ -153,7 +153,7 @@ class _Scaler:
 
 
 class _Rules:
-    """The rules of one direction, with what happened in its windows."""
+    """The rules for scaling up or down, with the past recommendations and changes."""
 
     def __init__(self, rules: Object) -> None:
         self._window = rules["stabilizationWindowSeconds"]
@@ -162,14 +162,14 @@ class _Rules:
         self.changes: deque[tuple[int, int]] = deque(maxlen=200)
 
     def stabilized(self, second: int, desired: int, choose: Callable[[Iterable[int]], int]) -> int:
-        """Returns the least or largest of the recommendations within the window."""
+        """Returns the `min` or `max` of the recommendations within the stabilization window."""
         self._past.append((second, desired))
         while self._past[0][0] < second - self._window:
             self._past.popleft()
         return choose(count for _, count in self._past)
 
     def limit(self, second: int, replicas: int, sign: int) -> int:
-        """Returns the farthest count that a policy allows now."""
+        """Returns the largest (`sign=1`) or smallest (`-1`) count that the policies allow now."""
         limits: list[int] = []
         for policy in self._policies:
             since = second - policy["periodSeconds"]

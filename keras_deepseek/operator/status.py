@@ -159,7 +159,6 @@ def _prefix(plan: Plan, name: str) -> str:
 
 
 def _child_problem(plan: Plan, live: Live, pods: Sequence[Object]) -> Problem | None:
-    """Returns the problem of a child that doesn't do its work."""
     for name, fewest in plan.fewest_replicas.items():
         child = live.get((DEPLOYMENT, name), {})
         if fewest and child.get("spec", {}).get("replicas") == 0:

@@ -50,11 +50,11 @@ class Thresholds:
     """The limits of the findings.
 
     Args:
-        leap: How many times its first value an early loss must reach.
-        spike: How many times the level before it a loss must reach.
-        divergence: How many times its best level a loss must have come back to.
+        leap: The multiple of its first value that an early loss must reach.
+        spike: The multiple of the loss before it that a spike must reach.
+        divergence: The multiple of its best value to which a loss must have grown again.
         plateau: The share by which the loss must fall in the second half of the steps.
-        overfitting: How many times its best value the validation loss must reach.
+        overfitting: The multiple of its best value that the validation loss must reach.
         starved_expert: The share of an equal load below which an expert starves.
         data_wait: The share of a step that may be spent waiting for data.
         idle: The share of a step in which the device may do nothing.
@@ -239,7 +239,7 @@ def find_overfitting(loss: Points, validation: Points, limit: float) -> Iterator
 
 
 def _noise(values: np.ndarray) -> float:
-    """Returns by how much the logarithms of losses differ from step to step."""
+    """Returns the median change of the logarithm of the loss from step to step."""
     differences = np.abs(np.diff(np.log(values[values > 0])))
     return float(np.median(differences)) if len(differences) else 0.0
 

@@ -99,7 +99,7 @@ def inline_html(url: str, page: str) -> str:
 
 
 def _bundle(url: str, html: str) -> dict[str, str]:
-    """Returns an output for a notebook, and for what shows text alone."""
+    """Returns the output of a cell as HTML, and as text for programs that show no HTML."""
     return {"text/html": html, "text/plain": f"Studio: {url}"}
 
 

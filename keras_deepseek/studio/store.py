@@ -127,7 +127,7 @@ class Store:
     def _read_points(
         self, reader: RunReader, name: str, axis: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the points of a name, by step, seconds since the start, epoch or another name."""
+        """Returns x and y of a name: x is the step, seconds, the epoch or another name's values."""
         series = reader.series(name)
         steps, values = series.steps, series.values
         if axis == "step":

@@ -186,7 +186,7 @@ class Studio:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Ends a server by closing its input."""
+    """Closes the input of a server, which ends it."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.close()
@@ -195,7 +195,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _forget(studio: Studio) -> None:
-    """Has `launch_studio` start another one."""
+    """Removes a Studio from those that `launch_studio` returns again."""
     for key in [key for key, launched in _launched.items() if launched is studio]:
         del _launched[key]
 
