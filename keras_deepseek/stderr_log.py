@@ -32,7 +32,7 @@ def log_warnings_to_stderr() -> contextlib.AbstractContextManager[None]:
 
 
 def has_users_handler(logger: logging.Logger | None) -> bool:
-    """Returns true if a handler takes the lines of a logger that this package did not add."""
+    """Returns True if a handler that is not this package's own gets the lines of a logger."""
     while logger is not None:
         for handler in logger.handlers:
             if handler.name != _NAME and not isinstance(handler, logging.NullHandler):

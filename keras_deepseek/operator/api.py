@@ -55,7 +55,7 @@ def _add_rules(schema: dict[str, Any], model: type[Any]) -> None:
 
 
 class _Fields(BaseModel):
-    """The base class of the parts of the object. Fields are camelCase in YAML."""
+    """The base class of the parts of a `ModelDeployment`, whose fields are camelCase in YAML."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,

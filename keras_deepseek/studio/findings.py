@@ -30,6 +30,10 @@ _MIN_WAIT = 1e-3
 """A wait of fewer seconds a step is no finding."""
 _MIN_SHARE = 0.05
 """A layer that takes a smaller share of the step is no finding."""
+_EXPLODING_RATIO, _OTHERS_RATIO = 100, 1e3
+"""A gradient explodes at this many times its own median, or that of the other layers."""
+_VANISHING_RATIO = 1e-5
+"""A gradient vanishes below this share of the largest one."""
 _MAX_NAMES = 3
 _MAX_LENGTH = 300  # Characters.
 
@@ -122,21 +126,19 @@ def find_dead_layers(
     lately = slice(-max(3, count // 5), None)
     last, change = (np.median(matrix[:, lately], axis=1) for matrix in (gradients, updates))
     # Weight decay changes weights that get no gradient.
-    still = _named(labels, (last == 0) | (change == 0))
-    if still and ((last > 0) & (change > 0)).any():
+    frozen = _named(labels, (last == 0) | (change == 0))
+    if frozen and ((last > 0) & (change > 0)).any():
         yield Finding(
             *("frozen", "warn", "training"),
-            f"Nothing is learnt in {still}: the gradient or the update is 0.",
+            f"Nothing is learnt in {frozen}: the gradient or the update is 0.",
             "If that is not meant, look for a `stop_gradient`, an output that the loss does not "
             "use, or units that died at a high learning rate.",
             int(steps[0]),
         )
     other_medians = np.array([np.median(np.delete(last, index)) for index in range(len(last))])
     layer_medians = np.median(gradients, axis=1)
-    exploding = (last > 100 * np.maximum(layer_medians, 1e-12)) | (
-        last > 1e3 * np.maximum(other_medians, 1e-12)
-    )
-    exploding &= last > 1.0
+    limits = np.fmin(_EXPLODING_RATIO * layer_medians, _OTHERS_RATIO * other_medians)
+    exploding = (last > limits) & (last > 1.0)
     if exploding.any():
         yield Finding(
             *("exploding", "warn", "training"),
@@ -144,7 +146,7 @@ def find_dead_layers(
             "Clip gradients, lower the learning rate, or normalize the inputs of that layer.",
             int(steps[-1]),
         )
-    elif vanishing := _named(labels, (last > 0) & (last < 1e-5 * last.max())):
+    elif vanishing := _named(labels, (last > 0) & (last < _VANISHING_RATIO * last.max())):
         yield Finding(
             *("vanishing", "warn", "training"),
             f"The gradient vanishes in {vanishing}: it is below a hundred-thousandth of the "
