@@ -33,10 +33,10 @@ class TensorBoardEvents(StepLogger):
 
     Put a `ThroughputMeter` before it in the list of callbacks to see throughput, memory and device
     utilization too. `tensorboard --logdir FOLDER` shows a run while it trains; `FOLDER` is
-    `log_dir` or a folder above it.
+    `path` or a folder above it.
 
     Args:
-        log_dir: string or path. The folder of the run.
+        path: string or path. The folder of the run.
         every: integer. The number of steps between two writes; 0 writes epochs only. Defaults to
             `1`.
         resume: boolean. If true, the training continues the run in the folder, and replaces the
@@ -45,7 +45,7 @@ class TensorBoardEvents(StepLogger):
 
     Raises:
         MissingExtraError: tensorboardX is not installed.
-        InvalidInputError: `every` is negative; no file can be created in `log_dir`; or the folder
+        InvalidInputError: `every` is negative; no file can be created in `path`; or the folder
             holds an earlier run, the training starts at step 0 and `resume` is `False`.
 
     Example:
@@ -63,13 +63,13 @@ class TensorBoardEvents(StepLogger):
     """
 
     def __init__(
-        self, log_dir: str | os.PathLike[str], *, every: int = 1, resume: bool = False
+        self, path: str | os.PathLike[str], *, every: int = 1, resume: bool = False
     ) -> None:
         super().__init__(every=every, resume=resume)
-        check_path("log_dir", log_dir)
+        check_path("path", path)
         import_tensorboardx()  # Fails here, not after the first epoch.
-        self.log_dir = log_dir
-        self._output = os.fspath(log_dir)
+        self.path = path
+        self._output = os.fspath(path)
         self._files: dict[str, EventFile] = {}
         self._continues_run = False
         self._first: tuple[int, int] | None = None  # The first step and epoch of this training.
@@ -99,7 +99,7 @@ class TensorBoardEvents(StepLogger):
     def _file(self, run: str) -> EventFile:
         if run not in self._files:
             keep = self._is_kept if self._continues_run else None
-            self._files[run] = EventFile(Path(self.log_dir) / run, keep)
+            self._files[run] = EventFile(Path(self.path) / run, keep)
         return self._files[run]
 
     def _is_kept(self, tag: str, step: int) -> bool:
@@ -131,4 +131,4 @@ class TensorBoardEvents(StepLogger):
 
     def _last_step(self) -> int | None:
         # `_is_kept` drops the events after the first step of this training.
-        return 0 if find_event_files(Path(self.log_dir) / "train") else None
+        return 0 if find_event_files(Path(self.path) / "train") else None

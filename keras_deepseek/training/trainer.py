@@ -556,8 +556,8 @@ class Trainer:
         y: Any = None,
         batch_size: int | None = None,
         *,
-        lowest: float = 1e-7,
-        highest: float = 10.0,
+        min_learning_rate: float = 1e-7,
+        max_learning_rate: float = 10.0,
         num_steps: int = 100,
         sample_weight: Any = None,
         class_weight: Any = None,
@@ -571,8 +571,8 @@ class Trainer:
             x: Training data, as `fit` takes them. Defaults to `None`.
             y: Targets, if `x` does not contain them. Defaults to `None`.
             batch_size: integer. That of the planned training. Defaults to `None`: 32.
-            lowest: float. The rate of the first step. Defaults to `1e-7`.
-            highest: float. The rate of the last step. Defaults to `10.0`.
+            min_learning_rate: float. The rate of the first step. Defaults to `1e-7`.
+            max_learning_rate: float. The rate of the last step. Defaults to `10.0`.
             num_steps: integer. The number of steps. Defaults to `100`.
             sample_weight: Weights of the samples, for arrays. Defaults to `None`.
             class_weight: dict. Weights by class. Defaults to `None`.
@@ -584,8 +584,8 @@ class Trainer:
         search = search_learning_rate(
             self.model,
             self._short_training(),
-            lowest=lowest,
-            highest=highest,
+            min_learning_rate=min_learning_rate,
+            max_learning_rate=max_learning_rate,
             num_steps=num_steps,
             x=x,
             y=y,
@@ -601,7 +601,7 @@ class Trainer:
         y: Any = None,
         sample_weight: Any = None,
         *,
-        start: int = 8,
+        min_batch_size: int = 8,
         max_batch_size: int | None = None,
     ) -> BatchSizeSearch:
         """Returns a suggested batch size, by timing steps of growing sizes.
@@ -615,7 +615,7 @@ class Trainer:
                 that returns a `PyDataset` or a tuple of arrays of that size.
             y: Targets, for arrays. Defaults to `None`.
             sample_weight: Weights of the samples, for arrays. Defaults to `None`.
-            start: integer. The first size. Defaults to `8`.
+            min_batch_size: integer. The first size. Defaults to `8`.
             max_batch_size: integer. The largest size. Defaults to `None`: the number of rows of
                 arrays, and no limit if `x` is a function.
 
@@ -624,7 +624,12 @@ class Trainer:
                 model's `steps_per_execution` is not 1.
         """
         search = search_batch_size(
-            self._short_training(), x, y, sample_weight, start=start, max_batch_size=max_batch_size
+            self._short_training(),
+            x,
+            y,
+            sample_weight,
+            min_batch_size=min_batch_size,
+            max_batch_size=max_batch_size,
         )
         return self._record("batch_size_search", search)
 

@@ -20,7 +20,7 @@ class Counting(Trainer):
     "try_out",
     [
         lambda trainer: trainer.find_learning_rate(X, X[:, :1], num_steps=10),
-        lambda trainer: trainer.find_batch_size(X, X[:, :1], start=4, max_batch_size=8),
+        lambda trainer: trainer.find_batch_size(X, X[:, :1], min_batch_size=4, max_batch_size=8),
         lambda trainer: trainer.measure_memory(X, X[:, :1], 8),
     ],
 )

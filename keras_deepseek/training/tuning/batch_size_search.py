@@ -44,7 +44,7 @@ class BatchSizeSearch:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     >>> trainer = Trainer(model, optimizer="sgd", loss="mse")
     >>> x, y = np.ones((64, 4)), np.ones((64, 1))
-    >>> search = trainer.find_batch_size(x, y, start=4, max_batch_size=8)
+    >>> search = trainer.find_batch_size(x, y, min_batch_size=4, max_batch_size=8)
     >>> search.batch_sizes, search.out_of_memory
     ([4, 8], [])
     """
@@ -62,18 +62,19 @@ def search_batch_size(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    start: int,
+    min_batch_size: int,
     max_batch_size: int | None,
 ) -> BatchSizeSearch:
     """Times steps of growing batch sizes, and restores the model; see `Trainer.find_batch_size`."""
-    check_integer("start", start)
+    check_integer("min_batch_size", min_batch_size)
     check_data(x, None)
     make_data, num_rows = _read_data(x, y, sample_weight)
     if max_batch_size is None:
-        max_batch_size = max(num_rows, start) if num_rows else None
-    elif check_integer("max_batch_size", max_batch_size) < start:
+        max_batch_size = max(num_rows, min_batch_size) if num_rows else None
+    elif check_integer("max_batch_size", max_batch_size) < min_batch_size:
         raise InvalidInputError(
-            f"`max_batch_size` must be at least `start`, {start}; received {max_batch_size}."
+            f"`max_batch_size` must be at least `min_batch_size`, {min_batch_size}; received "
+            f"{max_batch_size}."
         )
 
     def measure(size: int) -> float | None:
@@ -92,11 +93,11 @@ def search_batch_size(
         return None
 
     with training.restored_state():
-        return choose_size(measure, start, max_batch_size)
+        return choose_size(measure, min_batch_size, max_batch_size)
 
 
 def choose_size(
-    measure: Callable[[int], float | None], start: int, max_batch_size: int | None
+    measure: Callable[[int], float | None], min_batch_size: int, max_batch_size: int | None
 ) -> BatchSizeSearch:
     """Doubles a batch size while throughput grows, then bisects to the largest that fits.
 
@@ -113,7 +114,7 @@ def choose_size(
             seconds[size] = measured
         return measured is not None
 
-    size, speed = start, 0.0
+    size, speed = min_batch_size, 0.0
     while fits(size):
         previous_speed, speed = speed, size / seconds[size]
         if size == max_batch_size or speed < _MIN_GAIN * previous_speed:

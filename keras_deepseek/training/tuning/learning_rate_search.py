@@ -44,7 +44,7 @@ class LearningRateSearch:
     >>> x = np.random.default_rng(0).normal(size=(64, 4))
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     >>> trainer = Trainer(model, optimizer="sgd", loss="mse")
-    >>> search = trainer.find_learning_rate(x, x[:, :1], lowest=1e-4, num_steps=20)
+    >>> search = trainer.find_learning_rate(x, x[:, :1], min_learning_rate=1e-4, num_steps=20)
     >>> 1e-3 < search.suggestion < 1.0
     True
 
@@ -90,17 +90,18 @@ def search_learning_rate(
     model: keras.Model,
     training: ShortTraining,
     *,
-    lowest: float,
-    highest: float,
+    min_learning_rate: float,
+    max_learning_rate: float,
     num_steps: int,
     **data: Any,
 ) -> LearningRateSearch:
     """Trains with a growing rate, and restores the model; see `Trainer.find_learning_rate`."""
-    check_number("lowest", lowest, above=0.0)
-    check_number("highest", highest, above=0.0)
-    if highest <= lowest:
+    check_number("min_learning_rate", min_learning_rate, above=0.0)
+    check_number("max_learning_rate", max_learning_rate, above=0.0)
+    if max_learning_rate <= min_learning_rate:
         raise InvalidInputError(
-            f"`highest` must be above `lowest`, {lowest:g}; received {highest:g}."
+            f"`max_learning_rate` must be above `min_learning_rate`, {min_learning_rate:g}; "
+            f"received {max_learning_rate:g}."
         )
     check_integer("num_steps", num_steps, minimum=10)
     if not isinstance(model.optimizer.learning_rate, keras.Variable):
@@ -108,7 +109,7 @@ def search_learning_rate(
             "The optimizer has a schedule as its learning_rate, which the search can't change. "
             "Search with an optimizer whose learning_rate is a number, and then scale the schedule."
         )
-    sweep = _Sweep(np.geomspace(lowest, highest, num_steps))
+    sweep = _Sweep(np.geomspace(min_learning_rate, max_learning_rate, num_steps))
     with training.restored_state():
         training.fit(num_steps, [sweep], **data)
     if len(sweep.losses) < num_steps and not sweep.has_exploded:

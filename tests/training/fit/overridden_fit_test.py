@@ -158,5 +158,5 @@ def test_a_fit_without_super_fit_is_an_error(train):
 
 def test_a_search_of_batch_sizes_takes_texts():
     for texts in (TEXTS, np.array(TEXTS)):
-        search = make().find_batch_size(texts, LABELS, start=2, max_batch_size=4)
+        search = make().find_batch_size(texts, LABELS, min_batch_size=2, max_batch_size=4)
         assert list(search.batch_sizes) == [2, 4]

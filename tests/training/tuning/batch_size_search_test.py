@@ -74,7 +74,7 @@ def test_a_step_that_runs_out_of_memory_ends_the_search_alone():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), Greedy()])
     trainer = Trainer(model, optimizer=keras.optimizers.Adam(), loss="mse", seed=1)
     old_weights = model.get_weights()
-    search = trainer.find_batch_size(X, X, start=8, max_batch_size=9)
+    search = trainer.find_batch_size(X, X, min_batch_size=8, max_batch_size=9)
     assert (search.batch_sizes, search.out_of_memory, search.suggestion) == ([8], [9], 8)
     for received, expected in zip(model.get_weights(), old_weights, strict=True):
         np.testing.assert_array_equal(received, expected)
@@ -101,14 +101,16 @@ def make_trainer():
 
 @pytest.mark.parametrize("data", [Rows, lambda size: (X[:size], X[:size, :1])])
 def test_data_are_made_for_a_size(data):
-    search = make_trainer().find_batch_size(data, start=2, max_batch_size=4)
+    search = make_trainer().find_batch_size(data, min_batch_size=2, max_batch_size=4)
     assert search.batch_sizes == [2, 4]
     assert all(seconds > 0 for seconds in search.seconds_per_step)
 
 
 def test_a_function_that_returns_too_few_rows_is_refused():
     with pytest.raises(InvalidInputError, match="for a batch of 4 rows and returned 2"):
-        make_trainer().find_batch_size(lambda size: (X[:2], X[:2, :1]), start=2, max_batch_size=4)
+        make_trainer().find_batch_size(
+            lambda size: (X[:2], X[:2, :1]), min_batch_size=2, max_batch_size=4
+        )
 
 
 def test_data_of_one_size_are_refused():
@@ -123,10 +125,12 @@ def test_data_that_can_not_be_timed_and_wrong_numbers_are_refused():
         trainer.find_batch_size(
             lambda size: ((X[:size], X[:size, :1]) for _ in range(1)), max_batch_size=8
         )
-    with pytest.raises(InvalidInputError, match="`max_batch_size` must be at least `start`, 8"):
+    with pytest.raises(
+        InvalidInputError, match="`max_batch_size` must be at least `min_batch_size`, 8"
+    ):
         trainer.find_batch_size(X, X[:, :1], max_batch_size=4)
-    with pytest.raises(InvalidInputError, match="`start`"):
-        trainer.find_batch_size(X, X[:, :1], start=0)
+    with pytest.raises(InvalidInputError, match="`min_batch_size`"):
+        trainer.find_batch_size(X, X[:, :1], min_batch_size=0)
 
 
 def test_another_error_is_raised_as_it_is():

@@ -30,7 +30,9 @@ def test_the_rate_that_is_found_trains_and_the_search_left_no_trace(precision):
     trainer.add_callback(keras.callbacks.LambdaCallback(on_train_begin=called.append))
     trainer.model.build((None, 8))
     old_weights = trainer.model.get_weights()
-    search = trainer.find_learning_rate(X, Y, batch_size=16, lowest=1e-4, highest=1e4)
+    search = trainer.find_learning_rate(
+        X, Y, batch_size=16, min_learning_rate=1e-4, max_learning_rate=1e4
+    )
     assert called == []
     assert len(search.rates) == len(search.losses) == len(search.raw_losses) < 100
     assert 1e-3 < search.suggestion < 10
@@ -47,7 +49,7 @@ def test_the_rate_that_is_found_trains_and_the_search_left_no_trace(precision):
 def test_a_generator_is_searched_with_to_its_end():
     with pytest.warns(UserWarning, match="has ended after 12 of 30 steps"):
         search = make_trainer().find_learning_rate(
-            ((X[:16], Y[:16]) for _ in range(12)), num_steps=30, lowest=1e-3
+            ((X[:16], Y[:16]) for _ in range(12)), num_steps=30, min_learning_rate=1e-3
         )
     assert len(search.rates) == 12
     assert search.rates[1] / search.rates[0] == pytest.approx(1e4 ** (1 / 29))
@@ -75,7 +77,12 @@ def test_a_loss_that_does_not_fall_suggests_nothing(losses):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"lowest": 0.0}, {"lowest": 2.0, "highest": 1.0}, {"num_steps": 3}]
+    "arguments",
+    [
+        {"min_learning_rate": 0.0},
+        {"min_learning_rate": 2.0, "max_learning_rate": 1.0},
+        {"num_steps": 3},
+    ],
 )
 def test_wrong_numbers_are_refused(arguments):
     with pytest.raises(InvalidInputError):
