@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.training.parameter_server.engine import ProcessEndedError, Workers
 from keras_deepseek.training.parameter_server.messages import (
     Push,
     Result,
@@ -21,6 +20,7 @@ from keras_deepseek.training.parameter_server.messages import (
     Task,
 )
 from keras_deepseek.training.parameter_server.shard_server import ShardServer
+from keras_deepseek.training.parameter_server.workers import ProcessEndedError, Workers
 
 NUM_BATCHES = 64
 

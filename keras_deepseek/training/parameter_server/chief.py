@@ -13,9 +13,8 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
 from keras_deepseek.training.parameter_server.coordinator_engine import CoordinatorEngine
-from keras_deepseek.training.parameter_server.engine import Engine
-from keras_deepseek.training.parameter_server.ray_engine import RayEngine
-from keras_deepseek.training.parameter_server.served_step import ServedStep
+from keras_deepseek.training.parameter_server.ray_actors import RayEngine
+from keras_deepseek.training.parameter_server.served_step import Engine, ServedStep
 from keras_deepseek.training.step.step_options import StepOptions
 
 

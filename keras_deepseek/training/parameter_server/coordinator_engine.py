@@ -17,13 +17,17 @@ from keras_deepseek.training.cluster.parameter_server import ServerSettings
 from keras_deepseek.training.cluster.timeouts import read_peer_timeout
 from keras_deepseek.training.parameter_server.coordinator_step import CoordinatorStep
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
-from keras_deepseek.training.parameter_server.engine import Engine, ProcessEndedError, Workers
 from keras_deepseek.training.parameter_server.gradient_step import take_gradient_step
 from keras_deepseek.training.parameter_server.join_servers import Tasks, join_servers
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues, Task
 from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
-from keras_deepseek.training.parameter_server.staleness import StalenessBound
+from keras_deepseek.training.parameter_server.served_step import Engine
+from keras_deepseek.training.parameter_server.workers import (
+    ProcessEndedError,
+    StalenessBound,
+    Workers,
+)
 
 _CHECK_EVERY = 1.0
 """Seconds between two checks that the processes still run."""

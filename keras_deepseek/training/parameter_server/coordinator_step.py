@@ -8,8 +8,7 @@ import keras
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.tensor_values import read_values
-from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
-from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS
+from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, BatchSeeds
 from keras_deepseek.training.parameter_server.model_shards import kept_states
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 

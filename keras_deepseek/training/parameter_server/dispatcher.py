@@ -14,9 +14,12 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import PeerLostError
-from keras_deepseek.training.parameter_server.engine import ProcessEndedError, Workers
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues, Task
-from keras_deepseek.training.parameter_server.staleness import StalenessBound
+from keras_deepseek.training.parameter_server.workers import (
+    ProcessEndedError,
+    StalenessBound,
+    Workers,
+)
 
 _MAX_LOSSES = 3
 """A batch whose result was lost so often may itself be the cause, and ends the training."""

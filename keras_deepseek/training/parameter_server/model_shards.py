@@ -14,7 +14,7 @@ from keras_deepseek.training.parameter_server.messages import (
     ShardValues,
     VariablePlan,
 )
-from keras_deepseek.training.parameter_server.optimizer_slots import find_slot_indices
+from keras_deepseek.training.parameter_server.shard_variables import find_slot_indices
 
 
 class ModelShards:

@@ -1,7 +1,8 @@
-"""The training step of the chief, whose batches are computed by workers."""
+"""The training step of the chief, whose batches are computed by workers that an engine runs."""
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -11,10 +12,38 @@ from keras_deepseek.backend.data.batch_stream import BatchStream
 from keras_deepseek.backend.keras_private.optimizers import count_update
 from keras_deepseek.backend.keras_private.trainers import count_train_steps
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
-from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues
 from keras_deepseek.training.parameter_server.model_shards import ModelShards, same_values
 from keras_deepseek.training.parameter_server.pickled_trainer import as_arrays
+
+
+class Engine(ABC):
+    """The interface to a system that runs workers and servers: Ray, or TensorFlow's coordinator."""
+
+    @abstractmethod
+    def prepare(
+        self,
+        trainer: Any,
+        make_model: Callable[[], keras.Model] | None,
+        device_kind: str,
+        step: Mapping[str, Any],
+    ) -> None:
+        """Stores the trainer whose steps the workers compute.
+
+        `make_model` built its model. `device_kind` is that of the workers: `"cpu"`, `"gpu"` or
+        `"tpu"`. `step` has the arguments of `take_gradient_step`.
+        """
+
+    @abstractmethod
+    def start(self, shards: ModelShards, batch: Any) -> Dispatcher:
+        """Starts the workers and servers of a training; returns their dispatcher.
+
+        Workers compile their step for `batch`, a structure of NumPy arrays.
+        """
+
+    @abstractmethod
+    def stop(self, *, is_clean: bool) -> None:
+        """Releases the workers and servers; ends them if the training failed."""
 
 
 class Pauses(Protocol):

@@ -11,9 +11,9 @@ from keras_deepseek.training.parameter_server.messages import (
     Push,
     ShardPlan,
     ShardValues,
+    unpack_rows,
 )
 from keras_deepseek.training.parameter_server.shard_variables import ShardVariables
-from keras_deepseek.training.parameter_server.sparse_rows import unpack_rows
 
 
 class ShardServer:

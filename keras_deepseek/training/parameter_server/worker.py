@@ -11,8 +11,11 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.random_state import seed_generators
 from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
-from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, take_gradient_step
+from keras_deepseek.training.parameter_server.gradient_step import (
+    GRADIENTS,
+    BatchSeeds,
+    take_gradient_step,
+)
 from keras_deepseek.training.parameter_server.messages import (
     Pulled,
     Push,
@@ -20,10 +23,10 @@ from keras_deepseek.training.parameter_server.messages import (
     Shard,
     Task,
     WorkerPlan,
+    pack_rows,
 )
 from keras_deepseek.training.parameter_server.model_shards import kept_states
 from keras_deepseek.training.parameter_server.pickled_trainer import unpickle_trainer
-from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
 from keras_deepseek.training.step.compiled_step import CompiledStep
 
 

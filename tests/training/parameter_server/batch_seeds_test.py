@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 
-from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
+from keras_deepseek.training.parameter_server.gradient_step import BatchSeeds
 
 
 def build():

@@ -15,7 +15,7 @@ from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.parameter_server import coordinator_engine
 from keras_deepseek.training.parameter_server.coordinator_engine import CoordinatorWorkers
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
-from keras_deepseek.training.parameter_server.staleness import StalenessBound
+from keras_deepseek.training.parameter_server.workers import StalenessBound
 from tests.oracles.eager_tasks import EagerTasks
 
 on_tensorflow = pytest.mark.skipif(

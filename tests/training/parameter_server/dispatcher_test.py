@@ -5,8 +5,7 @@ import pytest
 
 from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
-from keras_deepseek.training.parameter_server.engine import ProcessEndedError
-from keras_deepseek.training.parameter_server.staleness import StalenessBound
+from keras_deepseek.training.parameter_server.workers import ProcessEndedError, StalenessBound
 from tests.oracles.simulated_actors import NUM_BATCHES, SimulatedActors, first_values
 
 

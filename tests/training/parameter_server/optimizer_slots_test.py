@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.parameter_server.optimizer_slots import (
+from keras_deepseek.training.parameter_server.shard_variables import (
     find_slot_indices,
     make_variable,
 )

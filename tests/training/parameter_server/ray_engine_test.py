@@ -4,7 +4,7 @@ import pytest
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import ClusterSpec, ParameterServer
 from keras_deepseek.training.cluster.parameter_server import resolve_settings
-from keras_deepseek.training.parameter_server.ray_engine import RayEngine
+from keras_deepseek.training.parameter_server.ray_actors import RayEngine
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() == "tensorflow", reason="It has an engine of its own."

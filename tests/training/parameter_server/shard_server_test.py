@@ -2,10 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.training.parameter_server.messages import Push
+from keras_deepseek.training.parameter_server.messages import Push, pack_rows
 from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.shard_server import ShardServer
-from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
 
 OPTIMIZERS = {
     "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.training.parameter_server.sparse_rows import SparseRows, pack_rows, unpack_rows
+from keras_deepseek.training.parameter_server.messages import SparseRows, pack_rows, unpack_rows
 
 
 @given(st.sets(st.integers(0, 299), max_size=20), st.sampled_from([(), (3,), (2, 2)]))

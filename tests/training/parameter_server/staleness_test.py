@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.training.parameter_server.staleness import StalenessBound
+from keras_deepseek.training.parameter_server.workers import StalenessBound
 
 
 def test_a_bound_of_zero_is_one_after_the_other():

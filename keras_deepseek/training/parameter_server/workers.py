@@ -1,17 +1,11 @@
-"""The interface between the dispatcher and the engine that runs workers and servers."""
+"""The interface to workers and servers, and the bound on how stale their weights may be."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues, Task
-
-if TYPE_CHECKING:
-    import keras
-
-    from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
-    from keras_deepseek.training.parameter_server.model_shards import ModelShards
 
 
 class ProcessEndedError(Exception):
@@ -88,30 +82,37 @@ class Workers(ABC):
         """
 
 
-class Engine(ABC):
-    """The interface to a system that runs workers and servers: Ray, or TensorFlow's coordinator."""
+class StalenessBound:
+    """Decides when a batch may start, so that no weights miss more updates than the bound.
 
-    @abstractmethod
-    def prepare(
-        self,
-        trainer: Any,
-        make_model: "Callable[[], keras.Model] | None",
-        device_kind: str,
-        step: Mapping[str, Any],
-    ) -> None:
-        """Stores the trainer whose steps the workers compute.
+    For each unfinished batch it counts the most that its weights can miss: the updates that may not
+    have been in them when the batch started, and every batch that started later. `num_workers`
+    batches are computed at once. With `looks_ahead`, a worker may pull weights before its batch is
+    there.
+    """
 
-        `make_model` built its model. `device_kind` is that of the workers: `"cpu"`, `"gpu"` or
-        `"tpu"`. `step` has the arguments of `take_gradient_step`.
-        """
+    def __init__(self, bound: int, num_workers: int, *, looks_ahead: bool = True) -> None:
+        self.bound = bound
+        # If no worker is slow, a batch misses up to 3 * num_workers - 2 updates: those that the
+        # others push and compute meanwhile.
+        spare = bound - (3 * num_workers - 2)
+        self.most_before = max(0, min(num_workers, spare)) if looks_ahead else 0
+        """The updates that weights may miss that are pulled before their batch is there."""
+        self._misses: dict[int, int] = {}
 
-    @abstractmethod
-    def start(self, shards: "ModelShards", batch: Any) -> "Dispatcher":
-        """Starts the workers and servers of a training; returns their dispatcher.
+    def may_begin(self) -> bool:
+        """Returns True if another batch may start now."""
+        if not self._misses:
+            return True
+        possible_misses = len(self._misses) + self.most_before
+        return max(possible_misses, *(misses + 1 for misses in self._misses.values())) <= self.bound
 
-        Workers compile their step for `batch`, a structure of NumPy arrays.
-        """
+    def begin(self, number: int) -> None:
+        """Counts a batch that starts on a worker."""
+        possible_misses = len(self._misses) + self.most_before
+        self._misses = {other: misses + 1 for other, misses in self._misses.items()}
+        self._misses[number] = possible_misses
 
-    @abstractmethod
-    def stop(self, *, is_clean: bool) -> None:
-        """Releases the workers and servers; ends them if the training failed."""
+    def end(self, number: int) -> None:
+        """Forgets a batch whose update was made, or that must be computed again."""
+        self._misses.pop(number, None)

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.training.parameter_server.engine import Workers
+from keras_deepseek.training.parameter_server.workers import Workers
 
 
 def test_servers_restart_only_where_the_engine_says_so(monkeypatch):
