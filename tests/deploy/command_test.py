@@ -49,7 +49,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def test_what_is_wrong_in_itself_is_refused_before_keras_is_loaded(tmp_path):
+def test_invalid_arguments_fail_before_keras_is_loaded(tmp_path):
     (tmp_path / "model.keras").touch()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()

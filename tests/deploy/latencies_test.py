@@ -21,7 +21,7 @@ def test_formats_are_timed_beside_the_model(digits, tensorflow_installed):
     assert table.left_out == {}
 
 
-def test_what_can_not_be_timed_is_left_out_with_its_reason(dense, weights_format, monkeypatch):
+def test_failing_formats_are_left_out_with_their_reason(dense, weights_format, monkeypatch):
     class Failing(weights_format):
         name = "failing"
 

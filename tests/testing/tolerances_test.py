@@ -18,7 +18,7 @@ def test_an_error_just_within_the_table_passes_and_one_beyond_fails(dtype):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_fails(bad):
+def test_numbers_that_are_not_finite_fail(bad):
     with pytest.raises(AssertionError, match="Output"):
         assert_close([1.0, bad], [1.0, 2.0], 0.5, "Output")
 

@@ -56,7 +56,7 @@ def test_operators_are_fused_or_left_as_written(tmp_path, fused):
 
 
 @pytest.mark.skipif(not IN_TENSORFLOW, reason="tf2onnx writes a choice as a sum of products")
-def test_what_is_not_chosen_may_be_infinite(tmp_path):
+def test_unchosen_values_may_be_infinite(tmp_path):
     x = keras.Input((4,), name="x")
     chosen = keras.ops.where(x > 0, keras.ops.log(keras.ops.maximum(x, 0.0)), 0.0)
     OnnxFormat().write(NamedModel(keras.Model(x, chosen)), tmp_path)
@@ -115,7 +115,7 @@ def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
         OnnxFormat().write(NamedModel(digits), tmp_path)
 
 
-def test_what_onnxruntime_has_no_kernel_for_is_not_verified_by_another(tmp_path):
+def test_missing_kernels_of_onnxruntime_are_no_verification_by_another(tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18]>
         sum (float[] x) => (float[] y) {

@@ -15,7 +15,7 @@ IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
 @pytest.mark.skipif(not IN_TENSORFLOW, reason="only TensorFlow writes a SavedModel")
-def test_what_is_written_runs_at_any_batch_size(digits, tmp_path):
+def test_saved_model_runs_at_any_batch_size(digits, tmp_path):
     export_format = SavedModelFormat()
     export_format.write(NamedModel(digits), tmp_path)
     batches = [{"image": np.ones((size, 8, 8, 1), "float32")} for size in (1, 6)]
@@ -73,7 +73,7 @@ def build_price():
     return keras.Model([x, count], keras.layers.Dense(1, name="price")(both), name="price")
 
 
-def test_what_reads_examples_is_verified_on_every_backend(digits, tmp_path, tensorflow_installed):
+def test_signatures_of_examples_are_verified_on_every_backend(digits, tmp_path, tensorflow_installed):
     names = [f"class {index}" for index in range(10)]
     exporters = {
         "serving_classify": Exporter(digits, "savedmodel", classify=names, verbose=False),
@@ -169,7 +169,7 @@ def encoding():
         encoding,
     ],
 )
-def test_what_knows_some_numbers_alone_is_verified(tmp_path, build):
+def test_layers_with_a_vocabulary_are_verified(tmp_path, build):
     assert Exporter(build(), "savedmodel", verbose=False).export(tmp_path / "model").verified
 
 

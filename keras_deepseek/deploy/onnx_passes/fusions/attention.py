@@ -41,39 +41,42 @@ def _add_mask(
     view: GraphView, product: Any, mask_tensors: dict[tuple[str, float], str]
 ) -> list[Any] | None:
     zeroing = view.producer(product.input[0], "Where")
-    softmax = view.producer(
-        zeroing.input[1] if zeroing is not None else product.input[0], "Softmax"
-    )
+    probabilities = product.input[0] if zeroing is None else zeroing.input[1]
+    softmax = view.producer(probabilities, "Softmax")
     choice = view.producer(softmax.input[0], "Where") if softmax is not None else None
     if choice is None or not _gives_the_same(view, zeroing, softmax, choice):
         return None
-    inner = [node for node in (zeroing, softmax, choice) if node is not None]
-    mask, scores, least = choice.input
+    replaced = [node for node in (zeroing, softmax, choice) if node is not None]
+    mask, scores, hidden_score = choice.input
     mask = _without_ones(view, mask, scores)
     shape = view.shape(mask)
-    if not view.are_only_used_within(inner, product) or shape is None:
+    if not view.are_only_used_within(replaced, product) or shape is None:
         return None
     if len(shape) > len(view.shape(scores) or ()):
         return None
-    output = product.output[0]
+    output, values = product.output[0], product.input[1]
     zero = view.add_weight(np.array(0.0, "float32"), "no_mask")
-    names = [f"{output}__{name}" for name in ("bias", "masked", "softmax", "attended", "any")]
-    bias, masked, probabilities, attended, any_name = names
-    nodes = []
-    number = view.scalar(least) or 0.0
+    nodes: list[Any] = []
+
+    def add(op_type: str, inputs: list[str], name: str) -> str:
+        nodes.append(view.node(op_type, inputs, name))
+        return name
+
+    number = view.scalar(hidden_score) or 0.0
     if (mask, number) not in mask_tensors:
-        mask_tensors[mask, number] = bias
-        nodes.append(view.node("Where", [mask, zero, least], bias))
-    nodes.append(view.node("Add", [scores, mask_tensors[mask, number]], masked))
-    nodes.append(view.node("Softmax", [masked], probabilities))
+        mask_tensors[mask, number] = add("Where", [mask, zero, hidden_score], f"{output}__bias")
+    masked = add("Add", [scores, mask_tensors[mask, number]], f"{output}__masked")
+    probabilities = add("Softmax", [masked], f"{output}__softmax")
     nodes[-1].attribute.extend(softmax.attribute)
     if zeroing is None:
-        return [*nodes, view.node("MatMul", [probabilities, product.input[1]], output)]
-    nodes.append(view.node("MatMul", [probabilities, product.input[1]], attended))
+        add("MatMul", [probabilities, values], output)
+        return nodes
+    attended = add("MatMul", [probabilities, values], f"{output}__attended")
     if (mask, 0.0) not in mask_tensors:
-        mask_tensors[mask, 0.0] = any_name
-        nodes += _find_any(view, mask, any_name)
-    return [*nodes, view.node("Where", [mask_tensors[mask, 0.0], attended, zero], output)]
+        mask_tensors[mask, 0.0] = f"{output}__any"
+        nodes += _find_any(view, mask, f"{output}__any")
+    add("Where", [mask_tensors[mask, 0.0], attended, zero], output)
+    return nodes
 
 
 def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) -> bool:
@@ -147,22 +150,21 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
     if view.dtype(queries) not in float_types or not _is_same_batch(*shapes):
         return None
     prefix = last.output[0]
-    keys, nodes = _turn_keys(view, keys, f"{prefix}__keys")
-    values, more = last.input[1], []
-    shared_keys, shared_values = _find_shared(view, keys, nodes), _find_shared(view, values, [])
+    keys, key_nodes = _turn_keys(view, keys, f"{prefix}__keys")
+    values, value_nodes = last.input[1], []
+    shared_keys, shared_values = _find_shared(view, keys, key_nodes), _find_shared(view, values, [])
     if shared_keys and shared_values and shared_keys[1:] == shared_values[1:]:
-        nodes = [_transpose(view, shared_keys[0], f"{prefix}__keys")]
-        more = [_transpose(view, shared_values[0], f"{prefix}__values")]
         keys, values = f"{prefix}__keys", f"{prefix}__values"
-    inputs = [queries, keys, values]
+        key_nodes = [_transpose(view, shared_keys[0], keys)]
+        value_nodes = [_transpose(view, shared_values[0], values)]
+    inputs, mask_nodes = [queries, keys, values], []
     if scores.mask:
         if view.dtype(scores.mask) != view.dtype(queries):
             return None
         mask_nodes = _expand_mask(view, scores.mask, queries, keys, prefix)
-        more += mask_nodes
         inputs.append(mask_nodes[-1].output[0])
     fused = view.node("Attention", inputs, prefix, scale=scores.scale)
-    return [*nodes, *more, fused]
+    return [*key_nodes, *value_nodes, *mask_nodes, fused]
 
 
 def _find_scores(view: GraphView, name: str) -> _Scores | None:

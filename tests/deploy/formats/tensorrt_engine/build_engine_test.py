@@ -45,7 +45,7 @@ def test_an_engine_has_the_profiles_that_are_asked_for(plain_tensorrt, onnx_file
     assert weights == b"weights"
 
 
-def test_what_blocks_is_named_before_anything_is_built(plain_tensorrt, onnx_file):
+def test_unsupported_nodes_are_named_before_the_build(plain_tensorrt, onnx_file):
     unsupported = plain_tensorrt.ErrorCode.UNSUPPORTED_NODE
     plain_tensorrt.blocked = [(1, "slow", "Loop", unsupported, "false")]
     plain_tensorrt.failing = {"parse", "build"}
@@ -53,7 +53,7 @@ def test_what_blocks_is_named_before_anything_is_built(plain_tensorrt, onnx_file
         build_engine(plain_tensorrt, onnx_file, resolve_profiles(SIGNATURE, None), ())
 
 
-def test_what_only_parsing_finds_is_named(plain_tensorrt, onnx_file):
+def test_errors_of_the_parser_are_named(plain_tensorrt, onnx_file):
     plain_tensorrt.failing = {"parse"}
     with pytest.raises(ExportError, match="can't take this model: the graph: invalid node: torn"):
         build_engine(plain_tensorrt, onnx_file, resolve_profiles(SIGNATURE, None), ())
@@ -143,7 +143,7 @@ def test_without_a_free_axis_there_is_nothing_to_choose():
 
 
 @pytest.mark.parametrize("profiles", [[], "batch", 3, [("batch", (1, 2, 3))], [{}, None]])
-def test_what_is_no_profile_is_refused(profiles):
+def test_invalid_profiles_are_rejected(profiles):
     with pytest.raises(InvalidInputError, match=r"must be a dict, as in .*received"):
         resolve_profiles(TEXT, profiles)
 

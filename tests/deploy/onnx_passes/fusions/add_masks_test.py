@@ -75,7 +75,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(check_changed, batches, name):
+def test_near_misses_stay(check_changed, batches, name):
     names = {"inputs": INPUTS, "outputs": OUTPUTS}
     assert check_changed(add_masks, batches, BY_KERAS, WEIGHTS, CHANGES[name], **names)[0] == 0
 

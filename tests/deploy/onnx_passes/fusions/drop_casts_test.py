@@ -59,7 +59,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(parse, check_pass, name):
+def test_near_misses_stay(parse, check_pass, name):
     outputs = "float[A,B] y" if name == "to another type" else "int32[A,B] y"
     model = parse(CASTS.replace(*CHANGES[name]), "int32[N,S] x", outputs)
     x = X // 2 if name == "digits are lost" else X

@@ -112,7 +112,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(parse, check_pass, draw, name):
+def test_near_misses_stay(parse, check_pass, draw, name):
     nodes = BY_TENSORFLOW.replace(*CHANGES[name])
     if name == "the other is one row":
         nodes = nodes.replace("y = Add", "row = ReduceSum <keepdims = 1> (z, first)  y = Add")

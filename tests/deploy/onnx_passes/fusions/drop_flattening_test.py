@@ -53,7 +53,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(check_changed, draw, name):
+def test_near_misses_stay(check_changed, draw, name):
     has_more = name == "other sizes"
     outputs = "float[A,B,C,D] y" if has_more else "float[A,B,C] y"
     batches = [draw(x=(3, 2, 4) if has_more else (3, 5, 4))]

@@ -62,7 +62,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(check_changed, draw, name):
+def test_near_misses_stay(check_changed, draw, name):
     outputs = "float[A,B,C,D] y"
     if name.startswith("another user"):
         outputs += ", float[E,F,G] z"

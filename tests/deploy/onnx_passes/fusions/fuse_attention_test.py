@@ -138,7 +138,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(parse, check_pass, batches, name):
+def test_near_misses_stay(parse, check_pass, batches, name):
     old, new = CHANGES[name]
     model = parse(PLAIN.replace(old, new), INPUTS, OUTPUTS, WEIGHTS.replace(old, new), opset=23)
     assert check_pass(fuse_attention, model, batches)[0] == 0

@@ -73,7 +73,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("opset", [18, 20])
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(check_changed, batches, name, opset):
+def test_near_misses_stay(check_changed, batches, name, opset):
     form, *change = CHANGES[name]
     counts = check_changed(fuse_gelu, batches, FORMS[form], WEIGHTS, change, opset=opset)
     assert counts[0] == 0

@@ -133,7 +133,7 @@ NEAR_MISSES = {
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
-def test_what_is_near_it_stays(check_changed, draw, name):
+def test_near_misses_stay(check_changed, draw, name):
     nodes, *changes = NEAR_MISSES[name]
     names = {"inputs": "float[N,2,4] x"}  # Of known sizes: these are not to be what keeps it.
     if "more axes" in name:

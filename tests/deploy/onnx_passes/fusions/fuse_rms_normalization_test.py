@@ -68,7 +68,7 @@ NEAR_MISSES = {
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
-def test_what_is_near_it_stays(check_changed, draw, name):
+def test_near_misses_stay(check_changed, draw, name):
     nodes, *changes = NEAR_MISSES[name]
     batches = [draw(x=shape) for shape in ((1, 2, 4), (3, 2, 4))]
     counts = check_changed(fuse_rms_normalization, batches, nodes, WEIGHTS, *changes, opset=23)

@@ -58,7 +58,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(parse, check_pass, batches, name):
+def test_near_misses_stay(parse, check_pass, batches, name):
     nodes = BY_JAX.replace(*CHANGES[name])
     weights = f"{WEIGHTS}, int64[1] second2 = {{2}}"
     model = parse(nodes, "float[N,3,4] x", weights=weights)

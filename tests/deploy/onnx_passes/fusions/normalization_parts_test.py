@@ -39,7 +39,7 @@ def test_means(view_of, nodes, num_axes):
         "y = ReduceMax (x, last)",
     ],
 )
-def test_what_is_no_mean_over_the_last_axes(view_of, nodes):
+def test_other_reductions_are_no_mean(view_of, nodes):
     assert parts.find_mean(view_of(nodes), "y") is None
 
 

@@ -80,7 +80,7 @@ NEAR_MISSES = {
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
-def test_what_is_near_it_stays(check_changed, batches, name):
+def test_near_misses_stay(check_changed, batches, name):
     nodes, *changes = NEAR_MISSES[name]
     further = "".join(f", float e{index} = {{{index + 1}}}" for index in range(6))
     counts = check_changed(roll_normalizations, batches, nodes, WEIGHTS + further, *changes)

@@ -62,7 +62,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(check_changed, name):
+def test_near_misses_stay(check_changed, name):
     x = np.array([[0, 1], [-1, -2]], "int32")
     if name == "the other way round":
         x = np.array([[-1, -2]], "int32")

@@ -75,7 +75,7 @@ NEAR = {
 
 
 @pytest.mark.parametrize("name", NEAR)
-def test_what_is_near_it_stays(parse, check_pass, batches, name):
+def test_near_misses_stay(parse, check_pass, batches, name):
     nodes, outputs = NEAR[name]
     assert check_pass(simplify_sizes, parse(nodes, INPUTS, outputs, WEIGHTS), batches)[0] == 0
 

@@ -24,7 +24,7 @@ WEIGHTS = """int64[2] two = {0, 1}, int64[1] zero = {0}, int64[1] one = {1}, int
         ("s = Identity (number)", None),
     ],
 )
-def test_what_a_shape_says(parse, nodes, expected):
+def test_read_shape_returns_sizes(parse, nodes, expected):
     model = parse(f"{nodes} y = Cast <to = 1> (s)", weights=WEIGHTS)
     assert read_shape(GraphView(model), "s") == expected
 
