@@ -29,8 +29,8 @@ class ExportJob:
         options: The format's arguments without calibration. `None` for a registered format, which
             another process can't make by its name.
         custom_objects_from: Modules, by name or by file, that define the model's custom layers.
-        optional_samples: list[Batch] that are used only if the model itself takes them.
-        extreme_samples: list[Batch] of large numbers, also optional, and compared less strictly.
+        optional_samples: Batches that are used only if the model itself takes them.
+        extreme_samples: Batches of large numbers, also optional, and compared less strictly.
         alternative_samples: Lists like `samples`, tried in turn if the model does not take those.
         allows_difference: Whether an artifact that computes something else is kept.
         precision: The artifact's, `"int8"` included; `None` for the model's own.

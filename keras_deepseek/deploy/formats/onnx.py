@@ -53,7 +53,7 @@ class OnnxFormat(ExportFormat):
         fused: Whether several operators become one, if ONNX has one for them: `LayerNormalization`,
             from opset 20 on `Gelu`, from 23 on `RMSNormalization` and, up to 24, `Attention`; and
             an `Einsum` of two tensors becomes `MatMul`.
-        calibration: list[Batch] by input name. If given, products compute in int8, by their ranges.
+        calibration: Batches by input name. If given, products compute in int8, by their ranges.
         products_in_float16: Whether products that an export in float16 leaves in float32 compute in
             float16 as well, as TensorRT requires for GPUs of compute capability 7.5.
         rolled: Whether repeated normalizations, as Sinkhorn's, become a `Loop`, as TensorRT

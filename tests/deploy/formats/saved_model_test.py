@@ -73,7 +73,7 @@ def build_price():
     return keras.Model([x, count], keras.layers.Dense(1, name="price")(both), name="price")
 
 
-def test_signatures_of_examples_are_verified_on_every_backend(digits, tmp_path, tensorflow_installed):
+def test_signatures_of_examples_are_verified(digits, tmp_path, tensorflow_installed):
     names = [f"class {index}" for index in range(10)]
     exporters = {
         "serving_classify": Exporter(digits, "savedmodel", classify=names, verbose=False),
