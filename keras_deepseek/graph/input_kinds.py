@@ -26,7 +26,7 @@ class InputKey(NamedTuple):
     """The inputs of a call, as far as a program depends on them, and the state of the layers.
 
     Args:
-        trainable: Which layers are trainable, in training; `False` in inference.
+        trainable: The `trainable` flag of each layer in training; `False` in inference.
         settings: The numbers, texts and functions among the layers' attributes.
         policies: The layers' dtype policies.
         structure: The nesting and the dtypes of the inputs.

@@ -1,4 +1,4 @@
-"""The rule that says whose code a program may run in place of.
+"""The rule for layers whose code a program may replace.
 
 A trace sees the operations of a layer, but not its Python: counters, branches by shape, questions
 such as `isinstance(x, keras.KerasTensor)`, gradients of its own. So only the code of Keras,
