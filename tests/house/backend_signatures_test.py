@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 FRAMEWORKS = {"jax": "Jax", "tensorflow": "TensorFlow", "torch": "Torch"}
-PROTOCOLS = ("devices", "compute", "inference", "step", "distribution", "export")
+PROTOCOLS = ("Devices", "Compute", "Inference", "Step", "Distribution", "Export")
 
 
-def read_methods(path: Path, class_name: str) -> dict[str, tuple[str, bool]]:
+def read_methods(folder: Path, class_name: str) -> dict[str, tuple[str, bool]]:
     """Returns the signature of each public method of a class, and whether it has a docstring."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py"))
     (class_node,) = (
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name
+        node
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
     )
     return {
         node.name: (
@@ -34,16 +37,13 @@ def test_a_framework_implements_a_protocol_with_its_signatures(
     root: Path, framework: str, protocol: str
 ):
     folder = root / "keras_deepseek/backend"
-    described = read_methods(folder / "protocols" / f"{protocol}.py", protocol.capitalize())
-    offered = read_methods(
-        folder / framework / f"{protocol}.py", FRAMEWORKS[framework] + protocol.capitalize()
-    )
+    described = read_methods(folder / "protocols", protocol)
+    offered = read_methods(folder / framework, FRAMEWORKS[framework] + protocol)
     expected = {name: (described[name][0], False) for name in offered if name in described}
     assert offered == expected  # The docstrings stand in the protocol alone.
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_method_of_a_protocol_is_described(root: Path, protocol: str):
-    path = root / "keras_deepseek/backend/protocols" / f"{protocol}.py"
-    methods = read_methods(path, protocol.capitalize())
+    methods = read_methods(root / "keras_deepseek/backend/protocols", protocol)
     assert [name for name, (_, is_described) in methods.items() if not is_described] == []
