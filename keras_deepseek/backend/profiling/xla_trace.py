@@ -22,6 +22,8 @@ from keras_deepseek.backend.profiling.step_trace import (
 
 _WRAPPED = re.compile(r"^(?:(?:transpose|jvp|vmap|remat|checkpoint)\()+")
 _NUMBER = re.compile(r"_\d+$")
+_PRODUCER, _CONSUMER = "_p", "_c"
+"""The statistics by which XLA numbers an operation that runs on, and the event of its end."""
 _TENSORFLOW_OPERATION = re.compile(r"[^\s:]+:[^\s:]+")
 _WAITS = (DATA_WAIT, "IteratorGetNextOp::DoCompute")
 
@@ -185,10 +187,10 @@ def _make_plane_lines(
                 owner = scopes.owner(operation.stats.get("tf_op", operation.name))
             event = Event(operation.start, operation.end, operation.name, owner)
             events.append(event)
-            if operation.name.startswith("end: ") and "_c" in operation.stats:
-                ended[operation.stats["_c"]] = operation.start
-            elif owner is not None and "_p" in operation.stats:
-                begun[operation.stats["_p"]] = event
+            if operation.name.startswith("end: ") and _CONSUMER in operation.stats:
+                ended[operation.stats[_CONSUMER]] = operation.start
+            elif owner is not None and _PRODUCER in operation.stats:
+                begun[operation.stats[_PRODUCER]] = event
         lines.append(events)
     late = [
         event._replace(start=event.end, end=ended[number])
