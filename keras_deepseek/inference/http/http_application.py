@@ -82,7 +82,7 @@ class HttpApplication:
         if exchange is not None:
             request.trace.connection = exchange.descriptor
         is_request = exchange is None or exchange.is_request
-        noted = request if is_request else None
+        noted = request if is_request else HttpRequest("", "")
         try:
             response = await self._respond(request, request.path if is_request else "")
             if self.service.access_log is not None:
@@ -181,30 +181,28 @@ class HttpApplication:
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         response.headers = (*response.headers, ("x-request-id", request.trace.request_id))
 
-    def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
+    def end(self, request: HttpRequest, response: HttpResponse | None) -> None:
         """Adds an answered request to the metrics, the traces and the access log.
 
-        `request` is `None` if the bytes were no HTTP request, `response` if the client hung up
-        before.
+        The `request` is empty if the bytes were no HTTP request. `response` is `None` if the client
+        hung up before.
         """
-        service = self.service
-        trace = RequestTrace("http") if request is None else request.trace
+        service, trace = self.service, request.trace
         status = CLIENT_DISCONNECTED if response is None else response.status
         seconds = service.engine.monitor.end(trace, status)
         if service.traces is not None:
-            headers = {} if request is None else request.headers
-            service.traces.add(trace, seconds, name_http(request, status), headers)
+            service.traces.add(trace, seconds, name_http(request, status), request.headers)
         if service.access_log is not None:
             if response is not None:
                 trace.request_id = dict(response.headers)["x-request-id"]
             service.access_log.write(
                 trace,
-                method="" if request is None else request.method,
-                path="" if request is None else request.path,
+                method=request.method,
+                path=request.path,
                 status=status,
                 size=0 if response is None else len(response.body),
                 seconds=seconds,
-                client="" if request is None else request.client,
+                client=request.client,
             )
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -289,16 +287,15 @@ def _refuse_other_sites(request: HttpRequest) -> None:
         raise HttpError(403, f"Pages of other sites may not do this; received {sent}.")
 
 
-def name_http(request: HttpRequest | None, status: int) -> SpanNames:
+def name_http(request: HttpRequest, status: int) -> SpanNames:
     """Returns the name and the attributes of a request's span.
 
     The query is left out: it may hold a secret. Status 499: the client hung up.
     """
     attributes: Attributes = {}
-    route = "" if request is None else request.route
-    method = "HTTP"
-    if request is not None:
-        method = request.method if request.method in _METHODS else "HTTP"
+    route = request.route
+    method = request.method if request.method in _METHODS else "HTTP"
+    if request.method:
         attributes["http.request.method"] = "_OTHER" if method == "HTTP" else method
         if method == "HTTP":
             attributes["http.request.method_original"] = request.method[:_MAX_TEXT]

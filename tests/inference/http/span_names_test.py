@@ -29,7 +29,7 @@ def test_a_method_that_a_client_makes_up_is_no_name():
 
 
 def test_what_is_no_request_has_a_status_alone():
-    names = name_http(None, 400)
+    names = name_http(HttpRequest("", ""), 400)
     assert names.name == "HTTP"
     assert names.attributes == {"http.response.status_code": 400}
 
