@@ -25,7 +25,13 @@ from processes import make_parser
 from result import Figure, report
 
 from keras_deepseek.artifacts import Signature, TensorSpec
-from keras_deepseek.inference import GrpcServer, HttpServer, ServingEngine
+from keras_deepseek.inference import (
+    GrpcServer,
+    HttpServer,
+    ServerOptions,
+    Service,
+    ServingEngine,
+)
 
 REQUESTS, CLIENTS = 4000, 32
 BODY = b'{"instances": [[1, 2, 3, 4]]}'
@@ -57,7 +63,7 @@ def serve(protocol: str, kind: str) -> None:
     elif kind.startswith("traces"):
         options["traces"] = make_provider(is_sampled=kind.endswith("exported"))
     make = HttpServer if protocol == "HTTP" else GrpcServer
-    server = make(engine, port=0, **options)
+    server = make(Service(engine, ServerOptions(0, 0, **options)))
     server.start()
     print(server.port, flush=True)
     for _ in sys.stdin:
