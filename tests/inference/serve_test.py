@@ -1,5 +1,6 @@
 import gc
 import http.client
+import inspect
 import json
 import signal
 import socket
@@ -170,3 +171,17 @@ def test_limits_are_those_of_both_servers(doubler):
         http, grpc = engine.servers
     for service in (http.service, grpc.service):
         assert (service.limits, service.options.max_body_bytes) == (limits, 1000)
+
+
+def test_an_application_refuses_the_options_of_a_port(doubler):
+    engine = ServingEngine(doubler)
+    with pytest.raises(InvalidInputError, match="Unknown option of `asgi_app` 'admin_port'"):
+        engine.asgi_app(admin_port=0)
+
+
+def test_signatures_show_each_option_with_its_default():
+    parameters = inspect.signature(ServingEngine.serve).parameters
+    assert (parameters["host"].default, parameters["limits"].default) == ("127.0.0.1", None)
+    assert "options" not in parameters
+    assert "admin_port" not in inspect.signature(ServingEngine.asgi_app).parameters
+    assert inspect.signature(ServingEngine).parameters["max_batch_size"].default == 32
