@@ -6,10 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "keras_deepseek"
 
-KNOWN = (
-    ("models.checkpoints.preset_folder", "models.tokenizers.tokenizer"),
-    ("training.parameter_server.dispatcher", "training.parameter_server.engine"),
-)
+KNOWN = (("models.checkpoints.preset_folder", "models.tokenizers.tokenizer"),)
 """Circles of types alone that are still to be untied."""
 
 
