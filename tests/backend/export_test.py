@@ -8,7 +8,7 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.saved_model_writer import ServingSignatures
 from keras_deepseek.backend.keras_private.fixes import temporary_moments
 from keras_deepseek.errors import MissingExtraError, NotSupportedError
 

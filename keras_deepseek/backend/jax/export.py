@@ -13,8 +13,7 @@ import numpy as np
 
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import Shapes, with_named_axes
-from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
-from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.saved_model_writer import ServingSignatures, save_as_saved_model
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.backend.protocols.inference import Export
 from keras_deepseek.errors import MissingExtraError

@@ -25,7 +25,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from keras_deepseek.artifacts.network_address import is_loopback, join_address, parse_address
@@ -79,13 +79,14 @@ def rendezvous(
         # Rank 0 may have started later than this rank, and answers at its own deadline.
         addresses, note = client.run(deadline, deadline + timeout + _ANSWER_TIME), client.note
     # If rank 0 did not come, nobody knows who else did.
-    missing = (
-        [peer_rank for peer_rank in range(world_size) if peer_rank not in addresses]
-        if addresses
-        else [0]
-    )
+    expected = range(world_size if addresses else 1)
+    missing = [str(peer_rank) for peer_rank in expected if peer_rank not in addresses]
     if missing:
-        raise missing_ranks_error(coordinator, world_size, timeout, missing, note)
+        raise PeerLostError(
+            f"Waited {timeout:g} s at {coordinator} for {world_size} processes; rank "
+            f"{', '.join(missing)} did not come.{note} Start what is missing, or see its log for "
+            "why it ended."
+        )
     return [addresses[peer_rank] for peer_rank in range(world_size)]
 
 
@@ -98,35 +99,6 @@ def read_join_secret(environ: Mapping[str, str] = os.environ) -> str | None:
             "all processes, or unset it to join without one."
         )
     return secret
-
-
-def other_size_reason(rank: int, world_size: int, size_of_rank_0: int) -> str:
-    """Returns the reason for refusing a process whose world size is not that of rank 0."""
-    return (
-        f"rank {rank} was started with world_size={world_size}, but rank 0 with "
-        f"world_size={size_of_rank_0}. Start all processes with the same number."
-    )
-
-
-def same_rank_reason(rank: int) -> str:
-    """Returns the reason for refusing one of two processes of the same rank."""
-    return f"two processes were started as rank {rank}. Give each process its own rank."
-
-
-def refused_error(reason: str) -> InvalidInputError:
-    """Returns the error of a process that rank 0 has refused."""
-    return InvalidInputError(f"This process can't join rank 0 because {reason}")
-
-
-def missing_ranks_error(
-    coordinator: str, world_size: int, timeout: float, missing: Sequence[int], note: str = ""
-) -> PeerLostError:
-    """Returns the error that names the ranks that have not joined."""
-    return PeerLostError(
-        f"Waited {timeout:g} s at {coordinator} for {world_size} processes; rank "
-        f"{', '.join(map(str, missing))} did not come.{note} Start what is missing, or see its log "
-        "for why it ended."
-    )
 
 
 def listen_at(host: str, port: int, world_size: int) -> socket.socket:
@@ -210,7 +182,7 @@ class _Server(socketserver.ThreadingTCPServer):
             # The newer one stays: the older may have ended, or lost its connection.
             self._changed.wait_for(lambda: self._is_over or self._nonces.get(rank) != nonce)
             if self._nonces.get(rank) != nonce:
-                return same_rank_reason(rank)
+                return f"two processes were started as rank {rank}. Give each process its own rank."
             return sorted(self._addresses.items())
 
     def forget(self, rank: int, nonce: str) -> None:
@@ -243,7 +215,11 @@ class _Connection(socketserver.BaseRequestHandler):
         if not _is_same(signature, expected):
             self._answer(_OTHER_SECRET, nonces)
         elif world_size != size:
-            self._answer(other_size_reason(rank, world_size, size), nonces)
+            reason = (
+                f"rank {rank} was started with world_size={world_size}, but rank 0 with "
+                f"world_size={size}. Start all processes with the same number."
+            )
+            self._answer(reason, nonces)
         elif 0 < rank < size and 0 <= port < 2**16:
             # A rank that connects by loopback runs on the machine of rank 0.
             host = self.client_address[0]
@@ -293,7 +269,7 @@ class _Client:
                 time.sleep(0.1)
                 continue
             if isinstance(answer, str):
-                raise refused_error(answer)
+                raise InvalidInputError(f"This process can't join rank 0 because {answer}")
             return answer
         return {}
 

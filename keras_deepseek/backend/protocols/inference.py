@@ -9,7 +9,7 @@ import keras
 from keras_deepseek.artifacts.signature import InferenceFunction
 from keras_deepseek.backend import framework_name
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.saved_model_writer import ServingSignatures
 from keras_deepseek.errors import NotSupportedError
 
 

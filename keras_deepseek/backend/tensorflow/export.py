@@ -12,8 +12,7 @@ from tensorflow.python.framework.convert_to_constants import (
 from tensorflow.python.grappler import tf_optimizer
 
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
-from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.saved_model_writer import ServingSignatures, save_as_saved_model
 from keras_deepseek.backend.export.tf2onnx_operators import HANDLERS
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.backend.protocols.inference import Export

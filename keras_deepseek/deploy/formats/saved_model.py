@@ -9,7 +9,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.export_arguments import check_classes
 from keras_deepseek.artifacts.signature import Array, Batch, InferenceFunction, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.export.serving_signatures import (
+from keras_deepseek.backend.export.saved_model_writer import (
     CLASSIFY,
     REGRESS,
     ServingSignatures,

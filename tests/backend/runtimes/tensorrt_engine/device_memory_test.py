@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.runtimes.tensorrt_engine import libraries
-from keras_deepseek.backend.runtimes.tensorrt_engine.device_memory import DeviceMemory, empty_array
+from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import DeviceMemory, empty_array
 from keras_deepseek.errors import ExportError, NotSupportedError
 
 
