@@ -17,8 +17,7 @@ from jax.extend.core import Literal
 from keras_deepseek.backend.call_context import collect_loss_means, set_loss_normalizer
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.jax import profiling
-from keras_deepseek.backend.jax.distribution import place_batch
-from keras_deepseek.backend.jax.processes import translate_peer_errors
+from keras_deepseek.backend.jax.distribution import place_batch, translate_peer_errors
 from keras_deepseek.backend.keras_private.datasets import from_scipy
 from keras_deepseek.backend.keras_private.masks import split_floats
 from keras_deepseek.backend.keras_private.trainers import (

@@ -16,7 +16,7 @@ from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step
 from keras_deepseek.backend.tensor_values import multiply_gradients
 from keras_deepseek.backend.tensorflow import profiling
-from keras_deepseek.backend.tensorflow.processes import translate_peer_errors
+from keras_deepseek.backend.tensorflow.distribution import translate_peer_errors
 
 
 class TensorFlowStep(Step):

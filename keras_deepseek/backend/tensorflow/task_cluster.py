@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.eager.context import context
 
 from keras_deepseek.backend.processes.task_cluster import ResultLostError, TaskCluster
-from keras_deepseek.backend.tensorflow.processes import TensorFlowProcesses
 from keras_deepseek.errors import InvalidInputError, PeerLostError
 
 _FAIL_FAST = "GRPC_FAIL_FAST", "use_caller"
@@ -52,7 +52,7 @@ def _num_threads(addresses: Mapping[str, Sequence[str]]) -> int:
 def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> TaskCluster:
     """Connects the chief to its workers and servers: see `Distribution.connect_tasks`."""
     if not _connected:
-        TensorFlowProcesses.refuse_begun()
+        refuse_begun()
         os.environ.setdefault(*_FAIL_FAST)
         addresses = {
             kind: list(task_addresses) for kind, task_addresses in find_addresses().items()
@@ -178,3 +178,15 @@ def _tensors(arguments: Sequence[Any]) -> list[Any]:
         )
         for argument in arguments
     ]
+
+
+def refuse_begun() -> None:
+    """Raises `InvalidInputError` if TensorFlow has already run operations in this process."""
+    # TensorFlow itself would fail after the rendezvous, on one rank only.
+    if context()._initialized:  # noqa: SLF001
+        raise InvalidInputError(
+            "TensorFlow must join the other processes before it computes anything, but it has "
+            "computed already: creating an optimizer, a model or a tf.data.Dataset is enough. "
+            "Begin the script with keras_deepseek.training.join_cluster(), with the same "
+            "strategy."
+        )

@@ -7,7 +7,7 @@ import pytest
 if keras.backend.backend() != "torch":
     pytest.skip("Only PyTorch must be told the interface.", allow_module_level=True)
 
-from keras_deepseek.backend.torch.processes import find_interface
+from keras_deepseek.backend.torch.distribution import find_interface
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])

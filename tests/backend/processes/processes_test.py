@@ -107,14 +107,14 @@ def test_who_is_left_alone_is_told(trained, when):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow is asked.")
 def test_a_rank_listens_where_tf_config_says(monkeypatch):
-    from keras_deepseek.backend.tensorflow import processes
+    from keras_deepseek.backend.tensorflow import distribution
 
-    assert 0 < processes._own_port() < 65536
+    assert 0 < distribution._own_port() < 65536
     cluster = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
     monkeypatch.setenv("TF_CONFIG", cluster)
-    assert processes._own_port() == 2
+    assert distribution._own_port() == 2
     monkeypatch.setenv("TF_CONFIG", "{}")
-    assert processes._own_port() > 2
+    assert distribution._own_port() > 2
 
 
 @pytest.mark.nightly
@@ -148,12 +148,12 @@ def test_processes_leave_their_group_before_the_interpreter_ends(tmp_path):
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="The others have errors of their own.")
 def test_jax_s_errors_about_a_peer_are_told_from_others(monkeypatch):
-    from keras_deepseek.backend.jax import processes
-    from keras_deepseek.backend.jax.processes import translate_peer_errors
+    from keras_deepseek.backend.jax import distribution
+    from keras_deepseek.backend.jax.distribution import translate_peer_errors
 
     with pytest.raises(ValueError, match="Gloo"), translate_peer_errors("make a step"):
         raise ValueError("Gloo is what a process that trains alone has nothing to do with.")
-    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distribution.jax, "process_count", lambda: 2)
     for text in (
         "UNKNOWN: Gloo AllGather failed: Connection reset",
         "DEADLINE_EXCEEDED: timed out",

@@ -10,9 +10,9 @@ from keras_deepseek.training.launch.ports import find_free_ports
 @pytest.fixture
 def two(monkeypatch):
     if keras.backend.backend() == "tensorflow":  # The tests before have computed.
-        from keras_deepseek.backend.tensorflow.processes import TensorFlowProcesses
+        from keras_deepseek.backend.tensorflow import distribution
 
-        monkeypatch.setattr(TensorFlowProcesses, "refuse_begun", lambda: None)
+        monkeypatch.setattr(distribution, "refuse_begun", lambda: None)
     address = f"127.0.0.1:{find_free_ports(1)[0]}"
     return [ClusterSpec("allreduce", 2, rank, coordinator=address) for rank in range(2)]
 
