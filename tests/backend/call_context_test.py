@@ -45,7 +45,7 @@ def test_an_error_ends_it():
     assert not is_gradient_free()
 
 
-def test_what_layers_say_is_heard_in_the_block_and_nowhere_else():
+def test_normalizers_are_collected_only_in_the_block():
     set_loss_normalizer(1)
     with collect_loss_means() as outer:
         set_loss_normalizer(2)

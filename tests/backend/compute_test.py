@@ -110,7 +110,7 @@ def test_gradients_come_by_input_and_by_variable():
     np.testing.assert_allclose(by_variable[0], LEFT * LEFT, rtol=1e-6)
 
 
-def test_what_the_function_does_not_use_has_a_gradient_of_zero():
+def test_an_unused_argument_has_a_gradient_of_zero():
     unused = keras.Variable(np.ones((2, 2), "float32"))
     by_input, by_variable = current().compute.compute_gradients(
         lambda x, y: ops.sum(x), [LEFT, RIGHT], [unused]
@@ -174,7 +174,7 @@ def test_a_gradient_that_is_given_is_taken():
     np.testing.assert_allclose(by_y, DIRECTION * LABELS, rtol=1e-6)
 
 
-def test_what_is_computed_again_takes_its_gradient_too():
+def test_a_recomputed_function_has_its_gradient():
     """As in a layer that a `keras.RematScope` is around."""
     (by_x, by_y), _ = current().compute.compute_gradients(
         keras.remat(call_with_gradient), [LEFT, RIGHT], []
@@ -345,7 +345,7 @@ def test_a_loop_assigns_variables():
 
 
 @pytest.mark.parametrize(("condition", "expected"), [(True, [3.0, 2.0]), (False, [1.0, 2.0])])
-def test_what_is_done_on_a_condition_is_done_only_then(condition, expected):
+def test_a_conditional_function_runs_only_on_its_condition(condition, expected):
     total, term = keras.Variable(1.0), keras.Variable(2.0)
 
     def add():
@@ -357,7 +357,7 @@ def test_what_is_done_on_a_condition_is_done_only_then(condition, expected):
     assert in_a_step(run, [total, term]) == expected
 
 
-def test_what_is_not_counted_is_stacked_as_zeros():
+def test_steps_that_do_not_count_are_stacked_as_zeros():
     def run(state, count):
         rows = ops.ones((2, 3))
         blocks = current().compute.stack(
@@ -433,7 +433,7 @@ def test_the_memory_that_values_came_from_may_change_afterwards():
     assert np.array_equal(keras.ops.convert_to_numpy(variable), expected)
 
 
-def test_what_is_read_by_its_indices_is_read_by_pieces(monkeypatch):
+def test_values_read_by_index_are_read_in_pieces(monkeypatch):
     monkeypatch.setattr(array_pieces, "PIECE_BYTES", 64)
 
     class Source:

@@ -377,7 +377,7 @@ def test_moments_across_replicas_are_refused_as_by_keras():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="jax2onnx's own ways")
-def test_what_is_put_is_taken_back():
+def test_replaced_functions_are_restored():
     import jax
 
     from keras_deepseek.backend.jax import export

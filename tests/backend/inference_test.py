@@ -124,7 +124,7 @@ def test_a_state_is_written_where_it_lies():
     assert second["kept"] is first["kept"]
 
 
-def test_what_was_read_of_slots_stays_as_it_was():
+def test_slots_read_before_a_write_keep_their_values():
     """TensorFlow, which reads them without a copy."""
     if keras.backend.backend() != "tensorflow":
         return
@@ -203,7 +203,7 @@ def test_a_step_that_reads_its_numbers_is_run_as_it_is_written():
     assert runs >= 20
 
 
-def test_what_is_compiled_by_shape_is_read_once_for_each():
+def test_a_step_compiled_by_shape_is_traced_once_a_shape():
     shapes = []
 
     def function(_, tokens):

@@ -30,7 +30,7 @@ def test_bytes_are_counted_by_dtype():
 ARRAYS = [np.array([[3.0, 0.0]], "float32"), np.array(4.0, "float32")]
 
 
-def test_what_there_is_is_multiplied():
+def test_existing_gradients_are_multiplied():
     gradients = [ops.convert_to_tensor(ARRAYS[0]), None]
     multiplied, none = multiply_gradients(gradients, ops.convert_to_tensor(0.5))
     np.testing.assert_array_equal(ops.convert_to_numpy(multiplied), [[1.5, 0.0]])

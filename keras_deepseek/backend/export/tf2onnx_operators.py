@@ -182,7 +182,7 @@ def convert_bucketize(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 def _count_to_the_right(
     graph: Any, node: Any, name: str, ordered: str, values: str, last: str
 ) -> Any:
-    """Replaces a node by the count of what is not beyond each value: nothing is beyond NaN."""
+    """Replaces a node by the number of bounds at or below each value; NaN is above all."""
     add = _adder(graph)
     is_within = add("Not", add("Less", values, ordered))
     counts = add("Cast", is_within, to=graph.get_dtype(node.output[0]))

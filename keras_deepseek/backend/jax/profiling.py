@@ -30,7 +30,7 @@ _NAME = re.compile(r"%([^\s,(){}]+)")
 
 @contextmanager
 def trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
-    """Context manager in which what runs is traced; the lines are added to a list at its end."""
+    """Context manager that traces steps, and appends the lines of the trace at its end."""
     scopes = LayerScopes(model, is_numbered=False)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # It slows the steps down.

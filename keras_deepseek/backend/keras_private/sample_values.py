@@ -16,8 +16,8 @@ RENUMBERING = (
     keras.layers.Discretization,
     keras.layers.CategoryEncoding,
 )
-"""Layers that replace numbers by others. The rows of an `Embedding` behind them say nothing of the
-inputs."""
+"""Layers that map numbers to other numbers. The size of an `Embedding` behind them does not bound
+the inputs."""
 
 _BY_TENSORFLOW = (
     keras.layers.IntegerLookup,
@@ -133,7 +133,7 @@ def _of_lookup(layer: Any) -> SampleValues | None:
 
 
 def _of_bins(boundaries: Array) -> SampleValues | None:
-    """Returns a number in the middle of each bin of a layer, where rounding decides nothing."""
+    """Returns the middle of each bin, where rounding can't change the bin."""
     if not len(boundaries):
         return None
     widest = np.diff(boundaries).max(initial=0.0) or max(1.0, abs(float(boundaries[0])))

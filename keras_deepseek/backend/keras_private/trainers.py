@@ -126,8 +126,8 @@ def epoch_logs(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
 def count_samples(model: keras.Model) -> float | None:
     """Returns the number of samples that a model was trained on since the epoch began.
 
-    It is `None` if the model's own `train_step` bypasses Keras's mean loss, which counts them. See
-    `_value_during_step`.
+    Keras's running mean of the loss counts them. It is `None` if the model's own `train_step` does
+    not update that mean. See `_value_during_step`.
     """
     count = getattr(getattr(model, "_loss_tracker", None), "count", None)
     return None if count is None else (_value_during_step(model, count) or None)

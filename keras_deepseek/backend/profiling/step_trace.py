@@ -27,7 +27,7 @@ class Owner(NamedTuple):
 class Event(NamedTuple):
     """An event of a trace, in seconds.
 
-    An event without an owner is no work: what lies around it counts.
+    The time of an event without an owner counts for the event around it.
     """
 
     start: float
@@ -73,7 +73,7 @@ def divide_time(lines: Sequence[Line]) -> dict[Owner, float]:
 
 
 def without_work(line: Line) -> Line:
-    """Returns a line of the host whose waits count, but not its starts of a device's operations."""
+    """Returns a line of the host in which only waits for data count, while a device computes."""
     return [
         event if event.owner and event.owner.part == "data_wait" else event._replace(owner=None)
         for event in line
@@ -100,7 +100,7 @@ def write_trace(lines: Sequence[Line], file: str | os.PathLike[str]) -> None:
 
 
 def _flatten(line: Line) -> list[tuple[float, Owner | None]]:
-    """Returns the times at which the innermost owner of a line changes."""
+    """Returns the times at which another layer or part begins to work in a thread or stream."""
     changes: list[tuple[float, Owner | None]] = []
     open_events: list[Event] = []
     owned = [event for event in line if event.owner is not None]

@@ -201,7 +201,7 @@ def _make_plane_lines(
 
 
 def _in_lines(events: list[Event]) -> list[Line]:
-    """Returns operations that ran on in other threads, which have no events, as few lines."""
+    """Distributes events that overlap over as few lines as possible."""
     lines: list[Line] = []
     for event in sorted(events):
         free = next((line for line in lines if line[-1].end <= event.start), None)

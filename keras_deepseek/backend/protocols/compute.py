@@ -85,7 +85,7 @@ class Compute(abc.ABC):
         return contextlib.nullcontext()
 
     def compile_for_one_call(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function of tensors in the form in which one call of it takes least time."""
+        """Returns a function of tensors in the form whose calls are fastest."""
         return function
 
     def has_attention_kernel(self) -> bool:

@@ -24,7 +24,7 @@ from keras_deepseek.backend.profiling.xla_trace import (
 
 @contextmanager
 def trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
-    """Context manager in which what runs is traced; the lines are added to a list at its end."""
+    """Context manager that traces steps, and appends the lines of the trace at its end."""
     scopes = LayerScopes(model, is_numbered=True)
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):

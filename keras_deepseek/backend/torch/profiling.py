@@ -39,7 +39,7 @@ def mark(name: str) -> contextlib.AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
-    """Context manager in which what runs is traced; the lines are added to a list at its end."""
+    """Context manager that traces steps, and appends the lines of the trace at its end."""
     global _is_tracing, _is_marking  # noqa: PLW0603
     with unique_paths(model) as layers:
         marks = {id(layer): _LAYER + path for path, (layer, _) in layers.items()}
@@ -130,7 +130,7 @@ def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
 def _owner_of_mark(
     name: str, root: str, owner: Owner | None, is_backward: bool
 ) -> tuple[Owner | None, bool]:
-    """Returns the owner of what a mark holds, and True in the backward pass."""
+    """Returns the owner of the operations inside a mark, and True in the backward pass."""
     if name.startswith(_LAYER):
         part = "backward" if is_backward else "forward"  # A layer that is computed again.
         return Owner(part, name.removeprefix(_LAYER)), is_backward

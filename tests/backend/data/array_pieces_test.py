@@ -52,7 +52,7 @@ def test_a_copy_of_numbers_that_are_told_backwards_or_once_for_all():
         np.testing.assert_array_equal(target, source)
 
 
-def test_what_is_contiguous_is_not_copied():
+def test_contiguous_arrays_are_not_copied():
     numbers = np.random.default_rng(0).random((40, 50), "float32")
     assert as_contiguous(numbers, np.dtype("float32")) is numbers
     turned = as_contiguous(numbers.T, np.dtype("float16"))

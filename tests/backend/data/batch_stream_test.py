@@ -123,7 +123,7 @@ def test_data_that_can_t_be_repeated_have_an_end(steps, epochs):
     assert stream.is_epoch_short == (steps in (3, 9))
 
 
-def test_what_keras_took_ahead_is_not_yet_used():
+def test_batches_that_keras_took_ahead_are_not_used_yet():
     stream = BatchStream(Numbers(5), None)
     stream.begin_epoch()
     iterator = stream.batches()
@@ -182,7 +182,7 @@ def test_data_that_end_before_they_said_are_refused():
         list(stream.batches())
 
 
-def test_what_the_data_raise_is_kept():
+def test_an_error_of_the_data_is_kept():
     class Failing(Numbers):
         def batches(self, index, first):
             yield from [0][first:]

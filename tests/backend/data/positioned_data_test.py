@@ -111,7 +111,7 @@ def test_inputs_keep_their_names_in_whichever_order_they_come():
     }
 
 
-def test_what_a_model_takes_in_any_size_may_differ_from_the_first_batches():
+def test_free_axes_may_differ_from_the_first_batches():
     data = open_data({"a": np.ones((9, 5, 2)), "b": np.ones((9, 5))}, np.ones((9, 5)))
     inputs = [keras.KerasTensor(shape, name=name) for name, shape in NAMED_SHAPES.items()]
     data.leave_open(inputs)

@@ -100,7 +100,7 @@ def test_pytorch_is_seeded_where_its_data_are_read_by_another_framework(monkeypa
     assert seeds == [3]
 
 
-def test_what_there_is_not_yet_need_not_be_made():
+def test_a_missing_generator_need_not_be_created():
     seed_generators(5)
     expected = random.random()
     seed_generators(5)

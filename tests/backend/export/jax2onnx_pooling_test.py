@@ -50,7 +50,7 @@ def test_the_batch_and_the_channels_are_not_pooled(channels, tmp_path):
     np.testing.assert_array_equal(received, windows.max(axis=(-1, -2)))
 
 
-def test_what_is_not_so_is_left(tmp_path):
+def test_other_poolings_are_left_alone(tmp_path):
     path = tmp_path / "model.onnx"
     write(path, kernel_shape=[2, 2, 2, 2])
     written = path.read_bytes()

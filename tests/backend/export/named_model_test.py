@@ -149,7 +149,7 @@ def test_strings_are_refused_with_a_way_out():
         NamedModel(keras.Model(text, keras.layers.Identity()(text)))
 
 
-def test_what_is_no_model_is_refused():
+def test_an_object_that_is_no_model_is_refused():
     with pytest.raises(InvalidInputError, match=r"Expected a keras\.Model, received str"):
         NamedModel("model.keras")
 

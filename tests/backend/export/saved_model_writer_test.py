@@ -164,7 +164,7 @@ def test_a_table_is_written_with_the_model(tmp_path):
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="on JAX it is Keras's own endpoint")
-def test_what_is_loaded_has_the_endpoint_by_its_name(tmp_path):
+def test_a_loaded_model_has_the_endpoint_by_its_name(tmp_path):
     import tensorflow as tf
 
     left_input, right_input = keras.Input((2,), name="left"), keras.Input((2,), name="right")
@@ -209,12 +209,12 @@ def signature_of(sizes, *widths):
         (signature_of((3,), 1, 1), ServingSignatures(regresses=True), "one output"),
     ],
 )
-def test_what_a_model_has_no_signature_for_is_refused(signature, signatures, match):
+def test_a_missing_signature_is_an_error(signature, signatures, match):
     with pytest.raises(InvalidInputError, match=match):
         signatures.check(signature)
 
 
-def test_what_fits_passes():
+def test_fitting_signatures_pass():
     ServingSignatures(classes=("a", "b")).check(signature_of((3,), 2))
     ServingSignatures(regresses=True).check(signature_of((3,), 1))
     ServingSignatures().check(signature_of((None,), 2, 3))

@@ -125,7 +125,7 @@ REDUCTIONS = {
 
 @pytest.mark.parametrize("dtype", [*NARROW, "int32", "int64", "float32"])
 @pytest.mark.parametrize("name", REDUCTIONS)
-def test_what_is_reduced(name, dtype, run_both):
+def test_reductions_of_integers(name, dtype, run_both):
     """onnxruntime has no sum of what is narrower than int32, nor of what has no sign."""
     if name == "relu" and dtype == "uint32":
         pytest.skip("TensorFlow has none on a CPU")

@@ -74,7 +74,7 @@ def test_a_sum_by_segments(dtype, width, run_both):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("function", [ops.expm1, ops.log1p])
-def test_what_is_small_is_kept(function, dtype, run_both):
+def test_small_numbers_are_kept(function, dtype, run_both):
     x = np.array([[1e-30, 1e-8, -1e-6, 0.3, -0.4999, 0.5], [-0.9, 2, 40, 1e7, 3e38, 0]], dtype)
     x = np.minimum(x, 80) if function is ops.expm1 else x
     _, received, _ = run_both(function, x)

@@ -113,7 +113,7 @@ def test_a_sequential_model_depends_on_all_of_its_layers():
     assert names_by_output(model)["b"] >= {"a", "b"}
 
 
-def test_what_has_a_call_of_its_own_depends_on_everything():
+def test_outputs_of_a_model_with_its_own_call_depend_on_all_layers():
     class Doubled(keras.Model):
         def call(self, inputs, training=None):
             return keras.tree.map_structure(lambda x: x * 2, super().call(inputs))

@@ -60,7 +60,7 @@ def test_a_step_is_traced_and_creates_its_variables():
     assert shapes == [((4, 2), (4, 1))]
 
 
-def test_what_steps_return_is_changed():
+def test_the_results_of_steps_are_changed():
     model, results = build(), []
 
     def note(result):

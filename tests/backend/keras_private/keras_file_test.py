@@ -152,7 +152,7 @@ def test_a_file_does_not_take_the_place_of_another_module(tmp_path):
     assert sys.modules["random"] is random
 
 
-def test_what_nobody_registered_is_found_by_the_name_of_its_module(tmp_path, monkeypatch):
+def test_an_unregistered_class_is_found_by_its_module(tmp_path, monkeypatch):
     (tmp_path / "module_of_layers.py").write_text(LAYER_FILE)
     monkeypatch.syspath_prepend(tmp_path)
     import module_of_layers

@@ -51,7 +51,7 @@ def test_a_call_that_is_remembered_is_in_training_mode_and_half_precision_again(
     assert modes == [True, True]
 
 
-def test_what_is_repeated_assigns_nothing_the_second_time():
+def test_a_repeated_call_assigns_nothing():
     state = keras.Variable(1.0, trainable=False)
 
     def add():

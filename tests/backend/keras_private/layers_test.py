@@ -107,7 +107,7 @@ def test_a_graph_is_found_in_a_model_that_has_one():
     assert functional.outputs[0]._keras_history.operation is layer
 
 
-def test_what_a_call_of_a_block_assigns_is_found():
+def test_variables_that_a_block_assigns_are_found():
     block = keras.Sequential(
         [keras.Input((2,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5, seed=1)]
     )
@@ -118,7 +118,7 @@ def test_what_a_call_of_a_block_assigns_is_found():
     assert sorted(names) == ["moving_mean", "moving_variance", "seed_generator_state"]
 
 
-def test_what_a_batch_leaves_in_layers_are_statistics_and_no_seeds():
+def test_states_that_a_batch_leaves_are_statistics_and_no_seeds():
     model = keras.Sequential(
         [keras.Input((2,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5, seed=1)]
     )
@@ -200,7 +200,7 @@ class Counter(keras.layers.Layer):
         return x * self.calls
 
 
-def test_what_calls_count_is_put_back():
+def test_counters_are_restored():
     layer = Counter()
     model = keras.Sequential([keras.Input((2,)), layer])
     model(np.ones((1, 2)))

@@ -67,7 +67,7 @@ def test_floats_are_split_from_other_arguments_and_keep_their_masks():
     np.testing.assert_array_equal(ops.convert_to_numpy(output_masks(other)[0]), tokens != 0)
 
 
-def test_what_is_made_of_tensors_has_masks_that_are_made_likewise():
+def test_structures_of_tensors_have_structures_of_masks():
     tokens = np.array([[1, 2, 0]])
     masked = keras.layers.Embedding(3, 2, mask_zero=True)(tokens)
     copies = map_with_masks(

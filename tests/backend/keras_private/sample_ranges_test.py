@@ -78,7 +78,7 @@ def test_other_models_have_one_number_for_all(rows):
     assert input_vocabularies(Subclassed(), 2) == [rows, rows]
 
 
-def test_what_the_first_layers_expect_is_found():
+def test_ranges_of_the_first_layers_are_found():
     image, features, tokens = Input((4, 4, 1)), Input((2,)), Input((3,), dtype="int32")
     scaled = layers.Rescaling(1 / 255, offset=-0.5)(image)
     normal = layers.Normalization(mean=[1e5, 3.0], variance=[4e8, 9.0])(features)
@@ -127,14 +127,14 @@ def lookup():
 VOCABULARY = [500, 700, 900, 901, 902]
 
 
-def test_what_a_lookup_knows_is_found_and_the_table_behind_it_says_nothing(lookup):
+def test_a_lookup_bounds_its_input_and_the_table_behind_it_does_not(lookup):
     tokens = Input((3,), dtype="int64")
     model = Model(tokens, layers.Embedding(4, 2)(lookup(tokens)))
     assert input_values(model) == [VOCABULARY]
     assert input_vocabularies(model, 1) == [None]
 
 
-def test_what_a_lookup_knows_is_found_through_what_changes_no_number(lookup):
+def test_a_lookup_is_found_behind_layers_that_change_no_number(lookup):
     left_input, right_input = Input((3,), dtype="int32"), Input((2,), dtype="int32")
     both = layers.Concatenate()([left_input, keras.ops.expand_dims(right_input, -1)[..., 0]])
     numbers = lookup(keras.ops.cast(layers.Reshape((5,))(both), "int64"))

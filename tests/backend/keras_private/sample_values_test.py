@@ -35,7 +35,7 @@ def test_the_mask_of_a_lookup_is_padding_and_no_unknown_number(lookup):
     assert padding_of(lookup(vocabulary=[1, 2])) is None
 
 
-def test_what_a_lookup_does_not_know_is_below_where_there_is_nothing_above(lookup):
+def test_an_unknown_number_is_below_if_none_is_above(lookup):
     largest = np.iinfo("int64").max
     assert find_sample_values(lookup(vocabulary=[largest - 1])).numbers.min() < largest - 1
 

@@ -175,7 +175,7 @@ def test_an_object_that_runs_no_processes_says_nothing_of_them():
     assert current().distribution.read_strategy(object()) is None
 
 
-def test_what_is_said_of_a_lost_peer_names_the_cause():
+def test_the_error_of_a_lost_peer_names_the_cause():
     error = RuntimeError("Graph execution error:\n\nCollective ops is aborted by: Socket closed\n")
     assert str(lost_peer_error("make a step", "TensorFlow", error)).endswith(
         "TensorFlow: Collective ops is aborted by: Socket closed"

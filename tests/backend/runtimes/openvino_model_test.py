@@ -43,7 +43,7 @@ def test_its_names_are_known(model_file):
     assert (model.input_names, model.output_names) == (["x", "y"], ["sum", "double"])
 
 
-def test_what_it_gave_is_not_overwritten_by_the_next_batch(model_file):
+def test_outputs_are_not_overwritten_by_the_next_batch(model_file):
     infer = OpenVINOModel(model_file, "to test it").run
     y = np.zeros((1, 2), "float32")
     first = infer({"x": np.ones((1, 2), "float32"), "y": y})

@@ -54,7 +54,7 @@ def test_each_has_a_stream_of_its_own(cuda):
         assert first.reserve("x", 4) != second.reserve("x", 4)
 
 
-def test_what_cuda_refuses_is_an_error(cuda):
+def test_an_error_of_cuda_is_raised(cuda):
     cuda.failing = {"cudaMalloc"}
     with (
         pytest.raises(ExportError, match="cudaMalloc failed: cudaErrorMemory"),

@@ -62,7 +62,7 @@ def test_an_engine_of_another_gpu_is_not_loaded(plain_tensorrt, engine):
         ("shape", r"refused shape \(1, 4\) of input 'input_0'"),
     ],
 )
-def test_what_tensorrt_refuses_is_an_error(plain_tensorrt, engine, step, match):
+def test_an_error_of_tensorrt_is_raised(plain_tensorrt, engine, step, match):
     plain_tensorrt.failing = {step}
     with pytest.raises(ExportError, match=match):
         run_engine(plain_tensorrt, engine, [batch(1)])
@@ -99,7 +99,7 @@ def test_room_for_the_largest_batch_is_reserved_once(plain_tensorrt, engine, cud
     assert cuda.num_reserved == num_reserved
 
 
-def test_what_does_not_fit_the_gpu_is_reserved_when_it_is_asked_for(plain_tensorrt, engine, cuda):
+def test_memory_that_does_not_fit_is_reserved_on_demand(plain_tensorrt, engine, cuda):
     cuda.capacity = 5 * 7 * 4
     runner = EngineRunner(plain_tensorrt, engine)
     for size in (1, 4, 5):
