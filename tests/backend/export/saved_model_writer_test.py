@@ -209,7 +209,7 @@ def signature_of(sizes, *widths):
         (signature_of((3,), 1, 1), ServingSignatures(regresses=True), "one output"),
     ],
 )
-def test_a_missing_signature_is_an_error(signature, signatures, match):
+def test_a_model_that_does_not_fit_a_signature_is_refused(signature, signatures, match):
     with pytest.raises(InvalidInputError, match=match):
         signatures.check(signature)
 
