@@ -222,11 +222,7 @@ def test_watches_that_are_cut_within_a_line(kubectl, start, proxy):
 
 
 @pytest.mark.parametrize("fault", ["half a line", "410 as a status"])
-def test_watch_that_fails_for_good_ends_the_operator(kubectl, start, proxy, fault):
-    """kopf knows 410 as an event only, and takes what ends properly for a whole line.
-
-    Kubernetes starts the pod again.
-    """
+def test_a_watch_that_fails_begins_anew(kubectl, start, proxy, fault):
     operator = start(config=proxy.config)
     kubectl.apply("digits", replicas=2)
     make_ready(kubectl, "digits")
@@ -236,10 +232,8 @@ def test_watch_that_fails_for_good_ends_the_operator(kubectl, start, proxy, faul
         proxy.gone = ["status"]
         proxy.drop_watches()
     kubectl.apply("digits", replicas=3)
-    assert operator.process.wait(timeout=30) == 2
-    assert "Start the operator again." in operator.log.read_text().splitlines()[-1]
-    start(config=proxy.config)
     wait_for(lambda: replicas(kubectl, "digits") == 3, "three replicas")
+    assert operator.process.poll() is None
 
 
 def test_watches_that_are_silent(kubectl, start, proxy):
@@ -271,12 +265,8 @@ def test_crd_that_comes_later_and_goes_again(kubectl, start, proxy):
     kubectl.apply("digits", replicas=2)
     wait_for(lambda: replicas(kubectl, "digits") == 2, "two replicas")
     kubectl("delete", "crd", "modeldeployments.deepseek.io")
-    try:
-        assert operator.process.wait(timeout=60) == 2
-        operator = start(config=proxy.config)
-        wait_for(lambda: missing in operator.log.read_text(), "a line")
-    finally:
-        apply_definitions(CRD)
+    time.sleep(11)
+    apply_definitions(CRD)
     kubectl.apply("again", replicas=3)
     wait_for(lambda: replicas(kubectl, "again") == 3, "three replicas")
     assert operator.stop() == 0

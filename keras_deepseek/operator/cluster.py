@@ -1,7 +1,10 @@
 """The API server: reads, server-side applies and deletes over one `aiohttp` session."""
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -12,6 +15,10 @@ from keras_deepseek.operator.plan import Apply, Delete
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML.
 _VERSIONS = sorted({kind.api_version for kind in CHILDREN})
 _TIMEOUT = aiohttp.ClientTimeout(total=30.0)
+_WATCH_SECONDS = 300
+"""The time after which the API server ends a watch. Another one goes on from there."""
+_WATCH_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10.0, sock_read=_WATCH_SECONDS + 30.0)
+_SECONDS_BEFORE_WATCH = 1.0
 _ADVICE = {
     "is forbidden: User": "Give the operator the rights of kubernetes/base/rbac.yaml.",
     "must specify a volume type": "Models at oci:// need Kubernetes 1.35, for image volumes.",
@@ -59,13 +66,9 @@ class Cluster:
         server: str,
         read_headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        self.use(session, server)
-        self._read_headers = read_headers
-
-    def use(self, session: aiohttp.ClientSession, server: str) -> None:
-        """Replaces the session by that of a new login."""
         self.session = session
         self.server = server.rstrip("/")
+        self._read_headers = read_headers
 
     async def close(self) -> None:
         """Closes the session."""
@@ -77,10 +80,7 @@ class Cluster:
         return {kind for kind in CHILDREN if kind.plural in resources[kind.api_version]}
 
     async def has(self, kind: Kind) -> bool:
-        """Returns True if the API server has a kind, and lists its group: kopf looks there."""
-        groups = await self._exchange("GET", "/apis")
-        if kind.api_version.split("/")[0] not in [group["name"] for group in groups["groups"]]:
-            return False
+        """Returns True if the API server has a kind."""
         return kind.plural in await self._resources(kind.api_version)
 
     async def _resources(self, version: str) -> set[str]:
@@ -98,6 +98,42 @@ class Cluster:
         # The API server gives items of built-in kinds neither.
         whole = {"apiVersion": kind.api_version, "kind": kind.name}
         return [{**whole, **item} for item in answer["items"]]
+
+    async def watch(self, kind: Kind, **params: str) -> AsyncIterator[Object]:
+        """Yields all objects of a kind, and then each that changes or is deleted, without end.
+
+        A connection that breaks is made again, and goes on after the last change.
+
+        Raises:
+            ClusterError: The API server refuses the watch, or no longer has the changes.
+        """
+        answer = await self._exchange("GET", kind.path(), **params)
+        version = answer["metadata"]["resourceVersion"]
+        for item in answer["items"]:
+            yield item
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async for event in self._read_events(kind, resourceVersion=version, **params):
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        yield event["object"]
+            await asyncio.sleep(_SECONDS_BEFORE_WATCH)
+
+    async def _read_events(self, kind: Kind, **params: str) -> AsyncIterator[Object]:
+        params |= {"watch": "true", "allowWatchBookmarks": "true"}
+        params["timeoutSeconds"] = str(_WATCH_SECONDS)
+        async with self.session.get(
+            self.server + kind.path(), params=params, timeout=_WATCH_TIMEOUT
+        ) as answer:
+            if answer.status != HTTPStatus.OK:
+                raise _error(answer.status, _parse(await answer.text()))
+            line_begin = b""
+            async for chunk in answer.content.iter_any():
+                *lines, line_begin = (line_begin + chunk).split(b"\n")
+                for event in map(json.loads, lines):
+                    if event["type"] == "ERROR":
+                        raise _error(event["object"].get("code", 500), event["object"])
+                    yield event
 
     async def run(self, step: Apply | Delete, namespace: str) -> Object | None:
         """Runs a step of a plan. Returns the object after an apply."""
@@ -146,18 +182,25 @@ class Cluster:
             text = await answer.text()
             if answer.status == 401 and self._has_other_credentials(sent):  # noqa: PLR2004
                 return await self._exchange(method, path, body, kind, **params)
-            try:
-                content: Object = json.loads(text)
-            except json.JSONDecodeError:
-                content = {"message": text[:200]}
             if answer.status >= 300:  # noqa: PLR2004
-                message = content.get("message") or str(answer.reason)
-                advice = [advice for part, advice in _ADVICE.items() if part in message]
-                message = ". ".join([message, *advice])
-                raise ClusterError(answer.status, content.get("reason", "Unknown"), message)
-            return content
+                raise _error(answer.status, _parse(text))
+            return _parse(text)
 
     def _has_other_credentials(self, sent: str | None) -> bool:
         """Reads the credentials again. Returns True if they differ from those that were sent."""
         self.session.headers.update(self._read_headers())
         return self.session.headers.get("Authorization") != sent
+
+
+def _parse(text: str) -> Object:
+    try:
+        content: Object = json.loads(text)
+    except json.JSONDecodeError:
+        content = {"message": text[:200]}
+    return content
+
+
+def _error(status: int, content: Object) -> ClusterError:
+    message = content.get("message") or f"status {status}"
+    advice = [advice for part, advice in _ADVICE.items() if part in message]
+    return ClusterError(status, content.get("reason", "Unknown"), ". ".join([message, *advice]))

@@ -1,6 +1,7 @@
 """Requests to the stand-in for the API server."""
 
 import asyncio
+import json
 
 import aiohttp
 import pytest
@@ -106,14 +107,72 @@ def test_refusal_says_what_to_do(call, status, message, advice):
     call(refused)
 
 
-def test_kind_without_its_group_is_missing(call):
-    """kopf looks for the group first, and never again."""
+class WatchedServer:
+    """A list and watches of Services, each of which answers with the next script."""
 
-    async def has(cluster, server):
-        server.hides_groups = True
-        return await cluster.has(MODEL_DEPLOYMENT)
+    def __init__(self, *scripts):
+        self.scripts = iter(scripts)
+        self.versions = []
+        self.application = web.Application()
+        self.application.router.add_get(SERVICE.path(), self._answer)
 
-    assert not call(has)
+    async def _answer(self, request):
+        if "watch" not in request.query:
+            items = [{"metadata": {"name": "listed", "resourceVersion": "3"}}]
+            return web.json_response({"metadata": {"resourceVersion": "7"}, "items": items})
+        self.versions.append(request.query["resourceVersion"])
+        script = next(self.scripts)
+        if isinstance(script, int):
+            return web.json_response({"message": "no", "reason": "Expired"}, status=script)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for part in script:
+            await response.write(part.encode())
+            await asyncio.sleep(0.01)  # They are read one by one.
+        return response
+
+
+def event(kind, name, version):
+    metadata = {"name": name, "resourceVersion": version}
+    return json.dumps({"type": kind, "object": {"metadata": metadata}}) + "\n"
+
+
+def watch_names(run_async, monkeypatch, *scripts):
+    """Returns the names that a watch yields, its error, and the versions that it asked for."""
+    monkeypatch.setattr(cluster_module, "_SECONDS_BEFORE_WATCH", 0.0)
+
+    async def run():
+        server, names = WatchedServer(*scripts), []
+        async with TestServer(server.application) as host, aiohttp.ClientSession() as session:
+            items = Cluster(session, str(host.make_url("/"))).watch(SERVICE)
+            try:
+                while True:
+                    names.append((await anext(items))["metadata"]["name"])
+            except ClusterError as error:
+                return names, error, server.versions
+
+    return run_async(run())
+
+
+def test_a_watch_goes_on_after_the_last_change(run_async, monkeypatch):
+    long_line = event("MODIFIED", "b" * 200_000, "9")
+    scripts = (
+        [event("ADDED", "a", "8") + long_line[:100], long_line[100:]],
+        [event("BOOKMARK", "", "12"), event("DELETED", "c", "13")[:20]],  # Cut within a line.
+        [event("DELETED", "c", "13")],
+        410,
+    )
+    names, error, versions = watch_names(run_async, monkeypatch, *scripts)
+    assert names == ["listed", "a", "b" * 200_000, "c"]
+    assert versions == ["7", "9", "12", "13"]
+    assert (error.status, error.reason) == (410, "Expired")
+
+
+def test_a_watch_whose_version_is_forgotten_ends(run_async, monkeypatch):
+    status = {"code": 410, "reason": "Expired", "message": "too old resource version"}
+    script = [json.dumps({"type": "ERROR", "object": status}) + "\n"]
+    names, error, _ = watch_names(run_async, monkeypatch, script)
+    assert (names, error.status, str(error)) == (["listed"], 410, "too old resource version")
 
 
 def test_request_without_an_answer_ends(run_async, monkeypatch):

@@ -30,7 +30,6 @@ class ApiServer:
         self.reads = 0
         self.refusals: dict[str, tuple[int, str]] = {}
         self.forbidden: set[str] = set()
-        self.hides_groups = False
         self.fails_after: int | None = None
         self.application = web.Application()
         self.application.router.add_route("*", "/{path:.*}", self._answer)
@@ -80,10 +79,6 @@ class ApiServer:
         return None
 
     def _read(self, path, query):
-        if path == "/apis":
-            groups = {kind.api_version.split("/")[0] for kind in self.kinds}
-            group_list = [{"name": group} for group in groups if not self.hides_groups]
-            return web.json_response({"groups": group_list})
         for kind in self.kinds:
             if path == kind.path().removesuffix(f"/{kind.plural}"):
                 same = [other for other in self.kinds if other.api_version == kind.api_version]
