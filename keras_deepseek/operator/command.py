@@ -136,7 +136,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
 
 
 def _run_operator(arguments: argparse.Namespace) -> None:
-    from keras_deepseek.operator.handlers import run_operator
+    from keras_deepseek.operator.run_operator import run_operator
 
     run_operator(_settings(arguments), arguments.liveness)
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.operator import handlers
-from keras_deepseek.operator.handlers import run_operator
+from keras_deepseek.operator import run_operator as run_module
 from keras_deepseek.operator.plan import Settings
+from keras_deepseek.operator.run_operator import run_operator
 
 CONFIG = """
 apiVersion: v1
@@ -74,9 +74,9 @@ def test_end_of_the_workers_ends_the_operator(monkeypatch):
     async def fail(_):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(handlers, "_connect", connect)
-    monkeypatch.setattr(handlers, "_wait_for_kinds", find_no_kinds)
-    monkeypatch.setattr(handlers.Reconciler, "run", fail)
+    monkeypatch.setattr(run_module, "_connect", connect)
+    monkeypatch.setattr(run_module, "_wait_for_kinds", find_no_kinds)
+    monkeypatch.setattr(run_module.Reconciler, "run", fail)
     with pytest.raises(ExceptionGroup) as caught:
         run_operator(Settings("serving:1"))
     assert caught.group_contains(RuntimeError, match="a fault")
