@@ -1,6 +1,6 @@
 """Joining of the processes that train together."""
 
-from keras_deepseek.training.cluster.cluster_options import ClusterOptions
+from keras_deepseek.training.cluster.cluster_resolver import ClusterOptions
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
 from keras_deepseek.training.cluster.parameter_server import ParameterServer
 from keras_deepseek.training.cluster.start_processes import start_processes

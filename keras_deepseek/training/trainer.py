@@ -19,11 +19,14 @@ from keras_deepseek.checks import check_file_path
 from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
 from keras_deepseek.training.checkpoints.checkpoint_options import Best, CheckpointOptions
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
-from keras_deepseek.training.cluster.cluster_options import ClusterOptions
+from keras_deepseek.training.cluster.cluster_resolver import ClusterOptions
 from keras_deepseek.training.cluster.device import DeviceMap
-from keras_deepseek.training.cluster.evaluate_together import evaluate_together, without_none
+from keras_deepseek.training.cluster.evaluate_together import (
+    evaluate_together,
+    predict_together,
+    without_none,
+)
 from keras_deepseek.training.cluster.placement import DistributedStrategy
-from keras_deepseek.training.cluster.predict_together import predict_together
 from keras_deepseek.training.cluster.start_processes import share_random_state
 from keras_deepseek.training.data.position_data import check_data, no_data_error
 from keras_deepseek.training.fit.compile_model import (

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.cluster_options import ClusterOptions
+from keras_deepseek.training.cluster.cluster_resolver import ClusterOptions
 from keras_deepseek.training.step.step_options import StepOptions
 from keras_deepseek.training.step.training_step import ONE_DEVICE
 from keras_deepseek.training.training_cluster import TrainingCluster

@@ -1,13 +1,10 @@
-"""Combines arguments and environment variables into one `ClusterSpec`.
-
-Sources that contradict each other are an error. So is an incomplete place: a process would wait for
-others that never come.
-"""
+"""The processes of a training, found from the arguments of `Trainer` and the environment."""
 
 import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from keras_deepseek import backend
@@ -15,13 +12,24 @@ from keras_deepseek.artifacts.network_address import join_address, parse_address
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
-from keras_deepseek.training.cluster.parameter_server import ParameterServer
-from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints, Hint, Value
-from keras_deepseek.training.cluster.sources.keras_distribution import read_keras_distribution
-from keras_deepseek.training.cluster.sources.kubernetes import read_kubernetes
-from keras_deepseek.training.cluster.sources.slurm import is_slurm_task, read_slurm
-from keras_deepseek.training.cluster.sources.tf_config import read_tf_config
-from keras_deepseek.training.cluster.sources.torchrun import read_torchrun, starts_each_process
+from keras_deepseek.training.cluster.device import DeviceMap
+from keras_deepseek.training.cluster.environment import (
+    ClusterHints,
+    Hint,
+    Value,
+    read_keras_distribution,
+    read_kubernetes,
+    read_tf_config,
+    read_torchrun,
+    starts_each_process,
+)
+from keras_deepseek.training.cluster.parameter_server import (
+    ParameterServer,
+    ServerSettings,
+    resolve_settings,
+    take_servers,
+)
+from keras_deepseek.training.cluster.slurm import is_slurm_task, read_slurm
 from keras_deepseek.training.launch.rank_environment import STRATEGY
 
 _logger = logging.getLogger(__name__)
@@ -202,3 +210,40 @@ def _warn_once(origin: str) -> None:
         "train together, use Trainer(..., distributed_strategy='allreduce').",
         origin,
     )
+
+
+@dataclass(frozen=True)
+class ResolvedCluster:
+    """The processes of a training, found from arguments and environment.
+
+    The strategy is a name, an object of Keras or of the framework, or `None`. `servers` is `None`
+    unless it is a parameter server.
+    """
+
+    strategy: Any
+    spec: ClusterSpec
+    servers: ServerSettings | None
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """The options of a trainer's devices and processes. `Trainer` documents them for users."""
+
+    device_map: DeviceMap | None = None
+    distributed_strategy: Any = None
+    world_size: int | None = None
+    rank: int | None = None
+    coordinator: str | None = None
+    gradient_compression: Any = None
+
+    def resolve(self, default_strategy: str | None = None) -> ResolvedCluster:
+        """Returns the processes of the training, from the options and the environment.
+
+        `default_strategy` is the strategy if nothing else names one.
+        """
+        task = self.world_size, self.rank, self.coordinator
+        strategy = choose_strategy(take_servers(self.distributed_strategy), *task)
+        strategy = strategy or default_strategy
+        servers = resolve_settings(strategy)
+        strategy, spec = resolve_strategy(strategy, *task)
+        return ResolvedCluster(strategy, spec, servers)

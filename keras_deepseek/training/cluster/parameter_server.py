@@ -13,7 +13,7 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.tf_config import read_tf_config
+from keras_deepseek.training.cluster.environment import read_tf_config
 from keras_deepseek.training.launch.rank_environment import NUM_SERVERS, NUM_WORKERS, RAY_ADDRESS
 
 

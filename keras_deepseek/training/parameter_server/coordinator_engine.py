@@ -14,7 +14,7 @@ from keras_deepseek.backend.processes.task_cluster import ResultLostError, TaskC
 from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
-from keras_deepseek.training.cluster.timeouts import read_peer_timeout
+from keras_deepseek.training.cluster.start_processes import read_peer_timeout
 from keras_deepseek.training.parameter_server.coordinator_step import CoordinatorStep
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
 from keras_deepseek.training.parameter_server.gradient_step import take_gradient_step

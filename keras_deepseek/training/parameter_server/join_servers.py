@@ -14,7 +14,7 @@ from keras_deepseek.backend.processes.task_cluster import TaskCluster
 from keras_deepseek.errors import InvalidInputError, PeerLostError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
-from keras_deepseek.training.cluster.timeouts import read_join_timeout
+from keras_deepseek.training.cluster.start_processes import read_join_timeout
 from keras_deepseek.training.parameter_server.local_tasks import LocalTasks
 
 _PAUSE = 0.2

@@ -20,7 +20,7 @@ from keras_deepseek.errors import (
 )
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
-from keras_deepseek.training.cluster.timeouts import read_peer_timeout
+from keras_deepseek.training.cluster.start_processes import read_peer_timeout
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
 from keras_deepseek.training.parameter_server.join_servers import refuse_other_chiefs
 from keras_deepseek.training.parameter_server.messages import (

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.cluster_options import ClusterOptions
+from keras_deepseek.training.cluster.cluster_resolver import ClusterOptions
 
 
 def test_a_process_trains_alone_unless_something_says_otherwise():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.processes.processes import OneProcess
-from keras_deepseek.training.cluster.predict_together import predict_together
+from keras_deepseek.training.cluster.evaluate_together import predict_together
 
 RNG = np.random.default_rng(0)
 

@@ -4,7 +4,7 @@ import pytest
 from keras_deepseek.backend.processes.processes import OneProcess
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.training.cluster.placement import Placement
-from keras_deepseek.training.cluster.step_replicas import find_replicas
+from keras_deepseek.training.training_cluster import find_replicas
 
 
 class Pair(OneProcess):

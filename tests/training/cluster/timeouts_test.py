@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.timeouts import read_join_timeout, read_peer_timeout
+from keras_deepseek.training.cluster.start_processes import read_join_timeout, read_peer_timeout
 
 READERS = {
     "KERAS_DEEPSEEK_JOIN_TIMEOUT": read_join_timeout,

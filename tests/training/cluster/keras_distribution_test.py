@@ -1,8 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
-from keras_deepseek.training.cluster.sources.keras_distribution import read_keras_distribution
+from keras_deepseek.training.cluster.environment import ClusterHints, read_keras_distribution
 
 
 def read(**variables):

@@ -1,8 +1,8 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
-from keras_deepseek.training.cluster.sources.slurm import is_slurm_task, read_slurm
+from keras_deepseek.training.cluster.environment import ClusterHints
+from keras_deepseek.training.cluster.slurm import is_slurm_task, read_slurm
 
 TASK = {
     "SLURM_JOB_ID": "4242",

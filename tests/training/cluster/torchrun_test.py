@@ -1,8 +1,11 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
-from keras_deepseek.training.cluster.sources.torchrun import read_torchrun, starts_each_process
+from keras_deepseek.training.cluster.environment import (
+    ClusterHints,
+    read_torchrun,
+    starts_each_process,
+)
 
 ENVIRON = {
     "RANK": "3",

@@ -3,8 +3,7 @@ import json
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
-from keras_deepseek.training.cluster.sources.tf_config import read_tf_config
+from keras_deepseek.training.cluster.environment import ClusterHints, read_tf_config
 
 CLUSTER = {"worker": ["b:1", "b:2"], "ps": ["c:1", "a:2"], "chief": ["a:1"]}
 

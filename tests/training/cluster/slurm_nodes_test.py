@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.slurm_nodes import expand_node_list
+from keras_deepseek.training.cluster.slurm import expand_node_list
 
 
 @pytest.mark.parametrize(

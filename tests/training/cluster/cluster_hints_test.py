@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.cluster_hints import (
+from keras_deepseek.training.cluster.environment import (
     Hint,
     check_addresses,
     local_rank_among,

@@ -1,8 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.sources.cluster_hints import ClusterHints
-from keras_deepseek.training.cluster.sources.kubernetes import read_kubernetes
+from keras_deepseek.training.cluster.environment import ClusterHints, read_kubernetes
 
 
 def test_the_index_is_the_rank_and_nothing_else_is_known():
