@@ -10,8 +10,11 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.callbacks import trained_model
-from keras_deepseek.callbacks.peak_flops import find_peak_flops
-from keras_deepseek.callbacks.training_flops import count_training_flops, estimate_training_flops
+from keras_deepseek.callbacks.training_flops import (
+    count_training_flops,
+    estimate_training_flops,
+    find_peak_flops,
+)
 from keras_deepseek.callbacks.training_pace import TrainingPace
 from keras_deepseek.checks import check_number
 

@@ -13,12 +13,12 @@ from keras_deepseek.training.data.sequence_packing import pack_sequences
 from keras_deepseek.training.data.token_masking import mask_tokens
 from keras_deepseek.training.join_cluster import join_cluster
 from keras_deepseek.training.step.step_guard import StepGuard
-from keras_deepseek.training.step.step_profile import StepProfile
+from keras_deepseek.training.step.step_profiler import StepProfile
 from keras_deepseek.training.step.warmup_decay import WarmupDecay
 from keras_deepseek.training.trainer import Trainer
 from keras_deepseek.training.tuning.batch_size_search import BatchSizeSearch
 from keras_deepseek.training.tuning.learning_rate_search import LearningRateSearch
-from keras_deepseek.training.tuning.memory_report import MemoryReport
+from keras_deepseek.training.tuning.measurements import MemoryReport
 
 __all__ = [
     "BatchSizeSearch",

@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     if sys.platform == "win32":
         raise NotSupportedError("launch needs the signals of Linux or macOS, not of Windows.")
     from keras_deepseek import backend
-    from keras_deepseek.training.launch.launcher import Launcher
+    from keras_deepseek.training.launch.job import Launcher
     from keras_deepseek.training.launch.plan import LaunchPlan
 
     plan = LaunchPlan(

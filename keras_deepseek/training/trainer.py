@@ -17,8 +17,7 @@ from keras_deepseek import backend
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.checks import check_file_path
 from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
-from keras_deepseek.training.checkpoints.checkpoint_options import Best, CheckpointOptions
-from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
+from keras_deepseek.training.checkpoints.checkpoints import Best, CheckpointOptions, Checkpoints
 from keras_deepseek.training.cluster.cluster_resolver import ClusterOptions
 from keras_deepseek.training.cluster.device import DeviceMap
 from keras_deepseek.training.cluster.evaluate_together import (
@@ -46,15 +45,14 @@ from keras_deepseek.training.step.gradients.gradient_residual import GradientCom
 from keras_deepseek.training.step.rematerialization import Remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
-from keras_deepseek.training.step.step_profile import StepProfile
+from keras_deepseek.training.step.step_profiler import StepProfile
 from keras_deepseek.training.training_cluster import TrainingCluster
 from keras_deepseek.training.tuning.batch_size_search import BatchSizeSearch, search_batch_size
 from keras_deepseek.training.tuning.learning_rate_search import (
     LearningRateSearch,
     search_learning_rate,
 )
-from keras_deepseek.training.tuning.memory_report import MemoryReport, measure_memory
-from keras_deepseek.training.tuning.profile_steps import profile_steps
+from keras_deepseek.training.tuning.measurements import MemoryReport, measure_memory, profile_steps
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 _Result = TypeVar("_Result", LearningRateSearch, BatchSizeSearch, MemoryReport, StepProfile)

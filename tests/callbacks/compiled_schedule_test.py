@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.callbacks.compiled_schedule import CompiledSchedule
+from keras_deepseek.callbacks.lr_scheduler import CompiledSchedule
 
 X = np.ones((4, 1), "float32")
 

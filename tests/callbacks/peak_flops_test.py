@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.callbacks.peak_flops import find_peak_flops
+from keras_deepseek.callbacks.training_flops import find_peak_flops
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.callbacks.progress_text import count, describe, duration, number
+from keras_deepseek.callbacks.progress_display import count, describe, duration, number
 from keras_deepseek.callbacks.training_pace import TrainingPace
 
 

@@ -78,11 +78,11 @@ def test_what_can_not_be_launched_is_one_line_and_nothing_is_started(
 
 @pytest.mark.torch_alone
 def test_the_words_of_torchrun_are_understood(monkeypatch, script):
-    from keras_deepseek.training.launch import launcher
+    from keras_deepseek.training.launch import job
 
     plans = []
-    monkeypatch.setattr(launcher.Launcher, "__init__", lambda _self, plan: plans.append(plan))
-    monkeypatch.setattr(launcher.Launcher, "run", lambda _self: 0)
+    monkeypatch.setattr(job.Launcher, "__init__", lambda _self, plan: plans.append(plan))
+    monkeypatch.setattr(job.Launcher, "run", lambda _self: 0)
     words = "--nproc-per-node 2 --nnodes 2 --node-rank 1 --master-addr 10.0.0.1"
     for more in ([], ["--master-port", "4000"]):
         assert cli.main(["launch", *words.split(), *more, script]) == 0

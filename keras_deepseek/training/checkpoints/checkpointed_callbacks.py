@@ -1,21 +1,22 @@
-"""The callback list that takes checkpoints, and restores a resumed training's state.
+"""The callback list that takes checkpoints, writes them, and restores a resumed training's state.
 
 Keras's training loop calls it in place of its own `CallbackList`.
 """
 
 import logging
+import threading
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
 from keras_deepseek.backend.keras_private.callbacks import finish_callbacks
 from keras_deepseek.backend.keras_private.trainers import epoch_logs, read_learning_rate
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.callback_states import CallbackStates
-from keras_deepseek.training.checkpoints.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpoints.streamed_training import StreamedCallbacks
 from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 from keras_deepseek.training.cluster.stop_signal import StopSignal
@@ -24,6 +25,46 @@ from keras_deepseek.training.step.gradients.gradient_residual import GradientRes
 _logger = logging.getLogger(__name__)
 
 _VALIDATION_PREFIX = "val_"  # Of the logs of a validation.
+
+
+class CheckpointWriter:
+    """Writes checkpoints one at a time in a background thread."""
+
+    def __init__(self, folder: CheckpointFolder) -> None:
+        self.folder = folder
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def submit(self, checkpoint: Checkpoint) -> None:
+        """Starts writing a checkpoint in the background, after the previous one is written.
+
+        Its arrays must not change any more. Raises the error of the previous one, if it failed.
+        """
+        self.finish()
+        self._thread = threading.Thread(
+            target=self._write, args=[checkpoint], name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises the error of a failed write, without waiting for one that is running."""
+        if self._thread is None or not self._thread.is_alive():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is on the disk, and raises its error if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.folder.write(checkpoint)
+        except Exception as error:  # noqa: BLE001 - `finish` raises it in the training.
+            self._error = error
 
 
 class CheckpointedCallbacks(StreamedCallbacks):

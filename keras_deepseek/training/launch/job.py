@@ -1,4 +1,4 @@
-"""One attempt of a job: all processes of this node, from the first start to the last end."""
+"""The launcher, which runs a job of processes and restarts it after a failure if allowed."""
 
 import os
 import selectors
@@ -6,9 +6,12 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from keras_deepseek.training.launch.failure import Failure
 from keras_deepseek.training.launch.output import Output
 from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.rank_environment import (
@@ -17,8 +20,82 @@ from keras_deepseek.training.launch.rank_environment import (
     make_secret,
 )
 from keras_deepseek.training.launch.rank_process import RankProcess
-from keras_deepseek.training.launch.signal_relay import SignalRelay
 from keras_deepseek.training.launch.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first process of a job that ended with an exit code other than 0.
+
+    `status` is the exit code, or the negative number of a signal; `last_errors` are its last lines
+    on stderr.
+    """
+
+    rank: int
+    status: int
+    last_errors: Sequence[str]
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the launcher, which is 128 plus the number for a signal."""
+        return self.status if self.status >= 0 else 128 - self.status
+
+    def describe(self) -> str:
+        """Describes the failure: the rank, how it ended, and its last errors."""
+        if self.status >= 0:
+            how = f"with exit code {self.status}"
+        else:
+            how = f"by {signal_name(-self.status)}"
+        if not self.last_errors:
+            return f"rank {self.rank} ended {how}, and wrote nothing to stderr."
+        lines = "\n".join(f"    {line}" for line in self.last_errors)
+        return f"rank {self.rank} ended {how}. Its last lines on stderr:\n{lines}"
+
+
+class SignalRelay:
+    """Records signals, calls a function for each of them, and wakes a selector.
+
+    The function is called in the signal handler: the launcher may hang in a write to a log that
+    nobody reads. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. `act` takes
+    the number of a signal, and True for the first one.
+    """
+
+    def __init__(self, act: Callable[[int, bool], None]) -> None:
+        self.received: list[int] = []
+        self._act = act
+        self._previous: dict[int, Any] = {}
+        self.descriptor, self._written = os.pipe()
+        for descriptor in (self.descriptor, self._written):
+            os.set_blocking(descriptor, False)
+        self._previous_descriptor = -1
+
+    def __enter__(self) -> "SignalRelay":
+        self._previous_descriptor = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+        for number in _TO_END:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
+        # A handler is needed: a signal without one does not wake the selector.
+        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _do_nothing)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(self._previous_descriptor)
+        os.close(self.descriptor)
+        os.close(self._written)
+
+    def drain(self) -> None:
+        """Empties the pipe that wakes the selector."""
+        try:
+            while os.read(self.descriptor, 4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        self._act(number, len(self.received) == 1)
 
 
 class Job:
@@ -134,3 +211,57 @@ class Job:
                     self._output.say(self._failure.describe())
                 if self._running and self._sent is None:
                     self.end(signal.SIGTERM)
+
+
+def signal_name(number: int) -> str:
+    """Returns the name of a signal, such as `SIGTERM` for 15."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # One of Linux's real-time signals, which have no names.
+        return f"signal {number}"
+
+
+_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+class Launcher:
+    """The runner of a plan, which forwards the signals of this process to those that it starts."""
+
+    def __init__(self, plan: LaunchPlan) -> None:
+        self._plan = plan
+        self._output = Output()
+        self._job: Job | None = None
+
+    def run(self) -> int:
+        """Runs the job with restarts to its end; returns 0 or the first failure's exit code."""
+        with Watchdog() as watchdog, SignalRelay(self._act) as relay:
+            for restart in range(self._plan.max_restarts + 1):
+                if restart:
+                    self._output.say(f"restart {restart} of {self._plan.max_restarts}.")
+                job = self._job = Job(self._plan, restart, self._output, watchdog)
+                if relay.received:  # The signal came before this job existed.
+                    job.kill()
+                failure = job.run(relay)
+                if failure is None or relay.received:
+                    break
+        if failure is not None:
+            return failure.exit_code
+        return 128 + relay.received[0] if job.was_cut_short else 0
+
+    def _act(self, number: int, is_first: bool) -> None:
+        """Forwards the first signal to the processes, and kills them at any further signal.
+
+        SIGHUP never kills: when a terminal is closed, it comes twice, from the shell and from the
+        system.
+        """
+        if self._job is None:
+            return
+        if is_first:
+            # A closed terminal ends a training like SIGTERM.
+            self._job.end(signal.SIGTERM if number == signal.SIGHUP else number)
+        elif number != signal.SIGHUP:
+            self._job.kill()

@@ -1,5 +1,6 @@
 """The arguments of `keras-deepseek launch`, checked before anything is started."""
 
+import ast
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,7 @@ from keras_deepseek.errors import (
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.training.launch.ports import check_port_is_free
-from keras_deepseek.training.launch.script_names import joins_itself
+from keras_deepseek.training.launch.rank_environment import check_port_is_free
 
 Strategy = Literal["allreduce", "parameter_server"]
 
@@ -191,3 +191,42 @@ class LaunchPlan:
                 f"A parameter server needs --nproc {least} or more: a chief, a worker and "
                 f"--ps-count {self.num_servers}; received --nproc {self.nproc}."
             )
+
+
+_JOINING = {
+    "join_cluster",
+    "DataParallel",
+    "ModelParallel",
+    "CentralStorageStrategy",
+    "MirroredStrategy",
+    "MultiWorkerMirroredStrategy",
+    "OneDeviceStrategy",
+    "ParameterServerStrategy",
+    "ParameterServerStrategyV2",
+    "TPUStrategy",
+}
+_ENGINES = {"distributed", "distribution"}
+"""The modules of JAX and Keras whose `initialize` joins the processes."""
+
+
+def joins_itself(script: str) -> bool:
+    """Returns True if a script joins processes or sets up devices itself.
+
+    It does so by `join_cluster`, by `initialize` of JAX or Keras, or by an object of
+    `keras.distribution` or `tf.distribute`. Some of these fail or crash if the processes have
+    already joined.
+    """
+    return any(_is_joining(node) for node in ast.walk(ast.parse(Path(script).read_bytes())))
+
+
+def _is_joining(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute) and node.attr == "initialize":
+        return _name(node.value) in _ENGINES
+    return _name(node) in _JOINING
+
+
+def _name(node: ast.AST) -> str:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+            return name
+    return ""

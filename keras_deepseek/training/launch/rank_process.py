@@ -8,8 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from keras_deepseek.training.launch.line_prefixer import LinePrefixer
-from keras_deepseek.training.launch.output import Output
+from keras_deepseek.training.launch.output import LinePrefixer, Output
 from keras_deepseek.training.launch.watchdog import Watchdog
 
 _CHUNK = 65536

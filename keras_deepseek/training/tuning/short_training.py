@@ -10,8 +10,11 @@ from keras_deepseek.backend.data.batch_stream import BatchStream
 from keras_deepseek.backend.data.positioned_data import PositionedData
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.checkpoints.own_optimizers import find_own_optimizers
-from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
+from keras_deepseek.training.checkpoints.training_state import (
+    find_own_optimizers,
+    read_variables,
+    write_variables,
+)
 from keras_deepseek.training.data.position_data import (
     check_data,
     check_options,

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.checkpoints.checkpoint_options import CheckpointOptions
+from keras_deepseek.training.checkpoints.checkpoints import CheckpointOptions
 
 
 def test_options_without_a_folder_are_refused():

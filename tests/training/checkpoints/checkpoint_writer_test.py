@@ -5,7 +5,7 @@ import pytest
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.errors import CheckpointError
-from keras_deepseek.training.checkpoints.checkpoint_writer import CheckpointWriter
+from keras_deepseek.training.checkpoints.checkpointed_callbacks import CheckpointWriter
 
 
 class Gated(CheckpointFolder):

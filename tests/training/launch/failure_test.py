@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from keras_deepseek.training.launch.failure import Failure, signal_name
+from keras_deepseek.training.launch.job import Failure, signal_name
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,10 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.launch import job as job_module
-from keras_deepseek.training.launch.job import Job
+from keras_deepseek.training.launch.job import Job, SignalRelay
 from keras_deepseek.training.launch.output import Output
 from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.rank_process import RankProcess
-from keras_deepseek.training.launch.signal_relay import SignalRelay
 from keras_deepseek.training.launch.watchdog import Watchdog
 
 

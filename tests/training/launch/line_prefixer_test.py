@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.training.launch.line_prefixer import LinePrefixer
+from keras_deepseek.training.launch.output import LinePrefixer
 
 
 @pytest.fixture

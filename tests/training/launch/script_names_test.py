@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.training.launch.script_names import joins_itself
+from keras_deepseek.training.launch.plan import joins_itself
 
 
 @pytest.mark.parametrize(

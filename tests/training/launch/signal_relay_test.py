@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from keras_deepseek.training.launch.signal_relay import SignalRelay
+from keras_deepseek.training.launch.job import SignalRelay
 
 
 @pytest.fixture

@@ -1,14 +1,17 @@
-"""A report of the memory that a training step needs, by use, such as weights."""
+"""Measurements of a training step: the memory that it needs, and its profile."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_deepseek.backend.tensor_values import count_bytes
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.fit.error_notes import missing_loss_errors
 from keras_deepseek.training.fit.step_plan import StepPlan
+from keras_deepseek.training.step.step_profiler import STEPS, StepProfile, StepProfiler
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 
@@ -88,3 +91,25 @@ def measure_memory(
             activations=activations,
             batch_size=int(keras.tree.flatten(batch)[0].shape[0]),
         )
+
+
+_WARM_UP = 2  # The first step compiles, and the second may allocate.
+
+
+def profile_steps(
+    profiler: StepProfiler, training: ShortTraining, trace_file: Path, data: dict[str, Any]
+) -> StepProfile:
+    """Profiles steps on data, and restores the model; see `Trainer.profile`."""
+    results: list[StepProfile | Exception] = []
+    with training.restored_state():
+        profiler.request(trace_file, results.append, skip=_WARM_UP)
+        training.fit(_WARM_UP + STEPS, [profiler], **data)
+    if not results:
+        raise InvalidInputError(
+            f"The data ended before {_WARM_UP + STEPS} batches, which a profile needs. Use a "
+            "generator that goes on."
+        )
+    (result,) = results
+    if isinstance(result, Exception):
+        raise result
+    return result
