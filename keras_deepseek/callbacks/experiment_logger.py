@@ -90,7 +90,6 @@ class ExperimentLogger(StepLogger):
         raise NotImplementedError
 
     def _is_sent(self, row: Row) -> bool:
-        """Returns true if an earlier process has reported this row."""
         raise NotImplementedError
 
 

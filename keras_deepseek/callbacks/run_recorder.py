@@ -252,7 +252,6 @@ class RunRecorder(StepLogger):
         return figures if memory is None else {**figures, "memory_bytes": memory}
 
     def _time_step(self, step: int) -> None:
-        """Adds the duration of the last step, as the next one begins."""
         now = time.perf_counter()
         if self._begun_step is not None:
             begun, started = self._begun_step
@@ -377,7 +376,6 @@ class RunRecorder(StepLogger):
 
 
 def _find_versions() -> dict[str, str]:
-    """Returns the versions of this package, Keras, its framework and Python."""
     names = ("keras_deepseek", "keras", keras.backend.backend())
     versions = {"python": platform.python_version()}
     for name in names:

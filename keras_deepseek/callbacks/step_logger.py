@@ -148,7 +148,6 @@ class StepLogger(keras.callbacks.Callback):
                 self._discard_after(self._step)
 
     def _open(self) -> None:
-        """Opens the output."""
         raise NotImplementedError
 
     def _write(self, rows: Sequence[Row]) -> None:
@@ -156,7 +155,6 @@ class StepLogger(keras.callbacks.Callback):
         raise NotImplementedError
 
     def _close(self) -> None:
-        """Closes the output."""
         raise NotImplementedError
 
     def _last_step(self) -> int | None:

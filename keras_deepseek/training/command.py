@@ -122,7 +122,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _coordinator(arguments: argparse.Namespace) -> str | None:
-    """Returns the address of rank 0, from either spelling."""
     from keras_deepseek.errors import InvalidInputError
 
     host, port = arguments.master_addr, arguments.master_port

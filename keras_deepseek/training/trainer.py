@@ -384,7 +384,6 @@ class Trainer:
         return history
 
     def _fit(self, arguments: dict[str, Any], *, resume: bool) -> keras.callbacks.History:
-        """Trains by `keras.Model.fit`, with its arguments."""
         with self._session.training(arguments, self._callbacks, resume=resume) as fit_arguments:
             return keras.Model.fit(self.model, **fit_arguments)
 

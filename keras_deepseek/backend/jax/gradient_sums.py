@@ -101,23 +101,19 @@ def _round(rows: Any, dtype: str) -> tuple[Any, Any]:
 
 
 def _widen(bits: Any, scales: Any, dtype: str) -> Any:
-    """Restores float32 rows from what `_round` returned."""
     rounded = jax.lax.bitcast_convert_type(bits, jnp.dtype(dtype))
     return rounded.astype("float32") / scales[:, None]
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yields lists of tensors, each list of the size of a bucket."""
     return cut_into_buckets(tensors, lambda tensor: int(tensor.nbytes))
 
 
 def _flatten(tensors: Sequence[Any]) -> Any:
-    """Joins tensors into one vector."""
     return jnp.concatenate([tensor.reshape(-1) for tensor in tensors])
 
 
 def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
-    """Splits a vector into tensors of the given tensors' shapes."""
     ends = [sum(tensor.size for tensor in like[: index + 1]) for index in range(len(like))]
     parts = jnp.split(flat, ends[:-1])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -183,7 +183,6 @@ class _Program:
 
 
 def _compute_alone(compute: ComputePart, batch: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Computes the loss and gradients of the whole batch on one device."""
     scalars, finish = compute(0, batch)
     counts, gradients = finish(scalars, None)
     return scalars, counts, gradients

@@ -346,7 +346,6 @@ def _depend(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
-    """Returns the variables of a model, its optimizer and its metrics."""
     optimizer = [] if model.optimizer is None else model.optimizer.variables
     return [*model.variables, *optimizer, *model.metrics_variables]
 

@@ -148,7 +148,6 @@ def _sum_buckets(
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yields lists of tensors, each list of the size of a bucket."""
     return cut_into_buckets(
         tensors, lambda tensor: int(tensor.dtype.size * tensor.shape.num_elements())
     )
@@ -171,13 +170,11 @@ def _round(rows: Any, dtype: str) -> Any:
 
 
 def _widen(rows: Any, dtype: str) -> Any:
-    """Restores float32 rows from what `_round` returned."""
     if dtype == "bfloat16":
         return tf.cast(tf.bitcast(rows, tf.bfloat16), tf.float32)
     return tf.cast(rows[:, 2:], tf.float32) / tf.bitcast(rows[:, :2], tf.float32)[:, None]
 
 
 def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
-    """Splits a vector into tensors of the given tensors' shapes."""
     parts = tf.split(flat, [tensor.shape.num_elements() for tensor in like])
     return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -88,7 +88,6 @@ class DeviceReplicas(LocalReplicas):
         seconds[rank] += _read_clock(ends) - begin
 
     def _add(self, parts: Sequence[Sequence[Any]]) -> list[Any]:
-        """Sums lists of tensors on the first device."""
         with tf.device(self.devices[0]):
             return [tf.add_n(tensors) for tensors in zip(*parts, strict=True)]
 

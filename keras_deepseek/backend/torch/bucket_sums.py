@@ -222,7 +222,6 @@ def _round(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _widen(rows: torch.Tensor) -> torch.Tensor:
-    """Restores float32 rows from what `_round` returned."""
     if rows.dtype == torch.bfloat16:
         return rows.float()
     heads = rows[:, :2].clone(memory_format=torch.contiguous_format).view(torch.float32)

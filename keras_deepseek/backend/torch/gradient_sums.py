@@ -111,7 +111,6 @@ class GradientSums:
             self._compression.residual.value.data, self._spare = self._spare, self._residual
 
     def _begin_bucket(self, number: int) -> None:
-        """Starts the sum of a gradient bucket."""
         bucket = self._buckets[number]
         vectors = [self._vectors[index][part] for index, part in bucket]
         span = slice(self._place, self._place + sum(map(len, vectors)))
@@ -162,7 +161,6 @@ class GradientSums:
 def _add_residual(
     vectors: list[torch.Tensor], residual: torch.Tensor, scale: Any, out: torch.Tensor
 ) -> None:
-    """Writes `vectors / scale + residual` into the vector `out`."""
     sizes = [len(vector) for vector in vectors]
     for vector, old_residual, exact in zip(
         vectors, residual.split(sizes), out.split(sizes), strict=True

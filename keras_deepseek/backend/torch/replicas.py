@@ -60,7 +60,6 @@ class DeviceReplicas(LocalReplicas):
         return scalars, counts, gradients
 
     def _add(self, parts: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-        """Sums lists of tensors on the first device."""
         home = torch_device(self.devices[0])
         with torch.no_grad():
             return [
@@ -104,7 +103,6 @@ class _Watch:
 
 
 def _move(batch: Any, rows: slice, device: torch.device) -> Any:
-    """Copies some rows of a batch to a device."""
     return keras.tree.map_structure(
         lambda array: None if array is None else array[rows].to(device), batch
     )

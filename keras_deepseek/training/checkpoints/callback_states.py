@@ -103,7 +103,6 @@ def _read(callback: keras.callbacks.Callback, changed: set[str]) -> dict[str, An
 
 
 def _write(callback: keras.callbacks.Callback, state: Any, functions: list[str] | None) -> set[str]:
-    """Restores a callback's state, in which functions are names; returns the attributes set."""
     attributes = _copy(*_pack(state))  # A copy: the callback may change it in place.
     if _has_own_state(callback):
         callback.set_state(attributes)

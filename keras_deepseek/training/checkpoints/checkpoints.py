@@ -206,7 +206,6 @@ class Checkpoints:
                 raise SystemExit(0)
 
     def _choose_seed(self, resumed: Checkpoint | None) -> int:
-        """Returns the data order's seed: the checkpoint's, the user's, or a new one."""
         if resumed is not None:
             return int(resumed.state["seed"])
         if self._seed is not None:
@@ -216,7 +215,6 @@ class Checkpoints:
     def _continue_from(
         self, resumed: Checkpoint, model: keras.Model, options: dict[str, Any], precision: str
     ) -> None:
-        """Sets the first epoch, and warns where the training differs from the checkpoint's."""
         epochs, num_done = options["epochs"], resumed.state["epoch"]
         options["initial_epoch"] = epochs if has_ended(resumed, epochs) else num_done
         if num_done >= epochs:
@@ -277,6 +275,5 @@ def has_ended(resumed: Checkpoint, epochs: int) -> bool:
 
 
 def _read_constant_rate(model: keras.Model) -> float | None:
-    """Returns the constant learning rate of an optimizer, or `None` if it has a schedule."""
     is_constant = isinstance(model.optimizer.learning_rate, keras.Variable)
     return read_learning_rate(model) if is_constant else None

@@ -121,7 +121,6 @@ class StreamedCallbacks(GroupedCallbackList):
         """Reacts to the user leaving a `Trainer.steps` loop early; does nothing in this class."""
 
     def _set_model_and_params(self) -> None:
-        """Gives the callbacks their model, and the numbers of epochs and steps."""
         self.set_model(self._trained)
         steps = self._data.stream.steps
         self.set_params({"verbose": self._verbose, "epochs": self._epochs, "steps": steps})

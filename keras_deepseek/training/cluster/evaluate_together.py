@@ -94,7 +94,6 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
 
 
 def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Processes) -> bool:
-    """Returns True if an evaluation can be divided among the processes."""
     return (
         processes.world_size > 1
         and not processes.is_one_program  # Its arrays span all processes.

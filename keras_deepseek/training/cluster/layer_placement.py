@@ -85,7 +85,6 @@ class LayerPlacement:
         self._stack, self._layer_devices, self._placed = None, [], {}
 
     def _list_variables(self, model: keras.Model) -> list[tuple[keras.Variable, str]]:
-        """Lists all variables of a compiled model, each with the device of its layer."""
         devices = dict(self._placed)
         optimizer = _inner(model.optimizer)
         if optimizer.built:
@@ -156,7 +155,6 @@ class LayerPlacement:
 
 @contextmanager
 def _computing(layer_devices: list[LayerDevice]) -> Iterator[None]:
-    """Context manager in which layers compute on their devices."""
     chosen = [layer_device for layer_device in layer_devices if layer_device.meets_others]
     own_calls = [vars(layer_device.layer).get("call") for layer_device in chosen]
     for layer_device in chosen:
@@ -178,5 +176,4 @@ def _computing(layer_devices: list[LayerDevice]) -> Iterator[None]:
 
 
 def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Returns the optimizer inside a `LossScaleOptimizer`, or the given one otherwise."""
     return getattr(optimizer, "inner_optimizer", optimizer)

@@ -74,7 +74,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def _shorten(text: str, other: str) -> str:
-    """Shortens a text to the part around its first difference from another text."""
     if len(text) <= _LONGEST:
         return text
     pairs = zip(text, other, strict=False)

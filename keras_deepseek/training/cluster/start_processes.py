@@ -38,7 +38,6 @@ def share_random_state(processes: Processes) -> None:
 
 
 def _refuse_others(cluster: ClusterSpec) -> None:
-    """Raises an error if the framework has joined processes that the strategy does not include."""
     running = backend.current().distribution.count_processes()
     if cluster.strategy is not None and running > 1:
         raise InvalidInputError(

@@ -182,7 +182,6 @@ def _check_boundaries(boundaries: Sequence[int] | None, longest: int) -> list[in
 def _count_sequences(
     boundaries: list[int], batch_size: int | None, tokens_per_batch: int | None
 ) -> dict[int, int]:
-    """Returns, for each bucket, the number of sequences in a batch."""
     if (batch_size is None) == (tokens_per_batch is None):
         raise InvalidInputError(
             "Pass either `batch_size` or `tokens_per_batch`; received "
@@ -199,7 +198,6 @@ def _count_sequences(
 
 
 def _pad(sequences: list[Array], length: int, padding: Any) -> Array:
-    """Pads sequences to one length, and returns them in one array."""
     batch = np.full(
         (len(sequences), length, *sequences[0].shape[1:]), padding, np.result_type(*sequences)
     )

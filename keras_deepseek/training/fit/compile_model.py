@@ -161,7 +161,6 @@ _EXPECTED = {
 
 
 def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> None:
-    """Raises an error if a value has the wrong type for an optimizer, a loss or a metric."""
     if isinstance(value, type) and kind != "metric":  # Keras creates an object of a metric class.
         raise InvalidInputError(
             f"`{kind}` is the class {value.__name__}: pass an object of it, as in "

@@ -144,7 +144,6 @@ class _CallCounter(keras.callbacks.Callback):
         self.number = 0
 
     def get_state(self) -> dict[str, Any]:
-        """Returns nothing, because the count starts with each training."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -216,7 +216,6 @@ class Session:
         )
 
     def _check(self, arguments: dict[str, Any], resume: bool) -> None:
-        """Raises an error if an argument of `fit` is invalid, before the training starts."""
         self._plan.step.check_model()
         check_data(arguments["x"], arguments["batch_size"])
         if self._plan.needs_targets:

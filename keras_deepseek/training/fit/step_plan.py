@@ -146,7 +146,6 @@ class StepPlan:
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
     def _compile(self, contexts: Sequence[Callable[[], Any]]) -> CompiledStep:
-        """Returns the step that the model has while it trains in the given contexts."""
         model, parallelism = self._model, self.parallelism
         make_train_step = backend.current().step.make_train_step
         if parallelism.worker_step is not None:  # Workers apply the precision, and hold the layers.

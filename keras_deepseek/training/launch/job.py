@@ -168,7 +168,6 @@ class Job:
                 selector.register(descriptor, selectors.EVENT_READ, process)
 
     def _make_command(self) -> list[str]:
-        """Returns the command line for each rank on this machine."""
         plan = self._plan
         if not plan.is_on_ray:
             joined = [str(Path(__file__).with_name("joined_script.py"))] if plan.is_joined else []

@@ -106,7 +106,6 @@ class LaunchPlan:
         return 1 if self.ps_count is None else self.ps_count
 
     def _check_script(self) -> None:
-        """Raises an error if the script can't start, before any process is started."""
         if not Path(self.script).is_file():
             what = "is a folder" if Path(self.script).is_dir() else "does not exist"
             raise InvalidInputError(f"Expected a Python file to run; {self.script!r} {what}.")

@@ -161,7 +161,6 @@ class _NotPlacedError(Exception):
 
 
 def _place(ray: Any, job: str, rank: int, world_size: int) -> Any:
-    """Creates a Ray actor for the rank, and returns its handle."""
     there = ray.cluster_resources()
     if there.get("CPU", 0) < world_size:
         raise _NotPlacedError(
@@ -175,7 +174,6 @@ def _place(ray: Any, job: str, rank: int, world_size: int) -> Any:
 
 
 def _find_coordinator(ray: Any, job: str, placed: Any, rank: int, timeout: float) -> str:
-    """Returns the coordinator's address, which rank 0 has published."""
     until = time.monotonic() + timeout
     first = placed if rank == 0 else None
     while first is None:

@@ -86,7 +86,6 @@ class Chief(OneProcess):
 
 
 def _refuse_dependent_steps(model: keras.Model, guard: Any, device_kind: str) -> None:
-    """Raises an error for options that need the result of a step before the next one starts."""
     reasons = {
         "workers on TPUs: use device_map={'cpu': 0}": device_kind == "tpu",
         "`guard`: other workers use an update before it can be checked": guard is not None,

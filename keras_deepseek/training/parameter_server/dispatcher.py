@@ -154,7 +154,6 @@ class Dispatcher:
             self._computing[self._workers.compute(worker, task)] = (worker, batch)
 
     def _pump(self) -> None:
-        """Waits for the next answers of workers and servers, and handles them."""
         self._assign()
         futures = [*self._computing, *self._pushing, *self._setting_up, *self._snapshotting]
         if not futures:
@@ -272,7 +271,6 @@ class Dispatcher:
         self._setting_up[self._workers.set_up_worker(worker, self._variables)] = worker
 
     def _pushed_batches(self) -> list[_Batch]:
-        """Returns the batches whose gradients were sent to servers that have not answered yet."""
         return list({id(batch): batch for batch in self._pushing.values()}.values())
 
     def _recover_servers(self) -> None:
@@ -301,7 +299,6 @@ class Dispatcher:
                 self._queue.append(_Batch(task, is_repair=True))
 
     def _finish(self, futures: Sequence[Any]) -> list[Any]:
-        """Waits for futures of server calls; returns their values."""
         unfinished = list(futures)
         while unfinished:
             ready = self._workers.wait(unfinished, self._timeout)

@@ -195,7 +195,6 @@ class ServedStep:
         return {**model.get_metrics_result(), **result.logs}
 
     def _synchronize(self, dispatcher: Dispatcher) -> None:
-        """Sets the chief's model to the values of the servers."""
         values = dispatcher.collect()
         if self._shards is None:
             raise RuntimeError("There is no training.")

@@ -50,7 +50,6 @@ def _find_slots(
     variables: Sequence[keras.Variable],
     indices: Sequence[int],
 ) -> list[Slot]:
-    """Returns the slots of an optimizer built for a subset of the variables."""
     optimizer = optimizer_class.from_config(config)
     optimizer.build([_make_small(variables[index], index) for index in indices])
     num_slots: Counter[int] = Counter()

@@ -96,7 +96,6 @@ class CompiledStep:
             _check_trainable(self._model)
 
     def _check_not_training(self) -> None:
-        """Raises an error if a trainer is training the model at the moment."""
         current = vars(self._model).get("make_train_function")
         if isinstance(getattr(current, "__self__", None), CompiledStep):
             raise InvalidInputError(

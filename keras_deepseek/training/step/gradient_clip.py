@@ -101,7 +101,6 @@ def _unit_norms(tensor: Any) -> Any:
 
 
 def _shrink(gradient: Any, norm: Any, most: Any) -> Any:
-    """Scales a gradient down to a norm of at most `most`."""
     return gradient * ops.cast(_factor(norm, most), gradient.dtype)
 
 

@@ -157,7 +157,6 @@ class GradientUpdate:
         return is_good, logs
 
     def _unscale(self, gradients: Sequence[Any]) -> list[Any]:
-        """Returns dense gradients, divided by the loss scale."""
         dense = [backend.current().step.densify(gradient) for gradient in gradients]
         if not is_scaled(self._model.optimizer):
             return dense
@@ -187,12 +186,10 @@ class GradientUpdate:
             keep_residual()
 
     def _assigned(self, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
-        """Returns the variables that `_apply` may assign."""
         residuals = self._residual.variables if self._residual else []
         return [*variables, *self._inner_optimizer().variables, *residuals]
 
     def _inner_optimizer(self) -> keras.optimizers.Optimizer:
-        """Returns the optimizer that updates, without loss scaling."""
         optimizer = self._model.optimizer
         return optimizer.inner_optimizer if is_scaled(optimizer) else optimizer
 

@@ -184,13 +184,11 @@ class StepProfiler(keras.callbacks.Callback):
             self._pause()
 
     def _count(self) -> None:
-        """Begins to count the time."""
         if not self._is_counting:
             self._is_counting = True
             self._window.enter_context(backend.current().step.annotate(WINDOW))
 
     def _pause(self) -> None:
-        """Counts no time until the next step."""
         if self._is_counting:
             self._wait()
             self._is_counting = False

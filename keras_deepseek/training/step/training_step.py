@@ -203,7 +203,6 @@ class TrainingStep:
         return self._blocks
 
     def _build(self, data: Any) -> None:
-        """Builds the model and its optimizer before the first step, unless they are built."""
         if not (self._model.built and self._model.optimizer.built):
             build_for_training(self._model, data)
             if self._parallelism.place_layers is not None:

@@ -97,7 +97,6 @@ class BatchLoss:
         )
 
     def _share(self, num_rows: Any) -> Any:
-        """Returns the share of a part's rows in those of the batch."""
         return ops.cast(num_rows, "float32") / ops.cast(self._num_rows, "float32")
 
 
