@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.callbacks import MlflowLogger, mlflow_logger
+from keras_deepseek.callbacks import MlflowLogger, experiment_logger
 from keras_deepseek.errors import MissingExtraError
 
 X, Y = np.ones((12, 2), "float32"), np.ones((12, 1), "float32")
@@ -131,7 +131,7 @@ def test_an_error_marks_the_run_as_failed(store):
 
 
 def test_no_call_has_more_than_a_server_takes(store, monkeypatch):
-    monkeypatch.setattr(mlflow_logger, "_METRICS_A_CALL", 2)
+    monkeypatch.setattr(experiment_logger, "_METRICS_A_CALL", 2)
     monkeypatch.setattr(MlflowLogger, "_longest_wait", 1e9)
     logger = MlflowLogger()
     logger._next_write = float("inf")

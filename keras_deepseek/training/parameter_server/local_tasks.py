@@ -12,7 +12,7 @@ from pathlib import Path
 from keras_deepseek.artifacts.network_address import join_address
 from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.launch import die_with_parent
-from keras_deepseek.training.launch.rank_environment import LOOPBACK, find_free_ports
+from keras_deepseek.training.launch.plan import LOOPBACK, find_free_ports
 
 _MOST_DEATHS = 3
 """Workers may end so often without an update in between; then the training ends."""

@@ -9,7 +9,7 @@ import pytest
 from keras_deepseek.backend.processes import rendezvous as rendezvous_module
 from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, rendezvous
 from keras_deepseek.errors import InvalidInputError, PeerLostError
-from keras_deepseek.training.launch.rank_environment import find_free_ports
+from keras_deepseek.training.launch.plan import find_free_ports
 
 
 def meet_all(starts, timeout, secrets=None):

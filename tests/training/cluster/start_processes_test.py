@@ -4,7 +4,7 @@ import pytest
 from keras_deepseek.errors import InvalidInputError, PeerLostError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.start_processes import start_processes
-from keras_deepseek.training.launch.rank_environment import find_free_ports
+from keras_deepseek.training.launch.plan import find_free_ports
 
 
 @pytest.fixture

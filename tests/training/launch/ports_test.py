@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.launch.rank_environment import check_port_is_free, find_free_ports
+from keras_deepseek.training.launch.plan import check_port_is_free, find_free_ports
 
 
 def test_free_ports_are_free_and_different():

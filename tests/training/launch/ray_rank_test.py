@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from keras_deepseek.training.launch.rank_environment import find_free_ports
+from keras_deepseek.training.launch.plan import find_free_ports
 
 pytest.importorskip("ray", reason="tox -e ray has it.")
 
