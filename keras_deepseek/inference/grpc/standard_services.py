@@ -38,12 +38,8 @@ class HealthService(health.aio.HealthServicer):
         """Streams the status of a service now and at each change, until the server stops."""
         await self.update()
         task: Any = asyncio.current_task()
-        try:
-            with self._service.ends_when_stopping(task):
-                await super().Watch(request, context)
-        except asyncio.CancelledError:
-            if not self._service.is_stopping:
-                raise
+        with self._service.ends_when_stopping(task):
+            await super().Watch(request, context)
 
     async def update(self) -> None:
         """Sets the status of all services if the server's readiness has changed."""
@@ -67,13 +63,9 @@ class ReflectionService(reflection.aio.ReflectionServicer):
     ) -> AsyncIterator[Any]:
         """Answers each question of a stream."""
         task: Any = asyncio.current_task()
-        try:
-            with self._service.ends_when_stopping(task):
-                async for answer in super().ServerReflectionInfo(requests, context):
-                    yield answer
-        except asyncio.CancelledError:
-            if not self._service.is_stopping:
-                raise
+        with self._service.ends_when_stopping(task):
+            async for answer in super().ServerReflectionInfo(requests, context):
+                yield answer
 
 
 def add_standard_services(grpc_server: Any, service: Service, names: Sequence[str]) -> Any:

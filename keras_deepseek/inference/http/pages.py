@@ -35,9 +35,7 @@ async def metrics(service: Service, request: HttpRequest) -> HttpResponse:
     except ImportError as error:
         missing = MissingExtraError("prometheus-client", "serving", "to answer scrapes")
         raise HttpError(501, str(missing)) from error
-    is_open = "application/openmetrics-text" in request.headers.get("accept", "")
-    body, content_type = write_metrics(service.engine, open_metrics=is_open)
-    return HttpResponse(200, body, content_type)
+    return HttpResponse(200, *write_metrics(service.engine, request.headers.get("accept", "")))
 
 
 async def page(_service: Service, _request: HttpRequest) -> HttpResponse:

@@ -73,5 +73,4 @@ class AdminServer:
         except ImportError:
             message = "Not installed: pip install 'keras_deepseek[serving]'."
             return refuse(HTTPStatus.NOT_IMPLEMENTED, message)
-        is_open = "application/openmetrics-text" in accept
-        return Response(HTTPStatus.OK, *write_metrics(self.engine, open_metrics=is_open))
+        return Response(HTTPStatus.OK, *write_metrics(self.engine, accept))

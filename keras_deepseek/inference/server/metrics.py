@@ -28,14 +28,14 @@ _CALL = ("model", "version", "protocol", "method")
 _VERSION = ("model", "version")
 
 
-def write_metrics(engine: Dispatcher | None, *, open_metrics: bool = False) -> tuple[bytes, str]:
+def write_metrics(engine: Dispatcher | None, accept: str = "") -> tuple[bytes, str]:
     """Returns the metrics of an engine and its process as text, with the text's content type.
 
-    Without an engine they are those of the process. It is Prometheus's text format 0.0.4, or
-    OpenMetrics 1.0.0.
+    Without an engine they are those of the process. It is OpenMetrics 1.0.0 if the header `Accept`
+    has it, else Prometheus's text format 0.0.4.
     """
     collector = _PROCESS if engine is None else EngineCollector(engine)
-    if open_metrics:
+    if "application/openmetrics-text" in accept:
         text = open_metrics_exposition.generate_latest(collector)
         return text, open_metrics_exposition.CONTENT_TYPE_LATEST
     return generate_latest(collector), _TEXT

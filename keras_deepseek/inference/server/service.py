@@ -69,7 +69,7 @@ class Service:
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: "asyncio.Task[None]") -> Iterator[None]:
-        """Context manager that cancels a task when a stopping server ends its streams.
+        """Context manager that cancels a task, and ends its block, when the server stops.
 
         Args:
             task: `asyncio.Task`. It reads a stream that the client may keep open forever.
@@ -79,6 +79,9 @@ class Service:
             task.cancel()
         try:
             yield
+        except asyncio.CancelledError:
+            if not self.is_stopping:
+                raise
         finally:
             self._streams.discard(task)
 

@@ -55,7 +55,7 @@ def busy_engine(doubler, rows):
 def parse(engine, open_metrics=False):
     from keras_deepseek.inference.server.metrics import write_metrics
 
-    body, _ = write_metrics(engine, open_metrics=open_metrics)
+    body, _ = write_metrics(engine, "application/openmetrics-text" if open_metrics else "")
     parser = open_metrics_parser if open_metrics else prometheus_parser
     families = parser.text_string_to_metric_families(body.decode())
     return {family.name: family for family in families}
