@@ -156,6 +156,8 @@ def wait_until_refused(server):
     while True:
         try:
             connect(server).close()
+        except ConnectionResetError:  # The kernel alone had let it in.
+            continue
         except ConnectionRefusedError:
             return
 
