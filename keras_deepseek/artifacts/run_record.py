@@ -158,17 +158,20 @@ class RunRecord:
                 f"No run record can be opened at {str(self.path)!r}: {error}. Name another file."
             ) from error
         try:
-            with self._explain_errors():
-                self._open(read_only=read_only)
+            self._open(read_only=read_only)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise self._explain(error) from error
         except InvalidInputError:
             self._connection.close()
             raise
 
     def _open(self, *, read_only: bool) -> None:
-        # Without a look at the list of tables: Studio opens a thousand records at once.
-        query = "SELECT (SELECT value FROM properties WHERE name = 'form'), (SELECT 1 FROM scalars)"
-        ((text, _),) = self._read(query) or [self._check_is_empty()]
-        form = FORM if text is None else json.loads(text)
+        # Mostly without the list of tables: Studio opens a thousand records at once.
+        rows = self._read("SELECT value FROM properties WHERE name = 'form'")
+        if not rows:
+            self._check_tables()
+        form = json.loads(rows[0][0]) if rows else FORM
         if form > FORM:
             raise InvalidInputError(
                 f"{str(self.path)!r} has version {form}; this release reads versions up to {FORM}. "
@@ -180,14 +183,14 @@ class RunRecord:
             self._connection.executescript(_TABLES)
             self.describe({"form": FORM})
 
-    def _check_is_empty(self) -> tuple[None, None]:
+    def _check_tables(self) -> None:
         query = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
-        if tables := [name for (name,) in self._read(query)]:
+        tables = [name for (name,) in self._read(query)]
+        if tables and not {"properties", "scalars"} <= set(tables):
             raise InvalidInputError(
                 f"{str(self.path)!r} is another program's database, with the tables {tables}. Name "
                 "another file."
             )
-        return None, None
 
     def describe(self, properties: Mapping[str, Any]) -> None:
         """Stores properties of the run as a whole, by name.
@@ -445,7 +448,7 @@ class RunRecord:
         try:
             return self._connection.execute(query, arguments).fetchall()
         except sqlite3.DatabaseError as error:
-            if str(error).startswith("no such table"):  # Form 1, or nothing was written yet.
+            if str(error).startswith("no such "):  # Form 1, or nothing was written yet.
                 return []
             raise self._explain(error) from error
 

@@ -200,13 +200,14 @@ def test_another_file_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "notes.txt").read_bytes() == content
 
 
-def test_another_programs_database_is_refused_and_left_alone(tmp_path):
+@pytest.mark.parametrize("table", ["photos (name TEXT)", "properties (photos TEXT)"])
+def test_another_programs_database_is_refused_and_left_alone(tmp_path, table):
     connection = sqlite3.connect(tmp_path / "photos.db")
-    connection.execute("CREATE TABLE photos (name TEXT)")
+    connection.execute(f"CREATE TABLE {table}")
     connection.commit()
     connection.close()
     content = (tmp_path / "photos.db").read_bytes()
-    with pytest.raises(InvalidInputError, match=r"another program's database.*photos"):
+    with pytest.raises(InvalidInputError, match=r"another program's database"):
         RunRecord(tmp_path / "photos.db")
     assert (tmp_path / "photos.db").read_bytes() == content
 
