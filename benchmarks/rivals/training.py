@@ -97,7 +97,7 @@ def _trainer(setting: _Setting) -> Trainer:
     return Trainer(
         build(setting.shape, has_masked_head=True),
         optimizer=_optimizer(),
-        precision=setting.policy if setting.is_half else None,
+        precision="bfloat16" if setting.is_half else None,
         gradient_clip=("global_norm", CLIP),
         tune_malloc=True,
     )

@@ -197,7 +197,7 @@ def test_another_precision_logs_a_warning(tmp_path, caplog):
     train(None, 1)
     train("float32", 2)  # Which the model's own is.
     assert "began in" not in caplog.text
-    train("mixed_bfloat16", 3)
+    train("bfloat16", 3)
     assert (
         "The training began in float32 and continues in mixed_bfloat16: its results" in caplog.text
     )

@@ -32,7 +32,7 @@ def test_a_nan_loss_ends_the_training_and_names_the_batch():
     ("precision", "state"),
     [
         ("float32", "are not finite"),
-        ("mixed_float16", "are still finite"),
+        ("float16", "are still finite"),
     ],  # Which scales its loss.
 )
 def test_the_error_says_if_the_weights_are_finite(precision, state):
