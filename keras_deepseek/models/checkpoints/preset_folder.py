@@ -6,9 +6,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -23,11 +22,8 @@ from keras_deepseek.errors import (
     unknown_name_message,
 )
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
-from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
 from keras_deepseek.models.tokenizers.tokenizer_files import (
     TOKENIZER_FILES,
-    TOKENIZER_NAME,
-    read_tokenizer_files,
 )
 
 CONFIG_NAME = "config.json"
@@ -157,42 +153,6 @@ def _check_target(target: Path, own_files: Sequence[str], first_file: str) -> No
         raise CheckpointError(
             f"{str(target)!r} was not replaced: it holds {', '.join((foreign or names)[:5])}, "
             "which is not part of a preset. Move it, or choose a new folder."
-        )
-
-
-@dataclass(frozen=True)
-class PresetAssets:
-    """The contents of a preset's tokenizer files and `generation_config.json`.
-
-    Args:
-        tokenizer_files: The content of the tokenizer's files by name, kept to be written again.
-        tokenizer: `None` if there is no `tokenizer.json`, as in older models with a `vocab.txt`, or
-            if `tokenizers` is not installed.
-        generation_config: `None` if there is no such file.
-    """
-
-    tokenizer_files: Mapping[str, bytes]
-    tokenizer: Tokenizer | None
-    generation_config: Mapping[str, Any] | None
-
-
-def read_assets(folder: Path) -> PresetAssets:
-    """Reads the tokenizer files and the generation config of a preset folder."""
-    files = MappingProxyType(read_tokenizer_files(folder))
-    tokenizer = Tokenizer(files) if TOKENIZER_NAME in files and is_installed() else None
-    generation_config = None
-    if (folder / GENERATION_CONFIG_NAME).exists():
-        generation_config = MappingProxyType(read_json(folder, GENERATION_CONFIG_NAME))
-        _check_end_tokens(folder / GENERATION_CONFIG_NAME, generation_config.get("eos_token_id"))
-    return PresetAssets(files, tokenizer, generation_config)
-
-
-def _check_end_tokens(path: Path, received: Any) -> None:
-    tokens = received if isinstance(received, list) else [received]
-    if received is not None and not all(type(token) is int and token >= 0 for token in tokens):
-        raise CheckpointError(
-            f"`eos_token_id` in {str(path)!r} must be a token id or a list of token ids, from 0 "
-            f"on; received {received!r}. Correct the file, or take the key out of it."
         )
 
 

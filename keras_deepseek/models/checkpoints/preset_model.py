@@ -32,16 +32,15 @@ from keras_deepseek.models.checkpoints.checkpoint_config import (
 )
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry, path_entries
 from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
+from keras_deepseek.models.checkpoints.preset_assets import PresetAssets, read_assets
 from keras_deepseek.models.checkpoints.preset_folder import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
-    PresetAssets,
     check_entries,
     check_not_keras_hub,
     find_preset,
     new_preset,
     override_config,
-    read_assets,
     read_json,
     write_json,
 )

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from keras_deepseek.errors import CheckpointError
-from keras_deepseek.models.checkpoints.preset_folder import read_assets
+from keras_deepseek.models.checkpoints.preset_assets import read_assets
 
 
 def write(folder, end_tokens):
