@@ -17,7 +17,6 @@ from keras_deepseek.errors import (
     MissingExtraError,
     unknown_name_message,
 )
-from keras_deepseek.models.checkpoints.preset_folder import find_preset
 from keras_deepseek.models.tokenizers.chat_template import Message, render_chat
 from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
 from keras_deepseek.models.tokenizers.token_rows import NUM_TOKEN_IDS, read_rows, read_token_id
@@ -114,6 +113,9 @@ class Tokenizer:
         Raises:
             InvalidInputError: There is no such preset, or it has no tokenizer.
         """
+        # The package of checkpoints imports that of tokenizers.
+        from keras_deepseek.models.checkpoints.preset_folder import find_preset
+
         return cls(read_tokenizer_files(find_preset(preset)))
 
     def __call__(
