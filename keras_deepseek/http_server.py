@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_POST = do_PUT = do_GET  # noqa: N815
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuses what is no HTTP with JSON, in place of HTML."""
+        """Answers a malformed request by an error in JSON. The base class would send HTML."""
         self.request_version = self.protocol_version
         status = HTTPStatus(code)
         self._send(refuse(status, message or explain or status.phrase, Connection="close"))

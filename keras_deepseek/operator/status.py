@@ -57,7 +57,8 @@ def make_status(
     generation = model_deployment["metadata"].get("generation", 0)
     scaling = _scaling_states(name, live)
     last = find_condition(model_deployment.get("status", {}), "Ready")
-    # Then an autoscaler has decided: its new replicas alone are no rollout.
+    # If the object was ready and its spec is the same, only an autoscaler has changed the number of
+    # replicas, and that is no rollout.
     was_ready = last.get("status") == "True" and last.get("observedGeneration") == generation
     states = _rollout_states(plan, live, pods, failure, was_ready=was_ready)
     if states["Ready"][1] == "Ready":

@@ -136,10 +136,10 @@ def find_divergence(loss: Points, limit: float) -> Iterator[Finding]:
 
 
 def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds the highest jump of a loss that came back.
+    """Finds the highest jump of the loss, in a run that has not diverged.
 
-    A small batch may hold a hard row: a jump counts if it lasts for three steps, or stands out of
-    the whole run.
+    A single hard row can make a small batch jump. So a jump counts only if it lasts for three
+    steps, or is far higher than all others of the run.
     """
     steps, values = loss
     if len(values) < _GROUPS:
@@ -151,10 +151,12 @@ def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
     windows = sliding_window_view(peaks, _SPIKE_WINDOW)[:-1]
     baseline = np.median(windows, axis=1)
     rise = peaks[_SPIKE_WINDOW:] - baseline
-    min_rise = np.maximum(
-        (limit * np.exp(_NOISE_RATIO * _noise(values)) - 1) * baseline,
-        _RANGE_RATIO * (windows.max(axis=1) - baseline),
-    )
+    # A spike rises by a multiple of the loss before it, more if the loss is noisy; ...
+    min_ratio = limit * np.exp(_NOISE_RATIO * _noise(values))
+    # ... by a multiple of the range of its window; ...
+    window_range = windows.max(axis=1) - baseline
+    min_rise = np.maximum((min_ratio - 1) * baseline, _RANGE_RATIO * window_range)
+    # ... and by a share of the first losses.
     min_rise = np.maximum(min_rise, _MIN_JUMP * np.median(values[:_SPIKE_WINDOW]))
     is_spike = (baseline > 0) & (rise > min_rise)
     is_spike &= _lasts(values, starts, baseline, rise) | _stands_out(rise)
@@ -175,7 +177,10 @@ def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
 def _lasts(
     values: np.ndarray, starts: np.ndarray, baseline: np.ndarray, rise: np.ndarray
 ) -> np.ndarray:
-    """Returns True for each group in which a few steps in a row keep a share of the rise."""
+    """Returns True for each group with a few high steps in a row.
+
+    A step is high above `_SUSTAINED_SHARE` of the rise of the group. A few are `_SPIKE_STEPS`.
+    """
     padded = np.pad(values, (0, _SPIKE_STEPS - 1), "edge")
     lowest_ahead = sliding_window_view(padded, _SPIKE_STEPS).min(axis=1)
     sustained: np.ndarray = np.fmax.reduceat(lowest_ahead, starts)[_SPIKE_WINDOW:] - baseline

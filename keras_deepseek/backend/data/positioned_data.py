@@ -50,7 +50,7 @@ class PositionedData(DataAdapter):
             ],
         }
 
-    def leave_open(self, inputs: Sequence[keras.KerasTensor]) -> None:
+    def allow_other_sizes(self, inputs: Sequence[keras.KerasTensor]) -> None:
         """Allows later batches to have other sizes than the first, where the model accepts any.
 
         TensorFlow traces for the sizes of the specs, and the two first batches may be equal by

@@ -131,12 +131,13 @@ class JaxCompute(Compute):
     def loops_over_blocks(self) -> bool:
         return is_gradient_free() and jax.default_backend() == "cpu"
 
-    def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
+    def stack(self, function: Callable[[Any], Any], num_results: Any, num_rows: Any) -> Any:
         def put(index: Any, stacked: Any) -> Any:
             return jax.lax.dynamic_update_index_in_dim(stacked, function(index), index, 0)
 
         spec = jax.eval_shape(function, 0)
-        return jax.lax.fori_loop(0, count, put, jnp.zeros((number, *spec.shape), spec.dtype))
+        zeros = jnp.zeros((num_rows, *spec.shape), spec.dtype)
+        return jax.lax.fori_loop(0, num_results, put, zeros)
 
     def run_if(
         self, condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]

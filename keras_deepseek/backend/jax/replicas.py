@@ -44,7 +44,7 @@ class JaxReplicas:
         return nullcontext()
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of rows of all replicas, since the program has the whole batch."""
+        """Returns `num_rows`, because the program counts the whole batch, not a replica's part."""
         return num_rows
 
     def sum(

@@ -210,7 +210,7 @@ class LocalReplicas:
         return nullcontext()
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of rows of all replicas, a scalar."""
+        """Returns `num_rows`, because one process has the rows of all its devices."""
         return num_rows
 
 

@@ -145,12 +145,14 @@ class Compute(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
-        """Stacks `function(index)` for each index below `count`, padded to `number` rows.
+    def stack(self, function: Callable[[Any], Any], num_results: Any, num_rows: Any) -> Any:
+        """Stacks `function(index)` for each index below `num_results`, padded by zeros.
 
-        All tensors of `function` have one shape. The padding is zeros. `count` is a scalar tensor,
-        on TensorFlow and PyTorch 1 or more. `number` is a scalar tensor on TensorFlow where sizes
-        are free.
+        Args:
+            function: Function whose tensors all have one shape.
+            num_results: Integer scalar tensor. TensorFlow and PyTorch need at least 1.
+            num_rows: The first size of the stack: integer, or scalar tensor on TensorFlow if the
+                batch size is unknown.
         """
 
     @abc.abstractmethod

@@ -124,11 +124,11 @@ class TensorFlowCompute(Compute):
     def loops_over_blocks(self) -> bool:
         return is_gradient_free() and not tf.config.list_physical_devices("GPU")
 
-    def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
+    def stack(self, function: Callable[[Any], Any], num_results: Any, num_rows: Any) -> Any:
         spec = tf.function(function, autograph=False).get_concrete_function(0).structured_outputs
-        array = tf.TensorArray(spec.dtype, number, element_shape=spec.shape)
+        array = tf.TensorArray(spec.dtype, num_rows, element_shape=spec.shape)
         _, array = tf.while_loop(
-            lambda index, _: index < count,
+            lambda index, _: index < num_results,
             lambda index, array: (index + 1, array.write(index, function(index))),
             (tf.constant(0), array),
             parallel_iterations=1,

@@ -119,9 +119,10 @@ class TorchCompute(Compute):
             state = body(index, *state)
         return tuple(state)
 
-    def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
-        results = [function(index) for index in range(int(count))]
-        return torch.stack(results + [torch.zeros_like(results[0])] * (number - len(results)))
+    def stack(self, function: Callable[[Any], Any], num_results: Any, num_rows: Any) -> Any:
+        results = [function(index) for index in range(int(num_results))]
+        padding = [torch.zeros_like(results[0])] * (num_rows - len(results))
+        return torch.stack(results + padding)
 
     def run_if(
         self, condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]

@@ -109,6 +109,7 @@ class Request:
         self.is_over = False
         self._deliver = deliver
         self._open = iter((True,))
+        """Yields its one item to the first thread that finishes or withdraws the request."""
         self._answered_rows = 0
         self._parts: dict[int, dict[str, Array]] = {}
 
@@ -155,7 +156,6 @@ class Request:
         return True
 
     def _finish(self, outputs: dict[str, Array] | None, error: BaseException | None) -> None:
-        # If several threads come here at once, only one gets the iterator's one item.
         if not next(self._open, False):
             return
         self.outputs, self.error = outputs, error

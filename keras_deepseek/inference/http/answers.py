@@ -105,9 +105,17 @@ async def dispatch(
 ) -> Inputs:
     """Queues a request for the model `name`, and returns the outputs when the model has run.
 
-    The request leaves the queue if the client hangs up. `bind` is called with the signature of the
-    version that answers, for its inputs: on a thread if it parses a large `text` of JSON.
-    `not_found` makes another error from a `ModelNotFoundError`.
+    The request leaves the queue if the client hangs up.
+
+    Args:
+        service: The server.
+        request: The request.
+        name: The name of the model.
+        bind: Function that returns the inputs for the signature of the version that answers.
+        text: The JSON that `bind` parses, if it does. A large one is parsed on a thread.
+        not_found: Function that converts a `ModelNotFoundError` to the error for the client.
+            Defaults to `None`: the `ModelNotFoundError`.
+        **options: The options of the request, such as `version` and `timeout`.
     """
     service.check_ready(name)
     options["model"] = name
@@ -125,11 +133,9 @@ async def dispatch(
                 name, options.get("version"), options.get("label", "")
             )
             await compute(len(text), check_values, text, model_version)
-            bind = _bound(
-                model_version.signature,
-                await compute(len(text), bind, model_version.signature),
-                bind,
-            )
+            signature = model_version.signature
+            inputs = await compute(len(text), bind, signature)
+            bind = _bound(signature, inputs, bind)
         cancel, _ = service.engine.dispatch(bind, settle, request.trace, **options)
     except ModelNotFoundError as error:
         if not_found is None:
@@ -198,5 +204,8 @@ def _most_values(version: ModelVersion) -> int | None:
 def _bound(
     signature: Signature, inputs: Inputs, bind: Callable[[Signature], Inputs]
 ) -> Callable[[Signature], Inputs]:
-    """Returns a function like `bind` that knows the inputs for one signature."""
+    """Returns a function like `bind` that parses again only for another signature.
+
+    Another version with another signature may answer if it was loaded in the meantime.
+    """
     return lambda other_signature: inputs if other_signature == signature else bind(other_signature)

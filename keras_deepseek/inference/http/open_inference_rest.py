@@ -75,12 +75,13 @@ async def infer(service: Service, request: HttpRequest) -> HttpResponse:
     service.check_ready(name)  # Before a body is read in vain.
     model_version = service.engine.find(name, version)
     body = await read_model_body(service, request, model_version)
-    length = request.headers.get(open_inference.HEADER.lower())
+    json_length = request.headers.get(open_inference.HEADER.lower())
     if len(body) > THREAD_BYTES:
-        is_number = length is not None and length.isdecimal()
-        text = memoryview(body)[: int(length[:10])] if length and is_number else body
+        text: bytes | memoryview = body
+        if json_length and json_length.isdecimal():  # `parse_infer` refuses another length.
+            text = memoryview(body)[: int(json_length[:10])]  # Python can't read endless digits.
         await compute(len(body), check_values, text, model_version)
-    call = await compute(len(body), open_inference.parse_infer, body, length)
+    call = await compute(len(body), open_inference.parse_infer, body, json_length)
     limits = read_timeout_and_priority(call.parameters)
 
     def bind(signature: Signature) -> Inputs:

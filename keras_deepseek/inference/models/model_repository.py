@@ -57,9 +57,13 @@ class ModelRepository:
         """The folders that are followed."""
         self.state: Literal["new", "ready", "closed"] = "new"
         self._lock = threading.Lock()
+        """Held while `state` changes."""
         self._loading = threading.Lock()
+        """Held while `models` or their versions change."""
         self._replacing = threading.Lock()
+        """Held while `folders` changes. It is acquired before `_loading`."""
         self._first_labels: dict[str, Mapping[str, int]] = {}
+        """The version labels of each model in a config file, which `start` sets."""
         try:
             self._open_first(model, version)
         except BaseException:
@@ -326,5 +330,6 @@ class ModelRepository:
 
 
 def _is_config(model: Any) -> TypeGuard[Sequence[ModelConfig]]:
+    """Returns True for the models of a config file, in place of one model or its path."""
     is_list = isinstance(model, list | tuple) and len(model) > 0
     return is_list and all(isinstance(config, ModelConfig) for config in model)

@@ -109,6 +109,11 @@ async def check_field_count(name: str, data: bytes) -> None:
 
 
 def _count(data: bytes, descriptor: Any) -> None:
+    """Raises an error if a message has more than `MAX_FIELDS` fields, with those inside of it.
+
+    It steps from tag to tag without parsing. `outer` is the stack of the messages around the
+    current one, which ends at `end`.
+    """
     position, end, inner, budget = 0, len(data), _inner_of(descriptor), MAX_FIELDS
     outer: list[tuple[int, dict[int, Any]]] = []
     while position < end or outer:
@@ -125,9 +130,11 @@ def _count(data: bytes, descriptor: Any) -> None:
             size, position = _read_varint(data, position)
             if kind == _SIZED:
                 field = inner.get(tag >> 3)
-                if field is None or field is int:
+                if field is None:
                     position += size
-                    budget -= size // _LIST_BYTES if field else 0
+                elif field is int:
+                    position += size
+                    budget -= size // _LIST_BYTES
                 elif size:
                     outer.append((end, inner))
                     end, inner = min(end, position + size), _inner_of(field)
@@ -155,7 +162,7 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 @cache
 def _inner_of(descriptor: Any) -> dict[int, Any]:
-    """Returns, by number, the messages in a message, and `int` for lists of integers."""
+    """Returns, by field number, the descriptors of inner messages, and `int` for integers."""
     return {
         field.number: field.message_type or int
         for field in descriptor.fields

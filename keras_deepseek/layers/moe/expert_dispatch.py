@@ -185,9 +185,9 @@ def is_worth_a_loop(num_choices: Any, expert_size: int) -> bool:
 
 
 def choose_looped_block_size(num_choices: Any, num_experts: int) -> Any:
-    """Returns the cheapest block size for a loop over only the blocks in use.
+    """Returns the cheapest block size for a loop that skips empty blocks.
 
-    If `num_choices` is a tensor, so is the result.
+    `num_choices` is the number of (token, expert) choices. If it is a tensor, so is the result.
     """
     is_known = isinstance(num_choices, int)
     of: Any = np if is_known else ops
@@ -220,7 +220,7 @@ def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> in
 
 
 def count_blocks(num_choices: Any, num_experts: int, block_size: Any) -> Any:
-    """Returns the largest number of blocks that can contain tokens.
+    """Returns the largest number of blocks that `num_choices` choices of experts can need.
 
     Each expert in use may leave one block almost empty.
     """

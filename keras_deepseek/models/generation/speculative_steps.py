@@ -98,10 +98,20 @@ def begin_speculation(
     uniforms: Any,
     numbers: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """Runs the prefill of speculative decoding: returns the first tokens, and a state with drafts.
+    """Runs the prefill of speculative decoding, and makes the first drafts.
 
-    Token ids, int32, and mask are `(batch_size, length)`; `uniforms`, float32, are `(batch_size, 2
-    * num_drafts + 1)`; `numbers` are float32 scalars of the sampler. There is no state yet.
+    Returns the outputs with the number of tokens to take, as `continue_speculation` does, and the
+    first state.
+
+    Args:
+        model: `CausalLM`.
+        kind: The options of the step.
+        capacity: The number of slots of the caches.
+        _: `None`, as there is no state yet.
+        token_ids: int32 tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of the same shape, or `None`.
+        uniforms: float32 tensor of shape `(batch_size, 2 * num_drafts + 1)`.
+        numbers: float32 scalars of the sampler, by name.
     """
     modules = DraftModules(model)
     batch_size, length = token_ids.shape
@@ -115,9 +125,9 @@ def begin_speculation(
         hidden,
         ops.concatenate([token_ids[:, 1:], ops.expand_dims(token, 1)], axis=1),
         modules.make_cache(batch_size, length),
-        0,
-        length - 1,
-        sample,
+        slot=0,
+        last=length - 1,
+        sample=sample,
         mask=mask,
         positions=count_positions(mask),
     )
@@ -125,7 +135,8 @@ def begin_speculation(
         draft_cache = grow_cache(modules.make_cache, draft_cache, capacity)
     state["draft_cache"] = draft_cache
     outputs = {name: ops.expand_dims(tensor, 1) for name, tensor in outputs.items()}
-    return (outputs, 1), {**state, "token": token, "drafts": drafts, "scores": scores}
+    num_tokens = 1  # The drafts are verified in the next round.
+    return (outputs, num_tokens), {**state, "token": token, "drafts": drafts, "scores": scores}
 
 
 def continue_speculation(

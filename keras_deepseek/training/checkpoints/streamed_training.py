@@ -173,7 +173,7 @@ def streamed_training(
     else:
         data.go_to(position)
     build_for_step(model, data.symbolic_batch())
-    data.leave_open(getattr(model, "inputs", None) or [])
+    data.allow_other_sizes(getattr(model, "inputs", None) or [])
     if processes.world_size > 1:
         processes.broadcast_variables([*model.variables, *model.optimizer.variables])
     callbacks = make_callbacks(

@@ -29,7 +29,9 @@ _users = 0
 
 @contextmanager
 def tune_malloc() -> Iterator[None]:
-    """Context manager that keeps freed memory in the process until its last block ends.
+    """Context manager that keeps freed memory in the process.
+
+    It may be nested, or entered on several threads: the last exit returns the memory.
 
     It does nothing if the C library is not glibc, or if the environment sets options of its
     `malloc`. The process keeps at most the memory of a step's peak, and returns it at the end.
@@ -46,7 +48,10 @@ def tune_malloc() -> Iterator[None]:
 
 
 def _count(change: int, act: Callable[[], None]) -> None:
-    """Changes the count of open blocks, and calls `act` when it leaves or reaches zero."""
+    """Counts an entry (1) or an exit (-1) of `tune_malloc`.
+
+    Calls `act` at the first entry and at the last exit.
+    """
     global _users  # noqa: PLW0603 - the process has one heap.
     with _lock:
         if 0 in (_users, _users + change):

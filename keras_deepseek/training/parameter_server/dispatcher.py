@@ -239,7 +239,8 @@ class Dispatcher:
     def _queue_again(self, batch: _Batch) -> None:
         """Puts a batch back at the head of the queue, to be computed again.
 
-        A push that still arrives counts once.
+        Pushes of the first computation may still reach a server, which then ignores those
+        of the second.
         """
         self._staleness.end(batch.task.number)
         for push in batch.pushes:

@@ -135,7 +135,7 @@ class ShortTraining:
                         f"{self._model.name!r} is not built yet: call its build(variables) first."
                     )
             self._state = read_variables(self._model)
-        data.leave_open(getattr(self._model, "inputs", None) or [])
+        data.allow_other_sizes(getattr(self._model, "inputs", None) or [])
 
 
 class _StepLimit(keras.callbacks.Callback):

@@ -114,7 +114,7 @@ def test_inputs_keep_their_names_in_whichever_order_they_come():
 def test_free_axes_may_differ_from_the_first_batches():
     data = open_data({"a": np.ones((9, 5, 2)), "b": np.ones((9, 5))}, np.ones((9, 5)))
     inputs = [keras.KerasTensor(shape, name=name) for name, shape in NAMED_SHAPES.items()]
-    data.leave_open(inputs)
+    data.allow_other_sizes(inputs)
     x, y = data.symbolic_batch("all")
     assert (x["a"].shape, x["b"].shape, y.shape) == ((4, None, 2), (4, 5), (4, None))
     assert data.symbolic_batch()[0]["a"].shape == (4, 5, 2)
@@ -122,5 +122,5 @@ def test_free_axes_may_differ_from_the_first_batches():
 
 def test_inputs_that_are_not_those_of_the_model_stay_as_they_are():
     data = open_data(np.ones((9, 5)), np.ones((9, 5)))
-    data.leave_open([keras.KerasTensor((None, None)), keras.KerasTensor((None, None))])
+    data.allow_other_sizes([keras.KerasTensor((None, None)), keras.KerasTensor((None, None))])
     assert data.symbolic_batch("all")[0].shape == (4, 5)

@@ -63,15 +63,17 @@ def resolve_profiles(signature: Signature, profiles: Any) -> tuple[Profile, ...]
 
 
 def _resolve_profile(signature: Signature, profile: Mapping[str, Any]) -> Profile:
+    """Returns the profile of one of the user's dicts. An item names a free axis or an input."""
     axes_of = name_axes(signature, are_shared=False)
     free = [axis for axes in axes_of.values() for axis in axes if isinstance(axis, str)]
     specs = {spec.name: spec for spec in signature.inputs}
     sizes: dict[str, Sizes] = {}
     for name, value in profile.items():
-        if name in free and not (name in specs and _are_shapes(value)):
-            ranges = {name: _check_sizes(f"axis {name!r}", value)}
-        elif name in specs:
+        # An axis and an input may have the same name: three shapes are those of the input.
+        if name in specs and (name not in free or _are_shapes(value)):
             ranges = _sizes_of(specs[name], axes_of[name], value)
+        elif name in free:
+            ranges = {name: _check_sizes(f"axis {name!r}", value)}
         else:
             names = [*dict.fromkeys(free), *specs]
             raise InvalidInputError(unknown_name_message("axis or input of profiles=", name, names))
@@ -81,21 +83,22 @@ def _resolve_profile(signature: Signature, profile: Mapping[str, Any]) -> Profil
                     f"Axis {axis!r} has two ranges in one profile: {sizes[axis]} and {triple}. "
                     "Pass one range, or two profiles."
                 )
-    complete = {
+    all_sizes = {
         axis: sizes.get(axis, _BATCH_SIZES if axis == BATCH else _LENGTHS)
         for axis in dict.fromkeys(free)
     }
     shapes = {
         name: tuple(
-            tuple(complete[axis][bound] if isinstance(axis, str) else axis for axis in axes)
+            tuple(all_sizes[axis][bound] if isinstance(axis, str) else axis for axis in axes)
             for bound in range(len(_BOUNDS))
         )
         for name, axes in axes_of.items()
     }
-    return Profile(complete, shapes)
+    return Profile(all_sizes, shapes)
 
 
 def _sizes_of(spec: TensorSpec, axes: tuple[int | str, ...], value: Any) -> dict[str, Sizes]:
+    """Returns the sizes of an input's free axes, from the three shapes that the user passed."""
     if not _are_shapes(value) or any(
         len(shape) != len(axes)
         or any(axis not in (size, str(axis)) for axis, size in zip(axes, shape, strict=True))

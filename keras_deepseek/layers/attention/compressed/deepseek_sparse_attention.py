@@ -225,7 +225,10 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     def _attend_chunk(
         self, chunk: dict[str, Any], *, num_keys: int, adds_loss: bool
     ) -> tuple[Any, Any]:
-        """Returns the attention outputs (BTNV) and indexer losses (BT) of a chunk of queries."""
+        """Returns the attention outputs (BTNV) and indexer losses (BT) of a chunk of queries.
+
+        Unless `adds_loss`, the losses are a placeholder.
+        """
 
         def drop(weights: Any) -> Any:
             return weights * chunk["dropout_factor"] if "dropout_factor" in chunk else weights
@@ -255,7 +258,8 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             drop,
         )
         if not adds_loss:
-            return outputs_BTNV, scores_BTK[..., 0]
+            placeholder_BT = scores_BTK[..., 0]  # `map_chunks` expects a tensor, which is not read.
+            return outputs_BTNV, placeholder_BT
         return outputs_BTNV, _divergence(weights_BTNK, scores_BTK, is_chosen_BTK)
 
     def _read_kernel(self, up: Any) -> Any:

@@ -307,18 +307,19 @@ def _read_self_attention(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Converts the arguments of a call like `MultiHeadAttention`'s to those of a layer's `call`.
 
-    Calls in the layer's own form pass unchanged. `query`, `value` and `key` must be the same
-    object, so this runs before Keras casts each of them. Features that sparse attention lacks raise
-    an `InvalidInputError`.
+    Arguments of the layer's `call` pass unchanged. `query`, `value` and `key` must be the same
+    object, so this must run before Keras casts each of them to a new one. Features that sparse
+    attention lacks raise an `InvalidInputError`.
     """
     keywords = dict(kwargs)
     inputs = args[0] if args else keywords.pop("query", keywords.pop("inputs", None))
     positional = list(args[1:])
     while positional and positional[0] is inputs:
-        del positional[0]
-    tensors = [keywords.pop(name, None) for name in ("value", "key")]
-    tensors += [argument for argument in positional[:1] if _is_floating(argument)]
-    if any(tensor is not None and tensor is not inputs for tensor in tensors):
+        del positional[0]  # A value or key that is the query.
+    values_and_keys = [keywords.pop(name, None) for name in ("value", "key")]
+    if positional and _is_floating(positional[0]):  # A value or key; a mask is not floating.
+        values_and_keys.append(positional[0])
+    if any(tensor is not None and tensor is not inputs for tensor in values_and_keys):
         raise InvalidInputError(
             f"{layer.name!r} is self-attention: query, value and key must be the same tensor. For "
             "cross-attention use keras.layers.MultiHeadAttention."

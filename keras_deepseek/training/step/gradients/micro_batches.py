@@ -30,18 +30,21 @@ def sum_micro_batches(
     micro_batches = MicroBatches(batch, number)
 
     def compute(micro_batch: Batch) -> tuple[WeightedSums, Any]:
+        """Returns the sums, and the factor by which their gradients are yet to be multiplied."""
         computed = part(micro_batch, variables)
         with backend.current().step.mark(BACKWARD):
             return replace(computed.sums, gradients=computed.backward()), computed.factor
 
+    # The first micro-batch gives the totals their structure; the loop adds the others.
     first, factor = compute(micro_batches.take(0))
     with backend.current().step.mark(BACKWARD):
         first = first.scale_gradients(factor)
 
     def add(micro_batch: Batch, tensors: Sequence[Any]) -> Sequence[Any]:
+        totals = first.with_tensors(tensors)
         sums, factor = compute(micro_batch)
         with backend.current().step.mark(BACKWARD):
-            return first.with_tensors(tensors).plus(sums, factor).tensors()
+            return totals.plus(sums, factor).tensors()
 
     tensors: Sequence[Any] = backend.current().compute.repeat(
         lambda index, *tensors: add(micro_batches.take(index + 1), tensors),
