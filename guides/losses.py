@@ -13,9 +13,10 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-GUIDES = sorted(Path(__file__).parent.glob("[0-9]*.py"))
+GUIDES = sorted(Path(__file__).resolve().parent.glob("[0-9]*.py"))
 BACKENDS = ("torch", "jax", "tensorflow")
 NUM_STEPS = 20
 
@@ -55,14 +56,16 @@ def run_all() -> dict[str, list[str]]:
     losses_by_run = {}
     for guide in GUIDES:
         for backend in BACKENDS:
-            ended = subprocess.run(
-                [sys.executable, __file__, "--guide", str(guide)],
-                # With more threads PyTorch adds in another order.
-                env={**os.environ, "KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
+            with tempfile.TemporaryDirectory() as folder:  # Where it leaves its files.
+                ended = subprocess.run(
+                    [sys.executable, Path(__file__).resolve(), "--guide", str(guide)],
+                    cwd=folder,
+                    # With more threads PyTorch adds in another order.
+                    env={**os.environ, "KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1"},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
             losses = json.loads(ended.stdout.splitlines()[-1])
             losses_by_run[f"{guide.stem} {backend}"] = losses
             last = float.fromhex(losses[-1]) if losses else "no Trainer"

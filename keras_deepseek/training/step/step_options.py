@@ -86,8 +86,8 @@ class StepOptions:
         """Returns the options that a model's own `train_step` would ignore, as True if set."""
         # Without names, `remat=[]` asks for nothing, as `False` does.
         return {
-            f"`{option.name}`": bool(value := getattr(self, option.name))
-            and value != option.default
+            f"`{option.name}`": (value := getattr(self, option.name)) != option.default
+            and value not in ([], ())
             for option in fields(self)
             if option.metadata.get("role") is _Role.CHANGES_UPDATE
         }
