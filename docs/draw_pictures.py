@@ -43,7 +43,7 @@ STATIONS = [
     ("artifacts", "artifacts.bundle.Bundle.open"),
     ("inference", "inference.http.http_application.HttpApplication.handle"),
     ("inference", "inference.batching.batcher.Batcher.submit"),
-    ("inference", "inference.executors.onnx_runtime.OnnxRuntime.run"),
+    ("inference", "inference.executors.runtimes.OnnxRuntime.run"),
 ]
 """The calls on a batch's way, by room. It fails if one is not made in this order."""
 
