@@ -74,7 +74,9 @@ async def _watch(cluster: Cluster, reconciler: Reconciler, kind: Kind) -> None:
                 for owner in owners:
                     reconciler.ask(metadata["namespace"], owner["name"])
         except (aiohttp.ClientError, TimeoutError, ClusterError, ValueError) as error:
-            _LOG.debug("The watch of %s begins anew: %s", kind.name, error)
+            is_refused = isinstance(error, ClusterError) and error.is_permanent
+            level = logging.WARNING if is_refused else logging.DEBUG
+            _LOG.log(level, "The watch of %s begins anew: %s", kind.name, error)
         await asyncio.sleep(_AGAIN_SECONDS)
 
 
