@@ -88,10 +88,10 @@ def map_chunks(
     def compute(chunk: Mapping[str, Any]) -> Any:
         floats = {name: chunk[name] for name in (*rows, *shared)}
         # These are closed over, because TensorFlow warns about gradients by integers.
-        integers = {name: chunk[name] for name in (*fixed, *constants)}
+        without_gradient = {name: chunk[name] for name in (*fixed, *constants)}
 
         def run(*values: Any) -> Any:
-            return function(integers | dict(zip(floats, values, strict=True)))
+            return function(without_gradient | dict(zip(floats, values, strict=True)))
 
         return (keras.remat(run) if recomputes else run)(*floats.values())
 

@@ -135,14 +135,15 @@ class CachedAttention(SelfAttentionLayer):
             outputs = self.attention(inputs, inputs, use_causal_mask=True, training=training)
             return ops.cast(outputs, self.compute_dtype)
         start = 0 if cache is None else cache_index
-        parts = attention_projections(self.attention)
+        projections = attention_projections(self.attention)
         query, key, value = (
-            project_tokens(parts[name], inputs) for name in ("query", "key", "value")
+            project_tokens(projections[name], inputs) for name in ("query", "key", "value")
         )
         query, key = (self._rotate(x, positions, start) for x in (query, key))
         keys = {"key": key, "value": value}
         if cache is not None:
             cache = append_to_cache(cache, cache_index, keys, mask)
+            # Attend to all slots of the cache, which now has the call's own tokens too.
             keys, mask = cache, cache["mask"]
         visible = make_attention_mask(
             ops.shape(inputs)[1],
@@ -152,11 +153,12 @@ class CachedAttention(SelfAttentionLayer):
             use_causal_mask=True,
             sliding_window=self._sliding_window,
         )
+        # Consecutive heads of queries share one head of keys and values.
         key, value = (ops.repeat(keys[name], self._repeats, axis=2) for name in ("key", "value"))
         heads = attend(self.attention, query, key, value, visible, training)
-        if "gate" in parts:
-            heads = heads * project_tokens(parts["gate"], inputs)
-        outputs = ops.cast(project_tokens(parts["output"], heads), self.compute_dtype)
+        if "gate" in projections:
+            heads = heads * project_tokens(projections["gate"], inputs)
+        outputs = ops.cast(project_tokens(projections["output"], heads), self.compute_dtype)
         return outputs if cache is None else (outputs, cache)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -193,8 +193,7 @@ def make_attention_mask(
 ) -> Any:
     """Combines all masks of an attention call into one; `None` if each query may see every key.
 
-    It broadcasts to `(batch_size, query_length, key_length)`, as does `attention_mask`, a further
-    mask to combine with.
+    The mask is boolean and broadcasts to `(batch_size, query_length, key_length)`.
 
     Args:
         query_length: Integer or scalar tensor.
@@ -205,13 +204,14 @@ def make_attention_mask(
             from `start_index`, if they are not consecutive.
         use_causal_mask: If true, a query sees no later slot.
         sliding_window: A query sees slots less than this many away.
-        attention_mask: Boolean tensor, or `None`.
+        attention_mask: Boolean tensor that broadcasts to the same shape, or `None`. A further mask.
     """
     mask = None if key_mask is None else ops.expand_dims(ops.cast(key_mask, "bool"), 1)
     if query_slots is None:
         query_slots = ops.arange(query_length, dtype="int32")
     queries = query_slots + ops.cast(start_index, "int32")
     keys = ops.arange(key_length, dtype="int32")
+    # Slots from a key to a query, (1, query_length, key_length); negative for a later key.
     distance = ops.expand_dims(ops.expand_dims(queries, 1) - ops.expand_dims(keys, 0), 0)
     rules = [] if attention_mask is None else [attention_mask]
     if use_causal_mask:

@@ -14,6 +14,7 @@ Shape suffixes:
     H: a whole query or key of a head, P + R
     V: value of a head
     C: compressed keys and values ("latent")
+    D: queries of all sequences, B * T
 
 """
 
@@ -86,6 +87,7 @@ def attend_naive(
     if not is_causal or length is None or length < 2 * block_size:
         outputs_BNTV = _attend_block(query_BNTH, key_BNSH, value_BNSV, mask_BTS, drop)
         return ops.transpose(outputs_BNTV, (0, 2, 1, 3))
+    # The queries of a block need only the keys up to the last of them.
     blocks = []
     for start in range(0, length, block_size):
         stop = min(start + block_size, length)

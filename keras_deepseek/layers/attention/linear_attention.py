@@ -192,7 +192,8 @@ class LinearAttention(SelfAttentionLayer):
         value_BTNV = ops.cast(project_tokens(self.value_dense, inputs), self._cache_dtype)
         if mask is not None:
             mask_BT11 = ops.expand_dims(ops.expand_dims(mask, -1), -1)
-            key_BTNF = ops.where(mask_BT11, key_BTNF, 0.0)
+            key_BTNF = ops.where(mask_BT11, key_BTNF, 0.0)  # Adds nothing to any sum.
+        # Queries and keys for the numerator, if they differ from those for the denominator.
         rotated = None
         if self.rotary is not None:
             start = 0 if cache is None else cache_index
@@ -238,7 +239,10 @@ class LinearAttention(SelfAttentionLayer):
         rotated: tuple[Any, Any] | None,
         cache: Cache | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Returns causal linear attention (BTNV), and the running sums after the last token."""
+        """Returns causal linear attention (BTNV), and the running sums after the last token.
+
+        `rotated` are the queries and keys for the numerator (BTNF), if the layer rotates.
+        """
         if cache is None:
             cache = {
                 name: ops.zeros((ops.shape(query_BTNF)[0], *shape), query_BTNF.dtype)

@@ -263,7 +263,7 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
             cache = append_to_cache(cache, cache_index, keys, mask)
             # A call that fills the whole cache needs no keys but its own.
             if inputs.shape[1] is not None and inputs.shape[1] == cache["mask"].shape[1]:
-                keys["mask"] = cache["mask"]
+                keys["mask"] = cache["mask"]  # Tells `_attend` that there is a cache.
             else:
                 keys, mask = cache, cache["mask"]
         check_attention_mask(attention_mask, inputs, keys["latent"])
@@ -312,7 +312,11 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         visibility: dict[str, Any],
         training: bool | None,
     ) -> Any:
-        """Returns the attention outputs of each head (BTNV)."""
+        """Returns the attention outputs of each head (BTNV), in the way with the least work.
+
+        `queries` and `keys` are those of `_project`. With a cache, `keys` also has a `"mask"`.
+        `visibility` are the keywords of `make_attention_mask`.
+        """
 
         def drop(weights: Any) -> Any:
             return self.drop(weights, training=training)
@@ -337,9 +341,10 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
             kernels = [ops.cast(up.kernel, self.compute_dtype) for up in ups]
             return attend_absorbed(*parts, mask_BTS, kernels, drop)
         is_causal = visibility["use_causal_mask"] and query_length == key_length
-        is_prompt = is_causal and "mask" in keys and not (training and self.dropout)
-        is_prompt = is_prompt and self.compute_dtype != "float64"
-        if is_prompt and backend.current().compute.fuses_attention(queries["nope"]):
+        is_prompt = is_causal and "mask" in keys
+        drops_weights = training and self.dropout
+        can_be_fused = is_prompt and not drops_weights and self.compute_dtype != "float64"
+        if can_be_fused and backend.current().compute.fuses_attention(queries["nope"]):
             masks = (visibility["key_mask"], visibility["attention_mask"])
             is_only_causal = all(mask is None for mask in masks)
             return attend_fused(*parts, None if is_only_causal else mask_BTS, ups)

@@ -61,14 +61,16 @@ class FarKeys:
 def sink_attention(
     query_BTNH: Any, near: NearKeys, far: FarKeys | None, sinks_N: Any, drop: Callable[[Any], Any]
 ) -> Any:
-    """Returns softmax(Q Kᵀ, with one sink score a head) K over all keys that a query sees (BTNH).
+    """Computes attention (BTNH) by one softmax over near keys, far keys and the sink of each head.
 
-    A query that sees no key gets zeros. Queries are scaled. A sink is a score of no key, which only
-    takes weight away from the keys.
+    Keys are the values too. A sink is a score without a key: it only takes weight away from the
+    keys. Queries are scaled. A query that sees no key gets zeros. `drop` is the dropout for
+    attention weights.
     """
     batch_size, length, num_heads, dim = ops.shape(query_BTNH)
     fewest, most = _BLOCK_SIZES
-    size = min(max(near.sliding_window, fewest), most, query_BTNH.shape[1] or most)
+    size = min(max(near.sliding_window, fewest), most)
+    size = min(size, query_BTNH.shape[1] or most)
     num_blocks = (length + size - 1) // size
     query_BMQNH = _to_blocks(query_BTNH, num_blocks, size)
     near_BMKH, is_near_BMQK = _find_near(near, length, num_blocks, size)
@@ -79,7 +81,7 @@ def sink_attention(
 
     outputs = []
     for part in _split_blocks(num_blocks, chosen_BMQK, dim):
-        # For each kind of keys: the einsum indices, the keys, and which keys a query sees.
+        # For near and far keys: the einsum indices, the keys, and which keys a query sees.
         kinds = [("bmkh", near_BMKH[:, part], is_near_BMQK[:, part])]
         if far is not None and num_visible_BMQ1 is not None:
             counts_BMQ1 = num_visible_BMQ1[:, part]

@@ -240,7 +240,10 @@ class SlidingWindowAttention(SelfAttentionLayer):
     def _attend(
         self, tokens: PackedTokens, cache: Cache | None, training: bool | None
     ) -> tuple[Any, Cache]:
-        """Computes attention over packed tokens; returns outputs, and the cache without mask."""
+        """Computes attention over packed tokens.
+
+        Returns the outputs (BTD), and the cache's new tensors by name, without the mask.
+        """
         updates = {}
         low_rank_BTQ = self.query_norm(project_tokens(self.query_down, tokens.inputs))
         query_BTNH = project_tokens(self.query_up, low_rank_BTQ)
@@ -260,6 +263,8 @@ class SlidingWindowAttention(SelfAttentionLayer):
             self.sinks,
             lambda weights: self.drop(weights, training=training),
         )
+        # The keys are the values too, so these are rotated. Rotated back by the query's position,
+        # the outputs depend only on the distance to each key.
         heads_BTNH = self._rotate_last(heads_BTNH, -tokens.positions)
         batch_size, length = ops.shape(heads_BTNH)[:2]
         groups = self.num_output_groups

@@ -5,7 +5,7 @@ factor of its scores. NumPy only.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,17 +82,7 @@ def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") 
         )
     if kind not in list(REQUIRED):  # A list, because `kind` may be unhashable.
         raise InvalidInputError(unknown_name_message(f"rope_type of `{argument}`", kind, REQUIRED))
-    keys = REQUIRED[kind] | OPTIONAL.get(kind, set())
-    for name in values:
-        if name not in keys:
-            raise InvalidInputError(
-                unknown_name_message(f"key of a {kind} `{argument}`", name, keys)
-            )
-    missing = sorted(REQUIRED[kind] - set(values))
-    if missing:
-        raise InvalidInputError(
-            f"A {kind} `{argument}` needs {', '.join(missing)} as well; received {dict(scaling)!r}."
-        )
+    _check_names(kind, values, scaling, argument)
     for name, value in values.items():
         if value is not None or name in REQUIRED[kind]:
             values[name] = _check_value(f"{argument}[{name!r}]", name, value)
@@ -107,6 +97,23 @@ def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") 
             f"default 1, received {_beta_fast(values)!r} and {_beta_slow(values)!r}."
         )
     return {"rope_type": kind, **values}
+
+
+def _check_names(
+    kind: str, names: Collection[str], scaling: Mapping[str, Any], argument: str
+) -> None:
+    """Raises an error if a key of a scaling of this `rope_type` is unknown or missing."""
+    allowed = REQUIRED[kind] | OPTIONAL.get(kind, set())
+    for name in names:
+        if name not in allowed:
+            raise InvalidInputError(
+                unknown_name_message(f"key of a {kind} `{argument}`", name, allowed)
+            )
+    missing = sorted(REQUIRED[kind] - set(names))
+    if missing:
+        raise InvalidInputError(
+            f"A {kind} `{argument}` needs {', '.join(missing)} as well; received {dict(scaling)!r}."
+        )
 
 
 def _check_value(path: str, name: str, value: Any) -> Any:

@@ -86,10 +86,9 @@ def check_keys(checkpoint_config: Mapping[str, Any], supported_keys: Iterable[st
 
 
 def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tuple[int, int]:
-    """Reads from a config the shape of the blocks of a float8 matrix that share a scale.
+    """Reads from a config the shape, `(rows, columns)`, of a float8 matrix's blocks with one scale.
 
-    Experts in float4 are recognized by their tensors: only some of DeepSeek's releases have an
-    `expert_dtype`.
+    A config may say nothing of experts in float4: these are recognized by their tensors.
     """
     quantization = checkpoint_config.get("quantization_config")
     if not quantization:
@@ -109,9 +108,8 @@ def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tupl
     blocks = quantization.get("weight_block_size")
     if blocks is None:
         return DEFAULT_BLOCK_SHAPE
-    if not (isinstance(blocks, list) and len(blocks) == len(DEFAULT_BLOCK_SHAPE)) or not all(
-        type(size) is int and size > 0 for size in blocks
-    ):
+    is_pair = isinstance(blocks, list) and len(blocks) == len(DEFAULT_BLOCK_SHAPE)
+    if not is_pair or not all(type(size) is int and size > 0 for size in blocks):
         raise InvalidInputError(
             f"`weight_block_size` in the `quantization_config` of {str(folder)!r} must be two "
             f"positive integers, as in [128, 128]; received {blocks!r}."

@@ -149,12 +149,11 @@ class PresetModel(ConfigModel):
         config = override_config(config, config_overrides)
         assets = read_assets(folder)
         _check_tokenizer(assets.tokenizer_files, config)
+        weights = WeightsFolder(folder, weights_name) if load_weights else None
         model: Self = (
-            _build_and_fill(
-                reader, config, policy, WeightsFolder(folder, weights_name), block_shape, verbose
-            )
-            if load_weights
-            else reader(config, dtype=policy)
+            reader(config, dtype=policy)
+            if weights is None
+            else _build_and_fill(reader, config, policy, weights, block_shape, verbose)
         )
         model._take_assets(assets)
         return model

@@ -59,6 +59,7 @@ class WeightsFolder:
         return True
 
     def _read_shards(self, weight_map: dict[str, str]) -> None:
+        """Adds the tensors of all shards. The map has a tensor's file name by its own name."""
         shards: dict[str, set[str]] = {}
         for name, shard in weight_map.items():
             shards.setdefault(shard, set()).add(name)
@@ -82,12 +83,13 @@ class WeightsFolder:
     ) -> None:
         """Raises a `CheckpointError` if names, shapes or dtypes differ from what a model expects.
 
-        `ignored_tensors` are patterns, as in `"*.inv_freq"`. Blocks of a float8 tensor share a
-        scale.
+        `ignored_tensors` are patterns of names that may be in the files, as in `"*.inv_freq"`.
+        `block_shape` is that of the blocks of a float8 tensor that share a scale.
         """
         present = self.names
-        expected = dict(_expected_tensors(entries, present))
+        expected = dict(_expected_tensors(entries, present))  # Shape and entry by tensor name.
         expected_names = {*expected}
+        # A quantized tensor has a second one with its scales.
         expected_names |= {
             self.scale_name(name)
             for name, (_, entry) in expected.items()
@@ -103,17 +105,19 @@ class WeightsFolder:
             if not self._is_empty(name)
             and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored_tensors)
         )
-        shapes = [
+        mismatches = [
             problem
             for name, (shape, entry) in expected.items()
             if name in self.tensors
             for problem in self._compare(name, shape, entry, block_shape)
         ]
+        # A damaged file may hold tensors of any name.
+        missing = sorted(expected_names - present) if self._is_complete else []
         problems = [
             *(self.damages[:_MOST_NAMES]),
-            *_name_all("missing", sorted(expected_names - present) if self._is_complete else []),
+            *_name_all("missing", missing),
             *_name_all("unexpected", extra),
-            *_name_all("wrong shape or dtype", shapes, quotes=False),
+            *_name_all("wrong shape or dtype", mismatches, quotes=False),
         ]
         if problems:
             raise CheckpointError(
@@ -151,6 +155,7 @@ class WeightsFolder:
 
     @cached_property
     def _has_dotted_scales(self) -> bool:
+        """True if scales are named `x.scale`, beside a tensor `x.weight`."""
         names, suffix = self.names, ".scale"
         return any(
             name.endswith(suffix) and f"{name.removesuffix(suffix)}.weight" in names
@@ -164,6 +169,7 @@ class WeightsFolder:
         entry: CheckpointEntry,
         block_shape: tuple[int, int],
     ) -> Iterator[str]:
+        """Yields what differs between a tensor and a checkpoint entry, as texts for an error."""
         tensor, dtype = self.tensors[name], _dtype_of(entry)
         scaled = self.find_scaled(name, dtype, block_shape)
         if scaled is not None:

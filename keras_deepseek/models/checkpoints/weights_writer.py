@@ -109,6 +109,7 @@ def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
 def _order_plans(
     entries: Sequence[CheckpointEntry], dtype: str | None, float32_tensors: Sequence[str]
 ) -> list[tuple[CheckpointEntry, list[PlannedTensor]]]:
+    """Returns the entries with the tensors to write for each, in the order of the file."""
     plans = [(entry, _plan(entry, dtype, float32_tensors)) for entry in entries]
     # The widest dtype comes first: all tensors are then aligned without gaps.
     return sorted(
@@ -119,6 +120,7 @@ def _order_plans(
 def _plan(
     entry: CheckpointEntry, dtype: str | None, float32_tensors: Sequence[str]
 ) -> list[PlannedTensor]:
+    """Returns the names, dtypes and shapes of the tensors that an entry's variables become."""
     variable_dtype = np.dtype(DTYPES[_NAMES[entry.variables[0].dtype]])
     is_floating = variable_dtype.kind not in "iub"
     plan = []
@@ -131,6 +133,7 @@ def _plan(
 
 
 def _divide(planned: Sequence[PlannedTensor], max_bytes: int) -> list[list[PlannedTensor]]:
+    """Divides tensors into files of at most `max_bytes`; a larger tensor has a file of its own."""
     shards: list[list[PlannedTensor]] = [[]]
     filled = 0
     for tensor in planned:
@@ -154,6 +157,7 @@ def _write_index(
 
 
 def _header(shard: Sequence[PlannedTensor]) -> bytes:
+    """Returns the beginning of a safetensors file, up to its first tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # `transformers` requires it.
     begin = 0
     for planned in shard:
@@ -165,6 +169,7 @@ def _header(shard: Sequence[PlannedTensor]) -> bytes:
         }
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
+    # Spaces at its end align the tensors that follow.
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
@@ -172,15 +177,17 @@ def _header(shard: Sequence[PlannedTensor]) -> bytes:
 def _stream(
     plans: Sequence[tuple[CheckpointEntry, list[PlannedTensor]]], read_value: ReadValue
 ) -> Iterator[Array]:
+    """Yields the tensors to write, one at a time, and frees the memory of each after it."""
     for entry, _ in plans:
         values = _read_values(entry, read_value)
         tensors = list(entry.to_tensors(values))
         del values
-        while tensors:  # Each is freed when it has been written.
+        while tensors:
             yield tensors.pop(0)
 
 
 def _read_values(entry: CheckpointEntry, read_value: ReadValue) -> list[Array]:
+    """Reads the variables of an entry, joined from the processes that hold their parts."""
     return [
         backend.current().distribution.read_whole(read_value(variable))
         for variable in entry.variables

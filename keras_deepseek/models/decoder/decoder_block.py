@@ -130,6 +130,7 @@ class DecoderBlock(keras.Layer):
             "cache_index": cache_index,
             "attention_mask": attention_mask,
         }
+        # Not every attention layer takes all of them.
         arguments = {name: value for name, value in arguments.items() if value is not None}
         arguments |= take_arguments(self.attention, num_outputs=num_outputs)
         outputs = call_layer(self.attention, self.attention_norm(inputs), mask, **arguments)

@@ -154,6 +154,7 @@ def block_entries(block: DecoderBlock, prefix: str) -> list[CheckpointEntry]:
 
 
 def _attention_entries(attention: Any, prefix: str) -> list[CheckpointEntry]:
+    """Returns the entries of a `MultiHeadLatentAttention`, whose tensors begin with `prefix`."""
     query = f"{prefix}.q_proj"
     entries = []
     if attention.query_lora_rank is not None:
@@ -164,6 +165,7 @@ def _attention_entries(attention: Any, prefix: str) -> list[CheckpointEntry]:
         ]
         if attention.use_bias:
             entries.append(copied_entry(attention.query_down.bias, f"{prefix}.q_a_proj.bias"))
+    # The checkpoint joins compressed keys and values with the rotary key.
     downs, down = (attention.key_value_down, attention.key_rope), f"{prefix}.kv_a_proj_with_mqa"
     entries += [
         kernel_entry(own_variable(attention.query_up), f"{query}.weight"),

@@ -257,7 +257,7 @@ class DeepSeekConfig(PresetConfig):
         arguments |= {"rope_max_wavelength": theta, "rope_scaling": scaling}
         if values["n_shared_experts"] is None:
             arguments["num_shared_experts"] = 0
-        if values.get("topk_method") == "greedy":
+        if values.get("topk_method") == "greedy":  # Chooses among all experts, in no groups.
             arguments |= {"num_groups": 1, "num_groups_per_token": 1}
         return cls(**arguments)
 

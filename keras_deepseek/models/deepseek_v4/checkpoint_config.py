@@ -229,19 +229,20 @@ def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, A
 
 def write_checkpoint_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the fields of a `DeepSeekV4Config` to a `config.json` that transformers reads."""
-    names = {ours: name for name, ours in _SCORINGS.items()}
-    routers = {ours: name for name, ours in _ROUTERS.items()}
-    factor = _to_factor(fields["rope_head_dim"], fields["head_dim"])
+    scoring_names = {ours: name for name, ours in _SCORINGS.items()}
+    router_names = {ours: name for name, ours in _ROUTERS.items()}
+    rotary_share = _to_factor(fields["rope_head_dim"], fields["head_dim"])
     rotary = {}
     for kind, prefix in (("main", ""), ("compress", "compress_")):
         scaling = dict(fields[f"{prefix}rope_scaling"] or {"rope_type": "default"})
+        # Older configs say "type".
         scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type"))
         if scaling["rope_type"] == "yarn":
             scaling.setdefault("attention_factor", 1.0)
         rotary[kind] = {
             **{name: value for name, value in scaling.items() if value is not None},
             "rope_theta": fields[f"{prefix}rope_max_wavelength"],
-            "partial_rotary_factor": factor,
+            "partial_rotary_factor": rotary_share,
         }
     return {
         "architectures": [DEEPSEEK_V4.architectures[0]],
@@ -250,14 +251,14 @@ def write_checkpoint_config(fields: Mapping[str, Any]) -> dict[str, Any]:
         **{name: _to_json(fields[ours]) for name, ours in _NAMES.items()},
         "num_hidden_layers": len(fields["layer_types"]),
         "layer_types": list(fields["layer_types"]),
-        "mlp_layer_types": [routers[router] for router in fields["router_types"]],
+        "mlp_layer_types": [router_names[router] for router in fields["router_types"]],
         "compress_rates": {
             "compressed_sparse_attention": fields["sparse_compress_rate"],
             "heavily_compressed_attention": fields["heavy_compress_rate"],
         },
-        "partial_rotary_factor": factor,
+        "partial_rotary_factor": rotary_share,
         "rope_parameters": rotary,
-        "scoring_func": names[fields["scoring"]],
+        "scoring_func": scoring_names[fields["scoring"]],
     }
 
 

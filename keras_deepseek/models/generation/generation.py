@@ -252,8 +252,6 @@ def settle_budgets(
         raise InvalidInputError(
             "The number of tokens has no limit: give `max_new_tokens` or `max_length`."
         )
-    budgets = []
-    for length in prompt_lengths:
-        bounds = [total - length for total in (context, max_length) if total is not None]
-        budgets.append(min(bounds + ([max_new_tokens] if max_new_tokens is not None else [])))
-    return budgets
+    totals = [total for total in (context, max_length) if total is not None]
+    new_limits = [] if max_new_tokens is None else [max_new_tokens]
+    return [min([total - length for total in totals] + new_limits) for length in prompt_lengths]

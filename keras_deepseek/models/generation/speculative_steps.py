@@ -77,11 +77,12 @@ class DraftModules:
                 index, hidden, token_ids, cache=cache[index], cache_index=slot, **kwargs
             )
             written.append(module_cache)
-            at = ops.take(hidden, ops.reshape(ops.cast(last, "int32"), (1,)), axis=1)
-            logits = self._prediction.compute_logits(index, at)[:, 0]
+            last_hidden = ops.take(hidden, ops.reshape(ops.cast(last, "int32"), (1,)), axis=1)
+            logits = self._prediction.compute_logits(index, last_hidden)[:, 0]
             token, score = sample(index, logits)
             drafts.append(token)
             scores.append(score)
+            # The next module reads one token further: shift the tokens, and end with the draft.
             token_ids = ops.where(
                 steps < last, ops.roll(token_ids, -1, axis=1), ops.expand_dims(token, 1)
             )
@@ -163,6 +164,7 @@ def continue_speculation(
     """
     modules, drafts = DraftModules(model), ops.convert_to_tensor(state["drafts"])
     num_drafts = modules.num_modules
+    # The tokens that the model reads at once: the last one that stayed, and the drafts after it.
     read = ops.concatenate([ops.expand_dims(state["token"], 1), drafts], axis=1)
     positions = ops.expand_dims(positions, 1) + ops.arange(num_drafts + 1, dtype="int32")
     logits, hidden, cache = model.call_with_cache(
@@ -181,8 +183,9 @@ def continue_speculation(
         seen_tokens = _mark_round(seen_tokens, read, tokens, num_accepted, logits.shape[-1])
     outputs = {"tokens": tokens, "is_finite": is_finite(logits)}
     if kind.has_log_probabilities:
-        logs = [log_probabilities(logits[:, at], tokens[:, at]) for at in range(num_drafts + 1)]
+        logs = [log_probabilities(logits[:, i], tokens[:, i]) for i in range(num_drafts + 1)]
         outputs["log_probabilities"] = ops.stack(logs, axis=1)
+    # The last token that every row takes.
     token = ops.squeeze(ops.take(tokens, ops.reshape(num_accepted - 1, (1,)), axis=1), 1)
     sample = _make_sample(kind, seen_tokens, token, uniforms[:, num_drafts + 1 :], numbers)
     drafts, draft_scores, draft_cache = modules.draft(
@@ -308,12 +311,14 @@ def accept_drafts(
         is_kept = ops.equal(replacements[:, :num_drafts], drafts)
     else:
         is_kept, replacements = _reject(scores, drafts, draft_scores, uniforms)
+    # 1 for drafts before the first that is rejected.
     prefix_mask = ops.cumprod(ops.cast(is_kept, "int32"), axis=1)
     num_kept = ops.cast(ops.sum(prefix_mask, axis=1), "int32")
     fewest = ops.min(ops.where(is_running, num_kept, num_drafts))
     steps = ops.expand_dims(ops.arange(num_drafts + 1, dtype="int32"), 0)
-    padded = ops.pad(drafts, [[0, 0], [0, 1]])
-    tokens = ops.where(steps < ops.expand_dims(num_kept, 1), padded, replacements)
+    # Drafts up to a row's first rejected one, then its replacement. The pad is never read.
+    padded_drafts = ops.pad(drafts, [[0, 0], [0, 1]])
+    tokens = ops.where(steps < ops.expand_dims(num_kept, 1), padded_drafts, replacements)
     return tokens, fewest + 1
 
 

@@ -66,7 +66,7 @@ def assign_adapters(model: keras.Model, adapters: Mapping[str, LayerAdapter], so
     wrong = [
         f"{name} ({x.a.shape} and {x.b.shape})"
         for name, x in adapters.items()
-        if name in layers and not _fits(layers[name], x, is_there=bool(adapted))
+        if name in layers and not _fits(layers[name], x, has_lora=bool(adapted))
     ]
     if unknown or missing or wrong:
         parts = {"not in the model": unknown, "not in the file": missing, "do not fit": wrong}
@@ -85,10 +85,14 @@ def assign_adapters(model: keras.Model, adapters: Mapping[str, LayerAdapter], so
             variable.assign(value.astype(variable.dtype))
 
 
-def _fits(layer: keras.Layer, adapter: LayerAdapter, *, is_there: bool) -> bool:
+def _fits(layer: keras.Layer, adapter: LayerAdapter, *, has_lora: bool) -> bool:
+    """Returns true if an adapter has the shapes of a layer's kernel, and equals its LoRA in scale.
+
+    `has_lora` is true if the layer has a LoRA already.
+    """
     shape = tuple(kernel_of(layer).shape)
-    rank = layer.lora_rank if is_there else adapter.rank
-    if is_there and not math.isclose(layer.lora_alpha, adapter.lora_alpha, rel_tol=1e-6):
+    rank = layer.lora_rank if has_lora else adapter.rank
+    if has_lora and not math.isclose(layer.lora_alpha, adapter.lora_alpha, rel_tol=1e-6):
         return False
     fits = adapter.a.shape == (*shape[:-1], rank) and adapter.b.shape == (rank, shape[-1])
     return fits and rank > 0

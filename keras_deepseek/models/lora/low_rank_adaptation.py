@@ -168,6 +168,7 @@ def check_lora(model: keras.Model) -> list[keras.Layer]:
 
 
 def _choose_layers(model: keras.Model, names: Sequence[str] | None) -> list[keras.Layer]:
+    """Returns the layers that get a LoRA: those with one of the names, or all but embeddings."""
     candidates = find_candidates(model)
     if names is None:
         chosen = [layer for layer in candidates if not isinstance(layer, keras.layers.Embedding)]

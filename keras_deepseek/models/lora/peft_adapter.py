@@ -30,6 +30,7 @@ from keras_deepseek.models.lora.peft_modules import PeftEmbedding, PeftLinear, f
 
 _CONFIG_NAME, _WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_MOST_NAMES = 5  # In an error.
 _NAMES_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 _ARCHITECTURES_OF_EXPERTS = frozenset(
     name for family in FAMILIES if family.peft_adapts_experts for name in family.architectures
@@ -134,7 +135,7 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     config = read_json(path, _CONFIG_NAME)
     _check_config(config)
     layers = {id(kernel_of(layer)): layer for layer in find_adapted(model)}
-    is_there = bool(layers)
+    has_lora = bool(layers)
     layers = layers or {id(kernel_of(layer)): layer for layer in find_candidates(model)}
     modules = find_modules(_check_model(model), layers)
     adapters: dict[str, LayerAdapter] = {}
@@ -143,26 +144,28 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         if _is_of_experts(name):
             refused.append(name)
         elif name not in modules:
-            adapters[name] = LayerAdapter(down, up, 1.0)  # Reported as unknown below.
+            # Under this name `assign_adapters` reports it as unknown; the scale is not read.
+            adapters[name] = LayerAdapter(down, up, 1.0)
         else:
             scale = _scale_of(config, name, len(down))
-            read = modules[name].split(down, up, scale, is_there=is_there)
-            if read is None:
+            read = modules[name].split(down, up, scale, is_there=has_lora)
+            if read is None:  # The kernels of the module can't all have it.
                 refused.append(name)
             else:
                 adapters |= read
     if refused:
         raise NotSupportedError(
-            f"{str(path)!r} has a LoRA of {', '.join(refused[:5])} that Keras layers can't have. "
-            "Routers and stacked experts can't have one; on transformers 5 `peft` treats "
-            "`gate_proj`, `up_proj`, `down_proj` and 'all-linear' as such. Nor can a module whose "
-            "kernels are partly frozen. Merge it in `peft` (merge_and_unload), or leave these out "
-            "of its target_modules."
+            f"{str(path)!r} has a LoRA of {', '.join(refused[:_MOST_NAMES])} that Keras layers "
+            "can't have. Routers and stacked experts can't have one; on transformers 5 `peft` "
+            "treats `gate_proj`, `up_proj`, `down_proj` and 'all-linear' as such. Nor can a module "
+            "whose kernels are partly frozen. Merge it in `peft` (merge_and_unload), or leave "
+            "these out of its target_modules."
         )
     assign_adapters(model, adapters, str(path))
 
 
 def _is_of_experts(name: str) -> bool:
+    """Returns true for the `transformers` name of a router or of an expert."""
     return "experts" in name.split(".") or name.endswith(".mlp.gate")
 
 
@@ -181,6 +184,7 @@ def _check_model(model: Any) -> PresetModel:
 def _check_written(
     model: PresetModel, modules: Mapping[str, PeftModule], adapted: Iterable[keras.Layer]
 ) -> None:
+    """Raises an error if a layer's LoRA belongs to no module, or `peft` calls that an expert."""
     written_ids = {id(layer) for module in modules.values() for layer in module.layers}
     unwritten = [path_of(layer) for layer in adapted if id(layer) not in written_ids]
     if unwritten:
@@ -202,8 +206,9 @@ def _check_written(
 
 
 def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tuple[Array, Array]]:
+    """Reads `lora_A` and `lora_B` of each module, by its `transformers` name."""
     tensors = read_tensors(folder / _WEIGHTS_NAME)
-    ends = {}
+    ends = {}  # The two suffixes of a module's tensors, by its name.
     for tensor in tensors:
         for suffixes in (PeftLinear.suffixes, PeftEmbedding.suffixes):
             if tensor.endswith(suffixes):
@@ -213,7 +218,7 @@ def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tu
     # The adapter of an embedding includes a copy of the table, which was not trained.
     copies = {f"{_PREFIX}{name}.base_layer.weight" for name in ends if name in modules}
     if not ends or expected != set(tensors) - copies:
-        wrong = sorted(expected ^ set(tensors))[:5]
+        wrong = sorted(expected ^ set(tensors))[:_MOST_NAMES]
         raise CheckpointError(
             f"{str(folder)!r} must hold only a LoRA of `Linear`s and embeddings. Unexpected or "
             f"missing tensors: {', '.join(wrong) or 'there are none at all'}."
@@ -227,6 +232,7 @@ def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tu
 
 
 def _check_copy(name: str, table: Array, modules: Mapping[str, PeftModule]) -> None:
+    """Raises an error if an adapter's copy of an embedding table differs from the model's table."""
     module = modules[name.removeprefix(_PREFIX).removesuffix(".base_layer.weight")]
     ours = [keras.ops.convert_to_numpy(kernel_of(x).value) for x in module.layers if x is not None]
     if len(ours) != 1 or not np.array_equal(ours[0].astype(table.dtype), table):
@@ -237,6 +243,7 @@ def _check_copy(name: str, table: Array, modules: Mapping[str, PeftModule]) -> N
 
 
 def _make_config(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """Makes an `adapter_config.json` from the rank and the `lora_alpha` of each module."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -273,6 +280,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 
 def _scale_of(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """Returns the factor of the product of a module's LoRA matrices, as `peft` computes it."""
     alpha = config.get("lora_alpha", 8)  # The default of `peft`.
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):

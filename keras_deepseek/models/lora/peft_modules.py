@@ -62,13 +62,18 @@ def join_factors(layout: LinearLayout, factors: Sequence[Factors | None]) -> Fac
         up[:, offset : offset + of_blocks.shape[1]] = of_blocks
         downs.append(down)
         ups.append(up.reshape(layout.num_blocks * total, -1))
+    # If all kernels share one A, each B fills other rows, and their sum is the whole B.
     if all(np.array_equal(down, downs[0]) for down in downs):
         return downs[0], np.sum(ups, axis=0, dtype=ups[0].dtype)
     return np.concatenate(downs), np.concatenate(ups, axis=1)
 
 
 def _join_blocks(a: Array, b: Array) -> Factors:
-    """Returns an A shared by all blocks, one B each: `(rank, inputs)`, `(blocks, width, rank)`."""
+    """Converts Keras's A and B to one A for all blocks and a B for each block.
+
+    `a` is `(inputs, blocks, rank)`, `b` `(rank, width)`. The results are `(new_rank, inputs)` and
+    `(blocks, width, new_rank)`.
+    """
     num_inputs, num_blocks, rank = a.shape
     width = b.shape[1]
     shared = _find_shared(a)
@@ -115,6 +120,7 @@ def split_blocks(
     rank, uneven = divmod(len(down), blocks * sum(has_lora))
     if not rank or uneven:
         return None
+    # Each kernel's part is subtracted. A rest at the end shows that the matrices have another form.
     residual = up.reshape(blocks, -1, len(down)).copy()
     parts: list[Factors | None] = []
     for offset, width, has in zip(layout.offsets, layout.widths, has_lora, strict=True):
@@ -150,8 +156,13 @@ def split_shared(
 
 
 def _share(down: Array, up: Array) -> Factors:
-    """Returns LoRA's A and B of a fused kernel, from a shared A and one B for each part."""
+    """Converts an A for all blocks and a B for each block to Keras's A and B of one kernel.
+
+    `down` is `(rank, inputs)`, `up` `(blocks, width, rank)`. The results are `(inputs, blocks,
+    new_rank)` and `(new_rank, width)`.
+    """
     num_blocks, width, rank = up.shape
+    # The smaller rank is that of the whole product, with an identity as B.
     if num_blocks > 1 and num_blocks * rank > width:
         return np.einsum("ri,bwr->ibw", down, up), np.eye(width, dtype=up.dtype)
     a = np.zeros((down.shape[1], num_blocks, num_blocks, rank), down.dtype)
@@ -184,6 +195,7 @@ def find_modules(
 
 
 def _is_linear(entry: CheckpointEntry) -> bool:
+    """Returns true if `peft` can adapt the module of a checkpoint entry as a `Linear`."""
     matrix = 2
     is_matrix = all(len(variable.shape) == matrix for variable in entry.variables)
     return entry.num_input_axes is not None or is_matrix
@@ -229,6 +241,7 @@ class PeftLinear:
         return join_factors(self._layout, read)
 
     def _read(self, layer: keras.Layer) -> Factors:
+        """Returns a layer's A `(inputs, blocks, rank)`, and B in the scale of the whole module."""
         a, b = read_matrices(layer)
         if self.entry.num_input_axes is None:  # The file has its rows in another order.
             a = np.asarray(self.entry.to_tensors([a])[0]).T
@@ -240,7 +253,7 @@ class PeftLinear:
     ) -> dict[str, LayerAdapter] | None:
         """Converts `lora_A` and `lora_B` to one `LayerAdapter` per Keras layer, by its path.
 
-        `None` if these can't represent the LoRA. `down` is `(rank, num_inputs)`, `up`
+        Returns `None` if the Keras layers can't represent it. `down` is `(rank, num_inputs)`, `up`
         `(num_outputs, rank)`, and `scale` the factor of their product. `is_there` is true if the
         model has the LoRA already.
         """
@@ -249,8 +262,9 @@ class PeftLinear:
         if (up.shape[0], down.shape[-1]) != expected or up.shape[-1] != down.shape[0]:
             first = next(layer for layer in self.layers if layer is not None)
             return {path_of(first): LayerAdapter(down.T, up.T, scale)}  # Reported as a mismatch.
+        # Each choice says for each kernel whether it gets a LoRA. The first that fits is used.
         choices = [has_lora]
-        if not is_there:  # Kernels without a share in it may have had no LoRA.
+        if not is_there:  # A kernel whose rows of B are all zero may have had no LoRA.
             layout = self._layout
             rows = up.reshape(layout.num_blocks, -1, up.shape[-1])
             choices.append(
@@ -267,6 +281,7 @@ class PeftLinear:
         return None
 
     def _name(self, parts: list[Factors | None], scale: float) -> dict[str, LayerAdapter]:
+        """Returns the A and B of each kernel in its own shape, by the path of its layer."""
         named = {}
         for variable, part in zip(self.entry.variables, parts, strict=True):
             if part is None:

@@ -59,6 +59,7 @@ def read_movielens(
     check_integer("min_users_per_item", min_users_per_item)
     users, items, ratings, times = _read_columns(path)
     keeps = np.ones(len(users), bool) if min_rating is None else ratings >= min_rating
+    # Leaving out a user may make a movie infrequent, and the other way round.
     while True:
         num_kept = keeps.sum()
         keeps &= _is_frequent(users, keeps, min_items_per_user)

@@ -192,6 +192,7 @@ class SequentialRecommender(PresetModel):
         k, exclude_seen = check_integer("k", k), check_boolean("exclude_seen", exclude_seen)
         histories = read_histories(histories, self.config.num_items)
         longest = max(map(len, histories), default=0) if exclude_seen else 0
+        # Doubled until it holds all histories, so that few lengths are compiled.
         length = self.config.max_length
         while length < longest:
             length *= 2
@@ -201,9 +202,10 @@ class SequentialRecommender(PresetModel):
             return backend.current().inference.compile_inference(NamedModel(model))
 
         infer = self._compiled.find((k, exclude_seen, length), make)
-        # Empty histories fill up the batch, because each batch size would be compiled again.
+        # Empty histories fill up the batch to a power of two, so that few sizes are compiled.
         count = len(histories)
-        rows = [*histories, *([()] * (2 ** max(0, count - 1).bit_length() - count))]
+        batch_size = 2 ** max(0, count - 1).bit_length()
+        rows = [*histories, *([()] * (batch_size - count))]
         ranking = infer({"item_ids": pad_histories(rows, length)})
         return ranking["items"][:count], ranking["scores"][:count]
 

@@ -179,13 +179,19 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         visibility: dict[str, Any],
         training: bool | None,
     ) -> Any:
+        """Returns the attention outputs of each head (BTNV), computed in chunks of queries.
+
+        In training without a cache, it also adds the loss of the indexer.
+        """
         has_cache = "mask" in keys
         adds_loss = bool(training) and self.indexer_loss_weight is not None and not has_cache
         key_length = keys["latent"].shape[1]
         num_keys = self.index_top_k
         if key_length is not None:
             num_keys = min(num_keys, key_length)
-        if num_keys == key_length and not (adds_loss and num_keys):
+        chooses_all = num_keys == key_length
+        needs_scores = adds_loss and num_keys > 0
+        if chooses_all and not needs_scores:
             return super()._attend(queries, keys, visibility, training)
 
         batch_size, length = ops.shape(queries["nope"])[:2]
@@ -198,6 +204,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             rows["dropout_factor"] = self.drop(ones, training=training)
         fixed = {"slots": ops.expand_dims(ops.arange(length, dtype="int32"), 0)}
         if visibility["attention_mask"] is not None:
+            # The axis of queries is split into chunks, so the mask must have its full length.
             ones = ops.ones((1, length, 1), "bool")
             fixed["attention_mask"] = ops.logical_and(visibility["attention_mask"], ones)
         constants = {"start_index": visibility["start_index"]}
@@ -234,8 +241,8 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             return weights * chunk["dropout_factor"] if "dropout_factor" in chunk else weights
 
         mask_BTS = make_attention_mask(
-            None,
-            ops.shape(chunk["latent"])[1],
+            query_length=None,  # Not read: `query_slots` are given.
+            key_length=ops.shape(chunk["latent"])[1],
             key_mask=chunk.get("key_mask"),
             start_index=chunk["start_index"],
             query_slots=chunk["slots"][0],

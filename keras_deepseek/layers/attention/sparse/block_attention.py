@@ -182,9 +182,9 @@ def attend_to_cached_blocks(
     # A single token is a row by itself. More tokens stand in the rows of their blocks. The first
     # and the last row may be partly filled with copies, whose outputs are dropped.
     size = 1 if length == 1 else layout.block_size
-    num_rows = (length + size - 2) // size + 1
+    num_rows = (length + size - 2) // size + 1  # The most blocks that the tokens can touch.
     start = ops.cast(start, "int32")
-    offset = start % size
+    offset = start % size  # Copies in front of the first token in the first row.
     indices = ops.arange(num_rows * size, dtype="int32") - offset
     query_BGRQH = split_rows(
         ops.take(query * dim**-0.5, ops.clip(indices, 0, length - 1), axis=1), num_rows, num_groups

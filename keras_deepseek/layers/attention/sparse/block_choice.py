@@ -90,21 +90,24 @@ def attend_to_chosen(
     num_groups, length, ratio, dim = query_BGLRH.shape[1:]
     num_blocks, block_size = key_BGMTH.shape[2:4]
     num_chosen, value_dim = chosen_BGLK.shape[-1], value_BGMTH.shape[-1]
-    num_tables = ops.shape(query_BGLRH)[0] * num_groups
-    tables_BG11 = ops.reshape(ops.arange(num_tables, dtype="int32"), (-1, num_groups, 1, 1))
+    # Blocks are numbered across all sequences and heads of keys, which are dispatched at once.
+    num_key_heads = ops.shape(query_BGLRH)[0] * num_groups
+    key_heads_BG11 = ops.reshape(ops.arange(num_key_heads, dtype="int32"), (-1, num_groups, 1, 1))
+    no_block = num_key_heads * num_blocks
     numbers_B1L1 = ops.reshape(ops.cast(numbers_BL, "int32"), (-1, 1, length, 1))
-    # A query near the beginning also "chose" later blocks. They are given to no block.
-    places_BGLK = ops.where(
+    # A query near the beginning also "chose" later blocks. These choices count for no block.
+    blocks_BGLK = ops.where(
         ops.less_equal(chosen_BGLK * block_size, numbers_B1L1),
-        chosen_BGLK + tables_BG11 * num_blocks,
-        num_tables * num_blocks,
+        chosen_BGLK + key_heads_BG11 * num_blocks,
+        no_block,
     )
     plan = dispatch_to_blocks(
-        ops.reshape(places_BGLK, (-1, num_chosen)),
-        num_tables * num_blocks,
+        ops.reshape(blocks_BGLK, (-1, num_chosen)),
+        num_key_heads * num_blocks,
         _choose_tile(length * num_chosen, num_blocks),
     )
-    numbers_Q = ops.reshape(numbers_B1L1 + ops.zeros_like(tables_BG11), (-1,))
+    numbers_Q = ops.reshape(numbers_B1L1 + ops.zeros_like(key_heads_BG11), (-1,))
+    # For each tile, the number of the first token of its block of keys.
     first_token = ops.expand_dims(plan.expert_of_block % num_blocks * block_size, 1)
     numbers_S = ops.take(numbers_Q, plan.token_of_slot, axis=0)
     parts = _attend_tiles(
@@ -140,6 +143,7 @@ def _attend_tiles(
     """
     size, dim = plan.block_size, queries.shape[-1] // ratio
     block_size = keys.shape[-1] // dim
+    # For each tile: its queries with all their heads, and its one block of keys and values.
     rows = ops.reshape(ops.take(queries, plan.token_of_slot, axis=0), (-1, size * ratio, dim))
     key, value = (
         ops.reshape(

@@ -327,9 +327,9 @@ def _read_self_attention(
     masks = [mask for mask in (keywords.pop(name, None) for name in _MASKS) if mask is not None]
     if masks:
         keywords.setdefault("mask", masks[0])
-    if keywords.pop("attention_mask", None) is not None or keywords.pop(
-        "return_attention_scores", False
-    ):
+    attention_mask = keywords.pop("attention_mask", None)
+    returns_scores = keywords.pop("return_attention_scores", False)
+    if attention_mask is not None or returns_scores:
         raise InvalidInputError(
             f"{layer.name!r} never computes a matrix of length by length, so it takes no "
             "`attention_mask` and returns no scores. Set its layout to choose visible blocks, and "

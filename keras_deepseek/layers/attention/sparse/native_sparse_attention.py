@@ -264,23 +264,27 @@ class NativeSparseAttention(SelfAttentionLayer):
             cache, num_before = self._open_cache(cache, cache_index, inputs, mask)
         tokens = pack_tokens(inputs, mask, positions, num_before)
         numbers = tokens.ranks
+        # Positions minus numbers: what the caller's positions add to the count of real tokens.
         offsets = None if positions is None else tokens.positions - numbers
 
         # At the beginning of a sequence there are no earlier tokens in the cache.
         is_first = cache is None or backend.current().compute.read_integer(cache_index) == 0
+        # Positions are then 0, 1, 2, ..., which the rotary embedding computes by itself.
         is_counted = mask is None and positions is None and is_first
         query, keys = self._project(tokens.inputs, None if is_counted else tokens.positions)
         if cache is not None:
             cache = self._write(cache, keys, numbers, offsets)
         if cache is None or is_first:
-            count = max(1, self._branches.count_compressed(length))
-            blocks = ops.expand_dims(ops.arange(count, dtype="int32"), 0)
+            # At least one block, because attention needs a key. An incomplete block is hidden.
+            num_blocks = max(1, self._branches.count_compressed(length))
+            blocks = ops.expand_dims(ops.arange(num_blocks, dtype="int32"), 0)
             heads = self._branches.attend_to_tokens(
                 query, keys | self._compress(keys, blocks, numbers, offsets)
             )
         else:
             heads = self._branches.attend_to_cache(query, cache, numbers)
         gates = ops.sigmoid(project_tokens(self.gate_dense, tokens.inputs))
+        # One gate a head and branch.
         gated = [gates[..., i : i + 1] * head_BLNH for i, head_BLNH in enumerate(heads)]
         outputs = project_tokens(self.output_dense, gated[0] + gated[1] + gated[2])
         outputs = tokens.unpack(outputs)
