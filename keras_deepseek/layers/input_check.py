@@ -55,7 +55,7 @@ def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = Fals
 def check_floating(inputs: Any, name: str) -> None:
     """Raises an error if the inputs of a layer do not have a floating-point dtype.
 
-    Without it frameworks differ: some compute with rounded weights, and some fail inside.
+    Without this check frameworks differ: some compute with rounded weights, and some fail inside.
     """
     if hasattr(inputs, "__array__") and not hasattr(inputs, "dtype"):
         return  # Keras converts it to a tensor.
@@ -96,7 +96,7 @@ def read_dim(layer: keras.Layer, input_shape: Shape) -> int:
 
 
 def check_shape(name: str, shape: Shape | None) -> int:
-    """Returns the last axis of a sequence's shape, or raises an error for other shapes.
+    """Returns the size of the last axis of a sequence's shape; raises an error for other shapes.
 
     `name` is that of the layer, for the error.
     """
@@ -135,8 +135,8 @@ def _read_last(name: str, shape: Shape | None, axes: str, received: Shape | None
 class FloatingInputLayer(keras.Layer):
     """A layer that raises an error if its inputs are not a floating-point tensor.
 
-    The check runs before `build` and `input_spec`, for eager and symbolic inputs. Those know only
-    shapes and would report a different error for `None` or for token ids.
+    The check runs before `build` and `input_spec`, for eager and symbolic inputs. These two know
+    only shapes, and would report a different error for `None` or for token ids.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -159,6 +159,7 @@ def _write(tensor: Any, index: Any, chunk: Any) -> Any:
 
 
 def _compute(chunks: TokenChunks, function: Callable[..., Any], tokens: Any, *operands: Any) -> Any:
+    """Returns the function's results (num_tokens); `operands` are `shared` and then the labels."""
     *shared, labels = operands
     split = [chunks.split(tensor) for tensor in (tokens, labels)]
 
@@ -178,6 +179,7 @@ def _differentiate(
     tokens: Any,
     *operands: Any,
 ) -> tuple[Any, ...]:
+    """Returns the gradients by the tokens and `shared`; `upstream` is that by the results."""
     *shared, labels = operands
     split = [chunks.split(tensor) for tensor in (tokens, labels, upstream)]
 

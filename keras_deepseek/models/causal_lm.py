@@ -83,7 +83,7 @@ class CausalLM(PresetModel):
                 `"padding_mask"` of the same shape, 0 for padding.
             training: boolean or `None`. Whether the model trains. `None` takes the value of the
                 surrounding call. Defaults to `None`.
-            mask: As in `keras.Model`; padding is said by `"padding_mask"`. Defaults to `None`.
+            mask: As in `keras.Model`; `"padding_mask"` says what is padding. Defaults to `None`.
 
         Returns:
             A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries

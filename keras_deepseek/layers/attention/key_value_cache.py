@@ -154,12 +154,14 @@ def append_to_cache(
 ) -> Cache:
     """Returns the cache with a call's tokens written to its slots, and later slots cleared.
 
-    The given dict is unchanged, except inside a function made by the backend's
-    `compile_with_state`. `cache_index` is the slot of the first token. `updates` has `(batch_size,
-    length, ...)` for each name except `"mask"` and the states. `mask`, `(batch_size, length)`, is
-    required if `updates` is empty. Raises an `InvalidInputError` if the cache is full. Inside a
-    traced function `cache_index` can't be read: a full cache then has its last slots overwritten,
-    or the backend raises its own error. Count slots outside.
+    `cache_index` is the slot of the first token. `updates` has `(batch_size, length, ...)` for each
+    name except `"mask"` and the states. `mask`, `(batch_size, length)`, is required if `updates` is
+    empty. The given dict is unchanged, except inside a function made by the backend's
+    `compile_with_state`.
+
+    Raises an `InvalidInputError` if the cache is full. Inside a traced function `cache_index` can't
+    be read, so the caller must count slots: a full cache has its last slots overwritten, or the
+    backend raises its own error.
     """
     check_cache_arguments(cache, cache_index)
     if mask is None:

@@ -193,7 +193,6 @@ class LinearAttention(SelfAttentionLayer):
         if mask is not None:
             mask_BT11 = ops.expand_dims(ops.expand_dims(mask, -1), -1)
             key_BTNF = ops.where(mask_BT11, key_BTNF, 0.0)  # Adds nothing to any sum.
-        # Queries and keys for the numerator, if they differ from those for the denominator.
         rotated = None
         if self.rotary is not None:
             start = 0 if cache is None else cache_index
@@ -287,7 +286,7 @@ class LinearAttention(SelfAttentionLayer):
 
 
 def _read_feature_map(feature_map: Any) -> Any:
-    """Returns the feature map as a function; the one name that Keras lacks stays a string."""
+    """Returns the feature map as a function; `"elu_plus_one"`, unknown to Keras, stays a string."""
     if feature_map == _ELU_PLUS_ONE:
         return feature_map
     try:
@@ -311,9 +310,10 @@ def sum_over_all(query_BTNF: Any, key_BTNF: Any, value_BTNV: Any) -> Any:
 def sum_over_earlier(
     query_BTNF: Any, key_BTNF: Any, value_BTNV: Any, state_BNFV: Any, chunk_size: int
 ) -> tuple[Any, Any]:
-    """Returns the sum over the tokens j <= i and over earlier calls (BTNV), and the new state.
+    """Returns the sum over tokens j <= i of (query_i . key_j) value_j (BTNV), and the new state.
 
-    The first state is zeros. `chunk_size`, the most tokens of a chunk, changes only the cost.
+    The state sums key_j value_j over earlier calls; it is zeros at first. `chunk_size`, the most
+    tokens of a chunk, changes only the cost.
     """
     length, num_tokens = query_BTNF.shape[1], ops.shape(query_BTNF)[1]
     size = chunk_size if length is None else max(1, min(chunk_size, length))

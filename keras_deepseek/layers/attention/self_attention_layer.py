@@ -114,7 +114,7 @@ def check_call(
 ) -> Any:
     """Checks the arguments of an attention layer's call; returns the padding mask (BT) or `None`.
 
-    `inputs` are (BTD). The first of `masks`, the call's `mask` and `inputs_mask`, that is not
+    `inputs` are (BTD). `masks` are the call's `mask` and `inputs_mask`: the first that is not
     `None` is used. Only a causal layer takes a cache, and only with an index.
     """
     check_floating(inputs, layer.name)

@@ -46,11 +46,13 @@ class NearKeys:
 
 @dataclass(frozen=True, eq=False)
 class FarKeys:
-    """The keys (BEH) of far entries. A query sees the first few of them, or chosen ones of these.
+    """The keys (BEH) of far entries. A query sees some of the first entries.
 
     Args:
-        num_visible: Integer tensor of shape `(B, T)` or `(1, T)`.
-        chosen: Integer tensor (BTK), the numbers of the chosen entries, or `None` for all.
+        num_visible: Integer tensor of shape `(B, T)` or `(1, T)`. How many first entries a query
+            may see.
+        chosen: Integer tensor (BTK), the numbers of the entries that a query has chosen. It sees
+            those of them that it may see; `None` for all.
     """
 
     keys: Any
@@ -113,7 +115,10 @@ def _attend(
     sinks_N: Any,
     drop: Callable[[Any], Any],
 ) -> Any:
-    """Computes attention (BMQNH) by one softmax over near keys, far keys and sinks."""
+    """Computes attention (BMQNH) by one softmax over near keys, far keys and sinks.
+
+    `kinds` has for near and far keys: their einsum indices, the keys, and a mask (BMQK).
+    """
     scores = [
         ops.einsum(f"bmqnh,{indices}->bmqnk", query_BMQNH, keys) for indices, keys, _ in kinds
     ]
@@ -153,7 +158,7 @@ def _find_near(near: NearKeys, length: Any, num_blocks: Any, size: int) -> tuple
 def _weigh(scores: Sequence[Any], is_visible: Sequence[Any], sinks_N: Any) -> list[Any]:
     """Returns attention weights for each kind of keys, by one softmax over all kinds and sinks.
 
-    They are in float32 or better. Scores, masks and weights are BMQNK, BMQK and BMQNK.
+    Scores are (BMQNK), masks (BMQK), and weights (BMQNK) in float32 or better.
     """
     dtype = promote_dtypes(scores[0].dtype, "float32")
     scores = [

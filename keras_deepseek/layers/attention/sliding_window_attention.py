@@ -240,10 +240,7 @@ class SlidingWindowAttention(SelfAttentionLayer):
     def _attend(
         self, tokens: PackedTokens, cache: Cache | None, training: bool | None
     ) -> tuple[Any, Cache]:
-        """Computes attention over packed tokens.
-
-        Returns the outputs (BTD), and the cache's new tensors by name, without the mask.
-        """
+        """Returns the outputs of packed tokens (BTD), and the cache's new tensors but the mask."""
         updates = {}
         low_rank_BTQ = self.query_norm(project_tokens(self.query_down, tokens.inputs))
         query_BTNH = project_tokens(self.query_up, low_rank_BTQ)

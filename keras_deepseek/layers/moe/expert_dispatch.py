@@ -56,7 +56,7 @@ class ExpertDispatch:
     Args:
         token_of_slot: int32 tensor (S). The token in each slot; 0 in an empty slot, whose result is
             never read.
-        slot_of_choice: int32 tensor (TK).
+        slot_of_choice: int32 tensor (TK). The slot of each choice; 0 if it has none.
         is_computed: Boolean tensor (TK). False if a choice has no slot.
         block_size: R, or `None` if there are no blocks.
         expert_of_block: int32 tensor (B), or `None` if block `i` belongs to expert `i`.

@@ -26,7 +26,10 @@ GROUP_SCORINGS = {
 
 
 def hide_other_groups(scores: Any, num_groups: int, num_best: int, group_scoring: str) -> Any:
-    """Sets the scores of experts outside the best groups to minus infinity."""
+    """Sets the scores of experts outside each token's `num_best` best groups to minus infinity.
+
+    Scores are `(..., num_experts)`; `group_scoring` is a key of `GROUP_SCORINGS`.
+    """
     *tokens, num_experts = ops.shape(scores)
     grouped = ops.reshape(scores, (*tokens, num_groups, num_experts // num_groups))
     best = ops.top_k(GROUP_SCORINGS[group_scoring](grouped), num_best)[1]

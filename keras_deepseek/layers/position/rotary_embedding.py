@@ -253,7 +253,7 @@ def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
 
 
 def check_start(start_index: Any) -> None:
-    """Raises an error if `start_index` is neither an integer from 0 nor such a scalar tensor."""
+    """Raises an error if `start_index` is no integer from 0 on, and no integer scalar tensor."""
     if hasattr(start_index, "dtype") and hasattr(start_index, "shape"):
         dtype = keras.backend.standardize_dtype(start_index.dtype)
         shape = tuple(start_index.shape)  # TensorFlow's empty `TensorShape` is true.

@@ -345,6 +345,7 @@ def _build_and_fill(
     block_shape: tuple[int, int],
     is_shown: bool,
 ) -> Any:
+    """Builds a model with zeros in place of random weights, and reads its checkpoint."""
     with unset_variables() as unset:
         model = model_class(config, dtype=policy)
     entries = model.checkpoint_entries(weights.names)

@@ -59,7 +59,6 @@ class WeightsFolder:
         return True
 
     def _read_shards(self, weight_map: dict[str, str]) -> None:
-        """Adds the tensors of all shards. The map has a tensor's file name by its own name."""
         shards: dict[str, set[str]] = {}
         for name, shard in weight_map.items():
             shards.setdefault(shard, set()).add(name)
@@ -111,7 +110,6 @@ class WeightsFolder:
             if name in self.tensors
             for problem in self._compare(name, shape, entry, block_shape)
         ]
-        # A damaged file may hold tensors of any name.
         missing = sorted(expected_names - present) if self._is_complete else []
         problems = [
             *(self.damages[:_MOST_NAMES]),

@@ -120,7 +120,6 @@ def _order_plans(
 def _plan(
     entry: CheckpointEntry, dtype: str | None, float32_tensors: Sequence[str]
 ) -> list[PlannedTensor]:
-    """Returns the names, dtypes and shapes of the tensors that an entry's variables become."""
     variable_dtype = np.dtype(DTYPES[_NAMES[entry.variables[0].dtype]])
     is_floating = variable_dtype.kind not in "iub"
     plan = []
@@ -187,7 +186,6 @@ def _stream(
 
 
 def _read_values(entry: CheckpointEntry, read_value: ReadValue) -> list[Array]:
-    """Reads the variables of an entry, joined from the processes that hold their parts."""
     return [
         backend.current().distribution.read_whole(read_value(variable))
         for variable in entry.variables

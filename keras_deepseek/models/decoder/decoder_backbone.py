@@ -82,7 +82,7 @@ class DecoderBackbone(ConfigModel):
                 `"padding_mask"` of the same shape, 0 for padding.
             training: boolean or `None`. Whether the model trains. `None` takes the value of the
                 surrounding call. Defaults to `None`.
-            mask: As in `keras.Model`; padding is said by `"padding_mask"`. Defaults to `None`.
+            mask: As in `keras.Model`; `"padding_mask"` says what is padding. Defaults to `None`.
 
         Returns:
             A tensor of shape `(batch_size, length, hidden_dim)`.

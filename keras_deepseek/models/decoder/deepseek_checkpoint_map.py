@@ -66,6 +66,7 @@ def _prediction_prefixes(model: CausalLM) -> list[str]:
 
 
 def _embedding_entries(model: CausalLM, tensors: Collection[str]) -> list[CheckpointEntry]:
+    """Returns the entries of the token embedding and the head; a file repeats both by module."""
     embedding, prefixes = model.backbone.token_embedding, _prediction_prefixes(model)
     copies, heads = (
         [name for name in names if name in tensors or not tensors]
@@ -104,6 +105,7 @@ def _repeated_entry(
 
 
 def _prediction_entries(prediction: MultiTokenPrediction, first: int) -> list[CheckpointEntry]:
+    """Returns the entries of modules, which the file has as further layers from number `first`."""
     entries = []
     for index, block in enumerate(prediction.blocks):
         prefix = f"model.layers.{first + index}"

@@ -144,8 +144,8 @@ def _read_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
             _look_up("compress_ratios", ratio, _RATIOS) for ratio in settings["compress_ratios"]
         ]
     if types is None:  # The default of transformers.
-        further = ("heavily_compressed_attention", "compressed_sparse_attention")
-        types = [further[0] if index < 2 else further[index % 2] for index in range(count)]  # noqa: PLR2004
+        heavy, sparse = "heavily_compressed_attention", "compressed_sparse_attention"
+        types = [heavy, heavy, *([heavy, sparse] * count)][:count]
     routers = settings.get("mlp_layer_types")
     if routers is None:
         num_hash = settings.get("num_hash_layers", _NUM_HASH_LAYERS)

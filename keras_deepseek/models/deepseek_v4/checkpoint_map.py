@@ -134,6 +134,7 @@ def _candidate_names(name: str) -> Sequence[str]:
 
 
 def _list_entries(model: Any, side: int) -> Entries:
+    """Returns the entries of a model; `side`, here and below, is `_RELEASE` or `_TRANSFORMERS`."""
     backbone = model.backbone
     embedding = backbone.token_embedding
     heads = _HEAD if embedding.tie_weights else ()
@@ -153,6 +154,7 @@ def _list_entries(model: Any, side: int) -> Entries:
 
 
 def _read_table(table: _Table, layer: Any, prefix: str, side: int) -> Entries:
+    """Returns an entry for each row of a table: a path from `layer`, two names, and a maker."""
     entries = []
     for path, *names, make in table:
         attribute, _, name = path.rpartition(".")
@@ -204,6 +206,7 @@ def _expert_entries(experts: Any, prefix: str, side: int) -> Entries:
 
 
 def _stacked_entries(experts: Any, prefix: str) -> Entries:
+    """Returns the entries of experts in transformers' two tensors: gate and up joined, and down."""
     gate, up, down = experts.gate_kernel, experts.up_kernel, experts.down_kernel
     width = gate.shape[-1]
 

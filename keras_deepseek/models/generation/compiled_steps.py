@@ -55,17 +55,17 @@ class CompiledSteps:
         return step
 
     def prefill(self, kind: StepKind, capacity: int) -> Step:
-        """Returns the compiled prefill step.
+        """Returns the compiled prefill step: it reads the prompts and makes the first new tokens.
 
-        It takes the prompts' token ids, mask, uniforms and numbers. `capacity` is the number of
-        slots of the caches that it makes.
+        It takes `token_ids`, `mask`, `uniforms` and `numbers`, as `begin_text` does. `capacity` is
+        the number of slots of the caches that it makes.
         """
         return self.get(("prefill", kind, capacity), _prefill, kind, capacity)
 
     def decode(self, kind: StepKind) -> Step:
-        """Returns the compiled decode step.
+        """Returns the compiled decode step: it reads each row's last token and makes the next one.
 
-        It takes the last tokens, slot, positions, uniforms and numbers.
+        It takes the last tokens, their slot and positions, `uniforms` and `numbers`.
         """
         return self.get(("decode", kind), _decode, kind)
 
@@ -112,7 +112,7 @@ def begin_text(
         capacity: The number of slots of the caches.
         token_ids: Integer tensor of shape `(batch_size, length)`.
         mask: Boolean tensor of the same shape, or `None`.
-        uniforms: float32 tensor of shape `(batch_size,)`.
+        uniforms: float32 tensor of shape `(batch_size,)`. Random numbers in [0, 1).
         numbers: float32 scalars of the sampler, by name.
         num_hidden_states: The number of last tokens to return hidden states of; `None` is all.
     """

@@ -118,7 +118,7 @@ def read_stop_tokens(
     batch_size: int,
     vocabulary_size: int | None = None,
 ) -> list[frozenset[int]]:
-    """Returns the tokens at which each row stops.
+    """Returns for each row the set of tokens at which it stops.
 
     `stop_token_ids` is `"auto"` for the end tokens, an integer, a list of integers, one list of
     integers for each row, or `None` for none. A `vocabulary_size` of `None` is unknown.
@@ -137,7 +137,7 @@ def read_stop_tokens(
         stop_token_ids = np.asarray(stop_token_ids).tolist()
     rows = list(stop_token_ids) if _is_list(stop_token_ids) else [stop_token_ids]
     if all(isinstance(token, numbers.Integral) for token in rows):
-        return [_read_stop(rows, vocabulary_size)] * batch_size
+        return [_read_stop(rows, vocabulary_size)] * batch_size  # The same tokens for all rows.
     if len(rows) != batch_size or not all(map(_is_list, rows)):
         raise InvalidInputError(
             f"`stop_token_ids` must be integers, or one list of integers for each of the "

@@ -61,7 +61,7 @@ def adjust(logits: Any, seen_tokens: Any, rules: SamplingRules, numbers: Numbers
 
 
 def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
-    """Returns the smallest score that a token needs to be kept, per row, or `None`."""
+    """Returns the smallest score with which a token of a row is kept; `None` if all are."""
     bounds = []
     ordered = None
     vocabulary_size = scores.shape[-1]

@@ -96,7 +96,7 @@ class NewToken:
 
 
 class RowNoise:
-    """A source of random numbers in [0, 1) for each row, by the seed and the row's index only.
+    """A source of random numbers in [0, 1), which depend only on the seed and the row's index.
 
     It draws `count` numbers at once; `None` draws one without an axis for it.
     """
@@ -127,6 +127,7 @@ def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[lis
 def _compute_one_by_one(
     steps: CompiledSteps, request: TokenRequest, _: "_RunningRows"
 ) -> Iterator[dict[str, Array]]:
+    """Yields the outputs of each decode step, as arrays by name with one token a row."""
     slots = _SlotCounter(request, can_grow=holds_only_slots(steps.model.make_cache))
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
     numbers, noise = request.sampler.numbers, RowNoise(request.seed, len(request.prompts.rows))
@@ -146,6 +147,7 @@ def _compute_one_by_one(
 def _speculate(
     steps: CompiledSteps, request: TokenRequest, rows: "_RunningRows"
 ) -> Iterator[dict[str, Array]]:
+    """Yields what `_compute_one_by_one` does, by speculative decoding: several tokens a round."""
     model = steps.model
     num_drafts = DraftModules(model).num_modules
     slots = _SlotCounter(request, can_grow=True, num_drafts=num_drafts)

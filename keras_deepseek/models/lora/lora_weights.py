@@ -86,10 +86,7 @@ def assign_adapters(model: keras.Model, adapters: Mapping[str, LayerAdapter], so
 
 
 def _fits(layer: keras.Layer, adapter: LayerAdapter, *, has_lora: bool) -> bool:
-    """Returns true if an adapter has the shapes of a layer's kernel, and equals its LoRA in scale.
-
-    `has_lora` is true if the layer has a LoRA already.
-    """
+    """Returns true if an adapter fits a layer's kernel and, with `has_lora`, its present LoRA."""
     shape = tuple(kernel_of(layer).shape)
     rank = layer.lora_rank if has_lora else adapter.rank
     if has_lora and not math.isclose(layer.lora_alpha, adapter.lora_alpha, rel_tol=1e-6):

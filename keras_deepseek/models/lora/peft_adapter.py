@@ -144,8 +144,7 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         if _is_of_experts(name):
             refused.append(name)
         elif name not in modules:
-            # Under this name `assign_adapters` reports it as unknown; the scale is not read.
-            adapters[name] = LayerAdapter(down, up, 1.0)
+            adapters[name] = LayerAdapter(down, up, 1.0)  # `assign_adapters` reports it as unknown.
         else:
             scale = _scale_of(config, name, len(down))
             read = modules[name].split(down, up, scale, is_there=has_lora)
@@ -165,7 +164,6 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
 
 def _is_of_experts(name: str) -> bool:
-    """Returns true for the `transformers` name of a router or of an expert."""
     return "experts" in name.split(".") or name.endswith(".mlp.gate")
 
 
@@ -184,7 +182,6 @@ def _check_model(model: Any) -> PresetModel:
 def _check_written(
     model: PresetModel, modules: Mapping[str, PeftModule], adapted: Iterable[keras.Layer]
 ) -> None:
-    """Raises an error if a layer's LoRA belongs to no module, or `peft` calls that an expert."""
     written_ids = {id(layer) for module in modules.values() for layer in module.layers}
     unwritten = [path_of(layer) for layer in adapted if id(layer) not in written_ids]
     if unwritten:
@@ -243,7 +240,6 @@ def _check_copy(name: str, table: Array, modules: Mapping[str, PeftModule]) -> N
 
 
 def _make_config(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """Makes an `adapter_config.json` from the rank and the `lora_alpha` of each module."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -280,7 +276,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 
 def _scale_of(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """Returns the factor of the product of a module's LoRA matrices, as `peft` computes it."""
     alpha = config.get("lora_alpha", 8)  # The default of `peft`.
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):

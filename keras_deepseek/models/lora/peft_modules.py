@@ -195,7 +195,6 @@ def find_modules(
 
 
 def _is_linear(entry: CheckpointEntry) -> bool:
-    """Returns true if `peft` can adapt the module of a checkpoint entry as a `Linear`."""
     matrix = 2
     is_matrix = all(len(variable.shape) == matrix for variable in entry.variables)
     return entry.num_input_axes is not None or is_matrix
@@ -281,7 +280,6 @@ class PeftLinear:
         return None
 
     def _name(self, parts: list[Factors | None], scale: float) -> dict[str, LayerAdapter]:
-        """Returns the A and B of each kernel in its own shape, by the path of its layer."""
         named = {}
         for variable, part in zip(self.entry.variables, parts, strict=True):
             if part is None:

@@ -33,22 +33,22 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
     """`SlidingWindowAttention` that also attends to chosen entries, each made of a few tokens.
 
     Choose it for long sequences in which a token should look up details far away. There is one
-    entry for every `compress_rate` tokens. A token attends to `index_top_k` of them, in one softmax
-    with its window: those with the highest scores of a lightning indexer, which are gathered. An
-    entry is made from its own window of tokens and the window before it,
+    entry for every `compress_rate` tokens. A lightning indexer scores the entries. A token attends
+    to the `index_top_k` entries with the highest scores, in one softmax with its window. An entry
+    is made from its own window of tokens and the window before it,
 
     ```
-    gate = gate(x) + position_bias                   for two series, a and b, as for the values
+    gate = gate(x) + position_bias              gates and values each have two series, a and b
     entry_n = rms_norm(sum over j of softmax over j(gate_j) * value_j)        number by number
               where j goes over a of window n - 1 and over b of window n
     k_n = rotary(entry_n, position of the first token of window n)
     score[t, n] = sum over i of index_weight_i(x_t) * relu(index_query_i(t) . index_k_n)
     ```
 
-    where the indexer's keys are made in the same way, of size `index_head_dim` and with separate
-    weights, and its queries from the compressed queries. A token never sees an entry whose last
-    token comes after it. With at most `index_top_k` entries a token sees all of them, and nothing
-    is scored. Otherwise the scores, of few small heads, are the only part whose cost grows with the
+    The keys of the indexer are made in the same way, of size `index_head_dim` and with separate
+    weights; its queries are made from the compressed queries. A token never sees an entry whose
+    last token comes after it. With at most `index_top_k` entries a token sees all, and nothing is
+    scored. Otherwise the scores, of few small heads, are the only part whose cost grows with the
     square of the length. Windows are counted over real tokens, so padding is in no window. Given
     positions must be consecutive within a window.
 

@@ -179,10 +179,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         visibility: dict[str, Any],
         training: bool | None,
     ) -> Any:
-        """Returns the attention outputs of each head (BTNV), computed in chunks of queries.
-
-        In training without a cache, it also adds the loss of the indexer.
-        """
+        """Returns the outputs of each head (BTNV), in chunks; adds the indexer's loss."""
         has_cache = "mask" in keys
         adds_loss = bool(training) and self.indexer_loss_weight is not None and not has_cache
         key_length = keys["latent"].shape[1]

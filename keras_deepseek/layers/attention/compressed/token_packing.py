@@ -85,9 +85,10 @@ def count_tokens(mask: Any, index: Any) -> Any:
 
 
 def take_rows(x: Any, indices: Any) -> Any:
-    """Gathers rows of each sequence: the shape of `indices`, then that of a row of `x`.
+    """Gathers rows of each sequence by their indices.
 
-    `x` is `(B, S, ...)`; the indices, from 0 to S - 1, are `(B, ...)` or `(1, ...)`.
+    `x` is `(B, S, ...)`; the indices, from 0 to S - 1, are `(B, ...)` or `(1, ...)`. The result has
+    the shape of `indices`, then that of a row of `x`.
     """
     if indices.shape[0] == 1:
         return ops.take(x, indices[0], axis=1)
@@ -100,9 +101,9 @@ def take_rows(x: Any, indices: Any) -> Any:
 
 
 def join_recent(recent: Any, new: Any, tokens: PackedTokens) -> tuple[Any, Any]:
-    """Joins the last tokens of earlier calls (BRD) and new tokens (BTD) to (B, R + T, D).
+    """Joins the last tokens of earlier calls (BRD) and new tokens (BTD).
 
-    Also returns the last R real ones.
+    Returns the joined tokens (B, R + T, D), and the last R real ones of these to keep (BRD).
     """
     joined = ops.concatenate([recent, ops.cast(new, recent.dtype)], axis=1)
     last = tokens.num_real + ops.arange(recent.shape[1], dtype="int32")

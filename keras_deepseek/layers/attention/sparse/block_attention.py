@@ -134,9 +134,10 @@ def attend_rows(
 
 
 def weigh_keys(scores: Any, is_visible: Any) -> Any:
-    """Returns a softmax over visible keys, the last axis, in float32; over all if none is visible.
+    """Returns the softmax of scores over visible keys, in float32.
 
-    `is_visible` broadcasts to the shape of the scores.
+    Keys are the last axis. If none is visible, it goes over all. `is_visible` broadcasts to the
+    shape of the scores.
     """
     scores = ops.cast(scores, promote_dtypes(scores.dtype, "float32"))
     scores = scores + HIDDEN * ops.cast(ops.logical_not(is_visible), scores.dtype)
@@ -210,7 +211,10 @@ def attend_to_cached_blocks(
 
 
 def _look_up(layout: BlockLayout, num_slots: int, numbers: Any) -> list[Any]:
-    """Returns the key slots that rows see, and the first and last query that sees each one (RK)."""
+    """Returns the cache slots that rows see, and the first and last query that sees each one (RK).
+
+    `numbers` (R) are the numbers of the rows in the whole sequence.
+    """
     table = plan_rows(layout, num_slots)
     slots = table.keys[..., None] * layout.block_size + np.arange(layout.block_size)
     slots = np.minimum(slots, num_slots - 1).reshape(len(slots), -1).astype("int32")

@@ -60,9 +60,9 @@ class NativeSparseAttention(SelfAttentionLayer):
     K_window        the last `sliding_window` tokens
     ```
 
-    The first branch decides which blocks to choose. The importance of a block is the sum of its
-    attention weights, each times the strides that the compressed block shares with the block to
-    choose, summed over the heads of queries that share a head of keys. These heads make one common
+    The first branch decides which blocks to choose. The importance of a block is the sum of the
+    attention weights of compressed blocks, each times the number of strides that the two blocks
+    share. It sums over the heads of queries that share a head of keys, which make one common
     choice. The first `num_initial_blocks` and the last `num_local_blocks` are always chosen. The
     choice has no gradient. The tokens that chose a block are gathered and multiplied with that
     block only. The cost of compressed keys is the square of the length divided by
@@ -284,7 +284,6 @@ class NativeSparseAttention(SelfAttentionLayer):
         else:
             heads = self._branches.attend_to_cache(query, cache, numbers)
         gates = ops.sigmoid(project_tokens(self.gate_dense, tokens.inputs))
-        # One gate a head and branch.
         gated = [gates[..., i : i + 1] * head_BLNH for i, head_BLNH in enumerate(heads)]
         outputs = project_tokens(self.output_dense, gated[0] + gated[1] + gated[2])
         outputs = tokens.unpack(outputs)

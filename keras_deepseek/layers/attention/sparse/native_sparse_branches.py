@@ -234,14 +234,14 @@ def swap_heads(x: Any) -> Any:
 
 
 def take_places(x: Any, indices: Any) -> Any:
-    """Gathers entries (BGKD) from `x` (BGPD) by their indices `indices` (BK)."""
+    """Gathers entries (BGKD) from `x` (BGPD) by their `indices` (BK)."""
     rows = _number_rows(x, indices)
     entries = ops.take(ops.reshape(x, (-1, x.shape[-1])), ops.reshape(rows, (-1,)), axis=0)
     return ops.reshape(entries, (-1, x.shape[1], indices.shape[1], x.shape[-1]))
 
 
 def put_places(x: Any, indices: Any, updates: Any) -> Any:
-    """Returns a copy of `x` (BGPD) with `updates` (BGKD) written at the indices `indices` (BK)."""
+    """Returns a copy of `x` (BGPD) with `updates` (BGKD) written at `indices` (BK)."""
     dim = x.shape[-1]
     rows = ops.reshape(_number_rows(x, indices), (-1, 1))
     updates = ops.reshape(ops.cast(updates, x.dtype), (-1, dim))
@@ -251,7 +251,7 @@ def put_places(x: Any, indices: Any, updates: Any) -> Any:
 
 
 def _number_rows(x: Any, indices: Any) -> Any:
-    """Converts indices `indices` to indices (BGK) into `x` with its first three axes flattened."""
+    """Converts `indices` (BK) to indices (BGK) into `x` (BGPD), its first three axes flattened."""
     num_heads, num_places = x.shape[1:3]
     rows = ops.arange(ops.shape(x)[0] * num_heads, dtype="int32") * num_places
     return ops.reshape(rows, (-1, num_heads, 1)) + ops.expand_dims(indices, 1)
