@@ -153,7 +153,6 @@ class WeightsFolder:
 
     @cached_property
     def _has_dotted_scales(self) -> bool:
-        """True if scales are named `x.scale`, beside a tensor `x.weight`."""
         names, suffix = self.names, ".scale"
         return any(
             name.endswith(suffix) and f"{name.removesuffix(suffix)}.weight" in names

@@ -132,7 +132,6 @@ def _plan(
 
 
 def _divide(planned: Sequence[PlannedTensor], max_bytes: int) -> list[list[PlannedTensor]]:
-    """Divides tensors into files of at most `max_bytes`; a larger tensor has a file of its own."""
     shards: list[list[PlannedTensor]] = [[]]
     filled = 0
     for tensor in planned:

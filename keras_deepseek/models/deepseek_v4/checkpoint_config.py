@@ -235,7 +235,6 @@ def write_checkpoint_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     rotary = {}
     for kind, prefix in (("main", ""), ("compress", "compress_")):
         scaling = dict(fields[f"{prefix}rope_scaling"] or {"rope_type": "default"})
-        # Older configs say "type".
         scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type"))
         if scaling["rope_type"] == "yarn":
             scaling.setdefault("attention_factor", 1.0)

@@ -229,7 +229,6 @@ def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tu
 
 
 def _check_copy(name: str, table: Array, modules: Mapping[str, PeftModule]) -> None:
-    """Raises an error if an adapter's copy of an embedding table differs from the model's table."""
     module = modules[name.removeprefix(_PREFIX).removesuffix(".base_layer.weight")]
     ours = [keras.ops.convert_to_numpy(kernel_of(x).value) for x in module.layers if x is not None]
     if len(ours) != 1 or not np.array_equal(ours[0].astype(table.dtype), table):

@@ -71,8 +71,7 @@ def join_factors(layout: LinearLayout, factors: Sequence[Factors | None]) -> Fac
 def _join_blocks(a: Array, b: Array) -> Factors:
     """Converts Keras's A and B to one A for all blocks and a B for each block.
 
-    `a` is `(inputs, blocks, rank)`, `b` `(rank, width)`. The results are `(new_rank, inputs)` and
-    `(blocks, width, new_rank)`.
+    From `(inputs, blocks, rank)` and `(rank, width)` to `(r, inputs)` and `(blocks, width, r)`.
     """
     num_inputs, num_blocks, rank = a.shape
     width = b.shape[1]
@@ -120,7 +119,7 @@ def split_blocks(
     rank, uneven = divmod(len(down), blocks * sum(has_lora))
     if not rank or uneven:
         return None
-    # Each kernel's part is subtracted. A rest at the end shows that the matrices have another form.
+    # Each kernel's part is subtracted. A rest at the end: `join_factors` did not make the matrices.
     residual = up.reshape(blocks, -1, len(down)).copy()
     parts: list[Factors | None] = []
     for offset, width, has in zip(layout.offsets, layout.widths, has_lora, strict=True):
@@ -158,8 +157,7 @@ def split_shared(
 def _share(down: Array, up: Array) -> Factors:
     """Converts an A for all blocks and a B for each block to Keras's A and B of one kernel.
 
-    `down` is `(rank, inputs)`, `up` `(blocks, width, rank)`. The results are `(inputs, blocks,
-    new_rank)` and `(new_rank, width)`.
+    From `(rank, inputs)` and `(blocks, width, rank)` to `(inputs, blocks, r)` and `(r, width)`.
     """
     num_blocks, width, rank = up.shape
     # The smaller rank is that of the whole product, with an identity as B.

@@ -107,7 +107,6 @@ class TokenCompressor(keras.Layer):
             gates_BSF, updates[f"{self.prefix}recent_gate"] = join_recent(
                 cache[f"{self.prefix}recent_gate"], gates_BSF, tokens
             )
-        # Numbers of windows, the first of which may have tokens of earlier calls.
         windows_BW = tokens.num_before // rate + ops.arange(num_windows, dtype="int32")
         entries_BWD = self._pool(values_BSF, gates_BSF, windows_BW, tokens)
         # Only the last token of a window is sure to be in this call, so its position is read.
