@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.inference.server.server import wait_until_stopped
     from keras_deepseek.inference.server.termination import Interruption
 
-    model, of_engine = read_model(arguments), read_engine(arguments)
+    model, engine_arguments = read_model(arguments), read_engine(arguments)
     options = read_servers(arguments)
     raise_limit()
     engine, admin = None, None
@@ -123,14 +123,15 @@ def run(arguments: argparse.Namespace) -> None:
         with Interruption(takes_sigterm=True) as interruption:
             if is_uri(model):
                 model = fetch_model(model, arguments.cache_dir)
-            engine = ServingEngine(model, **of_engine)
+            engine = ServingEngine(model, **engine_arguments)
             if admin is not None:
                 admin.engine = engine
             interruption.check()
             with _one_line_errors(engine):
                 with _one_line_warnings():
+                    # The admin server runs already: `serve` must not start another one.
                     engine.serve(**vars(replace(options, admin_port=None)))
-                threads = of_engine.get("threads", "as the runtime chooses")
+                threads = engine_arguments.get("threads", "as the runtime chooses")
                 logging.getLogger(__name__).info("The model is ready. CPU threads: %s.", threads)
                 # Log lines and a live line would mix on the terminal.
                 live_line = None if options.access_log else LiveLine(engine)

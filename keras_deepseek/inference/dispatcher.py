@@ -209,6 +209,13 @@ class Dispatcher:
         options: RequestOptions,
         trace: RequestTrace | None = None,
     ) -> tuple[Callable[[], None], ModelVersion]:
+        """Queues a request at the version that `options` name, and counts it in `trace`.
+
+        `bind` returns the inputs for the signature of that version.
+
+        Returns:
+            A function that cancels the request, and the version.
+        """
         repository = self.repository
         if repository.state != "ready":
             repository.check_open()
@@ -225,11 +232,14 @@ class Dispatcher:
                 if options.get("timeout") is None:
                     version.check_room()  # Reading a large body only to refuse it takes long.
                 inputs = bind(version.signature)
+                deliver_and_log = deliver
+                if self._request_log is not None:
+                    deliver_and_log = self._request_log.watch(
+                        version.name, version.number, inputs, deliver
+                    )
                 request = version.submit(
                     inputs,
-                    deliver
-                    if self._request_log is None
-                    else self._request_log.watch(version.name, version.number, inputs, deliver),
+                    deliver_and_log,
                     timeout=options.get("timeout"),
                     priority=options.get("priority", 0),
                     client=client,

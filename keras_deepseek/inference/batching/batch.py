@@ -45,11 +45,15 @@ class Request:
 
     Requests share a batch only if their `shape_key` is equal.
 
-    `deliver` is called once with the request, when `outputs` or `error` is set: on the model's
-    thread, or on the thread that found the deadline passed. It must not block. `deadline` is a time
-    in seconds of the batcher's clock. A higher priority leaves first. `connection` is the file
-    descriptor of the client's socket, if it is known: a request whose client has hung up is not
-    run, though its server has not cancelled it yet.
+    Args:
+        inputs: Arrays by name, all with the same number of rows.
+        deliver: Function that is called once with the request, when `outputs` or `error` is set. It
+            runs on the model's thread, or on the one that found the deadline passed, and must not
+            block.
+        deadline: The time at which the answer is useless, in seconds of the batcher's clock.
+        priority: A request of higher priority leaves the queue first.
+        connection: The file descriptor of the client's socket, if it is known. The request does not
+            run if the client has hung up, though the server has not cancelled it yet.
     """
 
     __slots__ = (
@@ -83,14 +87,14 @@ class Request:
         priority: int = 0,
         connection: int | None = None,
     ) -> None:
-        sizes = {array.shape[0] if array.ndim else None for array in inputs.values()}
-        if len(sizes) != 1 or None in sizes:
+        row_counts = {array.shape[0] if array.ndim else None for array in inputs.values()}
+        if len(row_counts) != 1 or None in row_counts:
             shapes = {name: array.shape for name, array in inputs.items()}
             raise InvalidInputError(
                 f"Expected at least one input, all with the same number of rows; received {shapes}."
             )
         self.inputs = inputs
-        self.rows: int = sizes.pop() or 0
+        self.rows: int = row_counts.pop() or 0
         self.bytes = sum([_count_bytes(array) for array in inputs.values()])
         self.shape_key = tuple(
             [(name, array.shape[1:], array.dtype) for name, array in sorted(inputs.items())]
@@ -101,7 +105,7 @@ class Request:
         self.taken_rows = 0
         self.arrived = 0.0
         self.decision: BatchDecision | None = None
-        """The record of the last batch that it was in."""
+        """The record of the last batch that had rows of the request."""
         self.outputs: dict[str, Array] | None = None
         self.error: BaseException | None = None
         self.is_cached = False
@@ -109,7 +113,10 @@ class Request:
         self.is_over = False
         self._deliver = deliver
         self._open = iter((True,))
-        """Yields its one item to the first thread that finishes or withdraws the request."""
+        """Yields its one item to the first thread that finishes or withdraws the request.
+
+        `next` is atomic, so no lock is needed.
+        """
         self._answered_rows = 0
         self._parts: dict[int, dict[str, Array]] = {}
 

@@ -53,11 +53,14 @@ class BatchQueue:
     """Requests that wait for a model, in one queue for each set of shapes.
 
     A request that does not fit into a batch continues in the next one. A request that can't be
-    answered in time, by its deadline or by `target_latency` in seconds, is refused at once. Without
-    both, its wait is bounded by controlled delay: a queue that has not been empty for longer than
-    `patience` stands, however many requests leave it, so a request that would wait longer than that
-    is refused, and those in the queue stay in time. A burst, which the model works off meanwhile,
-    is not refused. The caller adds the measured times to `batch_time`.
+    answered in time, by its deadline or by `target_latency` in seconds, is refused at once.
+
+    Without both, the wait is bounded by controlled delay. A queue stands if it has not been empty
+    for longer than `patience`, however many requests leave it. While it stands, a request that
+    would wait longer than `patience` is refused, and those in the queue are answered in time. A
+    burst is not refused if the model works it off before the queue stands.
+
+    The caller adds the measured times to `batch_time`.
 
     `max_rows` limits the waiting rows, and the rows of one request. With `None`, more than
     `SURE_ROWS` wait if a batch was measured and their time and bytes allow it. `row_bytes` is the
@@ -91,7 +94,9 @@ class BatchQueue:
         self._target_latency = target_latency or math.inf
         self._shape_queues: dict[tuple[object, ...], ShapeQueue] = {}
         self._ends: list[float] = []
+        """The expected end of each batch that runs."""
         self._standing_since = 0.0
+        """The time since which the queue has not been empty."""
 
     def add(self, request: Request, now: float) -> None:
         """Adds a request to the queue of its input shapes.
@@ -125,31 +130,34 @@ class BatchQueue:
     def check_room(
         self, rows: int, deadline: float, now: float, request: Request | None = None
     ) -> None:
-        """Raises `OverloadedError` if too many rows wait, or these would be late.
+        """Raises `OverloadedError` if too many rows wait, or `rows` more would be late.
 
         Without a `request`, the rows are those of requests that were not read yet.
         """
         allowed = min(deadline - now, self._target_latency)
         if self.rows + rows > (self._max_rows or SURE_ROWS):
             self._check_bulk(rows, allowed, now, request)
-        stands = now - self._standing_since if self.rows and allowed == math.inf else 0.0
-        if stands > STANDING_SECONDS and stands > self.patience:
-            # Nobody waits for the answer to many rows as for that to a few.
+        # Controlled delay is for requests without a time limit: for others these seconds are 0.
+        has_no_limit = allowed == math.inf
+        standing_seconds = now - self._standing_since if self.rows and has_no_limit else 0.0
+        # The constant comes first: it is cheaper to compare, and `patience` is never less.
+        if standing_seconds > STANDING_SECONDS and standing_seconds > self.patience:
+            # The client of a request with many rows expects to wait longer.
             allowed = BULK_SECONDS if rows > self._buckets[-1] else self.patience
         if allowed == math.inf or not self._time.is_known:
             return
         wait = self.predict_wait(rows, now)
         age = self.age(now)
-        # A model that hangs, or is much slower than before, makes more than a batch wait.
-        if stands and self.rows >= self._limit() and age > HANGING * self.patience:
+        # If the model hangs, or is much slower than before, the prediction is too low.
+        if standing_seconds and self.rows >= self._limit() and age > HANGING * self.patience:
             wait = max(wait, age)
         # On a free machine a request is never refused, though the model alone may be too slow.
-        if wait > allowed and (self.rows or self._ends):
-            why = (
-                f"the queue has not been empty for {stands:.3g} s, so {allowed:.3g} s are allowed"
-                if stands
-                else f"is needed in {allowed:.3g} s"
-            )
+        is_busy = bool(self.rows or self._ends)
+        if wait > allowed and is_busy:
+            why = f"is needed in {allowed:.3g} s"
+            if standing_seconds:
+                why = f"the queue has not been empty for {standing_seconds:.3g} s"
+                why += f", so {allowed:.3g} s are allowed"
             raise OverloadedError(
                 f"The answer would take {wait:.3g} s, and {why}: {self.rows} rows are waiting",
                 retry_after=wait,
@@ -222,8 +230,8 @@ class BatchQueue:
     def predict_wait(self, rows: int, now: float) -> float:
         """Returns the seconds after which rows that come now would be answered.
 
-        It ignores that requests of higher priority may come later, and that queues may send batches
-        that are not full.
+        The prediction ignores that requests of higher priority may come later, and that batches may
+        leave before they are full.
         """
         limit = self._limit()
         full, remainder = divmod(self.rows + rows, limit)
@@ -233,9 +241,9 @@ class BatchQueue:
         return queued + (max(min(self._ends) - now, 0.0) if running else 0.0)
 
     def _check_bulk(self, rows: int, allowed: float, now: float, request: Request | None) -> None:
-        """Raises an error if rows have no room behind those that may wait in any case.
+        """Raises an error if rows beyond `SURE_ROWS` or `max_rows` have no room.
 
-        It is an `InvalidInputError` if a retry would not help.
+        The error is an `OverloadedError`, or an `InvalidInputError` if a retry would not help.
         """
         wait = self.predict_wait(rows, now)
         if allowed == math.inf:
@@ -266,7 +274,9 @@ class BatchQueue:
     def _due(
         self, limit: int, now: float
     ) -> list[tuple[tuple[int, float], int, ShapeQueue, Reason]]:
+        """Returns the queues with a due batch, and its reason. The least item is the first due."""
         return [
+            # The number is unique, so the comparison of two items never reaches the queues.
             (queue.sort_key, number, queue, reason)
             for number, queue in enumerate(self._shape_queues.values())
             if (reason := queue.reason_to_leave(limit, now, self.is_closing)) is not None
@@ -283,10 +293,10 @@ class BatchQueue:
         return max(fitting, default=self._buckets[0])
 
     def _size_to_take(self, queue: ShapeQueue, limit: int) -> int:
-        """Returns `limit`, or the padded size below the waiting rows if a row costs less there.
+        """Returns the rows to take: `limit`, or a smaller padded size if a row costs less there.
 
-        With padding to 32, 20 rows may take 12 ms, where 16 take 8 ms. The other 4 lead the next
-        batch. No request is split for that if it comes first.
+        For example, 20 rows are padded to 32 and take 12 ms, where 16 take 8 ms. So 16 are taken,
+        and the other 4 lead the next batch. The first request is never split for that.
         """
         rows = min(queue.rows, limit)
         padded, time = self.bucket(rows), self._time.predict

@@ -100,8 +100,11 @@ class Batcher:
         self._totals = BatchTotals()
         self._running: set[Batch] = set()
         self._is_given_up = False
+        """True if `close` did not wait for the running batches any longer."""
         self._num_waiting = 0
+        """The number of threads that sleep until a batch is due."""
         self._wakes_at = math.inf
+        """The time when the first of them wakes by itself."""
 
     def start(self) -> None:
         """Starts the threads. Requests that were submitted before run now."""
@@ -115,9 +118,9 @@ class Batcher:
     def submit(self, request: Request) -> None:
         """Queues a request, which gets exactly one answer.
 
-        Its deadline is a time of the batcher's clock. Raises `InvalidInputError` if it alone is too
-        large, `OverloadedError` if too many rows wait or it would be late, and `ClosedError` if the
-        batcher is closed.
+        The request's deadline is a time of the batcher's clock. Raises `InvalidInputError` if the
+        request alone is too large, `OverloadedError` if too many rows wait or it would be late, and
+        `ClosedError` if the batcher is closed.
         """
         with self._condition:
             if self._queue.is_closing:
@@ -159,13 +162,13 @@ class Batcher:
         """Refuses new requests, and returns when the accepted ones are answered.
 
         After `seconds`, requests without an answer get a `ClosedError`. Returns False if a call of
-        the model hangs, which keeps its thread.
+        the model has not returned by then: its thread goes on.
         """
         with self._condition:
             self._queue.is_closing = True
             self._condition.notify_all()
         self._after_batch()
-        if not self._threads:
+        if not self._threads:  # It was never started: the queued requests run here.
             self._work(self._replicas[0])
         has_ended = self._join(seconds)
         if not has_ended:
@@ -185,6 +188,7 @@ class Batcher:
             )
 
     def _work(self, run: InferenceFunction) -> None:
+        """Runs the batches that are due on one replica, until the batcher is closed and empty."""
         while self._wait_until_due():
             with self._take_turn():
                 self._expire()
@@ -202,7 +206,7 @@ class Batcher:
     def _next_batch(self) -> Batch | None:
         """Returns a batch without the requests of clients that have hung up.
 
-        It is `None` if nothing is left of it, or another replica has taken it.
+        Returns `None` if the batch has no request left, or if another replica has taken it.
         """
         batch = self._queue.next_batch(self._clock())
         if batch is not None and (disconnected := find_disconnected(batch)):
@@ -226,6 +230,7 @@ class Batcher:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _give_up(self) -> None:
+        """Answers all queued and running requests with a `ClosedError`."""
         with self._condition:
             self._is_given_up = True
             requests = self._queue.clear()
@@ -266,6 +271,7 @@ class Batcher:
             self._wakes_at = math.inf
 
     def _answer(self, batch: Batch, run: InferenceFunction) -> None:
+        """Runs a batch; if the batch fails, runs its requests one by one."""
         if self._try(batch, run):
             return
         for single in batch.split():
@@ -277,7 +283,7 @@ class Batcher:
     def _try(self, batch: Batch, run: InferenceFunction) -> bool:
         """Runs a batch and answers its requests.
 
-        Returns False if it fails, and its requests are to be tried one by one.
+        Returns False if a batch of several requests fails: they are to be tried one by one.
         """
         size = self._queue.bucket(batch.rows)
         start = self._clock()

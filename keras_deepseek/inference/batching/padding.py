@@ -96,13 +96,15 @@ class Padder:
         _check_names("values", padding.values, inputs)
         _check_names("outputs", padding.outputs, outputs)
         _check_names("outputs", padding.outputs.values(), inputs)
-        self._masks = {inputs[name]: of for name, of in masks.items()}
+        self._masks = {inputs[mask]: masked for mask, masked in masks.items()}
+        """The input that each mask masks, by the mask's spec."""
         self._free = {
             name: _free_axes(spec)
             for name, spec in inputs.items()
             if _free_axes(spec) and name not in masks
         }
-        fixed = [of for of in masks.values() if of not in self._free]
+        """The axes of unknown size of each input that is padded."""
+        fixed = [masked for masked in masks.values() if masked not in self._free]
         if fixed:
             raise InvalidInputError(
                 f"`padding.masks`: the inputs {fixed} have no free axis to pad. Remove their masks."
@@ -116,6 +118,7 @@ class Padder:
         self._sources = {
             name: self._source_of(spec) for name, spec in outputs.items() if _free_axes(spec)
         }
+        """The axis to cut of each output, with the input and the axis that give its length."""
         input_specs = tuple(spec for spec in signature.inputs if spec.name not in masks)
         self.signature = Signature(input_specs, signature.outputs)
         """The signature for clients: without the masks."""
@@ -133,10 +136,10 @@ class Padder:
                 width[axis] = (0, self._padded_length(name, array.shape[axis]) - array.shape[axis])
             if any(after for _, after in width):
                 filled[name] = np.pad(array, width, constant_values=self._padding.values[name])
-        for spec, of in self._masks.items():
-            axis = self._free[of][0]
-            is_data = np.arange(filled[of].shape[axis]) < inputs[of].shape[axis]
-            rows = len(inputs[of])
+        for spec, masked in self._masks.items():
+            axis = self._free[masked][0]
+            is_data = np.arange(filled[masked].shape[axis]) < inputs[masked].shape[axis]
+            rows = len(inputs[masked])
             filled[spec.name] = np.broadcast_to(is_data, (rows, len(is_data))).astype(
                 find_dtype(spec.dtype)
             )
@@ -148,13 +151,14 @@ class Padder:
         The `inputs` are those before padding.
         """
         cut = dict(outputs)
-        for name, (axis, of, input_axis) in self._sources.items():
-            array, length = outputs[name], inputs[of].shape[input_axis]
+        for name, (axis, source, input_axis) in self._sources.items():
+            array, length = outputs[name], inputs[source].shape[input_axis]
             slices = (slice(None),) * axis + (slice(length),)
             cut[name] = array[slices]
         return cut
 
     def _padded_length(self, name: str, size: int) -> int:
+        """Returns the least of the padded lengths that is not below `size`."""
         for length in self._padding.lengths:
             if size <= length:
                 return length
@@ -165,18 +169,19 @@ class Padder:
 
     def _source_of(self, spec: TensorSpec) -> tuple[int, str, int]:
         """Returns an output's free axis, and the input and input axis that determine its length."""
-        of = self._padding.outputs.get(spec.name)
-        if of is None and len(self._free) == 1:
-            of = next(iter(self._free))
-        if of not in self._free:
+        source = self._padding.outputs.get(spec.name)
+        if source is None and len(self._free) == 1:
+            source = next(iter(self._free))
+        if source not in self._free:
             raise InvalidInputError(
                 f"The length of output {spec} may be that of several inputs. Name one in "
                 f"`padding.outputs`: map {spec.name!r} to one of {list(self._free)}."
             )
-        return _free_axes(spec)[0], of, self._free[of][0]
+        return _free_axes(spec)[0], source, self._free[source][0]
 
 
 def _free_axes(spec: TensorSpec) -> list[int]:
+    """Returns the axes of unknown size, except for the axis of the rows."""
     return [axis for axis, size in enumerate(spec.shape) if size is None and axis > 0]
 
 

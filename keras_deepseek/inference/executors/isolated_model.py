@@ -146,7 +146,7 @@ class IsolatedModel(Executor):
     def _start(self) -> dict[str, Any]:
         """Starts a process for the model.
 
-        Returns its first message: its model's signature, or an error.
+        Returns the first message of the process: the model's signature, or an error.
         """
         ours, theirs = socket.socketpair()
         environment = {
@@ -165,6 +165,7 @@ class IsolatedModel(Executor):
         self._connection = ours
         try:
             self._await_first_message(ours)
+            # The message has begun to come: the time limit of a batch is enough for its rest.
             ours.settimeout(self._batch_timeout)
             content, _ = receive_message(ours)
         except TimeoutError as error:
@@ -181,6 +182,10 @@ class IsolatedModel(Executor):
         return content
 
     def _await_first_message(self, connection: socket.socket) -> None:
+        """Waits for the first byte, and leaves it unread.
+
+        Raises a `TimeoutError` whose text is the seconds.
+        """
         began = time.monotonic()
         # It wakes up regularly: `prepare_to_close` may have shortened the time limit.
         connection.settimeout(_POLL_SECONDS)

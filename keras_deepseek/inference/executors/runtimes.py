@@ -161,7 +161,10 @@ class TensorRTEngine(Executor):
 
 
 class OnnxRuntime(Executor):
-    """Runs an ONNX file. Without a signature of a manifest, it is read off the file."""
+    """Runs an ONNX file.
+
+    Without a `signature`, as a bundle's manifest has one, the signature is read off the file.
+    """
 
     def __init__(
         self, path: Path, signature: Signature | None = None, threads: int | None = None
@@ -175,7 +178,7 @@ class OnnxRuntime(Executor):
         available = onnxruntime.get_available_providers()
         providers = [name for name in _PROVIDERS if name in available]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or 0  # With 0 ONNX Runtime chooses the number.
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers)
         except Exception as error:  # ONNX Runtime's errors have no common class.
