@@ -91,7 +91,8 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
     cache = Path(cache_home, "keras_deepseek") if cache_dir is None else Path(cache_dir)
     scheme, sign, location = uri.partition("://")
     fetched: Future[Path] = Future()
-    arguments = (scheme + sign + location.rstrip("/"), cache, fetched)
+    without_slash = scheme + sign + location.rstrip("/")
+    arguments = (without_slash, cache, fetched)
     # In another thread, because obstore answers no signal while it waits for a server.
     threading.Thread(target=_fetch, args=arguments, daemon=True).start()
     return fetched.result()

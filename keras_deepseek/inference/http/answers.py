@@ -34,10 +34,12 @@ Headers = tuple[tuple[str, str], ...]
 Inputs = dict[str, Array]
 
 _SLICE = 2**18
+"""The bytes of JSON that are counted at a time."""
 _SPARE, _SLACK = 4, 2**16
-"""The values that a request may have beyond the model's: in names, parameters, unused features."""
+"""A request may have `_SPARE` times the values that the model needs, and `_SLACK` more: names,
+parameters and unused features are values, too."""
 _VALUE_BYTES = 16
-"""The bytes for each of these values: `_SPARE` times as many for each that the model needs."""
+"""The bytes that a body may have for each of these values."""
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def answer_error(error: Exception, form: ErrorForm = ERROR) -> HttpResponse:
 def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[str, Array]:
     """Returns the outputs of a finished request, or raises the error for the client.
 
-    If the model failed that is an `HttpError` 500, and the log alone has the reason.
+    If the model failed, the error is an `HttpError` 500, and the log alone has the reason.
     """
     if finished.outputs is not None:
         return finished.outputs
@@ -112,7 +114,7 @@ async def dispatch(
         request: The request.
         name: The name of the model.
         bind: Function that returns the inputs for the signature of the version that answers.
-        text: The JSON that `bind` parses, if it does. A large one is parsed on a thread.
+        text: The JSON that `bind` parses, if there is any. A large one is parsed on a thread.
         not_found: Function that converts a `ModelNotFoundError` to the error for the client.
             Defaults to `None`: the `ModelNotFoundError`.
         **options: The options of the request, such as `version` and `timeout`.
@@ -129,6 +131,7 @@ async def dispatch(
 
     try:
         if len(text) > THREAD_BYTES:
+            # `dispatch` calls `bind` on the event loop, so the inputs are made before, on a thread.
             model_version = service.engine.find(
                 name, options.get("version"), options.get("label", "")
             )
@@ -188,24 +191,25 @@ def check_values(text: bytes | memoryview, version: ModelVersion) -> None:
 
 
 def _most_values(version: ModelVersion) -> int | None:
-    """Returns more values than the largest request of a model has.
+    """Returns the number of values that a request to a model may have at most.
 
-    A model with strings, or with a free axis beside the first, has no largest request: `None`.
+    Returns `None` for a model with strings, or with a free axis beside the first: its requests have
+    no largest size.
     """
-    row = 0
+    row_values = 0
     for spec in version.signature.inputs:
         sizes = spec.shape[1:]
         if spec.dtype == "object" or None in sizes:
             return None
-        row += math.prod(cast("tuple[int, ...]", sizes))
-    return _SLACK + _SPARE * row * version.max_rows
+        row_values += math.prod(cast("tuple[int, ...]", sizes))
+    return _SLACK + _SPARE * row_values * version.max_rows
 
 
 def _bound(
     signature: Signature, inputs: Inputs, bind: Callable[[Signature], Inputs]
 ) -> Callable[[Signature], Inputs]:
-    """Returns a function like `bind` that parses again only for another signature.
+    """Returns a function that returns `inputs` for `signature`, and calls `bind` for another one.
 
-    Another version with another signature may answer if it was loaded in the meantime.
+    If a version was loaded in the meantime, the one that answers may have another signature.
     """
     return lambda other_signature: inputs if other_signature == signature else bind(other_signature)

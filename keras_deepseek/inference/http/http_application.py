@@ -108,33 +108,31 @@ class HttpApplication:
     def refuse_early(
         self, method: bytes, path: bytes, headers: list[tuple[bytes, bytes]]
     ) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
-        """Returns the headers and the body of a 429 if a model has no room for a request.
+        """Refuses a request before its body is read, if its model has no room for it.
 
-        It is `None` for all other requests, and where the log or a trace tells of each.
+        Returns:
+            The headers and the body of a 429. `None` if the request must be handled as usual: the
+            model has room, another error has precedence, or the request must be logged or traced.
         """
         service, engine = self.service, self.service.engine
         if service.access_log is not None or service.traces is not None or not engine.ready:
             return None
         routes, parameters = self.router.match(path.decode("latin-1"))
         route = routes.get(method.decode("latin-1"))
-        if route is None or not route.is_refused_early:
+        if route is None or not route.is_refused_early or not self._is_allowed(headers):
             return None
-        if service.tokens is not None:
-            sent = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
-            if len(sent) != 1 or not service.tokens.allows(sent[0]):
-                return None
         try:
             number, label = read_version(parameters), parameters.get("label", "")
             version = engine.find(parameters["name"], number, label)
         except (HttpError, KerasDeepSeekError):
             return None
         try:
-            # The requests that came in the same turn of the loop are not in the queue yet.
+            # The queue lacks the requests that were admitted in this turn of the event loop.
             version.check_room(self._admitted[version] + 1)
         except OverloadedError as error:
             response = answer_error(error, route.error_form)
         else:
-            if not self._admitted:
+            if not self._admitted:  # The next turn of the event loop counts from 0.
                 asyncio.get_running_loop().call_soon(self._admitted.clear)
             self._admitted[version] += 1
             return None
@@ -144,8 +142,16 @@ class HttpApplication:
         engine.monitor.end(trace, response.status)
         return _headers_of(response), response.body
 
+    def _is_allowed(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Returns True if the server has no tokens, or the headers have a valid one, once."""
+        tokens = self.service.tokens
+        if tokens is None:
+            return True
+        sent = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
+        return len(sent) == 1 and tokens.allows(sent[0])
+
     def admit(self, request: HttpRequest) -> None:
-        """Refuses what is malformed, and without a valid token by 401 if the server has tokens."""
+        """Raises the error of a malformed request, or a 401 if it lacks a valid token."""
         if request.exchange is not None and request.exchange.refusal is not None:
             raise request.exchange.refusal
         tokens = self.service.tokens
@@ -165,7 +171,7 @@ class HttpApplication:
 
         Raises `HttpError` 404 for an unknown path, and 405 for a wrong method.
         """
-        if self.service.access_log is not None:  # Lines of the log name it from here on.
+        if self.service.access_log is not None:  # From here on, log lines name the request.
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         route, request.parameters = self.router.find(request)
         request.route = route.path
@@ -176,7 +182,7 @@ class HttpApplication:
         return await route.handler(self.service, request)
 
     def _name(self, request: HttpRequest, response: HttpResponse) -> None:
-        """Adds the id by which the log names a request to its answer."""
+        """Adds the id by which the log names the request to the headers of its answer."""
         if not request.trace.request_id:  # It was refused before it was handled.
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         response.headers = (*response.headers, ("x-request-id", request.trace.request_id))
@@ -206,7 +212,7 @@ class HttpApplication:
             )
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Starts the engine and, if that was done here, closes it at the end."""
+        """Follows ASGI's lifespan: starts the engine, and closes one that it has started."""
         engine = self.service.engine
         was_ready = engine.ready
         await receive()
@@ -273,7 +279,8 @@ async def _send(request: HttpRequest, response: HttpResponse, send: Send) -> Non
 def _refuse_other_sites(request: HttpRequest) -> None:
     """Refuses a call that the page of another site makes a browser send.
 
-    A name in `Host` may be that site's, with an address of this server.
+    `Host` must be an IP address or `localhost`: the other site may own a name, and let it point to
+    this server.
     """
     headers = request.headers
     origin, host = headers.get("origin"), headers.get("host", "")
@@ -294,10 +301,10 @@ def name_http(request: HttpRequest, status: int) -> SpanNames:
     """
     attributes: Attributes = {}
     route = request.route
-    method = request.method if request.method in _METHODS else "HTTP"
-    if request.method:
-        attributes["http.request.method"] = "_OTHER" if method == "HTTP" else method
-        if method == "HTTP":
+    is_known = request.method in _METHODS
+    if request.method:  # It is empty if the bytes were no HTTP request.
+        attributes["http.request.method"] = request.method if is_known else "_OTHER"
+        if not is_known:
             attributes["http.request.method_original"] = request.method[:_MAX_TEXT]
         attributes["url.path"] = request.path[:_MAX_TEXT]
         attributes["client.address"] = request.client
@@ -318,4 +325,5 @@ def name_http(request: HttpRequest, status: int) -> SpanNames:
         attributes["error.type"] = (
             "client_hung_up" if status == CLIENT_DISCONNECTED else str(status)
         )
+    method = request.method if is_known else "HTTP"
     return SpanNames(f"{method} {route}" if route else method, attributes, has_failed)

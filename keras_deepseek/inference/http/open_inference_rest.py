@@ -34,6 +34,9 @@ from keras_deepseek.inference.server.service import Service
 PROTOCOL = "open_inference"
 """The label of the metrics."""
 
+_MAX_DIGITS = 10
+"""The digits of a length that are read: more than any body needs."""
+
 
 async def server_metadata(_service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers with the server's name, version and extensions."""
@@ -79,10 +82,11 @@ async def infer(service: Service, request: HttpRequest) -> HttpResponse:
     if len(body) > THREAD_BYTES:
         text: bytes | memoryview = body
         if json_length and json_length.isdecimal():  # `parse_infer` refuses another length.
-            text = memoryview(body)[: int(json_length[:10])]  # Python can't read endless digits.
+            # The JSON comes first, then raw bytes. Python can't convert thousands of digits.
+            text = memoryview(body)[: int(json_length[:_MAX_DIGITS])]
         await compute(len(body), check_values, text, model_version)
     call = await compute(len(body), open_inference.parse_infer, body, json_length)
-    limits = read_timeout_and_priority(call.parameters)
+    order = read_timeout_and_priority(call.parameters)
 
     def bind(signature: Signature) -> Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
@@ -94,8 +98,8 @@ async def infer(service: Service, request: HttpRequest) -> HttpResponse:
         name,
         bind,
         version=version,
-        timeout=limits.timeout,
-        priority=limits.priority,
+        timeout=order.timeout,
+        priority=order.priority,
     )
     answer, header_length = open_inference.encode_infer(call, outputs, name, request.trace.version)
     if header_length is None:

@@ -96,7 +96,10 @@ class ModelRepository:
         keep: int | None = 1,
         options: ModelOptions | None = None,
     ) -> ModelVersion:
-        """Loads and warms up a version, then serves it and closes surplus versions."""
+        """Loads and warms up a version, then serves it and closes surplus versions.
+
+        `ServingEngine.load` documents the arguments.
+        """
         if keep is not None:
             check_integer("keep", keep)
         options = self._check_options(options)
@@ -174,7 +177,7 @@ class ModelRepository:
         self.replace_folders(make_folders(self, models), labels)
 
     def load_folder(self, name: str) -> None:
-        """Loads the versions in a model's folder. A model without one must be served already.
+        """Loads the versions in a model's folder. A model without a folder must be served already.
 
         Raises:
             ModelNotFoundError: No folder is followed for the name, and no such model is served.
@@ -235,7 +238,7 @@ class ModelRepository:
             raise ClosedError(f"The engine of the model {self.name!r} is closed. Make a new one.")
 
     def begin_to_close(self) -> bool:
-        """Refuses further requests. Returns false if that had happened before."""
+        """Refuses further requests. Returns False if they were refused already."""
         with self._lock:
             was_open = self.state != "closed"
             self.state = "closed"

@@ -46,9 +46,10 @@ State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
 
 
 class ModelVersion:
-    """A version that answers requests.
+    """A version of a model that answers requests.
 
-    Its batches wait for `scheduler`; with `None` they wait for no other model.
+    `after_batch` is called after each batch, and when a request was answered without one. Before a
+    batch runs, `scheduler` must give the model its turn; with `None` the model waits for no other.
     """
 
     def __init__(
@@ -131,11 +132,12 @@ class ModelVersion:
     ) -> Request:
         """Queues a request, or answers it from the cache.
 
-        `timeout` is in seconds, after which the answer is useless. Requests of the same `client`
-        are answered in order; with it the cache is not used, since its answer could overtake an
-        earlier one. `connection` is the descriptor of the client's socket. Raises `ClosedError`
-        unless the version is started, and `OverloadedError` if the request can't be answered in
-        time.
+        After `timeout` seconds the answer is useless. Requests of the same `client` are answered in
+        order: the cache is not used for them, since its answer could overtake an earlier one.
+        `connection` is the descriptor of the client's socket.
+
+        Raises `ClosedError` unless the version is started, and `OverloadedError` if the request
+        can't be answered in time.
         """
         check_request_options(timeout, priority)
         if self.state != "AVAILABLE":
@@ -153,9 +155,10 @@ class ModelVersion:
         if self._padder is not None:
             inputs, deliver = self._pad(self._padder, inputs, deliver)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        of_request = deliver if client is None else lambda _: self._order.settle(client)
+        # With a client, `_order` calls `deliver` when all earlier requests are answered.
+        on_answer = deliver if client is None else lambda _: self._order.settle(client)
         request = Request(
-            inputs, of_request, deadline=deadline, priority=priority, connection=connection
+            inputs, on_answer, deadline=deadline, priority=priority, connection=connection
         )
         if client is not None:
             self._order.add(client, request, deliver)
@@ -167,13 +170,11 @@ class ModelVersion:
         return request
 
     def check_room(self, rows: int = 1) -> None:
-        """Raises `OverloadedError` if a request is not worth reading: it would be refused.
+        """Raises `OverloadedError` if a request need not be read, since it would be refused.
 
-        `rows` includes those of others that are being read.
-
-        With a cache, any request may be.
+        `rows` includes the rows of other requests that are being read.
         """
-        if self.cache is None:
+        if self.cache is None:  # With a cache, any request may be answered.
             self._batcher.check_room(rows)
 
     def cancel(self, request: Request, client: Hashable) -> None:
@@ -233,11 +234,16 @@ class ModelVersion:
         self._warn_of_row_dependence(lengths)
 
     def _warn_of_row_dependence(self, lengths: Sequence[int]) -> None:
+        """Logs a warning if the answer to a row depends on the other rows of its batch.
+
+        `lengths` are the padded lengths of free axes, if there is padding.
+        """
         executor = self._executors[0]
         sizes = [size for spec in executor.signature.inputs for size in spec.shape[1:]]
         is_free = None in sizes and not lengths
         if is_free and executor.is_isolated:
             return  # A length that the model does not take might end its process.
+        # A guessed length may be one that the model does not take.
         with contextlib.suppress(*((Exception,) if is_free else ())):
             length = lengths[0] if lengths else _LENGTH
             if dependence := find_row_dependence(executor, self._batcher.buckets, length):
@@ -252,6 +258,8 @@ class ModelVersion:
     def _pad(
         padder: Padder, inputs: dict[str, Array], deliver: Deliver
     ) -> tuple[dict[str, Array], Deliver]:
+        """Returns the padded inputs, and a `deliver` that first cuts the outputs back."""
+
         def cut(request: Request) -> None:
             if request.outputs is not None:
                 request.outputs = padder.cut(request.outputs, inputs)
@@ -264,8 +272,8 @@ class ModelVersion:
 class FailedVersion:
     """A version that could not be loaded or warmed up.
 
-    The exception itself is not kept: its traceback would keep the model in memory. `kind` is its
-    class.
+    The exception itself is not kept, because its traceback would keep the model in memory. `kind`
+    is the name of its class.
     """
 
     number: int
@@ -285,6 +293,8 @@ class FailedVersion:
 
 
 def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:
+    """Returns a `deliver` that first adds the outputs to the cache."""
+
     def deliver_and_keep(request: Request) -> None:
         if request.outputs is not None:
             cache.put(key, request.outputs)

@@ -68,7 +68,7 @@ class AccessLog:
         if not self._logger.isEnabledFor(logging.INFO):
             return
         self._writer.put(
-            {
+            {  # The values of the keys with `milliseconds` are in seconds until `_format_line`.
                 "time": time.time(),
                 "protocol": trace.protocol,
                 "method": method,
@@ -96,6 +96,7 @@ class AccessLog:
         self._writer.close()
 
     def _write_lines(self, lines: list[_Line], dropped: int) -> None:
+        """Writes lines, and the number of lines that were dropped or could not be written."""
         texts = [_format_line(line) for line in lines]
         dropped += self._lost
         if dropped:
@@ -112,7 +113,9 @@ class AccessLog:
                 _write_to_stderr(piece)
             except (OSError, ValueError):  # A broken or closed stream may work again later.
                 unwritten = sum(piece.count("\n") for piece in pieces[number:])
-                self._lost = dropped + unwritten - bool(dropped)  # The report is not a request.
+                if dropped:
+                    unwritten -= 1  # The report of dropped lines is no line of a request.
+                self._lost = dropped + unwritten
                 return
 
 
@@ -126,7 +129,7 @@ def choose_request_id(offered: str | None) -> str:
 def _format_line(line: _Line) -> str:
     line["time"] = _format_time(line["time"])
     for key in ("milliseconds", "queue_milliseconds", "model_milliseconds"):
-        if line[key] is not None:  # It is in seconds until now.
+        if line[key] is not None:  # Until here it is in seconds.
             line[key] = round(1000 * line[key], 3)
     # JSON escapes line breaks, and Python's `json` also all that is not ASCII. So a path can't
     # forge a line or send control codes to a terminal.
@@ -145,7 +148,7 @@ def _format_second(whole: int) -> str:
 
 
 def _join_lines(lines: list[str]) -> list[str]:
-    """Joins lines into pieces that a pipe takes in one write; a longer line is its own piece."""
+    """Joins lines into pieces that a pipe takes in one write. A longer line is a piece alone."""
     pieces: list[str] = []
     waiting: list[str] = []
     size = 0

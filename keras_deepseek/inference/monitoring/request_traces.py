@@ -30,6 +30,7 @@ _MAX_FIELD = 8192
 """The largest number of characters of a trace header: the limit that W3C sets for baggage."""
 
 _PREFIX = "keras_deepseek."
+_NANOSECONDS = 1e9
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +63,11 @@ class _Batch(NamedTuple):
 
 
 class _Ended(NamedTuple):
+    """An ended request: its span's names, the client's trace headers, and its times.
+
+    Times are in nanoseconds since 1970.
+    """
+
     names: SpanNames
     fields: dict[str, str]
     start: int
@@ -86,12 +92,12 @@ class RequestTraces:
     def add(
         self, trace: RequestTrace, seconds: float, names: SpanNames, headers: Mapping[str, str]
     ) -> None:
-        """Adds an ended request, for which a span is made. Never blocks.
+        """Makes the span of an ended request, later and on another thread. Never blocks.
 
         `headers` are HTTP headers or gRPC metadata, by lower-case name.
         """
         end = time.time_ns()
-        start = end - int(1e9 * seconds)
+        start = end - int(_NANOSECONDS * seconds)
         request, batch = trace.request, None
         names.attributes[f"{_PREFIX}protocol"] = trace.protocol
         names.attributes[f"{_PREFIX}call"] = trace.call
@@ -104,11 +110,12 @@ class RequestTraces:
             names.attributes[f"{_PREFIX}cached"] = request.is_cached
             decision = request.decision
             if decision is not None:
-                batch_started = start + int(1e9 * (decision.started - trace.started))
+                # Times of the batch are of a monotonic clock: only their differences count.
+                batch_started = start + int(_NANOSECONDS * (decision.started - trace.started))
                 batch = _Batch(
-                    start + int(1e9 * (request.arrived - trace.started)),
+                    start + int(_NANOSECONDS * (request.arrived - trace.started)),
                     batch_started,
-                    batch_started + int(1e9 * decision.seconds),
+                    batch_started + int(_NANOSECONDS * decision.seconds),
                     {
                         f"{_PREFIX}batch.rows": decision.rows,
                         f"{_PREFIX}batch.padded_rows": decision.padded_rows,

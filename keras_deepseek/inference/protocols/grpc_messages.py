@@ -28,8 +28,13 @@ _LIST_BYTES = 2**5
 """Bytes of a list of integers that count as one field. Each byte may take 15 of memory."""
 
 _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5
+"""The wire types: how the value after a tag is encoded. `_SIZED` values begin with their size."""
+
+_TYPE_BITS = 3
+"""The lowest bits of a tag are the wire type; the others are the field number."""
 
 _CONTINUED = 0x80
+"""The bit of a byte of a varint that says that another byte follows."""
 
 
 def message_pool() -> Any:
@@ -100,42 +105,43 @@ def _message_class(name: str) -> Any:
 async def check_field_count(name: str, data: bytes) -> None:
     """Raises an error if a message has more than `MAX_FIELDS` fields. Malformed ones may pass.
 
-    It is called before a message is parsed, because a field of two bytes may then take 150 bytes of
-    memory: 64 MiB of them took 4.6 GB. A large message is counted on a thread, so that other
-    requests don't wait.
+    Call it before a message is parsed: a parsed field of two bytes may take 150 bytes of memory, so
+    that 64 MiB of them took 4.6 GB. The fields of a large message are counted on a thread, so that
+    other requests don't wait.
     """
     if len(data) > 2 * MAX_FIELDS:  # A field has two bytes at least.
         await asyncio.to_thread(_count, data, message_pool().FindMessageTypeByName(name))
 
 
 def _count(data: bytes, descriptor: Any) -> None:
-    """Raises an error if a message has more than `MAX_FIELDS` fields, with those inside of it.
+    """Raises an error if a message and the messages inside of it have over `MAX_FIELDS` fields.
 
-    It steps from tag to tag without parsing. `outer` is the stack of the messages around the
-    current one, which ends at `end`.
+    The function steps from tag to tag, and parses no values. The current message ends at `end`, and
+    `inner` has the types of its fields (`_inner_of`). `outer` is the stack of both for the messages
+    around it.
     """
     position, end, inner, budget = 0, len(data), _inner_of(descriptor), MAX_FIELDS
     outer: list[tuple[int, dict[int, Any]]] = []
     while position < end or outer:
-        if position >= end:
+        if position >= end:  # Goes on after the inner message, in the one around it.
             position, (end, inner) = end, outer.pop()
             continue
         tag = data[position]
         position += 1
         if tag >= _CONTINUED:
             tag, position = _read_varint(data, position - 1)
-        kind = tag & 7
+        kind, number = tag % (1 << _TYPE_BITS), tag >> _TYPE_BITS
         budget -= 1
         if kind in (_VARINT, _SIZED):
             size, position = _read_varint(data, position)
             if kind == _SIZED:
-                field = inner.get(tag >> 3)
-                if field is None:
+                field = inner.get(number)
+                if field is None:  # Text or bytes.
                     position += size
-                elif field is int:
+                elif field is int:  # A packed list of integers.
                     position += size
                     budget -= size // _LIST_BYTES
-                elif size:
+                elif size:  # A message.
                     outer.append((end, inner))
                     end, inner = min(end, position + size), _inner_of(field)
         elif kind == _EIGHT_BYTES:
@@ -150,6 +156,7 @@ def _count(data: bytes, descriptor: Any) -> None:
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Returns the integer that begins at a position, and the position after it."""
     value = shift = 0
     for byte in data[position : position + 10]:
         position += 1
@@ -162,7 +169,10 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 @cache
 def _inner_of(descriptor: Any) -> dict[int, Any]:
-    """Returns, by field number, the descriptors of inner messages, and `int` for integers."""
+    """Returns the types of a message's fields by number, for inner messages and integers alone.
+
+    The type is the descriptor of an inner message, or `int`.
+    """
     return {
         field.number: field.message_type or int
         for field in descriptor.fields
