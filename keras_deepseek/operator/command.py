@@ -9,6 +9,8 @@ HELP = "serve ModelDeployments on Kubernetes, and scale them by their requests"
 _DEFAULT_IMAGE = "keras-deepseek-serving"
 _ALL = 100.0
 """The percentage of all requests."""
+_PEAK_RATIO = 20
+"""The default peak of the traffic, in capacities of one replica."""
 
 _PACKAGES = ("aiohttp", "kopf", "pydantic", "yaml")
 
@@ -191,5 +193,5 @@ def _size(arguments: argparse.Namespace) -> None:
         arguments.max_replicas,
         queue_seconds=arguments.queue_seconds,
     )
-    peak = arguments.peak or 20 * capacity
+    peak = arguments.peak or _PEAK_RATIO * capacity
     print(describe_sizes(deployment, peak, traffic, arguments.success / 100))

@@ -57,13 +57,16 @@ INSTANCE = "app.kubernetes.io/instance"
 """The label of children and pods that names the object."""
 
 KEPT_ANNOTATION = f"{api.GROUP}/kept-above-replicas"
-"""The annotation of a Deployment with more pods than `spec.replicas`, whose value it is.
+"""The annotation of a Deployment that has more pods than `spec.replicas`, which is its value.
 
-They are kept from before autoscaling was switched off, until `spec.replicas` changes.
+The pods run since before autoscaling was switched off. They stay until `spec.replicas` changes.
 """
 
 Live = Mapping[tuple[Kind, str], Object]
 """The objects that exist, by kind and name."""
+
+_ROLLOUT_MARGIN_SECONDS = 60
+"""The time beyond the start of a pod after which a rollout without progress has failed."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Track:
-    """The stable version, or the canary."""
+    """A version of the model with its own Deployment: the stable version, or the canary."""
 
     name: str
     labels: dict[str, str]
@@ -156,11 +159,13 @@ class _Track:
     """The replicas that must be available: all, or with autoscaling the fewest."""
     most: int
     first: int
-    """The replicas of a new Deployment. Without autoscaling, of each."""
+    """The replicas of a new Deployment. Without autoscaling, those of an existing one, too."""
     annotations: dict[str, str] = field(default_factory=dict)
 
 
 class _Planner:
+    """Collects the steps for one `ModelDeployment`. Raises `PlanError` for faults of the user."""
+
     def __init__(
         self, model_deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
     ) -> None:
@@ -228,15 +233,20 @@ class _Planner:
                 )
 
     def _tracks(self) -> list[_Track]:
-        spec, scaling, canary = self._spec, self._autoscaling, self._spec.canary
+        """Returns the stable version, then the canary if there is one."""
+        spec, scaling = self._spec, self._autoscaling
         live = self._live.get((DEPLOYMENT, self._name), {})
         running = int(live.get("spec", {}).get("replicas", 1))
         if scaling:
             fewest, most = scaling.min_replicas, scaling.max_replicas
             first = min(max(spec.replicas or 0, fewest), most)
+        elif spec.replicas is None or self._keeps_more(running, spec.replicas):
+            fewest = most = first = running
         else:
-            keeps = spec.replicas is None or self._keeps_more(running, spec.replicas)
-            fewest = most = first = running if keeps else spec.replicas or 0
+            fewest = most = first = spec.replicas
+        annotations = {}
+        if not scaling and spec.replicas is not None and first > spec.replicas:
+            annotations = {KEPT_ANNOTATION: str(spec.replicas)}
         stable = _Track(
             name=self._name,
             labels=self._labels("stable"),
@@ -247,34 +257,38 @@ class _Planner:
             fewest=fewest,
             most=most,
             first=first,
-            annotations={KEPT_ANNOTATION: str(spec.replicas)}
-            if not scaling and spec.replicas is not None and first > spec.replicas
-            else {},
+            annotations=annotations,
         )
-        if canary is None:
-            return [stable]
+        canary = spec.canary
+        return [stable] if canary is None else [stable, self._canary_track(canary, stable, running)]
+
+    def _canary_track(self, canary: api.Canary, stable: _Track, running: int) -> _Track:
+        """Returns the canary.
+
+        It gets the replicas for its share of the requests, unless it has a number of its own.
+        `running` is the number of replicas of the stable version now.
+        """
+        spec = self._spec
         image = canary.image or spec.image
-        fewest = canary.replicas or _share_of(fewest, canary.weight)
-        most = max(fewest, _share_of(most, canary.weight)) if scaling else fewest
-        if scaling:
-            first = canary.replicas or _share_of(max(running, first), canary.weight)
-        return [
-            stable,
-            _Track(
-                name=self._canary,
-                labels=self._labels("canary"),
-                model=self._model(canary.model or spec.model, image),
-                image=image or self._settings.serving_image,
-                args=spec.args if canary.args is None else canary.args,
-                args_field="spec.args" if canary.args is None else "spec.canary.args",
-                fewest=fewest,
-                most=most,
-                first=min(max(first, fewest), most),
-            ),
-        ]
+        fewest = most = first = canary.replicas or _share_of(stable.fewest, canary.weight)
+        if self._autoscaling:
+            most = max(fewest, _share_of(stable.most, canary.weight))
+            first = canary.replicas or _share_of(max(running, stable.first), canary.weight)
+            first = min(max(first, fewest), most)
+        return _Track(
+            name=self._canary,
+            labels=self._labels("canary"),
+            model=self._model(canary.model or spec.model, image),
+            image=image or self._settings.serving_image,
+            args=spec.args if canary.args is None else canary.args,
+            args_field="spec.args" if canary.args is None else "spec.canary.args",
+            fewest=fewest,
+            most=most,
+            first=first,
+        )
 
     def _keeps_more(self, running: int, replicas: int) -> bool:
-        """Returns True if pods above `spec.replicas` stay, after autoscaling was switched off."""
+        """Returns True if more pods than `spec.replicas` stay, as autoscaling has left them."""
         live = self._live.get((DEPLOYMENT, self._name), {"metadata": {}})
         kept_replicas = live["metadata"].get("annotations", {}).get(KEPT_ANNOTATION)
         scalers = (self._live.get((kind, self._name)) for kind in (AUTOSCALER, SCALED_OBJECT))
@@ -285,6 +299,7 @@ class _Planner:
         return {INSTANCE: self._name, f"{api.GROUP}/track": track}
 
     def _model(self, model: Model | None, image: str | None) -> Model | None:
+        """Returns the model to load: by default that of the model store, with an `image` none."""
         if model is not None or image is not None:
             return model
         if self._settings.model_store is None:
@@ -320,7 +335,7 @@ class _Planner:
         deployment = {
             "selector": {"matchLabels": track.labels},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": strategy},
-            "progressDeadlineSeconds": rollout.start_seconds + 60,
+            "progressDeadlineSeconds": rollout.start_seconds + _ROLLOUT_MARGIN_SECONDS,
             "template": template,
         }
         self._apply(DEPLOYMENT, track.name, track.labels, deployment, track.annotations)
@@ -335,6 +350,7 @@ class _Planner:
             self._apply(DISRUPTION_BUDGET, track.name, track.labels, budget)
 
     def _plan_replicas(self, track: _Track) -> None:
+        """Plans the replicas of a Deployment, or the autoscaler that sets them."""
         scaling = self._autoscaling
         if scaling is None:  # The scaler is deleted later, when the replicas have an owner.
             self._scale(track)
@@ -342,7 +358,8 @@ class _Planner:
         live = self._live.get((DEPLOYMENT, track.name), {})
         owners = owners_of_replicas(live)
         is_off = track.fewest and SCALE_MANAGER in owners and live["spec"]["replicas"] == 0
-        # It is new, and nobody has said how many; or we have set 0, where an autoscaler is off.
+        # The Deployment is new, and nobody has set its replicas. Or the operator itself has set 0,
+        # at which an autoscaler does nothing.
         if not owners or is_off:
             self._scale(track)
         kind, body = make_scaler(track.name, self._namespace, scaling, track.fewest, track.most)
@@ -351,9 +368,10 @@ class _Planner:
         self._apply(kind, track.name, track.labels, body)
 
     def _promotes(self, stable: _Track) -> bool:
-        """Returns True if pods of a canary that was removed still stand in for those that start.
+        """Returns True if a removed canary still serves while new pods of the stable version start.
 
-        The pass that first sees a change can't tell: it knows the rollout from before.
+        In the pass that first sees a change, the live status is that of the rollout before: then
+        the answer is True.
         """
         canary = self._live.get((DEPLOYMENT, self._canary))
         if self._spec.canary or canary is None or not self._is_ours(canary):
@@ -381,6 +399,7 @@ class _Planner:
             self._apply(GRPC_ROUTE, self._name, labels, spec, annotations)
 
     def _scale(self, track: _Track) -> None:
+        """Adds the step that sets the replicas, by the field manager of replicas alone."""
         body = {
             "apiVersion": DEPLOYMENT.api_version,
             "kind": DEPLOYMENT.name,
@@ -397,6 +416,7 @@ class _Planner:
         spec: Object,
         annotations: Mapping[str, str] | None = None,
     ) -> None:
+        """Adds the step that applies a child. Raises `PlanError` if another owner has its name."""
         child = self._live.get((kind, name))
         if child is not None and not self._is_ours(child):
             adopted = " ".join(f"{key}={value}" for key, value in self._marks.items())
@@ -427,6 +447,7 @@ class _Planner:
         self._steps.append(Apply(kind, name, {**body, "spec": spec}))
 
     def _delete(self, kind: Kind, name: str) -> None:
+        """Adds the step that deletes a child, if it exists and nothing else owns it."""
         child = self._live.get((kind, name))
         if child is None or not self._is_ours(child):
             return
@@ -445,9 +466,10 @@ class _Planner:
                     self._delete(kind, name)
 
     def _is_ours(self, child: Object) -> bool:
+        """Returns True if this object owns a child, or the child has no owner and our labels."""
         if owners := child["metadata"].get("ownerReferences"):
             return any(owner["uid"] == self._metadata["uid"] for owner in owners)
-        # So `kubectl delete --cascade=orphan` leaves what an object of this name had.
+        # A child has no owner after `kubectl delete --cascade=orphan` of an object of this name.
         labels: dict[str, str] = child["metadata"].get("labels", {})
         return self._marks.items() <= labels.items()
 

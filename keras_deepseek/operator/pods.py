@@ -16,8 +16,8 @@ _CONTAINER = "server"
 _MODEL_PATH = "/models/model"
 _CACHE_PATH = "/cache"
 _LIMITS = {"unready_seconds": "20", "connection_seconds": "15", "grace_seconds": "30"}
-"""Limits of `serve` in a pod. All connections are renewed while a stopping pod is unready: the
-clients of kept ones move to other pods, and no request is lost."""
+"""Limits of `serve` in a pod. A connection lives for a shorter time than a stopping pod is unready.
+So all clients have moved to other pods before the pod stops, and no request is lost."""
 
 _OWN_FLAGS = {"--name": "spec.model.name", "--host": None} | {
     f"--{port}-port": None for port in PORTS
@@ -27,15 +27,20 @@ _OWN_FLAGS = {"--name": "spec.model.name", "--host": None} | {
 _MERGE_KEYS = ("mountPath", "topologyKey", "name")
 """The keys that tell apart the items of a list in a pod template."""
 
+_READY_PERIOD_SECONDS = 5
+"""The time between two probes of a pod's start or readiness."""
+_STOP_MARGIN_SECONDS = 10
+"""The time that a stopping pod has beyond the limits of `serve`."""
+
 _PROBE_ACTIONS = frozenset(("exec", "grpc", "httpGet", "tcpSocket"))
 
 
 def check_arguments(args: Sequence[str], field: str) -> None:
-    """Raises a `PlanError` for arguments that no pod could be made from.
+    """Raises a `PlanError` for arguments of `serve` that the operator sets, or can't read.
 
     Args:
         args: Further arguments of `serve`.
-        field: The field that has them.
+        field: The field of the object that has the arguments.
     """
     for flag in (word.partition("=")[0] for word in args):
         if flag in _OWN_FLAGS:
@@ -66,14 +71,14 @@ def make_pod_template(
         image: The serving image.
         args: Further arguments of `serve`.
         spec: The object's other settings.
-        templates: Partial templates to merge, in this order, by the field that has them.
+        templates: Partial templates by the field that has them. They are merged in this order.
 
     Raises:
         PlanError: A partial template does not fit.
     """
     volume, mount, source = _model_volume(model)
     limits = {**_LIMITS, **_given_limits(args)}
-    seconds = float(limits["unready_seconds"]) + float(limits["grace_seconds"])
+    stop_seconds = float(limits["unready_seconds"]) + float(limits["grace_seconds"])
     arguments = [source, "--name", (model.name if model else None) or name]
     arguments += ["--cache-dir", _CACHE_PATH] if volume is None and model else []
     arguments += [*_common_arguments(args, spec.batching), *args]
@@ -87,7 +92,7 @@ def make_pod_template(
                 "runAsNonRoot": True,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "terminationGracePeriodSeconds": math.ceil(seconds) + 10,
+            "terminationGracePeriodSeconds": math.ceil(stop_seconds) + _STOP_MARGIN_SECONDS,
             "topologySpreadConstraints": [
                 _spread(topology_key, labels)
                 for topology_key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
@@ -112,7 +117,7 @@ def make_pod_template(
 
 
 def _spread(topology_key: str, labels: dict[str, str]) -> Object:
-    """Returns a constraint that spreads the pods of a version over zones or nodes, if it can."""
+    """Returns a constraint that spreads the pods of a version over zones or nodes, if possible."""
     return {
         "maxSkew": 1,
         "topologyKey": topology_key,
@@ -126,14 +131,18 @@ def _container(
     image: str, args: list[str], mounts: list[Object], spec: ModelDeploymentSpec
 ) -> Object:
     start_seconds = (spec.rollout or Rollout()).start_seconds
-    ready = {"httpGet": {"path": "/v2/health/ready", "port": "admin"}, "periodSeconds": 5}
+    ready = {
+        "httpGet": {"path": "/v2/health/ready", "port": "admin"},
+        "periodSeconds": _READY_PERIOD_SECONDS,
+    }
+    start_probes = math.ceil(start_seconds / _READY_PERIOD_SECONDS)
     return {
         "name": _CONTAINER,
         "image": image,
         "args": args,
         "env": [{"name": "HOME", "value": "/tmp"}],
         "ports": [{"name": port, "containerPort": number} for port, number in PORTS.items()],
-        "startupProbe": {**ready, "failureThreshold": math.ceil(start_seconds / 5)},
+        "startupProbe": {**ready, "failureThreshold": start_probes},
         "readinessProbe": {**ready, "failureThreshold": 1, "timeoutSeconds": 3},
         "livenessProbe": {
             "httpGet": {"path": "/v2/health/live", "port": "admin"},
@@ -158,13 +167,14 @@ def _container(
 
 
 def merge(base: Any, partial: Any, path: str = "spec.template") -> Any:
-    """Returns an object with a partial one merged into it, as `kubectl` merges pod templates.
+    """Returns `base` with a partial object merged into it, as `kubectl` merges pod templates.
 
-    Items of a list are merged by name, except that a volume or the action of a probe takes the
-    place of another one; `None` removes a field; anything else is replaced.
+    Objects are merged by field, and lists by the name of their items. A volume replaces the one of
+    its name, and the action of a probe replaces any other. `None` removes a field. All else is
+    replaced. `path` names the place in messages.
 
     Raises:
-        PlanError: One is a list or an object where the other is not.
+        PlanError: A list or an object meets something else, or an item has no name.
     """
     if partial is None or base is None:
         return partial
@@ -244,7 +254,11 @@ def _resources(resources: Resources | None) -> Object:
 
 
 def _canonical(resources: Any, path: str) -> Any:
-    """Returns resources as the API server writes them. It refuses what has another form."""
+    """Returns resources with quantities as the API server writes them, so that they compare equal.
+
+    What has another form is left as it is: the API server refuses it. Raises a `PlanError` for a
+    quantity that is none.
+    """
     try:
         return {
             kind: {name: canonical_quantity(quantity) for name, quantity in quantities.items()}

@@ -61,12 +61,17 @@ class Reconciler:
         self._settings = settings
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
+        """The items of the queue."""
         self._busy: set[Key] = set()
+        """The objects that a worker passes over now."""
         self._attempts: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
+        """The waits before another pass, by object."""
         self._applied: dict[tuple[Key, Kind, str, str], str] = {}
+        """The fingerprint of the last apply of each child."""
         self._kinds: Collection[Kind] = ()
         self._refused: dict[Kind, ClusterError] = {}
+        """The kinds that the operator may not list, with the errors."""
         self._knows_kinds = asyncio.Event()
 
     async def run(self) -> None:
@@ -185,7 +190,10 @@ class Reconciler:
                 self._busy.discard(key)
 
     def _ask_again(self, key: Key) -> None:
-        """Asks for another pass after a backoff, which passes by events in between don't reset."""
+        """Asks for another pass after a wait that grows from pass to pass.
+
+        A pass that an event causes in between does not shorten the wait.
+        """
         if key not in self._timers:
             attempt = self._attempts.get(key, 0)
             self._attempts[key] = attempt + 1
@@ -203,13 +211,16 @@ class Reconciler:
             timer.cancel()
 
     def _forget(self, key: Key) -> None:
-        """Drops the applies of a deleted object. Kubernetes deletes its children."""
+        """Forgets the applied children of a deleted object. Kubernetes deletes them."""
         self._applied = {owned: text for owned, text in self._applied.items() if owned[0] != key}
 
     async def _read_children(
         self, namespace: str, name: str, live: dict[tuple[Kind, str], Object]
     ) -> None:
-        """Reads the children into `live`, and raises the first error afterwards."""
+        """Reads the children of an object into `live`.
+
+        If a read fails, the others are still added, then its error is raised.
+        """
         kinds = set(self._kinds) - set(self._refused)
         child_keys = [(kind, child) for kind in kinds for child in child_names(name)]
         if {SCALED_OBJECT, AUTOSCALER} <= kinds:
@@ -222,6 +233,10 @@ class Reconciler:
             raise errors[0]
 
     def _changes(self, key: Key, plan: Plan, live: Live) -> list[Apply | Delete]:
+        """Returns the steps of a plan that are needed.
+
+        An apply is not needed if it was the last one, and the live object still has its fields.
+        """
         return [
             step
             for step in plan.steps
@@ -257,15 +272,17 @@ class Reconciler:
         failure: Problem | None,
         events: list[tuple[str, str, str]],
     ) -> bool:
-        """Writes a changed status, and adds its event.
+        """Writes the status of an object if it has changed.
 
-        Returns False if the object waits for pods, which are not watched.
+        A change of the condition `Ready` is logged, and added to `events` if the reason is new.
+
+        Returns False if the object waits for pods: they are not watched, so it needs another pass.
         """
         namespace, name = (model_deployment["metadata"][field] for field in ("namespace", "name"))
         region = self._settings.region
         status = make_status(model_deployment, plan, live, (), failure, region)
-        is_settled = bool(plan.problem or failure)
-        is_settled = is_settled or find_condition(status, "Ready")["status"] == "True"
+        is_ready = find_condition(status, "Ready")["status"] == "True"
+        is_settled = bool(plan.problem or failure) or is_ready
         if not is_settled:
             pods = await self._read_pods(namespace, name)
             status = make_status(model_deployment, plan, live, pods, failure, region)
@@ -303,11 +320,11 @@ class Reconciler:
 
 
 def _describe(error: ClusterError, step: Apply | Delete | None) -> Problem:
-    """Returns the condition for a refused step, or for refused reads without one."""
+    """Returns the problem of a refused step, or of a refused read if `step` is `None`."""
     if step is None:
         return Problem(error.reason, str(error))
     if step.kind is DEPLOYMENT and error.is_wrong_form:
-        # The rest of a Deployment is the operator's own.
+        # All of a Deployment but its template is the operator's own.
         detail = re.split(r"Kind=\w+\): |strict decoding error: ", str(error))[-1]
         return Problem("TemplateBroken", f"spec.template does not fit, correct it: {detail}")
     reason = "InvalidObject" if error.reason == "Invalid" else error.reason

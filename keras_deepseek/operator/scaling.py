@@ -33,7 +33,10 @@ BEHAVIOR: Object = {
 def make_scaler(
     name: str, namespace: str, autoscaling: Autoscaling, fewest: int, most: int
 ) -> tuple[Kind, Object]:
-    """Returns the kind and the object that scales a Deployment between two numbers of replicas."""
+    """Returns the kind and the spec of the autoscaler of the Deployment `name`.
+
+    It sets from `fewest` to `most` replicas.
+    """
     behavior = {**BEHAVIOR}
     if autoscaling.behavior:
         behavior |= autoscaling.behavior.model_dump(by_alias=True, exclude_unset=True)

@@ -21,7 +21,9 @@ from keras_deepseek.operator.kinds import Object
 from keras_deepseek.operator.scaling import BEHAVIOR
 
 _SYNC_SECONDS = 15
+"""The time between two decisions of Kubernetes's autoscaler."""
 _TOLERANCE = 0.1
+"""The share by which the load must differ from the target for a decision to change replicas."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,17 @@ class Outcome:
 
 
 def simulate(deployment: SimulatedDeployment, traffic: Sequence[float], target: float) -> Outcome:
-    """Plays traffic to a deployment that scales at a target of requests per second and replica."""
+    """Returns the outcome of a day of traffic for a deployment with an autoscaler.
+
+    Args:
+        deployment: The deployment.
+        traffic: The requests of each second.
+        target: The requests per second and replica that the autoscaler aims at.
+    """
     outcome = Outcome(target)
     scaler = _Scaler(deployment, target, traffic[0])
     starting: deque[tuple[int, int]] = deque()
+    """The second from which new pods answer, and their number."""
     ready, queued, window_sum = scaler.replicas, 0.0, 0.0
     for second, arrived in enumerate(traffic):
         window_sum += arrived
@@ -85,10 +94,10 @@ def simulate(deployment: SimulatedDeployment, traffic: Sequence[float], target: 
                 if change > 0:
                     starting.append((due, change))
             ready += min(change, 0)
-        able = ready * deployment.capacity
+        capacity = ready * deployment.capacity
         queued += arrived
-        queued -= min(queued, able)
-        lost = max(0.0, queued - able * deployment.queue_seconds)
+        queued -= min(queued, capacity)
+        lost = max(0.0, queued - capacity * deployment.queue_seconds)
         queued -= lost
         outcome.requests.append(arrived)
         outcome.replicas.append(ready)
@@ -99,10 +108,10 @@ def simulate(deployment: SimulatedDeployment, traffic: Sequence[float], target: 
 def highest_target(
     deployment: SimulatedDeployment, days: Sequence[Sequence[float]], least_success: float
 ) -> Outcome | None:
-    """Returns the worst outcome at the highest target that keeps enough requests, or `None`.
+    """Returns the outcome of the worst day at the highest target that loses few enough requests.
 
-    Targets are tried in steps of 5 % of the capacity, from the capacity down. Each must hold for
-    all days.
+    Targets are tried in steps of 5 % of the capacity, from the capacity down. On each day, at least
+    the part `least_success` of the requests must be answered. Returns `None` if no target does it.
     """
     for percent in range(100, 0, -5):
         target = deployment.capacity * percent / 100
@@ -119,7 +128,7 @@ def highest_target(
 
 
 class _Scaler:
-    """An autoscaler with its past recommendations and changes of the replicas."""
+    """A simulated HorizontalPodAutoscaler: decides the replicas by the rules of `BEHAVIOR`."""
 
     def __init__(self, deployment: SimulatedDeployment, target: float, first_rate: float) -> None:
         self._deployment = deployment
@@ -128,7 +137,7 @@ class _Scaler:
         self.replicas = self._within_limits(math.ceil(first_rate / target))
 
     def sync(self, second: int, rate: float) -> int:
-        """Returns the change of the replicas for a rate of requests per second."""
+        """Changes the replicas for a rate of requests per second, and returns the change."""
         ratio = rate / (self._target * self.replicas) if self.replicas else math.inf
         desired = self.replicas
         if abs(ratio - 1.0) > _TOLERANCE:
@@ -153,7 +162,10 @@ class _Scaler:
 
 
 class _Rules:
-    """The rules for scaling up or down, with the past recommendations and changes."""
+    """The rules for scaling up or down, with the past recommendations and changes.
+
+    Both are pairs of a second and a number of replicas.
+    """
 
     def __init__(self, rules: Object) -> None:
         self._window = rules["stabilizationWindowSeconds"]

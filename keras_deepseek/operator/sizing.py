@@ -17,9 +17,14 @@ from keras_deepseek.operator.simulation import (
 )
 
 _CONNECTIONS = 32
+_WARM_UP_SECONDS = 1.0
+_OVERLOADED = (429, 503)
+"""The statuses of a server that has too much to do: they are no fault of the request."""
 _SEEDS = 3
+"""The number of random days for each kind of traffic."""
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 72
+"""The number of bars in a line."""
 
 
 def measure_capacity(url: str, body: bytes, seconds: float = 10.0) -> float:
@@ -42,9 +47,10 @@ def measure_capacity(url: str, body: bytes, seconds: float = 10.0) -> float:
     path = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
     counts = [0] * _CONNECTIONS
     errors: list[str] = []
-    start = time.monotonic() + 1.0
+    start = time.monotonic() + _WARM_UP_SECONDS
 
     def load(number: int) -> None:
+        """Sends one request after the other until the time is over or a thread has an error."""
         connection = kinds[parts.scheme](parts.hostname or "", parts.port, timeout=30)
         try:
             while (now := time.monotonic()) < start + seconds and not errors:
@@ -52,7 +58,7 @@ def measure_capacity(url: str, body: bytes, seconds: float = 10.0) -> float:
                 connection.request("POST", path, body, headers)
                 answer = connection.getresponse()
                 text = answer.read()
-                if answer.status not in (200, 429, 503):
+                if answer.status not in (http.client.OK, *_OVERLOADED):
                     line = text[:200].decode(errors="replace")
                     errors.append(f"{url} answered {answer.status}: {line}")
                 elif answer.status == http.client.OK and now >= start:
@@ -122,6 +128,7 @@ def draw(outcome: Outcome) -> str:
 
 
 def _bars(values: Sequence[float]) -> str:
+    """Returns a line of bars, each as high as the largest of the values that it stands for."""
     size = math.ceil(len(values) / _WIDTH)
     heights = [max(values[start : start + size]) for start in range(0, len(values), size)]
     top = max(heights) or 1.0

@@ -56,24 +56,16 @@ def make_status(
     deployment_status = deployment.get("status", {})
     generation = model_deployment["metadata"].get("generation", 0)
     scaling = _scaling_states(name, live)
-    last = find_condition(model_deployment.get("status", {}), "Ready")
+    previous = find_condition(model_deployment.get("status", {}), "Ready")
     # If the object was ready and its spec is the same, only an autoscaler has changed the number of
     # replicas, and that is no rollout.
-    was_ready = last.get("status") == "True" and last.get("observedGeneration") == generation
+    was_ready = (
+        previous.get("status") == "True" and previous.get("observedGeneration") == generation
+    )
     states = _rollout_states(plan, live, pods, failure, was_ready=was_ready)
-    if states["Ready"][1] == "Ready":
-        count = deployment_status.get("readyReplicas", 0)
-        message = f"{count} replica{' is' if count == 1 else 's are'} ready."
-        ready = "Ready"
-        annotations = deployment.get("metadata", {}).get("annotations", {})
-        if (replicas := annotations.get(KEPT_ANNOTATION)) is not None:
-            ready = "ReplicasKept"
-            message += f" Autoscaling left them, above spec.replicas ({replicas}), and they stay "
-            message += "until that field changes or kubectl scales the Deployment."
-        is_active, reason, why = scaling.get("ScalingActive", ("True", "", ""))
-        if is_active == "False" and reason != "ScalingDisabled":  # At zero replicas.
-            message += f" Autoscaling does not work: {why}"
-        states["Ready"] = ("True", ready, message)
+    _, ready_reason, _ = states["Ready"]
+    if ready_reason == "Ready":
+        states["Ready"] = _ready_state(deployment, scaling)
     conditions: list[Object] = [
         {
             "type": kind,
@@ -96,7 +88,7 @@ def make_status(
 
 
 def make_event(model_deployment: Object, level: str, reason: str, message: str) -> Object:
-    """Returns an Event, as `kubectl describe` shows it. The same one again has the same name.
+    """Returns an Event, as `kubectl describe` shows it. Its name is a hash of what it says.
 
     Args:
         model_deployment: The object.
@@ -154,12 +146,33 @@ def _rollout_states(
     return {"Ready": ready, "Reconciling": settled, "Stalled": settled}
 
 
+def _ready_state(deployment: Object, scaling: dict[str, _State]) -> _State:
+    """Returns the state of the condition `Ready` when all pods are ready.
+
+    The message has their number, and what the user should know of autoscaling.
+    """
+    count = deployment.get("status", {}).get("readyReplicas", 0)
+    message = f"{count} replica{' is' if count == 1 else 's are'} ready."
+    reason = "Ready"
+    annotations = deployment.get("metadata", {}).get("annotations", {})
+    if (replicas := annotations.get(KEPT_ANNOTATION)) is not None:
+        reason = "ReplicasKept"
+        message += f" Autoscaling left them, above spec.replicas ({replicas}), and they stay "
+        message += "until that field changes or kubectl scales the Deployment."
+    is_active, scaling_reason, why = scaling.get("ScalingActive", ("True", "", ""))
+    if is_active == "False" and scaling_reason != "ScalingDisabled":  # At zero replicas.
+        message += f" Autoscaling does not work: {why}"
+    return ("True", reason, message)
+
+
 def _prefix(plan: Plan, name: str) -> str:
+    """Returns the beginning of a message that names the canary, empty for the stable version."""
     is_stable = name == next(iter(plan.fewest_replicas))
     return "" if is_stable else f"The canary {name!r}: "
 
 
 def _child_problem(plan: Plan, live: Live, pods: Sequence[Object]) -> Problem | None:
+    """Returns the first problem of a Deployment, then of a route, that the user has to solve."""
     for name, fewest in plan.fewest_replicas.items():
         child = live.get((DEPLOYMENT, name), {})
         if fewest and child.get("spec", {}).get("replicas") == 0:
@@ -183,7 +196,10 @@ def _child_problem(plan: Plan, live: Live, pods: Sequence[Object]) -> Problem | 
 
 
 def _pod_errors(pods: Sequence[Object]) -> list[str]:
-    """Returns the different errors of pods: not scheduled, no image, or the line of `serve`."""
+    """Returns each error of the pods once.
+
+    A pod is not scheduled, its image can't be pulled, or `serve` has ended with an error.
+    """
     errors: dict[str, None] = {}
     for pod in pods:
         status = pod.get("status", {})
@@ -198,7 +214,7 @@ def _pod_errors(pods: Sequence[Object]) -> list[str]:
 
 
 def _container_error(container: Object) -> str | None:
-    """Returns why a container doesn't run, or why it ran before it started anew."""
+    """Returns why a container does not run, or why it failed before its last start, or `None`."""
     waiting = container.get("state", {}).get("waiting", {})
     ended = container.get("lastState", {}).get("terminated", {})
     ended = container.get("state", {}).get("terminated", ended)
@@ -238,7 +254,7 @@ def _scaling_states(name: str, live: Live) -> dict[str, _State]:
 
 
 def _with_times(conditions: list[Object], model_deployment: Object, now: datetime) -> list[Object]:
-    """Adds the time of the last change of each condition's status."""
+    """Returns the conditions with the time at which the status of each has last changed."""
     old_conditions = {
         condition["type"]: condition
         for condition in model_deployment.get("status", {}).get("conditions", [])
