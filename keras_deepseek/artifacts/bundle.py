@@ -161,6 +161,7 @@ class Manifest:
 
 
 def _seal(content: Mapping[str, Any]) -> str:
+    """Returns the hash of a manifest's content, which does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -306,6 +307,7 @@ def _describe(path: Path) -> dict[str, str | int]:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Raises a `BundleError` if files are missing, added, or differ from the manifest."""
     if not (folder / manifest.entry).resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"Its entry {manifest.entry!r} is outside of it. {_EXPORT_AGAIN}")
     present = set(_files(folder))

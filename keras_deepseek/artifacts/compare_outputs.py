@@ -14,8 +14,8 @@ TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-
 
 _INT8 = "int8"
 _LEAST_SCALE = 1e-2
-"""The least scale of the tolerance. An output that is nearly 0 may consist of rounding errors.
-The probabilities of many thousand classes must not count as such."""
+"""The least scale of which a tolerance is a share. An output that is nearly 0 may consist of
+rounding errors. The probabilities of many thousand classes must not count as such."""
 _LARGEST_COLUMN_ERROR = 0.1
 """The largest error of a column (root mean square), as a share of its change from row to row.
 
@@ -34,9 +34,11 @@ _LEAST_MASK_RATIO = 100
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of comparing outputs: number of batches, and largest absolute difference.
+    """The result of comparing outputs.
 
     Args:
+        num_samples: The number of batches.
+        largest_difference: The largest absolute difference of two values.
         any_finite: Whether the model gave any finite value.
         constant_outputs: Outputs that hardly change from row to row, so that an artifact that
             ignores its inputs would have passed.
@@ -57,12 +59,19 @@ def compare_outputs(
 ) -> Comparison:
     """Compares a model's outputs with those of an artifact or a rewritten model, batch by batch.
 
-    Raises an `ExportError` if a name, a shape, a dtype, the place of a NaN, or a value differs.
-    `expected` and `received` hold a dict of arrays by output name for each batch. `precision` is
-    that in which `received` was computed, for all outputs or by name, if it is not the dtype of the
-    output. With `by_column`, each column along the last axis is also compared by its own measure,
-    as large values hide differences of small ones. Masked logits, large negative numbers such as
-    `-1e38`, hide none: the tolerance is a share of the largest other value.
+    Masked logits are large negative numbers such as `-1e38`. They hide no differences: the
+    tolerance is a share of the largest other value.
+
+    Args:
+        expected: The model's outputs: for each batch, arrays by output name.
+        received: The outputs of the artifact or the rewritten model, likewise.
+        precision: The dtype in which `received` was computed, for all outputs or by name. Defaults
+            to `None`: the dtype of the output.
+        by_column: Whether each column along the last axis is also compared by its own scale, since
+            large values hide differences of small ones.
+
+    Raises:
+        ExportError: A name, a shape, a dtype, the place of a NaN, or a value differs.
     """
     if len(expected) != len(received):
         raise ExportError(f"Received outputs of {len(received)} batches, expected {len(expected)}.")
@@ -70,12 +79,7 @@ def compare_outputs(
     precisions = dict(precision) if isinstance(precision, Mapping) else {}
     if isinstance(precision, str):
         precisions = dict.fromkeys(expected[0] if expected else (), precision)
-    scales: Counter[str] = Counter()
-    for reference in expected:  # int8 is rounded, and so judged, by the range of all rows.
-        of_int8 = {
-            name: array for name, array in reference.items() if precisions.get(name) == _INT8
-        }
-        scales |= Counter({name: _largest_magnitude(array) for name, array in of_int8.items()})
+    scales = _int8_scales(expected, precisions)
     for index, (reference, outputs) in enumerate(zip(expected, received, strict=True)):
         if set(reference) != set(outputs):
             raise ExportError(f"Outputs are {sorted(outputs)}; expected {sorted(reference)}.")
@@ -93,8 +97,9 @@ def compare_outputs(
         tolerance = _tolerance(expected[0][name], precisions.get(name))
         unit = _unit(expected[0][name])
         try:
-            for expected_rows, received_rows in groups if by_column else ():
-                _check_columns(expected_rows, received_rows, tolerance, unit)
+            if by_column:
+                for expected_rows, received_rows in groups:
+                    _check_columns(expected_rows, received_rows, tolerance, unit)
         except ExportError as error:
             raise ExportError(f"Output {name!r}: {error}") from error
         if not _changes_alike(groups):
@@ -105,10 +110,25 @@ def compare_outputs(
     return Comparison(len(expected), largest, any_finite, tuple(constant_outputs))
 
 
+def _int8_scales(
+    batches: list[dict[str, Array]], precisions: Mapping[str, str | None]
+) -> Counter[str]:
+    """Returns the largest magnitude of each int8 output in all batches; 0 for other outputs.
+
+    Values of int8 are rounded by the range of all rows, so they are judged by it.
+    """
+    scales: Counter[str] = Counter()
+    for batch in batches:
+        of_int8 = {name: array for name, array in batch.items() if precisions.get(name) == _INT8}
+        # The operator takes the larger count of each name.
+        scales |= Counter({name: _largest_magnitude(array) for name, array in of_int8.items()})
+    return scales
+
+
 def differing_places(
     expected: dict[str, Array], received: dict[str, Array], precisions: Mapping[str, str | None]
 ) -> dict[str, Array] | None:
-    """Returns boolean arrays that mark the entries of a batch that differ too much, by name.
+    """Returns, by name, boolean arrays that are True where the outputs of a batch differ too much.
 
     Returns `None` if names, shapes or dtypes differ.
     """
@@ -136,7 +156,10 @@ def differing_places(
 def _rows_by_shape(
     name: str, expected: list[dict[str, Array]], received: list[dict[str, Array]]
 ) -> Iterator[tuple[Array, Array]]:
-    """Yields one output of model and artifact, with rows of equal shape in one array each."""
+    """Yields pairs of arrays: all rows of one shape, of one output of model and artifact.
+
+    Values that are masked, NaN or infinite become 0 in both arrays.
+    """
     by_shape: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
     for reference, outputs in zip(expected, received, strict=True):
         expected_rows, received_rows = np.atleast_1d(reference[name]), np.atleast_1d(outputs[name])
@@ -150,7 +173,14 @@ def _rows_by_shape(
 
 
 def _check_columns(expected: Array, received: Array, tolerance: float, unit: float) -> None:
-    """Raises an error if a column of small values differs more than its own scale allows."""
+    """Raises an error if a column differs more than its own scale allows.
+
+    Args:
+        expected: The model's rows; a column is an index along the last axis.
+        received: The artifact's rows.
+        tolerance: The largest difference, as a share of the column's largest value.
+        unit: One unit in the last place (`_unit`).
+    """
     if expected.ndim <= 1 or not expected.size:
         return
     other_axes = tuple(range(expected.ndim - 1))
@@ -211,26 +241,29 @@ def _largest_difference(
 
 
 def _allowed(values: Array, tolerance: float, least_scale: float = 0.0) -> Array:
+    """Returns the difference that is allowed for each value of an output."""
     scale = max(_LEAST_SCALE, least_scale, _largest_magnitude(values))
     return tolerance * np.where(_is_masked(values), np.abs(values), scale)
 
 
 def _largest_magnitude(array: Array) -> float:
-    """Returns the largest magnitude of an output's finite values, masked ones aside."""
+    """Returns the largest magnitude of an output's finite values that are not masked."""
     values = array.astype("float64")
     return float(np.abs(values[np.isfinite(values) & ~_is_masked(values)]).max(initial=0.0))
 
 
 def _is_masked(values: Array) -> Array:
-    """Marks the values of an output that a mask has set to a large negative number.
+    """Returns True for the values of an output that a mask has made large negative numbers.
 
-    The number is added to logits, for some of them twice, as by a causal and a padding mask. An
-    output that consists of such a number and zeros is a mask itself, and not masked.
+    A mask adds such a number to logits. Two masks, for example a causal and a padding mask, add it
+    twice to some of them. An output of such a number and zeros alone is a mask itself: its values
+    are not masked.
     """
     finite = np.where(np.isfinite(values), values, 0.0)
     least = finite.min(initial=0.0)
     if least > -_LEAST_MASK:
         return np.zeros(values.shape, bool)
+    # Masked values are near the least one, or near its half where only one of two masks applies.
     share, near = finite / least, 2 / _LEAST_MASK_RATIO
     is_masked = np.asarray((np.abs(share - 1) < near) | (np.abs(share - 0.5) < near))
     largest_other = np.abs(finite[~is_masked]).max(initial=0.0)
@@ -238,11 +271,13 @@ def _is_masked(values: Array) -> Array:
 
 
 def _unit(array: Array) -> float:
+    """Returns a unit in the last place of 1 in the output's dtype, for bfloat16 and others 2^-7."""
     is_float = str(array.dtype) in TOLERANCES and array.dtype.kind == "f"
     return float(np.finfo(array.dtype).eps) if is_float else 2.0**-7
 
 
 def _tolerance(expected: Array, precision: str | None) -> float:
+    """Returns the larger of the tolerances of the output's dtype and of a precision."""
     names = [name for name in (str(expected.dtype), precision) if name]
     return max(TOLERANCES.get(name, 0.0) for name in names)
 
@@ -250,11 +285,12 @@ def _tolerance(expected: Array, precision: str | None) -> float:
 def agreements(
     expected: list[dict[str, Array]], received: list[dict[str, Array]]
 ) -> dict[str, dict[str, float]]:
-    """Returns two measures of how close an artifact's outputs are to the model's, by output.
+    """Returns by output how close an artifact's outputs are to the model's, by two measures.
 
-    `"relative_error"` is the root mean square of the differences, as a share of that of the model's
-    values; masked logits don't count. `"same_largest"` is the share of rows, along the last axis,
-    whose largest value is at the same index: for classifiers, the same answer.
+    `"relative_error"` is the root mean square of the differences, divided by the root mean square
+    of the model's values; masked logits don't count. `"same_largest"` is the share of rows, along
+    the last axis, whose largest value is at the same index: for a classifier, the same answer.
+    Outputs without several columns have no `"same_largest"`.
     """
     return {name: _agreement(name, expected, received) for name in expected[0]}
 

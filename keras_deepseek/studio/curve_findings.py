@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-# The number of points, or of groups of them, by which a rule judges.
 _GROUPS, _MIN_GROUPS, _MIN_STEPS = 40, 10, 200
+"""The groups of points by which a rule judges, and the fewest groups and steps that it needs."""
 _MIN_VALIDATIONS, _MIN_RISES = 4, 3
 _MIN_RISE, _MIN_JUMP = 0.05, 0.15
 """A smaller share of the first loss is no finding: a single hard row makes a batch jump."""
@@ -117,15 +117,16 @@ def find_leap(loss: Points, limit: float) -> Iterator[Finding]:
 
 
 def find_divergence(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds a loss that has grown again and stays there."""
+    """Finds a loss that has grown again, and is still high at the end."""
     steps, values = _in_groups(loss, _GROUPS)
     if len(values) < _MIN_GROUPS:
         return
     best = int(np.argmin(values))
     end = float(np.median(values[-3:]))
     spread = float(np.median(np.abs(np.diff(values))))
-    grown = max(6 * spread, _MIN_RISE * values[0])
-    if values[best] > 0 and end > limit * values[best] and end - values[best] > grown:
+    # The rise must be far above the usual change from group to group.
+    min_rise = max(6 * spread, _MIN_RISE * values[0])
+    if values[best] > 0 and end > limit * values[best] and end - values[best] > min_rise:
         yield Finding(
             *("divergence", "bad", "training"),
             f"The loss has grown since step {steps[best]:,}, from {values[best]:.3g} to {end:.3g}.",
@@ -177,10 +178,17 @@ def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
 def _lasts(
     values: np.ndarray, starts: np.ndarray, baseline: np.ndarray, rise: np.ndarray
 ) -> np.ndarray:
-    """Returns True for each group with a few high steps in a row.
+    """Returns True for each group in which `_SPIKE_STEPS` steps in a row are high.
 
-    A step is high above `_SUSTAINED_SHARE` of the rise of the group. A few are `_SPIKE_STEPS`.
+    A step is high if it rises by more than `_SUSTAINED_SHARE` of the rise of its group.
+
+    Args:
+        values: The loss of each step.
+        starts: The index of the first step of each group.
+        baseline: The usual loss before each group; the first `_SPIKE_WINDOW` groups have none.
+        rise: The rise of each of these groups above its baseline.
     """
+    # The least of each step and the ones after it is high only if all of them are.
     padded = np.pad(values, (0, _SPIKE_STEPS - 1), "edge")
     lowest_ahead = sliding_window_view(padded, _SPIKE_STEPS).min(axis=1)
     sustained: np.ndarray = np.fmax.reduceat(lowest_ahead, starts)[_SPIKE_WINDOW:] - baseline
@@ -188,7 +196,7 @@ def _lasts(
 
 
 def _stands_out(rise: np.ndarray) -> np.ndarray:
-    """Returns True for the highest rise alone, if all outside of its window are far lower."""
+    """Returns True for the highest rise alone, if all rises outside of its window are far lower."""
     highest = int(np.argmax(rise))
     window = slice(max(0, highest - _SPIKE_WINDOW), highest + _SPIKE_WINDOW)
     is_outlier = np.zeros(len(rise), bool)
@@ -197,16 +205,17 @@ def _stands_out(rise: np.ndarray) -> np.ndarray:
 
 
 def find_plateau(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds a loss that stopped falling after it has hardly fallen.
+    """Finds a loss that has hardly fallen, and does not fall any more.
 
-    A loss that has fallen by more than a fifth may rest: data with noise have a floor.
+    A loss that has fallen by more than a fifth is no finding: with noisy data it can't reach 0.
     """
     steps, values = _in_groups(loss, _GROUPS)
     if len(values) < _GROUPS or steps[-1] < _MIN_STEPS:
         return
+    # There are 40 groups. The 8 in the middle are compared with the last 8.
     start = float(np.mean(values[:2]))
     middle, end = float(np.mean(values[16:24])), float(np.mean(values[-8:]))
-    noise = float(np.std(values[20:])) / np.sqrt(8)
+    noise = float(np.std(values[20:])) / np.sqrt(8)  # Of a mean of 8 groups.
     if end > 0.8 * start and abs(middle - end) < max(limit * start, 2 * noise):
         yield Finding(
             *("plateau", "warn", "training"),
@@ -225,14 +234,15 @@ def find_overfitting(loss: Points, validation: Points, limit: float) -> Iterator
     steps, values = steps[is_finite], values[is_finite]
     if len(values) < _MIN_VALIDATIONS or not len(loss[0]):
         return
+    # The median of three validations, of which the second is `best + 1`.
     level = np.median(sliding_window_view(values, 3), axis=1)
     best, start = int(np.argmin(level)), loss[1][0]
     rise = level[-1] - level[best]
     jitter = float(np.median(np.abs(np.diff(values[best:]))))
-    train, end = np.interp(steps[[best + 1, -1]], *loss)
+    train_at_best, end = np.interp(steps[[best + 1, -1]], *loss)
     has_risen = rise > max((limit - 1) * level[best], 2 * jitter, _MIN_RISE / 2 * start)
     is_apart = end < 0.5 * level[-1] and level[-1] - end > 0.1 * start
-    if len(level) - best >= _MIN_RISES and end < train and (has_risen or is_apart):
+    if len(level) - best >= _MIN_RISES and end < train_at_best and (has_risen or is_apart):
         yield Finding(
             *("overfitting", "warn", "training"),
             f"The model overfits since step {steps[best + 1]:,}: the validation loss rose from "

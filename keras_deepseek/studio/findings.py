@@ -34,6 +34,8 @@ _EXPLODING_RATIO, _OTHERS_RATIO = 100, 1e3
 """A gradient explodes at this many times its own median, or that of the other layers."""
 _VANISHING_RATIO = 1e-5
 """A gradient vanishes below this share of the largest one."""
+_RECENT_STEPS = 200
+"""The last steps by which the wait for data is judged."""
 _MAX_NAMES = 3
 _MAX_LENGTH = 300  # Characters.
 
@@ -46,17 +48,20 @@ def find(reader: RunReader, thresholds: Thresholds) -> list[Finding]:
 
 
 def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding]:
+    """Yields the findings of a run, rule by rule. The caller holds the reader's lock."""
+
     def points(name: str) -> Points:
         series = reader.series(name)
         return series.steps, series.values
 
+    # `step_loss` has the loss of each step, and `loss` the mean since the epoch began.
     loss_name = "step_loss" if "step_loss" in reader.ends else "loss"
     loss, validation = points(loss_name), points("val_loss")
     yield from find_end(reader.state(), reader.properties, loss[0], reader.last_time())
     not_finite = list(find_not_finite(loss, validation, points("gradient_norm")))
     yield from not_finite
     diverged: list[Finding] = []
-    # A mean since the epoch began drops at each epoch: a rise after it says nothing.
+    # Such a mean drops when an epoch begins: a rise after that says nothing.
     if not not_finite and loss_name == "step_loss":
         diverged = list(find_leap(loss, limits.leap)) or list(
             find_divergence(loss, limits.divergence)
@@ -73,7 +78,7 @@ def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding]:
         vectors = reader.vectors("expert_load")
         yield from find_starved_experts(vectors.labels, vectors.matrix(), limits.starved_expert)
     profile = reader.document("profile")
-    if profile and "reason" in profile:  # It could not be taken.
+    if profile and "reason" in profile:  # The reason why the profile could not be made.
         profile = None
     yield from find_bottleneck(
         profile, points("data_wait_seconds")[1], points("step_seconds")[1], limits
@@ -117,13 +122,13 @@ def find_dead_layers(
     Args:
         labels: The layer of each row.
         steps: The step of each column.
-        gradients: The norms of the gradients.
-        updates: The ratios of updates to weights.
+        gradients: The norms of the gradients, of shape `(layers, steps)`.
+        updates: The ratios of updates to weights, of the same shape.
     """
     count = gradients.shape[1]
     if count < _MIN_VECTORS or len(labels) < _MIN_ROWS:
         return
-    lately = slice(-max(3, count // 5), None)
+    lately = _lately(count)
     last, change = (np.median(matrix[:, lately], axis=1) for matrix in (gradients, updates))
     # Weight decay changes weights that get no gradient.
     frozen = _named(labels, (last == 0) | (change == 0))
@@ -168,7 +173,7 @@ def find_starved_experts(
     """
     if matrix.shape[1] < _MIN_VECTORS:
         return
-    load = matrix[:, -max(3, matrix.shape[1] // 5) :].mean(axis=1)
+    load = matrix[:, _lately(matrix.shape[1])].mean(axis=1)
     layers: dict[str, list[int]] = {}
     for index, label in enumerate(labels[: len(load)]):
         layers.setdefault(label.rpartition("/")[0], []).append(index)
@@ -178,12 +183,12 @@ def find_starved_experts(
         if total <= 0 or not starved or len(rows) < _MIN_ROWS:
             continue
         names = [labels[row].rpartition("/")[2] for row in starved]
-        gets = 100 * load[starved].sum() / total
+        percent = 100 * load[starved].sum() / total
         is_single = len(names) == 1
         yield Finding(
             *("starved_expert", "warn", "training"),
             f"{'Expert' if is_single else 'Experts'} {_enumerate(names)} of {layer or 'the model'} "
-            f"{'gets' if is_single else 'get'} {gets:.2g} % of the tokens; an equal share is "
+            f"{'gets' if is_single else 'get'} {percent:.2g} % of the tokens; an equal share is "
             f"{100 * len(names) / len(rows):.3g} %.",
             "Add the callback `ExpertBalancing`, or a loss that balances the router.",
         )
@@ -195,9 +200,17 @@ def find_bottleneck(
     seconds: np.ndarray,
     limits: Thresholds,
 ) -> Iterator[Finding]:
-    """Finds whether a step waits for its data, for the host to start operations, or computes."""
-    wait = idle = None
-    waits, seconds = waits[np.isfinite(waits)][-200:], seconds[np.isfinite(seconds)][-200:]
+    """Finds what takes the time of a step: data, the host's start of operations, or computing.
+
+    Args:
+        profile: The profile of some steps, if there is one.
+        waits: The seconds that each step waited for data.
+        seconds: The seconds of each step.
+        limits: The limits of the findings.
+    """
+    wait = idle = None  # Shares of a step; `None` if they are not known.
+    waits = waits[np.isfinite(waits)][-_RECENT_STEPS:]
+    seconds = seconds[np.isfinite(seconds)][-_RECENT_STEPS:]
     if min(len(waits), len(seconds)) >= _MIN_TIMES and seconds.mean() > 0:
         wait = float(waits.mean() / seconds.mean())
     if profile:
@@ -243,6 +256,11 @@ def find_expensive_layer(profile: Mapping[str, Any]) -> Iterator[Finding]:
             f"{path} takes {100 * layers[path] / total:.0f} % of the step.",
             "Make this one faster first.",
         )
+
+
+def _lately(count: int) -> slice:
+    """Returns the last fifth of a number of steps, at least three."""
+    return slice(-max(3, count // 5), None)
 
 
 def _shorten(text: str) -> str:

@@ -24,7 +24,8 @@ COLAB_HOSTS = (".googleusercontent.com", ".colab.dev")
 """The hosts of Colab's proxy, under any name below them."""
 
 _HEIGHT = 720
-_MOST_SHARE = 0.02  # Of the time, for drawing the page anew.
+_MOST_SHARE = 0.02
+"""The largest share of the time that may be spent on drawing the page anew."""
 
 
 def is_colab() -> bool:
@@ -37,19 +38,22 @@ def show(
 ) -> threading.Thread | None:
     """Shows the page in the output of the cell that runs.
 
+    Where the browser can reach the port, by a proxy or directly, it loads the live page. Elsewhere
+    the cell gets a copy of the page, which a thread draws anew from time to time.
+
     Args:
         url: The address of the page on this machine.
         make_page: Function that returns the page as one HTML text.
         has_stopped: Is set when Studio stops.
 
     Returns:
-        The thread that draws the page anew, if it is drawn here and the port can't be reached.
+        The thread that draws the page anew, or `None` if the port can be reached.
 
     Raises:
         NotImplementedError: This process is not the kernel of a notebook.
     """
     if "ipykernel" not in sys.modules:
-        raise NotImplementedError  # IPython then shows the object as text.
+        raise NotImplementedError  # By this error IPython knows to show the object as text.
     from IPython.display import display
 
     address, _, key = url.partition("#")
@@ -62,7 +66,7 @@ def show(
     elif prefix and importlib.util.find_spec("jupyter_server_proxy"):
         there = f"{prefix}proxy/{port}/#{key}"
         display(_bundle(there, f"{_link(there)}{_frame('src', there)}"), raw=True)
-    elif prefix or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+    elif prefix or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # No proxy leads to the port.
         handle = display(_bundle(url, _frame("srcdoc", make_page())), raw=True, display_id=True)
 
         def draw_anew() -> None:
@@ -76,15 +80,16 @@ def show(
         thread = threading.Thread(target=draw_anew, daemon=True)
         thread.start()
         return thread
-    else:
+    else:  # The browser is perhaps on this machine.
         display(_bundle(url, inline_html(url, make_page())), raw=True)
     return None
 
 
 def inline_html(url: str, page: str) -> str:
-    """Returns HTML with the page as it is now, which the browser replaces by the live page.
+    """Returns HTML that shows a copy of the page, until the browser reaches the live page.
 
-    On another machine, which does not reach the address, and in a saved notebook it stays.
+    The copy stays in a saved notebook, and on another machine, from which the address can't be
+    reached.
     """
     address = url.partition("#")[0]
     live = json.dumps(url)
@@ -109,6 +114,7 @@ def _link(address: str) -> str:
 
 
 def _frame(attribute: str, value: str, more: str = "") -> str:
+    """Returns a frame with the page: its address as `src`, or its HTML as `srcdoc`."""
     sandbox = 'sandbox="allow-scripts"' if attribute == "srcdoc" else ""
     return (
         f'<iframe {more} {sandbox} {attribute}="{escape(value)}" title="Studio" width="100%" '

@@ -26,6 +26,7 @@ def make_report(store: Store, dashboard: Dashboard) -> str:
     """Returns the page with all runs, as one HTML file that needs no server."""
     readers = store.refresh()
     readable = [(run, reader) for run, reader in readers.items() if reader.problem is None]
+    # As the page asks for them: run, name, version so far (-1: none), pixels, share of smoothing.
     series = [
         [run, name, -1, _LARGE_PIXELS if name in _LARGE else _PIXELS, 0]
         for run, reader in readable
@@ -98,11 +99,15 @@ def _read(name: str) -> str:
 
 
 def _bundle(start: str) -> str:
-    """Returns modules as one classic script: each is a function that returns its exports."""
+    """Returns a JavaScript module, and all that it imports, as one script without modules.
+
+    Each module becomes a function, called at once, whose result is an object of its exports.
+    """
     done: list[str] = []
     parts = ['"use strict";const modules={};']
 
     def add(name: str) -> None:
+        """Adds a module after those that it imports."""
         if name in done:
             return
         done.append(name)
@@ -111,7 +116,7 @@ def _bundle(start: str) -> str:
             add(source.removeprefix("./"))
         exports = [name for _, name in _EXPORT.findall(text)]
         text = _EXPORT.sub(r"\1 \2", text)
-        pairs = [(export, export) for export in exports]
+        pairs = [(export, export) for export in exports]  # The name outside, and inside.
         for group in _EXPORTED.findall(text):
             for item in group.split(","):
                 inner, _, outer = item.strip().partition(" as ")

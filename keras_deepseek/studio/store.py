@@ -171,17 +171,20 @@ class Store:
 
 
 _LARGE = 1e5
+"""A number of this magnitude is not rounded to six digits."""
 
 
 def smooth(values: np.ndarray, share: float) -> np.ndarray:
-    """Returns centred means over a share of the series, such as 0.05, without missing points.
+    """Returns centred means over a share of the series, such as 0.05.
 
-    A mean that looks in both directions adds no delay to the curve.
+    A mean that looks in both directions adds no delay to the curve. Missing points (NaN) stay
+    missing, and no mean counts them.
     """
     half = int(len(values) * share / 2)
     if half < 1:
         return values
     is_finite = np.isfinite(values)
+    # The sum of a window is the difference of two cumulative sums.
     sums = np.concatenate([[0.0], np.cumsum(np.where(is_finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(is_finite)])
     index = np.arange(len(values))
@@ -199,10 +202,11 @@ def reduce_to_pixels(
     share: float = 0.0,
     window: tuple[float, float] | None = None,
 ) -> dict[str, list[Any]]:
-    """Returns the points of a curve, at most one for each pixel.
+    """Returns the points of a curve, at most one for each pixel, as lists by name.
 
-    `y` holds the means. `least` and `most` are the extremes of the points that a pixel stands for,
-    before smoothing; without them each point is there. `raw` has the points before smoothing.
+    `x` and `y` are the points after smoothing. If there are more points than pixels, `y` holds the
+    mean of the points that a pixel stands for, and `least` and `most` hold their extremes before
+    smoothing. Otherwise `raw` holds the points before smoothing, if smoothing changed them.
 
     Args:
         x: The place of each point.
@@ -223,6 +227,7 @@ def reduce_to_pixels(
     if len(x) <= pixels:
         points = {"x": _as_list(x), "y": _as_list(means)}
         return points if means is y or share == 0 else {**points, "raw": _as_list(y)}
+    # The index of the first point of each pixel. A pixel without points has that of the next one.
     starts = np.unique(np.searchsorted(x, np.linspace(x[0], x[-1], pixels + 1)[:-1]))
     ends = np.append(starts[1:], len(x))
     is_finite = np.isfinite(means)
@@ -232,7 +237,7 @@ def reduce_to_pixels(
             counts > 0, counts, np.nan
         )
     return {
-        "x": _as_list(x[(starts + ends - 1) // 2]),
+        "x": _as_list(x[(starts + ends - 1) // 2]),  # The middle point.
         "y": _as_list(mean),
         "least": _as_list(np.fmin.reduceat(y, starts)),
         "most": _as_list(np.fmax.reduceat(y, starts)),
