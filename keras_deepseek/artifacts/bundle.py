@@ -161,7 +161,6 @@ class Manifest:
 
 
 def _seal(content: Mapping[str, Any]) -> str:
-    """Returns the hash of a manifest's content, which does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -194,10 +194,10 @@ def _plain(array: Array) -> Array:
 
 
 def pack_state(state: Any) -> tuple[Any, list[Array]]:
-    """Converts nested values into JSON values and a list of arrays, which JSON refers to by index.
+    """Converts nested values into JSON values and a list of arrays.
 
-    Beside its weights, a training has numbers, lists, and some arrays. Takes `None`, booleans,
-    numbers, strings, bytes, NumPy arrays and scalars; dicts, lists, tuples and sets of them.
+    In JSON, the index in the list stands for an array. The values may be `None`, booleans, numbers,
+    strings, bytes, NumPy arrays and scalars, and dicts, lists, tuples and sets of them.
     """
     arrays: list[Array] = []
     return _pack(state, arrays, 0), arrays
@@ -225,6 +225,7 @@ def unpack_state(packed: Any, arrays: Sequence[Array]) -> Any:
 
 
 def _pack(value: Any, arrays: list[Array], depth: int) -> Any:
+    """Returns a value for JSON, and adds its arrays to `arrays`."""
     if depth > _MAX_DEPTH:
         raise InvalidInputError(f"The state is nested more than {_MAX_DEPTH} levels deep.")
     if value is None or type(value) in (bool, str):

@@ -34,11 +34,9 @@ _LEAST_MASK_RATIO = 100
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of comparing outputs.
+    """The result of comparing outputs: number of batches, and largest absolute difference.
 
     Args:
-        num_samples: The number of batches.
-        largest_difference: The largest absolute difference of two values.
         any_finite: Whether the model gave any finite value.
         constant_outputs: Outputs that hardly change from row to row, so that an artifact that
             ignores its inputs would have passed.
@@ -59,19 +57,13 @@ def compare_outputs(
 ) -> Comparison:
     """Compares a model's outputs with those of an artifact or a rewritten model, batch by batch.
 
-    Masked logits are large negative numbers such as `-1e38`. They hide no differences: the
-    tolerance is a share of the largest other value.
+    Raises an `ExportError` if a name, a shape, a dtype, the place of a NaN, or a value differs.
+    `expected` and `received` hold arrays by output name for each batch. `precision` is the dtype in
+    which `received` was computed, for all outputs or by name; by default it is the output's dtype.
 
-    Args:
-        expected: The model's outputs: for each batch, arrays by output name.
-        received: The outputs of the artifact or the rewritten model, likewise.
-        precision: The dtype in which `received` was computed, for all outputs or by name. Defaults
-            to `None`: the dtype of the output.
-        by_column: Whether each column along the last axis is also compared by its own scale, since
-            large values hide differences of small ones.
-
-    Raises:
-        ExportError: A name, a shape, a dtype, the place of a NaN, or a value differs.
+    With `by_column`, each column along the last axis is also compared by its own scale, since large
+    values hide differences of small ones. Masked logits, large negative numbers such as `-1e38`,
+    hide none: the tolerance is a share of the largest other value.
     """
     if len(expected) != len(received):
         raise ExportError(f"Received outputs of {len(received)} batches, expected {len(expected)}.")
@@ -113,10 +105,7 @@ def compare_outputs(
 def _int8_scales(
     batches: list[dict[str, Array]], precisions: Mapping[str, str | None]
 ) -> Counter[str]:
-    """Returns the largest magnitude of each int8 output in all batches; 0 for other outputs.
-
-    Values of int8 are rounded by the range of all rows, so they are judged by it.
-    """
+    """Returns the largest magnitude in all batches of each int8 output, by which it is rounded."""
     scales: Counter[str] = Counter()
     for batch in batches:
         of_int8 = {name: array for name, array in batch.items() if precisions.get(name) == _INT8}
@@ -156,10 +145,7 @@ def differing_places(
 def _rows_by_shape(
     name: str, expected: list[dict[str, Array]], received: list[dict[str, Array]]
 ) -> Iterator[tuple[Array, Array]]:
-    """Yields pairs of arrays: all rows of one shape, of one output of model and artifact.
-
-    Values that are masked, NaN or infinite become 0 in both arrays.
-    """
+    """Yields all rows of one shape, of model and artifact. Masked and infinite values become 0."""
     by_shape: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
     for reference, outputs in zip(expected, received, strict=True):
         expected_rows, received_rows = np.atleast_1d(reference[name]), np.atleast_1d(outputs[name])
@@ -173,14 +159,7 @@ def _rows_by_shape(
 
 
 def _check_columns(expected: Array, received: Array, tolerance: float, unit: float) -> None:
-    """Raises an error if a column differs more than its own scale allows.
-
-    Args:
-        expected: The model's rows; a column is an index along the last axis.
-        received: The artifact's rows.
-        tolerance: The largest difference, as a share of the column's largest value.
-        unit: One unit in the last place (`_unit`).
-    """
+    """Raises an error if a column differs more than its own scale allows."""
     if expected.ndim <= 1 or not expected.size:
         return
     other_axes = tuple(range(expected.ndim - 1))
@@ -277,7 +256,6 @@ def _unit(array: Array) -> float:
 
 
 def _tolerance(expected: Array, precision: str | None) -> float:
-    """Returns the larger of the tolerances of the output's dtype and of a precision."""
     names = [name for name in (str(expected.dtype), precision) if name]
     return max(TOLERANCES.get(name, 0.0) for name in names)
 
@@ -290,7 +268,6 @@ def agreements(
     `"relative_error"` is the root mean square of the differences, divided by the root mean square
     of the model's values; masked logits don't count. `"same_largest"` is the share of rows, along
     the last axis, whose largest value is at the same index: for a classifier, the same answer.
-    Outputs without several columns have no `"same_largest"`.
     """
     return {name: _agreement(name, expected, received) for name in expected[0]}
 

@@ -56,8 +56,9 @@ SELECT name FROM names WHERE name IS NOT NULL
 def _reading_uri(path: str | os.PathLike[str]) -> str:
     """Returns the URI by which SQLite reads a record, also in a folder that is read-only.
 
-    There SQLite can't make the files of the write-ahead log, and needs `immutable`. It then leaves
-    the log out, which holds the last steps of a writer that was killed: so only without a log.
+    In such a folder SQLite can't make the files of the write-ahead log, and needs the option
+    `immutable`. With this option it ignores an existing log, which holds the last steps of a writer
+    that was killed. So the option is set only if there is no log.
     """
     file = Path(path).absolute()
     uri = f"{file.as_uri()}?mode=ro"
@@ -167,7 +168,8 @@ class RunRecord:
             raise
 
     def _open(self, *, read_only: bool) -> None:
-        # Mostly without the list of tables: Studio opens a thousand records at once.
+        """Checks that the file is a run record or empty, and makes the tables that are missing."""
+        # The list of tables is read only if needed: Studio opens a thousand records at once.
         rows = self._read("SELECT value FROM properties WHERE name = 'form'")
         if not rows:
             self._check_tables()
@@ -254,7 +256,7 @@ class RunRecord:
     def discard_after(self, step: int) -> None:
         """Removes the values of later steps, which a run that resumes at `step` logs again.
 
-        It raises the property `generation`, so that readers forget these values too.
+        The property `generation` grows by one, so that readers forget these values, too.
 
         Args:
             step: integer. The last step that stays.
@@ -416,7 +418,7 @@ class RunRecord:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Reads the file in a `with` block as it is at the first read, whatever is written then."""
+        """Context manager in which all reads see the file as it is at the first of them."""
         if self._connection.in_transaction:
             yield
             return

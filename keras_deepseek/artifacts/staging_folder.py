@@ -61,7 +61,7 @@ def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def temporary_folder(name: str) -> Iterator[Path]:
     """Context manager that yields an empty folder that no other user can read, and removes it.
 
-    If the process is killed, the next one that asks for a folder of this name removes it.
+    If the process is killed, the next process that asks for a folder of this name removes it.
     """
     target = Path(tempfile.gettempdir(), name)
     with contextlib.ExitStack() as stack:
@@ -92,6 +92,7 @@ def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
 
 
 def _remove_left(target: Path) -> None:
+    """Removes the staging folders for `target` that no process has locked any more."""
     prefix = f".{target.name}."
     for folder in list(target.parent.glob(f"{glob.escape(prefix)}*{_SUFFIX}")):
         middle = folder.name.removeprefix(prefix).removesuffix(_SUFFIX)
@@ -102,9 +103,10 @@ def _remove_left(target: Path) -> None:
 
 
 def _lock_briefly(stack: contextlib.ExitStack, folder: Path) -> bool:
-    """Waits a short time for the lock of a folder; returns True if it was acquired.
+    """Waits a short time for the lock of a folder. Returns True if it was acquired.
 
-    The folder may be a locked staging folder itself; then no other process removes folders from it.
+    Without the lock the caller can go on if the folder is itself a staging folder, and so locked:
+    no other process removes folders from it.
     """
     deadline = time.monotonic() + (_LONGEST_WAIT if fcntl else 0.0)
     while not _lock(stack, folder):
@@ -115,7 +117,7 @@ def _lock_briefly(stack: contextlib.ExitStack, folder: Path) -> bool:
 
 
 def _lock(stack: contextlib.ExitStack, folder: Path) -> bool:
-    """Locks a folder until the exit stack is closed or the process ends; returns True if it did."""
+    """Locks a folder until the exit stack is closed or the process ends, if no other has it."""
     if fcntl is None:
         return False
     with contextlib.suppress(OSError):  # Another process has it, or there are no locks.

@@ -25,17 +25,17 @@ from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 
 
 class ReadyCheck(Protocol):
-    """A server, as its engine knows it."""
+    """The part of a server that its engine uses."""
 
     @property
     def ready(self) -> bool:
-        """True if health checks may say so."""
+        """True if health checks may answer that the server is ready."""
 
 
 class Dispatcher:
     """A model repository with the calls that put requests in the queues of its models.
 
-    `ServingEngine` is one, and adds ports. The handlers of HTTP and gRPC know a `Dispatcher`.
+    The handlers of HTTP and gRPC use it. Its subclass `ServingEngine` adds the servers.
     """
 
     def __init__(self, repository: ModelRepository, request_log: RequestLog | None) -> None:
@@ -209,13 +209,7 @@ class Dispatcher:
         options: RequestOptions,
         trace: RequestTrace | None = None,
     ) -> tuple[Callable[[], None], ModelVersion]:
-        """Queues a request at the version that `options` name, and counts it in `trace`.
-
-        `bind` returns the inputs for the signature of that version.
-
-        Returns:
-            A function that cancels the request, and the version.
-        """
+        """Queues a request. Returns a function that cancels it, and the version that answers."""
         repository = self.repository
         if repository.state != "ready":
             repository.check_open()

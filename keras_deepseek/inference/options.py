@@ -44,10 +44,16 @@ def option(
 ) -> dict[str, Any]:
     """Returns the metadata of the dataclass field of an option.
 
-    With a `group` the option has a `Flag`, named as the field if `flag` is empty. `flags` are
-    further ones. `check` gets the name and the value, and raises an error for a wrong value; a
-    default of `None` needs no check. `read` gets the parsed flags, and returns the value, or `None`
-    if no flag sets it. Without `read`, it is the value of the flag.
+    Args:
+        group: The title of the flag's group in `--help`; empty if it has no flag of its own.
+        text: The help of the flag.
+        *flags: Further flags that set the option.
+        flag: The name of the flag. Defaults to the name of the field.
+        check: Function of the name and the value that raises an error for a wrong value. A default
+            of `None` is not checked.
+        read: Function of the parsed flags that returns the value, or `None` if no flag sets it.
+            Defaults to the value of the flag.
+        **settings: Further arguments of `ArgumentParser.add_argument`.
     """
     own_flag = (Flag(flag, group, text, **settings),) if group else ()
     return {"flags": (*own_flag, *flags), "check": check, "read": read}

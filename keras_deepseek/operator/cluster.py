@@ -102,7 +102,7 @@ class Cluster:
     async def watch(self, kind: Kind, **params: str) -> AsyncIterator[Object]:
         """Yields all objects of a kind, and then each that changes or is deleted, without end.
 
-        A connection that breaks is made again, and goes on after the last change.
+        If the connection breaks, a new one goes on after the last change.
 
         Raises:
             ClusterError: The API server refuses the watch, or no longer has the changes.
@@ -173,6 +173,7 @@ class Cluster:
         kind: str = "application/json",
         **params: str,
     ) -> Object:
+        """Sends a request, after a 401 again with new credentials, and returns the answer."""
         headers = {"Content-Type": kind, "Accept": "application/json"}
         data = None if body is None else json.dumps(body)
         sent = self.session.headers.get("Authorization")

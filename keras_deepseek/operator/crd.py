@@ -110,7 +110,7 @@ def make_crd() -> dict[str, Any]:
 
 
 def _structural_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Returns a model's schema in the structural form that Kubernetes asks for."""
+    """Returns a model's schema as Kubernetes takes it: with no `$ref` and no `null`."""
     schema = model.model_json_schema(by_alias=True)
     definitions = schema.pop("$defs", {})
 

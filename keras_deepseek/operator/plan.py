@@ -66,7 +66,6 @@ Live = Mapping[tuple[Kind, str], Object]
 """The objects that exist, by kind and name."""
 
 _ROLLOUT_MARGIN_SECONDS = 60
-"""The time beyond the start of a pod after which a rollout without progress has failed."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class Plan:
 def make_plan(
     model_deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
 ) -> Plan:
-    """Returns the plan for one `ModelDeployment`. An error becomes its problem: others go on.
+    """Returns the plan for one `ModelDeployment`. An error becomes the problem of the plan.
 
     Args:
         model_deployment: The object, as the API server has it.
@@ -233,7 +232,6 @@ class _Planner:
                 )
 
     def _tracks(self) -> list[_Track]:
-        """Returns the stable version, then the canary if there is one."""
         spec, scaling = self._spec, self._autoscaling
         live = self._live.get((DEPLOYMENT, self._name), {})
         running = int(live.get("spec", {}).get("replicas", 1))
@@ -263,11 +261,7 @@ class _Planner:
         return [stable] if canary is None else [stable, self._canary_track(canary, stable, running)]
 
     def _canary_track(self, canary: api.Canary, stable: _Track, running: int) -> _Track:
-        """Returns the canary.
-
-        It gets the replicas for its share of the requests, unless it has a number of its own.
-        `running` is the number of replicas of the stable version now.
-        """
+        """Returns the canary. By default it has the replicas for its share of the requests."""
         spec = self._spec
         image = canary.image or spec.image
         fewest = most = first = canary.replicas or _share_of(stable.fewest, canary.weight)
@@ -399,7 +393,6 @@ class _Planner:
             self._apply(GRPC_ROUTE, self._name, labels, spec, annotations)
 
     def _scale(self, track: _Track) -> None:
-        """Adds the step that sets the replicas, by the field manager of replicas alone."""
         body = {
             "apiVersion": DEPLOYMENT.api_version,
             "kind": DEPLOYMENT.name,
@@ -447,7 +440,6 @@ class _Planner:
         self._steps.append(Apply(kind, name, {**body, "spec": spec}))
 
     def _delete(self, kind: Kind, name: str) -> None:
-        """Adds the step that deletes a child, if it exists and nothing else owns it."""
         child = self._live.get((kind, name))
         if child is None or not self._is_ours(child):
             return

@@ -27,10 +27,9 @@ _OWN_FLAGS = {"--name": "spec.model.name", "--host": None} | {
 _MERGE_KEYS = ("mountPath", "topologyKey", "name")
 """The keys that tell apart the items of a list in a pod template."""
 
-_READY_PERIOD_SECONDS = 5
-"""The time between two probes of a pod's start or readiness."""
+_PERIOD = 5
+"""The seconds between two probes of a pod's start or readiness."""
 _STOP_MARGIN_SECONDS = 10
-"""The time that a stopping pod has beyond the limits of `serve`."""
 
 _PROBE_ACTIONS = frozenset(("exec", "grpc", "httpGet", "tcpSocket"))
 
@@ -131,18 +130,14 @@ def _container(
     image: str, args: list[str], mounts: list[Object], spec: ModelDeploymentSpec
 ) -> Object:
     start_seconds = (spec.rollout or Rollout()).start_seconds
-    ready = {
-        "httpGet": {"path": "/v2/health/ready", "port": "admin"},
-        "periodSeconds": _READY_PERIOD_SECONDS,
-    }
-    start_probes = math.ceil(start_seconds / _READY_PERIOD_SECONDS)
+    ready = {"httpGet": {"path": "/v2/health/ready", "port": "admin"}, "periodSeconds": _PERIOD}
     return {
         "name": _CONTAINER,
         "image": image,
         "args": args,
         "env": [{"name": "HOME", "value": "/tmp"}],
         "ports": [{"name": port, "containerPort": number} for port, number in PORTS.items()],
-        "startupProbe": {**ready, "failureThreshold": start_probes},
+        "startupProbe": {**ready, "failureThreshold": math.ceil(start_seconds / _PERIOD)},
         "readinessProbe": {**ready, "failureThreshold": 1, "timeoutSeconds": 3},
         "livenessProbe": {
             "httpGet": {"path": "/v2/health/live", "port": "admin"},
@@ -254,11 +249,7 @@ def _resources(resources: Resources | None) -> Object:
 
 
 def _canonical(resources: Any, path: str) -> Any:
-    """Returns resources with quantities as the API server writes them, so that they compare equal.
-
-    What has another form is left as it is: the API server refuses it. Raises a `PlanError` for a
-    quantity that is none.
-    """
+    """Returns resources as the API server writes them, so that they compare equal to its own."""
     try:
         return {
             kind: {name: canonical_quantity(quantity) for name, quantity in quantities.items()}

@@ -49,7 +49,7 @@ _BACKOFF_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
 
 class Reconciler:
-    """The work queue, and what each pass over an object does.
+    """Passes over the objects of a queue, and brings their children to what each asks for.
 
     Args:
         cluster: The API server.
@@ -61,9 +61,7 @@ class Reconciler:
         self._settings = settings
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
-        """The items of the queue."""
         self._busy: set[Key] = set()
-        """The objects that a worker passes over now."""
         self._attempts: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         """The waits before another pass, by object."""
@@ -136,7 +134,7 @@ class Reconciler:
                 self.ask(*key)
 
     async def _list_children(self) -> dict[Key, dict[tuple[Kind, str], Object]]:
-        """Returns the children of all objects. Notes the kinds that may not be listed."""
+        """Returns the children of all objects. Stores the kinds that may not be listed."""
         selector = ",".join(f"{key}={value}" for key, value in MANAGED.items())
         children: dict[Key, dict[tuple[Kind, str], Object]] = {}
         refused: dict[Kind, ClusterError] = {}
@@ -190,10 +188,7 @@ class Reconciler:
                 self._busy.discard(key)
 
     def _ask_again(self, key: Key) -> None:
-        """Asks for another pass after a wait that grows from pass to pass.
-
-        A pass that an event causes in between does not shorten the wait.
-        """
+        """Asks for another pass after a growing wait, which other passes don't shorten."""
         if key not in self._timers:
             attempt = self._attempts.get(key, 0)
             self._attempts[key] = attempt + 1
@@ -217,10 +212,7 @@ class Reconciler:
     async def _read_children(
         self, namespace: str, name: str, live: dict[tuple[Kind, str], Object]
     ) -> None:
-        """Reads the children of an object into `live`.
-
-        If a read fails, the others are still added, then its error is raised.
-        """
+        """Reads an object's children into `live`, then raises the first error of a read."""
         kinds = set(self._kinds) - set(self._refused)
         child_keys = [(kind, child) for kind in kinds for child in child_names(name)]
         if {SCALED_OBJECT, AUTOSCALER} <= kinds:
@@ -233,10 +225,7 @@ class Reconciler:
             raise errors[0]
 
     def _changes(self, key: Key, plan: Plan, live: Live) -> list[Apply | Delete]:
-        """Returns the steps of a plan that are needed.
-
-        An apply is not needed if it was the last one, and the live object still has its fields.
-        """
+        """Returns the deletes, and the applies that are new or whose fields are not all live."""
         return [
             step
             for step in plan.steps

@@ -44,7 +44,7 @@ def with_region(spec: ModelDeploymentSpec, region: Region) -> ModelDeploymentSpe
 
 
 def check_region_of_children(children: Iterable[Object], here: str | None) -> None:
-    """Refuses to delete what was made for another region: `--region` may be mistaken."""
+    """Raises a `PlanError` if children are of another region: `--region` may be mistaken."""
     for child in children:
         other = child["metadata"].get("annotations", {}).get(REGION_ANNOTATION)
         if other != here:

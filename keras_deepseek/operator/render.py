@@ -48,10 +48,7 @@ def render_objects(file: str, settings: Settings) -> str:
 
 
 def _objects(file: str, deployment: Object, settings: Settings) -> list[Object]:
-    """Returns the children of a `ModelDeployment`, as they would be in a new cluster.
-
-    `file` names the file in messages.
-    """
+    """Returns the children of a `ModelDeployment` of a file, as they would be in a new cluster."""
     metadata = deployment.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         raise InvalidInputError(f"{file}: an object has no metadata.name.")
@@ -66,7 +63,6 @@ def _objects(file: str, deployment: Object, settings: Settings) -> list[Object]:
         raise InvalidInputError(f"{file}: {metadata['name']}: {plan.problem[1]}")
     objects: dict[Any, Object] = {}
     replicas: dict[str, int] = {}
-    """The replicas of each Deployment, which a step of their own applies in a cluster."""
     # KEDA's URL of the Service holds the namespace.
     is_of_keda = any(step.kind == SCALED_OBJECT for step in plan.steps)
     has_namespace = "namespace" in metadata or is_of_keda

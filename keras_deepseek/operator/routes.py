@@ -59,14 +59,15 @@ def routed_share(route: Object, name: str) -> int:
 
 
 def canary_share(deployment: Object, routed: int, canary: Canary | None, fewest: int) -> int:
-    """Returns the percentage of requests for the canary: the part that its ready pods bear.
+    """Returns the percentage of requests for the canary.
 
-    Once it has its whole weight, pods that its autoscaler adds don't take from it.
+    It is the canary's weight, reduced to the part of its pods that are ready. Once the canary has
+    had its whole weight, it is not reduced for pods that an autoscaler adds.
 
     Args:
         deployment: The canary's Deployment.
-        routed: The percentage that it has.
-        canary: Its settings, or `None` while it is promoted.
+        routed: The percentage that the canary has now.
+        canary: The canary's settings, or `None` while it is promoted.
         fewest: The replicas that must be available.
     """
     ready = int(deployment.get("status", {}).get("readyReplicas", 0))

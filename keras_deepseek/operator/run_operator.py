@@ -59,7 +59,7 @@ async def _run(settings: Settings, liveness: str | None) -> None:
 
 
 async def _watch(cluster: Cluster, reconciler: Reconciler, kind: Kind) -> None:
-    """Asks for a pass over each object that changes, or whose child of a kind does."""
+    """Asks for a pass over each object that changes, or of which a child of the kind changes."""
     params = {"labelSelector": ",".join(f"{key}={value}" for key, value in MANAGED.items())}
     if kind is MODEL_DEPLOYMENT:
         params = {}
@@ -82,7 +82,7 @@ async def _watch(cluster: Cluster, reconciler: Reconciler, kind: Kind) -> None:
 
 @contextlib.asynccontextmanager
 async def _answer_probes(url: str | None) -> AsyncIterator[None]:
-    """Answers liveness probes at a URL."""
+    """Context manager that answers liveness probes at a URL, or does nothing for `None`."""
     if url is None:
         yield
         return
@@ -108,7 +108,7 @@ async def _answer_probes(url: str | None) -> AsyncIterator[None]:
 
 
 async def _connect() -> Cluster:
-    """Returns the API server after a first request."""
+    """Returns the API server of the credentials that are found, after a first request."""
     try:
         login = _find_login()
         session = aiohttp.ClientSession(
@@ -145,8 +145,8 @@ def _find_login() -> kopf.ConnectionInfo:
 async def _wait_for_kinds(cluster: Cluster) -> set[Kind]:
     """Waits for the CRD, and returns the kinds to watch.
 
-    The full list, each minute, finds changes of the others: kinds that come later, and
-    ScaledObjects, into which KEDA writes all the time.
+    ScaledObjects are not watched, since KEDA writes into them all the time, nor kinds that the
+    cluster gets later. `Reconciler.resync` lists all kinds each minute, and finds their changes.
     """
     is_told = False
     while True:

@@ -33,10 +33,7 @@ BEHAVIOR: Object = {
 def make_scaler(
     name: str, namespace: str, autoscaling: Autoscaling, fewest: int, most: int
 ) -> tuple[Kind, Object]:
-    """Returns the kind and the spec of the autoscaler of the Deployment `name`.
-
-    It sets from `fewest` to `most` replicas.
-    """
+    """Returns the kind and the spec of the autoscaler of the Deployment `name`."""
     behavior = {**BEHAVIOR}
     if autoscaling.behavior:
         behavior |= autoscaling.behavior.model_dump(by_alias=True, exclude_unset=True)

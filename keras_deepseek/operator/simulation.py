@@ -65,13 +65,7 @@ class Outcome:
 
 
 def simulate(deployment: SimulatedDeployment, traffic: Sequence[float], target: float) -> Outcome:
-    """Returns the outcome of a day of traffic for a deployment with an autoscaler.
-
-    Args:
-        deployment: The deployment.
-        traffic: The requests of each second.
-        target: The requests per second and replica that the autoscaler aims at.
-    """
+    """Returns the outcome of traffic at a target of requests per second and replica."""
     outcome = Outcome(target)
     scaler = _Scaler(deployment, target, traffic[0])
     starting: deque[tuple[int, int]] = deque()
@@ -162,10 +156,7 @@ class _Scaler:
 
 
 class _Rules:
-    """The rules for scaling up or down, with the past recommendations and changes.
-
-    Both are pairs of a second and a number of replicas.
-    """
+    """The rules for scaling up or down, with the past recommendations and changes."""
 
     def __init__(self, rules: Object) -> None:
         self._window = rules["stabilizationWindowSeconds"]

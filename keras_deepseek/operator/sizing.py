@@ -50,7 +50,6 @@ def measure_capacity(url: str, body: bytes, seconds: float = 10.0) -> float:
     start = time.monotonic() + _WARM_UP_SECONDS
 
     def load(number: int) -> None:
-        """Sends one request after the other until the time is over or a thread has an error."""
         connection = kinds[parts.scheme](parts.hostname or "", parts.port, timeout=30)
         try:
             while (now := time.monotonic()) < start + seconds and not errors:

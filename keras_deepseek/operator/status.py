@@ -56,12 +56,10 @@ def make_status(
     deployment_status = deployment.get("status", {})
     generation = model_deployment["metadata"].get("generation", 0)
     scaling = _scaling_states(name, live)
-    previous = find_condition(model_deployment.get("status", {}), "Ready")
+    last = find_condition(model_deployment.get("status", {}), "Ready")
     # If the object was ready and its spec is the same, only an autoscaler has changed the number of
     # replicas, and that is no rollout.
-    was_ready = (
-        previous.get("status") == "True" and previous.get("observedGeneration") == generation
-    )
+    was_ready = last.get("status") == "True" and last.get("observedGeneration") == generation
     states = _rollout_states(plan, live, pods, failure, was_ready=was_ready)
     _, ready_reason, _ = states["Ready"]
     if ready_reason == "Ready":
@@ -147,10 +145,7 @@ def _rollout_states(
 
 
 def _ready_state(deployment: Object, scaling: dict[str, _State]) -> _State:
-    """Returns the state of the condition `Ready` when all pods are ready.
-
-    The message has their number, and what the user should know of autoscaling.
-    """
+    """Returns the state of the condition `Ready` when all pods are ready."""
     count = deployment.get("status", {}).get("readyReplicas", 0)
     message = f"{count} replica{' is' if count == 1 else 's are'} ready."
     reason = "Ready"
@@ -196,10 +191,7 @@ def _child_problem(plan: Plan, live: Live, pods: Sequence[Object]) -> Problem | 
 
 
 def _pod_errors(pods: Sequence[Object]) -> list[str]:
-    """Returns each error of the pods once.
-
-    A pod is not scheduled, its image can't be pulled, or `serve` has ended with an error.
-    """
+    """Returns each error of pods once: not scheduled, no image, or the line of `serve`."""
     errors: dict[str, None] = {}
     for pod in pods:
         status = pod.get("status", {})

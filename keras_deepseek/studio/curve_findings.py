@@ -181,12 +181,6 @@ def _lasts(
     """Returns True for each group in which `_SPIKE_STEPS` steps in a row are high.
 
     A step is high if it rises by more than `_SUSTAINED_SHARE` of the rise of its group.
-
-    Args:
-        values: The loss of each step.
-        starts: The index of the first step of each group.
-        baseline: The usual loss before each group; the first `_SPIKE_WINDOW` groups have none.
-        rise: The rise of each of these groups above its baseline.
     """
     # The least of each step and the ones after it is high only if all of them are.
     padded = np.pad(values, (0, _SPIKE_STEPS - 1), "edge")

@@ -44,7 +44,7 @@ class Dashboard:
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def as_page_settings(self) -> dict[str, Any]:
-        """Returns what the page needs of it."""
+        """Returns the settings that the page needs, as values for JSON."""
         return {
             "title": self.title,
             "panels": [asdict(panel) for panel in self.panels],

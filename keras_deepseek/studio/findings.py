@@ -48,8 +48,6 @@ def find(reader: RunReader, thresholds: Thresholds) -> list[Finding]:
 
 
 def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding]:
-    """Yields the findings of a run, rule by rule. The caller holds the reader's lock."""
-
     def points(name: str) -> Points:
         series = reader.series(name)
         return series.steps, series.values
@@ -200,14 +198,7 @@ def find_bottleneck(
     seconds: np.ndarray,
     limits: Thresholds,
 ) -> Iterator[Finding]:
-    """Finds what takes the time of a step: data, the host's start of operations, or computing.
-
-    Args:
-        profile: The profile of some steps, if there is one.
-        waits: The seconds that each step waited for data.
-        seconds: The seconds of each step.
-        limits: The limits of the findings.
-    """
+    """Finds what takes the time of a step: data, the host's start of operations, or computing."""
     wait = idle = None  # Shares of a step; `None` if they are not known.
     waits = waits[np.isfinite(waits)][-_RECENT_STEPS:]
     seconds = seconds[np.isfinite(seconds)][-_RECENT_STEPS:]

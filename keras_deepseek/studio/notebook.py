@@ -24,8 +24,7 @@ COLAB_HOSTS = (".googleusercontent.com", ".colab.dev")
 """The hosts of Colab's proxy, under any name below them."""
 
 _HEIGHT = 720
-_MOST_SHARE = 0.02
-"""The largest share of the time that may be spent on drawing the page anew."""
+_MOST_SHARE = 0.02  # Of the time, for drawing the page anew.
 
 
 def is_colab() -> bool:
@@ -114,7 +113,6 @@ def _link(address: str) -> str:
 
 
 def _frame(attribute: str, value: str, more: str = "") -> str:
-    """Returns a frame with the page: its address as `src`, or its HTML as `srcdoc`."""
     sandbox = 'sandbox="allow-scripts"' if attribute == "srcdoc" else ""
     return (
         f'<iframe {more} {sandbox} {attribute}="{escape(value)}" title="Studio" width="100%" '

@@ -23,6 +23,7 @@ SILENT_SECONDS = 30.0
 """A training writes its heartbeat once a second. Silent for this long, it is taken for dead."""
 
 _COLUMNS = 1024
+"""The least number of columns of a picture of vectors, if there are so many steps."""
 _FORGET_SECONDS = 300.0
 
 
@@ -38,7 +39,7 @@ class Series:
 
 @dataclass
 class VectorSeries:
-    """Vectors by step, as means over `stride` of them: at most `2 * _COLUMNS` are kept."""
+    """Means of `stride` successive vectors. At `2 * _COLUMNS` means, `stride` doubles."""
 
     labels: list[str]
     stride: int = 1
@@ -72,7 +73,7 @@ class VectorSeries:
 
 
 class RunReader:
-    """One run record, read without a write to it. Commands alone are written.
+    """Reads one run record while a training writes it. Writes nothing to it but commands.
 
     Args:
         path: The SQLite file.
@@ -121,7 +122,7 @@ class RunReader:
                 self._series.pop(name, None)
 
     def _read_signature(self) -> object:
-        """Returns sizes and times of the file and its log, or `None` if they just changed."""
+        """Returns size and time of the file and its log, or `None` if one changed just now."""
         signature = []
         for suffix in ("", "-wal"):
             try:
@@ -142,7 +143,7 @@ class RunReader:
 
     @contextmanager
     def _keep_problem(self) -> Iterator[None]:
-        """Makes an error of the file the run's problem, so that the page shows the other runs."""
+        """Context manager that stores an error of the file as the problem of this run."""
         try:
             yield
         except (InvalidInputError, ValueError, TypeError, KeyError) as error:
@@ -161,9 +162,11 @@ class RunReader:
                 self._read_end(record, name)
             self.documents = record.documents()
             self.vector_names = record.vector_names()
-            self.commands = [command._asdict() for command in record.commands()[:-6:-1]]
+            last_five = record.commands()[:-6:-1]  # The newest first.
+            self.commands = [command._asdict() for command in last_five]
 
     def _read_end(self, record: RunRecord, name: str) -> None:
+        """Updates the last step and the extremes of a name by the steps since the last read."""
         old = self.ends.get(name)
         extent = record.extent(name, old["step"] if old else -1)
         if extent is None:
@@ -192,11 +195,12 @@ class RunReader:
         return str(state)
 
     def _has_no_process(self) -> bool:
+        """Returns True if the training ran on this machine, and its process has ended."""
         pid = self.properties.get("pid")
         if not isinstance(pid, int) or self.properties.get("host") != platform.node():
             return False
         try:
-            os.kill(pid, 0)
+            os.kill(pid, 0)  # Signal 0 sends nothing: it only looks for the process.
         except ProcessLookupError:
             return True
         except OSError:
@@ -234,7 +238,7 @@ class RunReader:
             }
 
     def series_version(self, name: str) -> str:
-        """Returns a text that is another one after new points of a name."""
+        """Returns a text that changes when a name gets new points."""
         end = self.ends.get(name)
         generation = self.properties.get("generation")
         return "" if end is None else f"{generation} {end['step']} {end['last']} {end['end']};"

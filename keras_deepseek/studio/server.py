@@ -52,7 +52,9 @@ _logger = logging.getLogger(__name__)
 
 
 class StudioServer(SmallHttpServer):
-    """Answers on loopback; takes the next free port if the wanted one is in use.
+    """The HTTP server of Studio: the files of the page, and the calls that read the runs.
+
+    It listens on loopback, at the next free port if the wanted one is in use.
 
     Args:
         store: The runs.
@@ -106,7 +108,7 @@ class StudioServer(SmallHttpServer):
 
     def _respond(self, request: Request) -> Response:
         host = request.headers.get("Host", "")
-        # Jupyter's proxy passes the outer host on.
+        # Jupyter's proxy passes on the host of its own address, which is not known here.
         is_proxied = "X-ProxyContextPath" in request.headers
         if not is_proxied and not is_host_allowed(host, self._allowed_hosts):
             text = f"The host {host[:80]!r} is unknown here. Name it in `allowed_hosts`."
@@ -159,7 +161,7 @@ class StudioServer(SmallHttpServer):
 
 
 def _listen(port: int) -> socket.socket:
-    """Listens at the first free port from `port` on, or at any for 0."""
+    """Returns a socket that listens at the first free port from `port` on, or at any for 0."""
     if port > _LAST_PORT:
         raise InvalidInputError(f"`port` must be at most {_LAST_PORT}, received {port}.")
     last = min(port + _PORTS_TRIED - 1, _LAST_PORT) if port else 0

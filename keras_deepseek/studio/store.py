@@ -157,7 +157,7 @@ class Store:
         return {"labels": labels, "steps": vectors.steps[::stride], "rows": rows}
 
     def findings(self, run: str) -> list[dict[str, Any]]:
-        """Returns the findings of a run, the worst first. A running one is read every 3 seconds."""
+        """Returns a run's findings, the worst first; a running one's, anew every 3 seconds."""
         reader = self.run(run)
         version, at, findings = self._findings.get(run, (-1, 0.0, []))
         state = reader.state()
@@ -171,7 +171,6 @@ class Store:
 
 
 _LARGE = 1e5
-"""A number of this magnitude is not rounded to six digits."""
 
 
 def smooth(values: np.ndarray, share: float) -> np.ndarray:

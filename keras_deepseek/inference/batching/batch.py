@@ -113,10 +113,7 @@ class Request:
         self.is_over = False
         self._deliver = deliver
         self._open = iter((True,))
-        """Yields its one item to the first thread that finishes or withdraws the request.
-
-        `next` is atomic, so no lock is needed.
-        """
+        """Yields its item to the first thread that ends the request, as `next` is atomic."""
         self._answered_rows = 0
         self._parts: dict[int, dict[str, Array]] = {}
 

@@ -230,7 +230,6 @@ class Batcher:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _give_up(self) -> None:
-        """Answers all queued and running requests with a `ClosedError`."""
         with self._condition:
             self._is_given_up = True
             requests = self._queue.clear()

@@ -91,10 +91,10 @@ class DeadlineWatch:
 
 
 def find_disconnected(batch: Batch) -> list[Request]:
-    """Returns the batch's requests whose clients have closed their end, by one system call.
+    """Returns the batch's requests whose clients have closed their connection, by one system call.
 
-    An event loop reads the end of a connection after the request, in a later turn. Meanwhile a free
-    model may take the request.
+    An event loop reads a request first, and the end of its connection in a later turn. Between the
+    two, a free model may take the request.
     """
     connected = [
         (connection, part.request)

@@ -21,7 +21,7 @@ LEAST_MARGIN = 0.002
 class ShapeQueue:
     """Requests of equal shapes: higher priorities first, then in the order of arrival.
 
-    Answered, cancelled and late requests are skipped. `forget` frees their room before. Empty
+    Answered, cancelled and late requests are skipped: `forget` has freed their room already. Empty
     `buckets` allow any batch size.
     """
 

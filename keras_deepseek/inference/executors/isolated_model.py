@@ -182,10 +182,7 @@ class IsolatedModel(Executor):
         return content
 
     def _await_first_message(self, connection: socket.socket) -> None:
-        """Waits for the first byte, and leaves it unread.
-
-        Raises a `TimeoutError` whose text is the seconds.
-        """
+        """Waits for the first byte, which stays. A `TimeoutError` has the seconds as its text."""
         began = time.monotonic()
         # It wakes up regularly: `prepare_to_close` may have shortened the time limit.
         connection.settimeout(_POLL_SECONDS)

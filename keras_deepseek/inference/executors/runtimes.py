@@ -161,10 +161,7 @@ class TensorRTEngine(Executor):
 
 
 class OnnxRuntime(Executor):
-    """Runs an ONNX file.
-
-    Without a `signature`, as a bundle's manifest has one, the signature is read off the file.
-    """
+    """Runs an ONNX file, by default with the signature that is read off the file."""
 
     def __init__(
         self, path: Path, signature: Signature | None = None, threads: int | None = None

@@ -45,7 +45,8 @@ StreamCall = Callable[[Service, AsyncIterator[bytes], Any], Awaitable[None]]
 class GrpcService:
     """A gRPC service and the functions that answer its methods.
 
-    Messages are bytes both ways: gRPC would answer bytes that it can't parse with INTERNAL.
+    The functions take and return bytes. If gRPC parsed the messages, it would answer malformed ones
+    with INTERNAL, as if the server had failed.
 
     Args:
         name: With its package, as in `"tensorflow.serving.PredictionService"`.
@@ -79,9 +80,9 @@ class Refusal(NamedTuple):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """Returns the gRPC status for an error, which is handled then.
+    """Returns the gRPC status, the message and the metadata by which to answer an error.
 
-    A fault of the server is logged and not shown.
+    A fault of the server is logged, and not shown to the client. The error's frames are cleared.
     """
     refusal = _find_refusal(error)
     # The frames have large inputs, and futures that have the error: a reference cycle.
@@ -117,8 +118,8 @@ def dispatch(
     """Puts a request into the queue of the model `name`.
 
     Returns a future for `outputs_of`, and the version that answers. `bind` returns the inputs for
-    its signature. The option `timeout` is the seconds until the client's deadline. Cancelling the
-    future takes the request out of the queue.
+    the signature of that version. The option `timeout` is the seconds until the client's deadline.
+    Cancelling the future takes the request out of the queue.
     """
     service.check_ready(name)
     timeout = options.get("timeout")
@@ -131,7 +132,7 @@ def dispatch(
 async def outputs_of(
     model_name: str, future: "asyncio.Future[Inputs]", trace: RequestTrace | None
 ) -> Inputs:
-    """Waits for a model's outputs and returns them. The `future` is cancelled when the call is.
+    """Waits for a model's outputs and returns them. Cancelling this call cancels the `future`.
 
     If the model failed, the client gets INTERNAL, and only the log has the reason, by request id.
     """

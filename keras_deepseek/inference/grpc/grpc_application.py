@@ -87,23 +87,17 @@ class GrpcApplication(grpc.GenericRpcHandler):
             self._held_back.set()
 
     async def _wait_to_answer(self) -> None:
-        """Waits for `release_answers` if answers are held back."""
         if self._held_back is not None:
             await self._held_back.wait()
 
     def _answer_unary(
         self, grpc_service: GrpcService, method: Any, call: UnaryCall
     ) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        """Returns gRPC's handler of a call that has one request and one answer.
-
-        The handler checks the token, runs `call`, and counts the request. `method` is the
-        descriptor of the call.
-        """
+        """Returns the handler of a call with one answer. `method` is the call's descriptor."""
         service, name, request_type = self._service, method.name, method.input_type.full_name
         path = f"/{grpc_service.name}/{name}"
 
         async def run(data: bytes, context: Any) -> bytes | Refusal:
-            """Returns the bytes of the answer, or the refusal that any error becomes."""
             try:
                 if name in grpc_service.management_calls:
                     service.model_control.check(_read_token(context))
@@ -139,10 +133,7 @@ class GrpcApplication(grpc.GenericRpcHandler):
     def _answer_stream(
         self, grpc_service: GrpcService, name: str, call: StreamCall
     ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
-        """Returns gRPC's handler of a call that is a stream of requests and answers.
-
-        The handler checks the token once; `call` counts each request.
-        """
+        """Returns the handler of a stream, whose requests `call` counts."""
         service, path = self._service, f"/{grpc_service.name}/{name}"
 
         async def answer(requests: AsyncIterator[bytes], context: Any) -> None:

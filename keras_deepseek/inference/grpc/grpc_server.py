@@ -32,7 +32,6 @@ server the answered call is still open. So this is above `_MAX_CALLS`, which ref
 """
 
 _PROBE_MILLISECONDS = 60_000
-"""The time between two pings of a connection by the server."""
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
 _HANDSHAKE_MILLISECONDS = 10_000
 _CLIENT_PROBE_MILLISECONDS = 10_000
@@ -41,9 +40,6 @@ _HOLD_SECONDS = 0.05
 """The time in which all clients come to wait for an answer that is held back."""
 _GOAWAY_SECONDS = 0.02
 """The time in which gRPC tells all clients to send no more."""
-
-_NO_LIMIT = -1
-_ANY_NUMBER = 0
 
 
 class GrpcServer(Server):
@@ -97,14 +93,14 @@ class GrpcServer(Server):
         settings: tuple[tuple[str, int], ...] = (
             ("grpc.so_reuseport", 0),  # No other process may listen at the same port.
             ("grpc.max_receive_message_length", options.max_body_bytes),
-            ("grpc.max_send_message_length", _NO_LIMIT),
+            ("grpc.max_send_message_length", -1),  # No limit.
             ("grpc.max_allowed_incoming_connections", limits.max_connections),
             ("grpc.max_concurrent_streams", _MAX_STREAMS),
             # Finds clients whose machine is gone: they do not close their connections.
             ("grpc.keepalive_time_ms", _PROBE_MILLISECONDS),
             ("grpc.keepalive_timeout_ms", _PROBE_TIMEOUT_MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", _ANY_NUMBER),
+            ("grpc.http2.max_pings_without_data", 0),  # No limit.
             # Without this gRPC cuts off clients that ping more than once in five minutes.
             ("grpc.http2.min_ping_interval_without_data_ms", _CLIENT_PROBE_MILLISECONDS),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MILLISECONDS),
@@ -127,10 +123,7 @@ class GrpcServer(Server):
         make_server: Callable[[], Any],
         listens: "Future[int]",
     ) -> None:
-        """Serves until `stopping` is set, then stops without losing a request.
-
-        `listens` gets the port. `make_server` is called here, on the event loop that serves.
-        """
+        """Serves until `stopping` is set, then stops without losing a request."""
         from keras_deepseek.inference.grpc.grpc_application import SERVICES
         from keras_deepseek.inference.grpc.standard_services import add_standard_services
 

@@ -37,11 +37,13 @@ class ClientDisconnectError(Exception):
 
 
 class Exchange:
-    """The things that this package's server tells of a request beyond ASGI.
+    """The things that this package's HTTP server tells its application of a request beyond ASGI.
 
     Args:
-        refusal: Set if the request, or the rest of its body, is malformed, too slow or too large.
-        descriptor: That of the connection's socket: a batch asks it for a client that has hung up.
+        refusal: The error if the request, or the rest of its body, is malformed, too slow or too
+            large; else `None`.
+        descriptor: The file descriptor of the socket, by which a batch finds clients that have hung
+            up.
         is_request: `False` if not even the head of a request could be read.
     """
 

@@ -234,10 +234,7 @@ class ModelVersion:
         self._warn_of_row_dependence(lengths)
 
     def _warn_of_row_dependence(self, lengths: Sequence[int]) -> None:
-        """Logs a warning if the answer to a row depends on the other rows of its batch.
-
-        `lengths` are the padded lengths of free axes, if there is padding.
-        """
+        """Logs a warning if the answer to a row depends on the other rows of its batch."""
         executor = self._executors[0]
         sizes = [size for spec in executor.signature.inputs for size in spec.shape[1:]]
         is_free = None in sizes and not lengths
@@ -258,8 +255,6 @@ class ModelVersion:
     def _pad(
         padder: Padder, inputs: dict[str, Array], deliver: Deliver
     ) -> tuple[dict[str, Array], Deliver]:
-        """Returns the padded inputs, and a `deliver` that first cuts the outputs back."""
-
         def cut(request: Request) -> None:
             if request.outputs is not None:
                 request.outputs = padder.cut(request.outputs, inputs)
@@ -293,8 +288,6 @@ class FailedVersion:
 
 
 def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:
-    """Returns a `deliver` that first adds the outputs to the cache."""
-
     def deliver_and_keep(request: Request) -> None:
         if request.outputs is not None:
             cache.put(key, request.outputs)

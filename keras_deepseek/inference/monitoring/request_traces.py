@@ -63,10 +63,7 @@ class _Batch(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """An ended request: its span's names, the client's trace headers, and its times.
-
-    Times are in nanoseconds since 1970.
-    """
+    """An ended request. `fields` are the client's trace headers; times are as in `_Batch`."""
 
     names: SpanNames
     fields: dict[str, str]

@@ -30,9 +30,6 @@ _LIST_BYTES = 2**5
 _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5
 """The wire types: how the value after a tag is encoded. `_SIZED` values begin with their size."""
 
-_TYPE_BITS = 3
-"""The lowest bits of a tag are the wire type; the others are the field number."""
-
 _CONTINUED = 0x80
 """The bit of a byte of a varint that says that another byte follows."""
 
@@ -130,7 +127,7 @@ def _count(data: bytes, descriptor: Any) -> None:
         position += 1
         if tag >= _CONTINUED:
             tag, position = _read_varint(data, position - 1)
-        kind, number = tag % (1 << _TYPE_BITS), tag >> _TYPE_BITS
+        kind, number = tag & 7, tag >> 3  # A tag has three bits of wire type, then the number.
         budget -= 1
         if kind in (_VARINT, _SIZED):
             size, position = _read_varint(data, position)
@@ -169,10 +166,7 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 @cache
 def _inner_of(descriptor: Any) -> dict[int, Any]:
-    """Returns the types of a message's fields by number, for inner messages and integers alone.
-
-    The type is the descriptor of an inner message, or `int`.
-    """
+    """Returns, by field number, the descriptors of inner messages, and `int` for integers."""
     return {
         field.number: field.message_type or int
         for field in descriptor.fields
