@@ -306,7 +306,6 @@ def _describe(path: Path) -> dict[str, str | int]:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Raises a `BundleError` if files are missing, added, or differ from the manifest."""
     if not (folder / manifest.entry).resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"Its entry {manifest.entry!r} is outside of it. {_EXPORT_AGAIN}")
     present = set(_files(folder))

@@ -225,7 +225,6 @@ def unpack_state(packed: Any, arrays: Sequence[Array]) -> Any:
 
 
 def _pack(value: Any, arrays: list[Array], depth: int) -> Any:
-    """Returns a value for JSON, and adds its arrays to `arrays`."""
     if depth > _MAX_DEPTH:
         raise InvalidInputError(f"The state is nested more than {_MAX_DEPTH} levels deep.")
     if value is None or type(value) in (bool, str):

@@ -220,7 +220,6 @@ def _largest_difference(
 
 
 def _allowed(values: Array, tolerance: float, least_scale: float = 0.0) -> Array:
-    """Returns the difference that is allowed for each value of an output."""
     scale = max(_LEAST_SCALE, least_scale, _largest_magnitude(values))
     return tolerance * np.where(_is_masked(values), np.abs(values), scale)
 

@@ -168,7 +168,6 @@ class RunRecord:
             raise
 
     def _open(self, *, read_only: bool) -> None:
-        """Checks that the file is a run record or empty, and makes the tables that are missing."""
         # The list of tables is read only if needed: Studio opens a thousand records at once.
         rows = self._read("SELECT value FROM properties WHERE name = 'form'")
         if not rows:

@@ -288,7 +288,6 @@ class Signature:
             raise InvalidInputError(f"Inputs differ in batch size: {sizes}. Expected one size.")
 
     def _pair(self, values: Any) -> list[tuple[TensorSpec, Any]]:
-        """Returns each input's spec with its value, from a mapping, a sequence or one value."""
         names = [spec.name for spec in self.inputs]
         if isinstance(values, Mapping):
             missing = [name for name in names if name not in values]

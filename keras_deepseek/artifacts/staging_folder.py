@@ -92,7 +92,6 @@ def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
 
 
 def _remove_left(target: Path) -> None:
-    """Removes the staging folders for `target` that no process has locked any more."""
     prefix = f".{target.name}."
     for folder in list(target.parent.glob(f"{glob.escape(prefix)}*{_SUFFIX}")):
         middle = folder.name.removeprefix(prefix).removesuffix(_SUFFIX)

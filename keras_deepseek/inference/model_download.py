@@ -91,8 +91,7 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
     cache = Path(cache_home, "keras_deepseek") if cache_dir is None else Path(cache_dir)
     scheme, sign, location = uri.partition("://")
     fetched: Future[Path] = Future()
-    without_slash = scheme + sign + location.rstrip("/")
-    arguments = (without_slash, cache, fetched)
+    arguments = (scheme + sign + location.rstrip("/"), cache, fetched)
     # In another thread, because obstore answers no signal while it waits for a server.
     threading.Thread(target=_fetch, args=arguments, daemon=True).start()
     return fetched.result()
@@ -115,7 +114,7 @@ class _RemoteModel:
 
 
 def _find_or_download(uri: str, cache: Path) -> Path:
-    """Returns the model in the cache; the newest copy there while its store is down."""
+    """Returns the model's path in the cache. While its store is down, that of the newest copy."""
     stem = re.sub(r"[^\w.-]", "_", PurePosixPath(uri).name).lstrip(".")
     stem = f"{stem}-{_hash(uri)}"
     try:

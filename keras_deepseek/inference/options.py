@@ -49,10 +49,8 @@ def option(
         text: The help of the flag.
         *flags: Further flags that set the option.
         flag: The name of the flag. Defaults to the name of the field.
-        check: Function of the name and the value that raises an error for a wrong value. A default
-            of `None` is not checked.
-        read: Function of the parsed flags that returns the value, or `None` if no flag sets it.
-            Defaults to the value of the flag.
+        check: Function of name and value that raises an error. A default of `None` is not checked.
+        read: Function of the parsed flags that returns the value. Defaults to that of the flag.
         **settings: Further arguments of `ArgumentParser.add_argument`.
     """
     own_flag = (Flag(flag, group, text, **settings),) if group else ()

@@ -63,9 +63,9 @@ def _read_quota(folder: Path) -> Iterator[float]:
 
 
 def raise_limit() -> None:
-    """Raises the soft limit of open files to the hard one. Many systems have a soft one of 1,024.
+    """Raises the soft limit of open files, often 1,024, to the hard one.
 
-    It is for a process that only serves: `select` can't watch files beyond 1,024.
+    Call it only in a process that serves: `select`, which others use, can't watch more than 1,024.
     """
     try:
         import resource

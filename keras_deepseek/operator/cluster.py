@@ -173,7 +173,6 @@ class Cluster:
         kind: str = "application/json",
         **params: str,
     ) -> Object:
-        """Sends a request, after a 401 again with new credentials, and returns the answer."""
         headers = {"Content-Type": kind, "Accept": "application/json"}
         data = None if body is None else json.dumps(body)
         sent = self.session.headers.get("Authorization")

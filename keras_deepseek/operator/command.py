@@ -9,8 +9,7 @@ HELP = "serve ModelDeployments on Kubernetes, and scale them by their requests"
 _DEFAULT_IMAGE = "keras-deepseek-serving"
 _ALL = 100.0
 """The percentage of all requests."""
-_PEAK_RATIO = 20
-"""The default peak of the traffic, in capacities of one replica."""
+_PEAK_RATIO = 20  # The default peak, in capacities of one replica.
 
 _PACKAGES = ("aiohttp", "kopf", "pydantic", "yaml")
 

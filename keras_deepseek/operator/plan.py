@@ -163,8 +163,6 @@ class _Track:
 
 
 class _Planner:
-    """Collects the steps for one `ModelDeployment`. Raises `PlanError` for faults of the user."""
-
     def __init__(
         self, model_deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
     ) -> None:
@@ -293,7 +291,6 @@ class _Planner:
         return {INSTANCE: self._name, f"{api.GROUP}/track": track}
 
     def _model(self, model: Model | None, image: str | None) -> Model | None:
-        """Returns the model to load: by default that of the model store, with an `image` none."""
         if model is not None or image is not None:
             return model
         if self._settings.model_store is None:
@@ -344,7 +341,6 @@ class _Planner:
             self._apply(DISRUPTION_BUDGET, track.name, track.labels, budget)
 
     def _plan_replicas(self, track: _Track) -> None:
-        """Plans the replicas of a Deployment, or the autoscaler that sets them."""
         scaling = self._autoscaling
         if scaling is None:  # The scaler is deleted later, when the replicas have an owner.
             self._scale(track)

@@ -27,8 +27,7 @@ _OWN_FLAGS = {"--name": "spec.model.name", "--host": None} | {
 _MERGE_KEYS = ("mountPath", "topologyKey", "name")
 """The keys that tell apart the items of a list in a pod template."""
 
-_PERIOD = 5
-"""The seconds between two probes of a pod's start or readiness."""
+_PERIOD = 5  # Seconds between two probes of a pod's start or readiness.
 _STOP_MARGIN_SECONDS = 10
 
 _PROBE_ACTIONS = frozenset(("exec", "grpc", "httpGet", "tcpSocket"))

@@ -64,12 +64,10 @@ class Reconciler:
         self._busy: set[Key] = set()
         self._attempts: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
-        """The waits before another pass, by object."""
         self._applied: dict[tuple[Key, Kind, str, str], str] = {}
         """The fingerprint of the last apply of each child."""
         self._kinds: Collection[Kind] = ()
         self._refused: dict[Kind, ClusterError] = {}
-        """The kinds that the operator may not list, with the errors."""
         self._knows_kinds = asyncio.Event()
 
     async def run(self) -> None:

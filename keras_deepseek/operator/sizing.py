@@ -20,11 +20,9 @@ _CONNECTIONS = 32
 _WARM_UP_SECONDS = 1.0
 _OVERLOADED = (429, 503)
 """The statuses of a server that has too much to do: they are no fault of the request."""
-_SEEDS = 3
-"""The number of random days for each kind of traffic."""
+_SEEDS = 3  # Random days of each kind of traffic.
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 72
-"""The number of bars in a line."""
 
 
 def measure_capacity(url: str, body: bytes, seconds: float = 10.0) -> float:
@@ -127,7 +125,6 @@ def draw(outcome: Outcome) -> str:
 
 
 def _bars(values: Sequence[float]) -> str:
-    """Returns a line of bars, each as high as the largest of the values that it stands for."""
     size = math.ceil(len(values) / _WIDTH)
     heights = [max(values[start : start + size]) for start in range(0, len(values), size)]
     top = max(heights) or 1.0

@@ -161,13 +161,11 @@ def _ready_state(deployment: Object, scaling: dict[str, _State]) -> _State:
 
 
 def _prefix(plan: Plan, name: str) -> str:
-    """Returns the beginning of a message that names the canary, empty for the stable version."""
     is_stable = name == next(iter(plan.fewest_replicas))
     return "" if is_stable else f"The canary {name!r}: "
 
 
 def _child_problem(plan: Plan, live: Live, pods: Sequence[Object]) -> Problem | None:
-    """Returns the first problem of a Deployment, then of a route, that the user has to solve."""
     for name, fewest in plan.fewest_replicas.items():
         child = live.get((DEPLOYMENT, name), {})
         if fewest and child.get("spec", {}).get("replicas") == 0:

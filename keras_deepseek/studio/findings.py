@@ -34,8 +34,7 @@ _EXPLODING_RATIO, _OTHERS_RATIO = 100, 1e3
 """A gradient explodes at this many times its own median, or that of the other layers."""
 _VANISHING_RATIO = 1e-5
 """A gradient vanishes below this share of the largest one."""
-_RECENT_STEPS = 200
-"""The last steps by which the wait for data is judged."""
+_RECENT_STEPS = 200  # By these the wait for data is judged.
 _MAX_NAMES = 3
 _MAX_LENGTH = 300  # Characters.
 

@@ -37,9 +37,6 @@ def show(
 ) -> threading.Thread | None:
     """Shows the page in the output of the cell that runs.
 
-    Where the browser can reach the port, by a proxy or directly, it loads the live page. Elsewhere
-    the cell gets a copy of the page, which a thread draws anew from time to time.
-
     Args:
         url: The address of the page on this machine.
         make_page: Function that returns the page as one HTML text.

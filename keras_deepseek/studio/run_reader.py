@@ -23,7 +23,6 @@ SILENT_SECONDS = 30.0
 """A training writes its heartbeat once a second. Silent for this long, it is taken for dead."""
 
 _COLUMNS = 1024
-"""The least number of columns of a picture of vectors, if there are so many steps."""
 _FORGET_SECONDS = 300.0
 
 
@@ -166,7 +165,6 @@ class RunReader:
             self.commands = [command._asdict() for command in last_five]
 
     def _read_end(self, record: RunRecord, name: str) -> None:
-        """Updates the last step and the extremes of a name by the steps since the last read."""
         old = self.ends.get(name)
         extent = record.extent(name, old["step"] if old else -1)
         if extent is None:
@@ -195,7 +193,6 @@ class RunReader:
         return str(state)
 
     def _has_no_process(self) -> bool:
-        """Returns True if the training ran on this machine, and its process has ended."""
         pid = self.properties.get("pid")
         if not isinstance(pid, int) or self.properties.get("host") != platform.node():
             return False

@@ -52,9 +52,7 @@ _logger = logging.getLogger(__name__)
 
 
 class StudioServer(SmallHttpServer):
-    """The HTTP server of Studio: the files of the page, and the calls that read the runs.
-
-    It listens on loopback, at the next free port if the wanted one is in use.
+    """The HTTP server of Studio, on loopback, at the next free port if the wanted one is in use.
 
     Args:
         store: The runs.

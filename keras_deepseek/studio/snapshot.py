@@ -107,7 +107,6 @@ def _bundle(start: str) -> str:
     parts = ['"use strict";const modules={};']
 
     def add(name: str) -> None:
-        """Adds a module after those that it imports."""
         if name in done:
             return
         done.append(name)

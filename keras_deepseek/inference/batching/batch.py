@@ -47,9 +47,8 @@ class Request:
 
     Args:
         inputs: Arrays by name, all with the same number of rows.
-        deliver: Function that is called once with the request, when `outputs` or `error` is set. It
-            runs on the model's thread, or on the one that found the deadline passed, and must not
-            block.
+        deliver: Function that is called once with the request when `outputs` or `error` is set. Any
+            thread may call it, so it must not block.
         deadline: The time at which the answer is useless, in seconds of the batcher's clock.
         priority: A request of higher priority leaves the queue first.
         connection: The file descriptor of the client's socket, if it is known. The request does not

@@ -96,7 +96,6 @@ class BatchQueue:
         self._ends: list[float] = []
         """The expected end of each batch that runs."""
         self._standing_since = 0.0
-        """The time since which the queue has not been empty."""
 
     def add(self, request: Request, now: float) -> None:
         """Adds a request to the queue of its input shapes.
@@ -140,7 +139,6 @@ class BatchQueue:
         # Controlled delay is for requests without a time limit: for others these seconds are 0.
         has_no_limit = allowed == math.inf
         standing_seconds = now - self._standing_since if self.rows and has_no_limit else 0.0
-        # The constant comes first: it is cheaper to compare, and `patience` is never less.
         if standing_seconds > STANDING_SECONDS and standing_seconds > self.patience:
             # The client of a request with many rows expects to wait longer.
             allowed = BULK_SECONDS if rows > self._buckets[-1] else self.patience

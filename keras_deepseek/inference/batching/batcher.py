@@ -100,9 +100,7 @@ class Batcher:
         self._totals = BatchTotals()
         self._running: set[Batch] = set()
         self._is_given_up = False
-        """True if `close` did not wait for the running batches any longer."""
         self._num_waiting = 0
-        """The number of threads that sleep until a batch is due."""
         self._wakes_at = math.inf
         """The time when the first of them wakes by itself."""
 
@@ -270,7 +268,6 @@ class Batcher:
             self._wakes_at = math.inf
 
     def _answer(self, batch: Batch, run: InferenceFunction) -> None:
-        """Runs a batch; if the batch fails, runs its requests one by one."""
         if self._try(batch, run):
             return
         for single in batch.split():

@@ -102,16 +102,16 @@ class AdaptivePolicy(BatchingPolicy):
 
         q t(q) + m (t(q) + t(m)) - (q + m) (d + t(q + m)).
 
-    For clients that send their next request when the last one is answered, this is too little: a
-    batch without the `m` rows is followed by a batch of them, and so on, with two half-filled
-    batches for ever. There a round of all `q + m` rows takes `t(q) + t(m)` seconds without waiting,
-    and `d + t(q + m)` with waiting, if they fit in one batch. Such clients are recognized because
-    their rows come right after a batch, and not during one.
+    For clients that send their next request when the last one is answered, waiting saves more:
+    without it, a batch of `q` rows and a batch of `m` rows follow each other for ever. A round of
+    all `q + m` rows takes `t(q) + t(m)` seconds without waiting. With waiting it takes
+    `d + t(q + m)`, if they fit in one batch. Such clients are recognized because their rows come
+    right after a batch, and not during one.
 
-    It distinguishes two kinds of moments: the model is idle and a first row comes, or the model
-    finishes a batch and finds rows. For each kind, the last moments tell which rows came after,
-    whether the policy waited or not. So it also learns while it does not wait, and stops waiting
-    when nothing comes.
+    The policy distinguishes two kinds of moments: the model is idle and a first row comes, or the
+    model finishes a batch and finds rows. For each kind, the last moments tell which rows came
+    after, whether the policy waited or not. So the policy also learns while it does not wait, and
+    stops waiting when nothing comes.
     """
 
     def __init__(self, buckets: tuple[int, ...], batch_time: BatchTime) -> None:

@@ -158,7 +158,6 @@ class Padder:
         return cut
 
     def _padded_length(self, name: str, size: int) -> int:
-        """Returns the least of the padded lengths that is not below `size`."""
         for length in self._padding.lengths:
             if size <= length:
                 return length

@@ -78,7 +78,7 @@ class IsolatedModel(Executor):
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Computes a batch in the model's process.
 
-        After a `ReplicaError` the next batch restarts it.
+        After a crash or a hang, the next batch starts it anew.
         """
         if self._connection is None:
             self._restart()

@@ -16,7 +16,7 @@ from keras_deepseek.inference.executors.open_executor import open_executor
 def open_source(
     source: str, custom_objects_from: Sequence[str], threads: int | None = None
 ) -> Executor:
-    """Returns the executor of a path, or that which `"package.module:function"` returns."""
+    """Returns the executor of a path, or the result of a function `"package.module:name"`."""
     module, _, function = source.partition(":")
     if function and not os.path.exists(source):  # noqa: PTH110 - it may be no valid path.
         returned = getattr(importlib.import_module(module), function)()

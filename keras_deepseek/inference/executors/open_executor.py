@@ -154,7 +154,8 @@ def kind_of_model(path: Path) -> Kind | None:
 def stamp_of(path: Path) -> object:
     """Returns a value that changes when any file in a folder changes, or `None` on an error.
 
-    It holds the names, sizes and times of change, and whether the files may be read. It opens none.
+    The value holds names, sizes and times of change, and whether the files may be read. No file is
+    opened.
     """
     try:
         files = [(file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]

@@ -68,7 +68,7 @@ class OpenVINOModel(Executor):
 class SavedModel(Executor):
     """Runs the `serving_default` signature of a SavedModel's folder, or the only one.
 
-    It needs TensorFlow alone. Without a signature of a manifest, it is read off the SavedModel.
+    It needs TensorFlow, but not Keras. By default the signature is read off the SavedModel.
     """
 
     def __init__(

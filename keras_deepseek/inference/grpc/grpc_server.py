@@ -35,7 +35,6 @@ _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
 _HANDSHAKE_MILLISECONDS = 10_000
 _CLIENT_PROBE_MILLISECONDS = 10_000
-"""The least time between two pings by a client."""
 _HOLD_SECONDS = 0.05
 """The time in which all clients come to wait for an answer that is held back."""
 _GOAWAY_SECONDS = 0.02
@@ -123,7 +122,6 @@ class GrpcServer(Server):
         make_server: Callable[[], Any],
         listens: "Future[int]",
     ) -> None:
-        """Serves until `stopping` is set, then stops without losing a request."""
         from keras_deepseek.inference.grpc.grpc_application import SERVICES
         from keras_deepseek.inference.grpc.standard_services import add_standard_services
 

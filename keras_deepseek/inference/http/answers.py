@@ -34,7 +34,6 @@ Headers = tuple[tuple[str, str], ...]
 Inputs = dict[str, Array]
 
 _SLICE = 2**18
-"""The bytes of JSON that are counted at a time."""
 _SPARE, _SLACK = 4, 2**16
 """A request may have `_SPARE` times the values that the model needs, and `_SLACK` more: names,
 parameters and unused features are values, too."""
@@ -193,8 +192,7 @@ def check_values(text: bytes | memoryview, version: ModelVersion) -> None:
 def _most_values(version: ModelVersion) -> int | None:
     """Returns the number of values that a request to a model may have at most.
 
-    Returns `None` for a model with strings, or with a free axis beside the first: its requests have
-    no largest size.
+    Returns `None`, for any number, if an input is of strings or has a free axis beside the first.
     """
     row_values = 0
     for spec in version.signature.inputs:

@@ -107,7 +107,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._end_with(HttpError(503, message, (("retry-after", "1"),)))
 
     def data_received(self, data: bytes) -> None:
-        """Parses bytes, and starts the request that they begin. Ignores what follows the last."""
+        """Parses bytes, and starts a request with its headers. Ignores what follows the last."""
         if self._is_done:
             return
         # httptools reports whole lines only, so an endless one is noticed by its bytes.
@@ -279,12 +279,12 @@ class HttpProtocol(HttpToolsProtocol):
             seconds = limits.header_seconds if is_new else limits.idle_seconds
             if not self._exchanges and waited > seconds:
                 self._raw.close()
-        elif not self._is_done and waited > (
-            limits.header_seconds
-            if self._phase == _HEAD
-            else limits.body_seconds + self._body_bytes / limits.min_body_rate
-        ):
-            self._end_with(HttpError(408, "The request took too long to come."))
+        elif not self._is_done:
+            seconds = limits.header_seconds
+            if self._phase == _BODY:
+                seconds = limits.body_seconds + self._body_bytes / limits.min_body_rate
+            if waited > seconds:
+                self._end_with(HttpError(408, "The request took too long to come."))
 
     def _check_headers(self) -> None:
         version, limits = self.parser.get_http_version(), self._limits

@@ -40,10 +40,8 @@ class Exchange:
     """The things that this package's HTTP server tells its application of a request beyond ASGI.
 
     Args:
-        refusal: The error if the request, or the rest of its body, is malformed, too slow or too
-            large; else `None`.
-        descriptor: The file descriptor of the socket, by which a batch finds clients that have hung
-            up.
+        refusal: The error of a request, or of the rest of its body: malformed, too slow, too large.
+        descriptor: The socket's file descriptor, by which a batch notices that the client hung up.
         is_request: `False` if not even the head of a request could be read.
     """
 

@@ -34,9 +34,6 @@ from keras_deepseek.inference.server.service import Service
 PROTOCOL = "open_inference"
 """The label of the metrics."""
 
-_MAX_DIGITS = 10
-"""The digits of a length that are read: more than any body needs."""
-
 
 async def server_metadata(_service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers with the server's name, version and extensions."""
@@ -82,8 +79,8 @@ async def infer(service: Service, request: HttpRequest) -> HttpResponse:
     if len(body) > THREAD_BYTES:
         text: bytes | memoryview = body
         if json_length and json_length.isdecimal():  # `parse_infer` refuses another length.
-            # The JSON comes first, then raw bytes. Python can't convert thousands of digits.
-            text = memoryview(body)[: int(json_length[:_MAX_DIGITS])]
+            # The JSON comes before raw bytes. Ten digits are enough: Python can't read thousands.
+            text = memoryview(body)[: int(json_length[:10])]
         await compute(len(body), check_values, text, model_version)
     call = await compute(len(body), open_inference.parse_infer, body, json_length)
     order = read_timeout_and_priority(call.parameters)

@@ -54,7 +54,7 @@ def _read_batch_size(arguments: argparse.Namespace) -> Any:
 
 
 def _read_threads(arguments: argparse.Namespace) -> int | None:
-    """Returns the threads of a replica; `None`, the runtime's choice, without a limit of CPUs."""
+    """Returns the threads of a replica, or `None` (the runtime chooses) without a limit of CPUs."""
     if arguments.threads is not None:
         return check_integer("--threads", arguments.threads)
     limit = find_cpu_limit()

@@ -96,10 +96,7 @@ class ModelRepository:
         keep: int | None = 1,
         options: ModelOptions | None = None,
     ) -> ModelVersion:
-        """Loads and warms up a version, then serves it and closes surplus versions.
-
-        `ServingEngine.load` documents the arguments.
-        """
+        """Loads a version and serves it, as `ServingEngine.load` says."""
         if keep is not None:
             check_integer("keep", keep)
         options = self._check_options(options)

@@ -134,10 +134,8 @@ class ModelVersion:
 
         After `timeout` seconds the answer is useless. Requests of the same `client` are answered in
         order: the cache is not used for them, since its answer could overtake an earlier one.
-        `connection` is the descriptor of the client's socket.
-
-        Raises `ClosedError` unless the version is started, and `OverloadedError` if the request
-        can't be answered in time.
+        `connection` is the descriptor of the client's socket. Raises `ClosedError` unless the
+        version is started, and `OverloadedError` if the request can't be answered in time.
         """
         check_request_options(timeout, priority)
         if self.state != "AVAILABLE":
@@ -234,7 +232,6 @@ class ModelVersion:
         self._warn_of_row_dependence(lengths)
 
     def _warn_of_row_dependence(self, lengths: Sequence[int]) -> None:
-        """Logs a warning if the answer to a row depends on the other rows of its batch."""
         executor = self._executors[0]
         sizes = [size for spec in executor.signature.inputs for size in spec.shape[1:]]
         is_free = None in sizes and not lengths

@@ -50,7 +50,7 @@ class ServedModel:
     def failed(self) -> Mapping[int, FailedVersion]:
         """The last versions that failed to load or to warm up, by number.
 
-        A failed version that was to replace one with its number is here, beside that one in
+        If a version failed that was to replace another of its number, the other stays in
         `versions`.
         """
         return self._failed
@@ -141,7 +141,7 @@ class ServedModel:
             self._shares = _without(self._shares, number)
 
     def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:
-        """Returns the oldest versions beyond `keep` of them, except `loaded` and those on trial."""
+        """Returns the oldest versions to close so that `keep` stay, not counting those on trial."""
         shares = self._shares
         stable = [
             version

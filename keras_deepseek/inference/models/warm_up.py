@@ -35,8 +35,8 @@ def run_every_size(
 ) -> None:
     """Runs each batch size once in each executor, and again in the first to measure its time.
 
-    A model that takes strings is not run: it may expect serialized examples or image files. Nor is
-    one with free axes if `lengths` has none. The times are added to `batch_time`.
+    A model that takes strings is not run: it may expect serialized examples or image files. A model
+    with free axes is not run if `lengths` is empty. The times are added to `batch_time`.
     """
     specs = executors[0].signature.inputs
     is_free = any(size is None for spec in specs for size in spec.shape[1:])

@@ -96,7 +96,6 @@ class AccessLog:
         self._writer.close()
 
     def _write_lines(self, lines: list[_Line], dropped: int) -> None:
-        """Writes lines, and the number of lines that were dropped or could not be written."""
         texts = [_format_line(line) for line in lines]
         dropped += self._lost
         if dropped:

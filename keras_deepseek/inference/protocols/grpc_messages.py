@@ -31,7 +31,6 @@ _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5
 """The wire types: how the value after a tag is encoded. `_SIZED` values begin with their size."""
 
 _CONTINUED = 0x80
-"""The bit of a byte of a varint that says that another byte follows."""
 
 
 def message_pool() -> Any:
@@ -153,7 +152,6 @@ def _count(data: bytes, descriptor: Any) -> None:
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Returns the integer that begins at a position, and the position after it."""
     value = shift = 0
     for byte in data[position : position + 10]:
         position += 1

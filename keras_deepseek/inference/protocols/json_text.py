@@ -77,7 +77,7 @@ def to_json(content: Any) -> bytes:
 
 
 def _is_beyond_orjson(text: bytes | memoryview) -> bool:
-    """Searches a text in slices, between which other threads may run."""
+    """Returns True if a text has what `orjson` refuses. Other threads may run between slices."""
     for start in range(0, len(text), _SLOW_BYTES):
         # A part may begin in one slice and end in the next.
         piece = bytes(text[start : start + _SLOW_BYTES + len("Infinity")])

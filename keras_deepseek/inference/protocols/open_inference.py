@@ -185,7 +185,7 @@ def _name_of(tensor: Any, where: str) -> str:
 
 
 def _read_tensor(tensor: dict[str, Any], raw_bytes: memoryview, where: str) -> tuple[Array, int]:
-    """Parses one input tensor; returns it and the number of raw bytes that it took from `rest`."""
+    """Parses one input tensor. Returns it, and the number of its bytes in `raw_bytes`."""
     dtype = dtype_of_open_inference(tensor.get("datatype"), where)
     sizes = tensor.get("shape")
     if not isinstance(sizes, list):
