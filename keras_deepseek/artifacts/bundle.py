@@ -223,7 +223,7 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Raises a `BundleError` if a bundle can't be written at `path`, before any work is done.
+    """Raises a `BundleError` if a bundle can't be written at `path`. Call it before any work.
 
     The path must not be inside a bundle, and hold nothing but an older bundle without foreign
     files.

@@ -15,7 +15,7 @@ Row = Mapping[str, str | float | None]
 
 
 def check_json_lines_path(path: str | os.PathLike[str]) -> Path:
-    """Checks that a path can be that of a file and ends in `.jsonl`."""
+    """Checks that a path can name a file, and ends in `.jsonl`."""
     checked = Path(check_file_path("path", path))
     if checked.suffix != ".jsonl":
         raise InvalidInputError(

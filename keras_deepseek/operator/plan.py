@@ -158,7 +158,7 @@ class _Track:
     """The replicas that must be available: all, or with autoscaling the fewest."""
     most: int
     first: int
-    """The replicas of a new Deployment. Without autoscaling, those of an existing one, too."""
+    """The replicas of a new Deployment; without autoscaling, of an existing one, too."""
     annotations: dict[str, str] = field(default_factory=dict)
 
 

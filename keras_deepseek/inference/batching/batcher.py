@@ -140,9 +140,9 @@ class Batcher:
         self._queue.check_size(rows)
 
     def check_room(self, rows: int) -> None:
-        """Raises an `OverloadedError` if so many rows without a deadline have no room.
+        """Raises an `OverloadedError` if there is no room for a number of rows without a deadline.
 
-        It is fast, and takes no lock, unless more than a full batch waits with them.
+        The check is fast, and takes no lock, unless more than a full batch would wait.
         """
         if self._queue.rows + rows > self.buckets[-1]:
             with self._condition:

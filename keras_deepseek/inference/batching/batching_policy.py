@@ -23,8 +23,8 @@ MOMENTS_BETWEEN_LESSONS = 4
 """The number of moments after which the wait is computed again."""
 
 PARTS_OF_OVERHEAD = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2)
-"""The waits that are compared, relative to the overhead. More than all of it is saved where a batch
-of the late rows would be padded.
+"""The waits that are compared, relative to the overhead of a batch. A wait longer than the overhead
+can pay if a batch of the late rows alone would be padded.
 """
 
 SHORTEST_WAIT = 5e-5

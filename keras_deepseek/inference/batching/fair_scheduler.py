@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 class FairScheduler:
     """Limits how many batches of all models run at the same time.
 
-    Among waiting models the least served is next.
-
-    The time that each model has used is counted in seconds. A model that was idle gets no credit
-    for that: it starts with the time of the least served active model.
+    Of the waiting models, the one that has run for the least seconds is next. A model that was idle
+    gets no credit for that: its seconds are raised to those of the least served active model.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:

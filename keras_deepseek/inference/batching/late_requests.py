@@ -15,7 +15,7 @@ NUM_KEPT = 1024
 
 
 class DeadlineWatch:
-    """The thread that calls `wake` when the next deadline passes, though all replicas are busy.
+    """Calls `wake` on its own thread when a deadline passes, even if all replicas are busy.
 
     `wake` should call `take_due`. The first deadline starts the thread.
     """

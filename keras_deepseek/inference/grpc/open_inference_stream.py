@@ -62,9 +62,10 @@ async def stream_infer(service: Service, requests: AsyncIterator[bytes], context
     When the server stops, the requests that were read are answered and the stream is closed.
     """
     answers: _Answers = asyncio.Queue(MAX_WAITING)
-    whole = RequestTrace(*CALL)
-    begin_call(service, context, whole)
-    reader = asyncio.create_task(_read(service, requests, context, answers, whole.request_id))
+    stream_trace = RequestTrace(*CALL)
+    begin_call(service, context, stream_trace)
+    request_id = stream_trace.request_id
+    reader = asyncio.create_task(_read(service, requests, context, answers, request_id))
     with service.ends_when_stopping(reader):
         try:
             while (started := await answers.get()) is not None:

@@ -1,4 +1,4 @@
-"""The ASGI application behind an HTTP server: the routes of all protocols, and notes of requests.
+"""The ASGI application behind an HTTP server: routes of all protocols, and records of requests.
 
 All of it runs on an event loop, and nothing there waits for the model in a blocking way.
 """
@@ -82,21 +82,21 @@ class HttpApplication:
         if exchange is not None:
             request.trace.connection = exchange.descriptor
         is_request = exchange is None or exchange.is_request
-        noted = request if is_request else HttpRequest("", "")
+        recorded = request if is_request else HttpRequest("", "")
         try:
             response = await self._respond(request, request.path if is_request else "")
             if self.service.access_log is not None:
                 self._name(request, response)
-            self.end(noted, response)
+            self.end(recorded, response)
             await _send(request, response, send)
         except ClientDisconnectError:
-            self.end(noted, None)
+            self.end(recorded, None)
         finally:
             if request.watcher is not None:
                 request.watcher.cancel()
 
     async def _respond(self, request: HttpRequest, path: str) -> HttpResponse:
-        """Returns the answer to a request. Errors have the form of those of `path`."""
+        """Returns the answer to a request. An error has the JSON form of the protocol of `path`."""
         try:
             self.admit(request)
             return await self.handle(request)

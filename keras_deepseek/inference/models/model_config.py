@@ -129,7 +129,7 @@ class ConfigReload:
     def load(self, open_version: Open) -> None:
         """Loads and warms up the versions in folders that are new, or followed in another way.
 
-        If a version fails, the loaded ones are closed and it raises `LoadFailedError`.
+        If a version fails, closes those that are loaded and raises `LoadFailedError`.
         """
         loaded: list[ModelVersion] = []
         for folder in self.changed:

@@ -58,8 +58,7 @@ class ResponseCache:
     def put(self, key: bytes, outputs: _Outputs) -> None:
         """Caches copies of outputs. A full cache drops the least recently used entries.
 
-        It copies because the arrays are views of a whole batch, which would stay in memory with
-        them.
+        The arrays themselves are views of a whole batch, which would stay in memory with them.
         """
         size = _size_of(outputs)
         if size > self._max_bytes:

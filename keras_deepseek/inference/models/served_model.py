@@ -137,7 +137,9 @@ class ServedModel:
                 return
             self._versions = _without(self._versions, number)
             self._failed = _without(self._failed, number)
-            self._labels = {label: of for label, of in self._labels.items() if of != number}
+            self._labels = {
+                label: labelled for label, labelled in self._labels.items() if labelled != number
+            }
             self._shares = _without(self._shares, number)
 
     def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:

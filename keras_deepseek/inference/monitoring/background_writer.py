@@ -29,12 +29,10 @@ _logger = logging.getLogger(__name__)
 class BackgroundWriter(Generic[_Item]):
     """Writes items, such as log lines, in a background thread, in the order in which they came.
 
-    Any thread may add items.
-
-    The thread starts with the first item. Items that still wait when the process ends are written
-    first. `write` takes the items, and the number that was dropped since its last call, on the
-    writer's thread; its first exception is logged. `interval` is the seconds that items are
-    collected.
+    Any thread may add items. The first item starts the thread. When the process ends, waiting items
+    are still written. On the thread, `write` is called with the items and the number of those that
+    were dropped since its last call. Its first exception is logged. For `interval` seconds items
+    are collected before each call.
     """
 
     def __init__(

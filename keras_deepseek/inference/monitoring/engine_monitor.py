@@ -30,7 +30,7 @@ _Version = tuple[str, str]
 
 
 class _Arrivals:
-    """The arrivals of one model: all, those in flight, and those of each of the last seconds."""
+    """Counts the requests to one model: all, those in flight, and the arrivals of each second."""
 
     def __init__(self) -> None:
         self.total = self.in_flight = 0

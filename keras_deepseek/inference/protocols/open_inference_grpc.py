@@ -42,7 +42,7 @@ _PACKAGE = "inference."
 
 
 class SentTensor(NamedTuple):
-    """An input of a `ModelInferRequest`, with its raw bytes if the request has such."""
+    """An input of a `ModelInferRequest`, with its raw bytes if the request has raw bytes."""
 
     message: Message
     raw: bytes | None

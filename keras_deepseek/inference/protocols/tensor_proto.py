@@ -33,8 +33,8 @@ MAX_REPEATED_BYTES = 2**26
 def bind_tensor_protos(messages: Mapping[str, Message], signature: Signature) -> dict[str, Array]:
     """Converts a request's inputs, `TensorProto` by name, to the arrays of a signature.
 
-    Names, dtypes and shapes are checked before an array is made, and so is the sum of the arrays
-    for which short lists are filled up.
+    Names, dtypes and shapes are checked before an array is made. So is the total size of the arrays
+    that get fewer values than their shape has, and repeat the last one.
     """
     kinds = {name: _kind_of(messages[name], f"Input {name!r}") for name in messages}
     check_tensors(kinds, signature)
@@ -54,9 +54,10 @@ def bind_tensor_protos(messages: Mapping[str, Message], signature: Signature) ->
 def from_tensor_proto(
     message: Message, where: str, max_repeated_bytes: int = MAX_REPEATED_BYTES
 ) -> Array:
-    """Converts a `TensorProto` to an array. From raw bytes it is a read-only view.
+    """Converts a `TensorProto` to an array: a read-only view if the values are raw bytes.
 
-    `max_repeated_bytes` limits the array for which a short list is filled up.
+    If there are fewer values than the shape has, the last one is repeated. `max_repeated_bytes`
+    limits the size of such an array.
     """
     dtype, shape = _kind_of(message, where)
     if _is_short(message, dtype, shape):

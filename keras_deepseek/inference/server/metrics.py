@@ -31,8 +31,8 @@ _VERSION = ("model", "version")
 def write_metrics(engine: Dispatcher | None, accept: str = "") -> tuple[bytes, str]:
     """Returns the metrics of an engine and its process as text, with the text's content type.
 
-    Without an engine they are those of the process. It is OpenMetrics 1.0.0 if the header `Accept`
-    has it, else Prometheus's text format 0.0.4.
+    Without an engine the text has the process's metrics alone. Its format is OpenMetrics 1.0.0 if
+    the header `Accept` names that, else Prometheus's text format 0.0.4.
     """
     collector = _PROCESS if engine is None else EngineCollector(engine)
     if "application/openmetrics-text" in accept:

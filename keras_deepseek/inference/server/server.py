@@ -31,7 +31,7 @@ Serve = Callable[["Future[int]"], Awaitable[None]]
 class Server(ABC):
     """A server that listens for a service, with its own thread and event loop.
 
-    Port `0` takes a free one. `scheme` is that of its `url`, without the `s` of TLS.
+    Port `0` takes a free port. `scheme` is the scheme of `url`, without the `s` of TLS.
     """
 
     def __init__(self, service: Service, port: int, *, scheme: str, is_secure: bool) -> None:
@@ -63,7 +63,7 @@ class Server(ABC):
 
     @property
     def ready(self) -> bool:
-        """True if health checks may say so (`Service.ready`)."""
+        """True if health checks may answer that the server is ready (`Service.ready`)."""
         return self.service.ready
 
     def start(self) -> None:
@@ -133,7 +133,7 @@ class Server(ABC):
 
 
 def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
-    """Binds and returns a listening socket. That of `::` takes IPv4, too.
+    """Binds and returns a listening socket. A socket at `::` takes IPv4, too.
 
     Raises an error with the system's message and advice.
     """

@@ -14,10 +14,10 @@ from keras_deepseek.inference.server.tokens import ModelControl, TokenCheck
 
 
 class Service:
-    """An engine with the options, the notes and the permissions under which a server offers it.
+    """An engine as one server offers it: with its options, tokens, access log and traces.
 
-    `ServingEngine.serve` and `asgi_app` make it. Make one yourself for a server at another address:
-    each `HttpServer` and each `GrpcServer` needs its own.
+    `ServingEngine.serve` and `asgi_app` make one. Make one yourself for a server at another
+    address: each `HttpServer` and each `GrpcServer` needs its own.
 
     Args:
         engine: `ServingEngine`. Until it is ready, requests are answered with the status 503, over
@@ -53,10 +53,10 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """True if health checks may say so.
+        """True if health checks may answer that the server is ready.
 
         There is a model, and neither server nor engine is starting or stopping. Requests that come
-        to a stopping server all the same are answered.
+        to a stopping server are answered nevertheless.
         """
         engine = self.engine
         has_model = any(served.versions for served in engine.models.values())
