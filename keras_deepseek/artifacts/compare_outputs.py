@@ -60,7 +60,6 @@ def compare_outputs(
     Raises an `ExportError` if a name, a shape, a dtype, the place of a NaN, or a value differs.
     `expected` and `received` hold arrays by output name for each batch. `precision` is the dtype in
     which `received` was computed, for all outputs or by name; by default it is the output's dtype.
-
     With `by_column`, each column along the last axis is also compared by its own scale, since large
     values hide differences of small ones. Masked logits, large negative numbers such as `-1e38`,
     hide none: the tolerance is a share of the largest other value.

@@ -60,7 +60,7 @@ def _objects(file: str, deployment: Object, settings: Settings) -> list[Object]:
     live = {(DEPLOYMENT, canary_name(metadata["name"])): canary} if has_canary else {}
     plan = make_plan(deployment, live, CHILDREN, settings)
     if plan.problem:
-        raise InvalidInputError(f"{file}: {metadata['name']}: {plan.problem[1]}")
+        raise InvalidInputError(f"{file}: {metadata['name']}: {plan.problem.message}")
     objects: dict[Any, Object] = {}
     replicas: dict[str, int] = {}
     # KEDA's URL of the Service holds the namespace.

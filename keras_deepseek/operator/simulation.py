@@ -20,10 +20,8 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.operator.kinds import Object
 from keras_deepseek.operator.scaling import BEHAVIOR
 
-_SYNC_SECONDS = 15
-"""The time between two decisions of Kubernetes's autoscaler."""
-_TOLERANCE = 0.1
-"""The share by which the load must differ from the target for a decision to change replicas."""
+_SYNC_SECONDS = 15  # The time between two decisions of Kubernetes's autoscaler.
+_TOLERANCE = 0.1  # A smaller relative distance from the target changes no replicas.
 
 
 @dataclass(frozen=True)

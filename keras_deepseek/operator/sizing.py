@@ -18,8 +18,7 @@ from keras_deepseek.operator.simulation import (
 
 _CONNECTIONS = 32
 _WARM_UP_SECONDS = 1.0
-_OVERLOADED = (429, 503)
-"""The statuses of a server that has too much to do: they are no fault of the request."""
+_OVERLOADED = (429, 503)  # Statuses that are no fault of the request.
 _SEEDS = 3  # Random days of each kind of traffic.
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 72

@@ -53,14 +53,13 @@ class BatchQueue:
     """Requests that wait for a model, in one queue for each set of shapes.
 
     A request that does not fit into a batch continues in the next one. A request that can't be
-    answered in time, by its deadline or by `target_latency` in seconds, is refused at once.
+    answered in time, by its deadline or by `target_latency` in seconds, is refused at once. The
+    caller adds the measured times to `batch_time`.
 
     Without both, the wait is bounded by controlled delay. A queue stands if it has not been empty
     for longer than `patience`, however many requests leave it. While it stands, a request that
     would wait longer than `patience` is refused, and those in the queue are answered in time. A
     burst is not refused if the model works it off before the queue stands.
-
-    The caller adds the measured times to `batch_time`.
 
     `max_rows` limits the waiting rows, and the rows of one request. With `None`, more than
     `SURE_ROWS` wait if a batch was measured and their time and bytes allow it. `row_bytes` is the
@@ -139,6 +138,7 @@ class BatchQueue:
         # Controlled delay is for requests without a time limit: for others these seconds are 0.
         has_no_limit = allowed == math.inf
         standing_seconds = now - self._standing_since if self.rows and has_no_limit else 0.0
+        # The least patience is compared first, since it need not be computed.
         if standing_seconds > STANDING_SECONDS and standing_seconds > self.patience:
             # The client of a request with many rows expects to wait longer.
             allowed = BULK_SECONDS if rows > self._buckets[-1] else self.patience

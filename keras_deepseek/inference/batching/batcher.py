@@ -102,7 +102,7 @@ class Batcher:
         self._is_given_up = False
         self._num_waiting = 0
         self._wakes_at = math.inf
-        """The time when the first of them wakes by itself."""
+        """The time when the first sleeping thread wakes by itself."""
 
     def start(self) -> None:
         """Starts the threads. Requests that were submitted before run now."""

@@ -35,10 +35,8 @@ _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
 _HANDSHAKE_MILLISECONDS = 10_000
 _CLIENT_PROBE_MILLISECONDS = 10_000
-_HOLD_SECONDS = 0.05
-"""The time in which all clients come to wait for an answer that is held back."""
-_GOAWAY_SECONDS = 0.02
-"""The time in which gRPC tells all clients to send no more."""
+_HOLD_SECONDS = 0.05  # In this time all clients come to wait for an answer that is held back.
+_GOAWAY_SECONDS = 0.02  # In this time gRPC tells all clients to send no more.
 
 
 class GrpcServer(Server):
