@@ -118,7 +118,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: The file is damaged.
-            NotSupportedError: It is of a newer version.
+            NotSupportedError: The file is of a newer version.
         """
         with _opened(path) as (archive, content):
             arrays = []
@@ -141,7 +141,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: The file is damaged.
-            NotSupportedError: It is of a newer version.
+            NotSupportedError: The file is of a newer version.
         """
         with _opened(path) as (_, content):
             score: float | None = content["score"]

@@ -118,7 +118,7 @@ class CheckpointFolder:
             checkpoint: `Checkpoint`.
 
         Raises:
-            CheckpointError: It can't be written. Nothing was removed.
+            CheckpointError: The checkpoint can't be written. Nothing was removed.
         """
         self._make()
         checkpoint.write(self._file(checkpoint.step))

@@ -22,7 +22,7 @@ _LARGEST_COLUMN_ERROR = 0.1
 At least five times the tolerance counts, since the share of a rare class is off by as much as its
 logit is."""
 _LARGEST_CHANGE_ERROR = 0.25
-"""The same for a whole output: with a larger error its change was not compared."""
+"""The share for a whole output: with a larger error its change was not compared."""
 _ROUNDING = 1
 """Units in the last place of the output's largest value. A column that changes by no more may
 consist of rounding errors."""

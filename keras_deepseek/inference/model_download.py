@@ -114,7 +114,7 @@ class _RemoteModel:
 
 
 def _find_or_download(uri: str, cache: Path) -> Path:
-    """Returns the model's path in the cache. While its store is down, that of the newest copy."""
+    """Returns the model's path in the cache: its newest copy there, if its store is down."""
     stem = re.sub(r"[^\w.-]", "_", PurePosixPath(uri).name).lstrip(".")
     stem = f"{stem}-{_hash(uri)}"
     try:

@@ -32,7 +32,7 @@ class ClusterError(Exception):
     Args:
         status: The HTTP status.
         reason: The API server's reason, as `Invalid`.
-        message: Its message.
+        message: The API server's message.
     """
 
     def __init__(self, status: int, reason: str, message: str) -> None:

@@ -107,7 +107,7 @@ class Delete:
     kind: Kind
     name: str
     uid: str
-    """The one to delete. Another one that has its name by then stays."""
+    """The object to delete. Another object that has its name by then stays."""
 
 
 @dataclass(frozen=True)

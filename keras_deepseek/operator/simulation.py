@@ -52,7 +52,7 @@ class Outcome:
     target: float
     requests: list[float] = field(default_factory=list)
     replicas: list[int] = field(default_factory=list)
-    """Those that answer."""
+    """The replicas that answer requests."""
     lost: list[float] = field(default_factory=list)
 
     @property

@@ -44,9 +44,9 @@ def make_status(
 
     Args:
         model_deployment: The object.
-        plan: Its plan.
-        live: Its children.
-        pods: Its pods, if they are not all ready; their errors become the message.
+        plan: The plan of the object.
+        live: The children of the object.
+        pods: The pods, if not all are ready. Their errors become the message.
         failure: The reason and message of a failed apply.
         region: The region of the operator.
         now: The time of a transition. Defaults to `None`: the present.

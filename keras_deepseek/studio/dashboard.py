@@ -56,8 +56,8 @@ def read_dashboard(path: str | os.PathLike[str]) -> Dashboard:
     """Reads a dashboard from a YAML or JSON file.
 
     Raises:
-        InvalidInputError: It can't be read, or has an unknown key or a wrong value.
-        MissingExtraError: It is YAML, and PyYAML is not installed.
+        InvalidInputError: The file can't be read, or has an unknown key or a wrong value.
+        MissingExtraError: The file is YAML, and PyYAML is not installed.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

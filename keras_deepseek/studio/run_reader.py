@@ -33,7 +33,7 @@ class Series:
     steps: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     values: np.ndarray = field(default_factory=lambda: np.empty(0))
     times: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """As far as `RunReader.times` was asked for them."""
+    """The times of the first points, as far as `RunReader.times` has read them."""
 
 
 @dataclass

@@ -39,7 +39,7 @@ QUEUE_BYTES = 2**28
 """The bytes that requests may take with their answers, if more than `SURE_ROWS` wait."""
 
 REQUEST_BYTES = 2**20
-"""The same for one request. HTTP servers read no body, and parse no JSON, that is far larger."""
+"""The bytes of one request. HTTP servers read no body, and parse no JSON, that is far larger."""
 
 LEAST_SAVING = 0.0005
 """Seconds. A smaller difference between the times of two batch sizes may be chance."""

@@ -49,9 +49,9 @@ class GrpcService:
     with INTERNAL, as if the server had failed.
 
     Args:
-        name: With its package, as in `"tensorflow.serving.PredictionService"`.
+        name: The name with its package, as in `"tensorflow.serving.PredictionService"`.
         protocol: The label `protocol` of its calls in the metrics.
-        stream_calls: They count each message themselves.
+        stream_calls: The calls of streams, which count each message themselves.
         management_calls: Names of the calls that load or unload models, which `ModelControl`
             allows or not.
     """

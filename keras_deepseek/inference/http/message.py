@@ -82,16 +82,16 @@ class HttpRequest:
     """A request, whose body `read_body` and `stream_body` read.
 
     Args:
-        path: Without the query, and with its percent escapes decoded.
+        path: The path without the query, and with its percent escapes decoded.
         headers: Values by lower-case name. Values of a repeated name are joined by commas.
         client: The client's address.
-        version: That of HTTP.
+        version: The version of HTTP.
         scheme: `"http"` or `"https"`.
         server: The address and the port that the client has asked.
         root: The path at which another application mounts this one. Empty if none does.
         receive: ASGI's function, for the body.
         exchange: What this package's own server adds; `None` behind another server.
-        trace: Its notes for metrics and logs.
+        trace: The record of the request for metrics, logs and traces.
         route: The path template of its route. Empty until the route is found.
         parameters: The parts of the path that stand in braces in the template, by their names.
         watcher: The task that waits for the client to hang up.

@@ -24,7 +24,7 @@ _TOLERANCE = 1e-4
 """The accepted difference between batches of one size, relative to the largest value."""
 
 _TOLERANCE_OF_SIZES = 2e-2
-"""The same between batches of two sizes, which half precision rounds differently."""
+"""The tolerance between batches of two sizes, which half precision rounds differently."""
 
 
 def run_every_size(

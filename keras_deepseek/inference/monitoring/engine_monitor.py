@@ -52,9 +52,9 @@ class Arrivals:
     """The requests that have arrived for a model.
 
     Args:
-        total: All of them.
-        in_flight: Those that are not answered yet.
-        per_second: The mean of the last `RATE_SECONDS` whole seconds.
+        total: The number of all requests.
+        in_flight: The number of requests that are not answered yet.
+        per_second: The mean number of arrivals in the last `RATE_SECONDS` whole seconds.
     """
 
     total: int

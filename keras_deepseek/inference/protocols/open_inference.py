@@ -56,7 +56,7 @@ class InferCall:
         inputs: Arrays by input name, over gRPC `SentTensor`s, not yet checked against a signature.
         outputs: The outputs to return. Empty for all.
         is_binary: True to return outputs that are not in `outputs` as raw bytes.
-        id: It is returned with the response.
+        id: The client's id of the request, which the response returns.
         model_name: Empty over REST, where the path has it.
         model_version: Likewise.
     """

@@ -35,13 +35,13 @@ class Interruption:
     """Context manager that ends its block on SIGTERM, Ctrl-C or SIGHUP, whatever the block does.
 
     A signal handler can only raise an exception wherever Python happens to be. During the import of
-    an extension module that becomes an `ImportError`, or is lost. So the handler also notes the
+    an extension module that becomes an `ImportError`, or is lost. So the handler also stores the
     signal: `check` raises a lost `KeyboardInterrupt` again, and no error after the signal leaves
     the block.
 
     Signals that the process ignores stay ignored, as Ctrl-C in a shell's background or SIGHUP under
     `nohup`. Signals that the process handles keep their handler, except that `takes_sigterm`
-    handles SIGTERM all the same. Python runs handlers on the main thread alone, so on another
+    handles SIGTERM nevertheless. Python runs handlers on the main thread alone, so on another
     thread nothing changes. After the block the old handlers are back, so that a second signal ends
     the process. Only SIGHUP is ignored from then on, if it came: a closed terminal sends it twice,
     by the shell and by the system.
