@@ -132,8 +132,10 @@ def save_as_saved_model(
     examples = _ExampleSignatures(model, signatures)
     if keras.backend.backend() == "tensorflow":
         functions = {"serving_default": (model.trace, specs)}
-        spec = tf.TensorSpec([None], tf.string, name="inputs")
-        functions |= {name: (function, spec) for name, function in examples.functions().items()}
+        example_spec = tf.TensorSpec([None], tf.string, name="inputs")
+        functions |= {
+            name: (function, example_spec) for name, function in examples.functions().items()
+        }
         for name, (function, spec) in functions.items():
             archive.add_endpoint(name, _trace_once(function, spec))
     else:
@@ -143,7 +145,8 @@ def save_as_saved_model(
     without_gradients = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     try:
         archive.write_out(str(path), without_gradients, verbose=False)
-    # The model uses other resources, such as a table. Finding them takes long.
+    # The model uses resources besides its variables, such as a table. Tracking the model finds
+    # them, which takes long, so it is done only here.
     except AssertionError:
         archive.track(model.model)
         archive.write_out(str(path), without_gradients, verbose=False)

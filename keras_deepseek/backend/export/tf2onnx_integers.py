@@ -143,10 +143,11 @@ def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Writes the extremes by segments as `ScatterND`; tf2onnx does not write them for integers.
+    """Converts the maximum or minimum of each segment to `ScatterND`.
 
-    An empty segment gets the lowest number, as in TensorFlow. Numbers of negative segments go into
-    one more segment, which is cut off.
+    tf2onnx by itself does so for floats only. An empty segment gets the least number of the dtype for a maximum, and the largest for a
+    minimum, as in TensorFlow. Numbers with a negative segment id go into one more segment, which is
+    cut off.
     """
     from tf2onnx.onnx_opset.reduction import SegmentSum
     from tf2onnx.utils import map_onnx_to_numpy_type
@@ -157,7 +158,8 @@ def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> A
     if graph.get_rank(segments) != 1 or graph.opset < _OPSET_OF_SCATTERED_EXTREMES:
         return SegmentSum.version_13(graph, node)
     limits = (np.finfo if dtype in _FLOATS else np.iinfo)(numpy_dtype)
-    reduction, least = ("max", limits.min) if node.type.endswith("Max") else ("min", limits.max)
+    is_max = node.type.endswith("Max")
+    reduction, value_if_empty = ("max", limits.min) if is_max else ("min", limits.max)
 
     def constant(what: str, value: Any, of: Any = "int64") -> str:
         return add_constant(graph, f"{name}/{what}", value, of)
@@ -165,14 +167,14 @@ def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> A
     unit = constant("one", [1])
     count = add_node(graph, "Reshape", [_cast(graph, num_segments, INT64), unit])
     segment_ids = _cast(graph, segments, INT64)
-    is_below = add_node(graph, "Less", [segment_ids, constant("zero", 0)])
-    segment_ids = add_node(graph, "Where", [is_below, count, segment_ids])
-    columns = add_node(graph, "Unsqueeze", [segment_ids, unit])
+    is_negative = add_node(graph, "Less", [segment_ids, constant("zero", 0)])
+    segment_ids = add_node(graph, "Where", [is_negative, count, segment_ids])
+    row_indices = add_node(graph, "Unsqueeze", [segment_ids, unit])
     sizes = add_node(graph, "Shape", [numbers], start=1)
     rows = add_node(graph, "Add", [count, unit])
     shape = add_node(graph, "Concat", [rows, sizes], axis=0)
-    empty = add_node(graph, "Expand", [constant("least", least, numpy_dtype), shape])
-    filled = add_node(graph, "ScatterND", [empty, columns, numbers], reduction=reduction)
+    empty = add_node(graph, "Expand", [constant("least", value_if_empty, numpy_dtype), shape])
+    filled = add_node(graph, "ScatterND", [empty, row_indices, numbers], reduction=reduction)
     first = constant("first", [0])
     return replace_node(graph, node, name, "Slice", [filled, first, count, first])
 

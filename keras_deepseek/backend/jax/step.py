@@ -43,15 +43,14 @@ class JaxStep(Step):
         variables: Sequence[keras.Variable],
         states: Sequence[keras.Variable],
     ) -> tuple[Any, Callable[..., list[Any]]]:
-        # The gradients are `None` if the scalar depends on no variable at all.
         state_values = [(state, state.value) for state in states]
-        tangents: list[bool] = []
+        dependences: list[bool] = []  # Filled as `run` is differentiated.
 
         def run(values: list[jax.Array]) -> tuple[jax.Array, Any]:
             with NestedScope([*zip(variables, values, strict=True), *state_values]) as scope:
                 scalar, aux = compute()
             aux = aux, [scope.get_current_value(state) for state in states]
-            return _detect_dependence(scalar, tangents), aux
+            return _detect_dependence(scalar, dependences), aux
 
         scalar, pull, (aux, values) = jax.vjp(
             run, [variable.value for variable in variables], has_aux=True
@@ -62,7 +61,7 @@ class JaxStep(Step):
         def backward(
             factor: Any = None, receive: Callable[[int, Any], None] | None = None
         ) -> list[Any]:
-            if not any(tangents):
+            if not any(dependences):  # The scalar depends on no variable at all.
                 return [None] * len(variables)
             upstream = jax.numpy.ones_like(scalar)
             if factor is not None:
@@ -195,7 +194,8 @@ class JaxStep(Step):
     def make_train_function(
         self, model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
     ) -> Callable[..., Any]:
-        # Between two steps, Keras holds the values of the model's variables only.
+        # Between two steps, Keras holds the values of the model's variables only. So the values of
+        # the carried variables travel in the state, behind those of the metrics.
         with (
             with_further_shardings(
                 model, lambda: [variable.value.sharding for variable in carried()]

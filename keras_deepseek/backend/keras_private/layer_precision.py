@@ -39,7 +39,7 @@ def temporary_policy(
     casts the whole table of an embedding instead of the rows that it looks up; a constant table is
     then half as large.
     """
-    # Setting attributes would be slow: Keras and PyTorch inspect each.
+    # `vars` avoids setting attributes, which is slow: Keras and PyTorch inspect each.
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
     tables = [layer for layer in layers if looks_rows_up(layer) and not casts_embedding_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
@@ -105,9 +105,10 @@ def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) ->
 def find_exact_inputs(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers whose inputs may be whole numbers that a later layer needs exactly.
 
-    Half precision would round token ids in floating point: bfloat16 has no 257. The result holds
-    the layers that contain an embedding or a preprocessing layer, and those without weights that
-    may come before it: in a graph, those that do; in another layer, all that it holds itself.
+    Token ids may be floats, and half precision would round them: bfloat16 has no 257. The result
+    has each layer that contains an embedding or a preprocessing layer. It also has the layers
+    inside that may compute the ids, if they have no weights: in a Functional graph those that come
+    before such a layer, in another layer all of its direct sublayers.
     """
     holders = [
         layer
@@ -122,19 +123,20 @@ def find_exact_inputs(model: keras.Model) -> list[keras.Layer]:
             inner = holder._flatten_layers(recursive=False, include_self=False)
             exact_layers.update({id(layer): layer for layer in inner if not layer.weights})
             continue
-        behind = [
+        # From the layers that take whole numbers back to those that compute them.
+        to_visit = [
             layer
             for layer in graph.operations
             if id(layer) in exact_layers or isinstance(layer, _TAKES_EXACT)
         ]
-        while behind:
-            for predecessor in _operations_before(behind.pop()):
+        while to_visit:
+            for predecessor in _operations_before(to_visit.pop()):
                 is_new = (
                     isinstance(predecessor, keras.Layer) and id(predecessor) not in exact_layers
                 )
                 if is_new and not predecessor.weights:
                     exact_layers[id(predecessor)] = predecessor
-                    behind.append(predecessor)
+                    to_visit.append(predecessor)
     return list(exact_layers.values())
 
 

@@ -20,11 +20,18 @@ def sum_low_rank(
     sum_first: SumAll,
     sum_second: SumAll,
 ) -> tuple[Any, Any, list[Any]]:
-    """Sums a float32 vector over all replicas, sent as low-rank matrices.
+    """Sums a float32 vector over all replicas, sent as low-rank matrices (see `LowRank`).
 
-    It also returns what was not sent from here, and the factors for the next step. `exact` joins
-    gradients of the given shapes, and `factors` begins with the `Q^T` of those that are sent as
-    matrices.
+    Args:
+        exact: The gradients, flattened and joined.
+        shapes: The shapes of the gradients.
+        low_rank: The compression.
+        factors: A vector that begins with the `Q^T` of each gradient that is sent as a matrix.
+        sum_first: Sums `M Q` of each matrix, and the gradients that are sent whole.
+        sum_second: Sums `P^T M` of each matrix.
+
+    Returns:
+        The sum; the residual, which is what this replica did not send; the next step's `factors`.
     """
     layout = [low_rank.matrix_shape(shape) for shape in shapes]
     ends = [sum(map(math.prod, shapes[: index + 1])) for index in range(len(shapes))]
@@ -39,23 +46,27 @@ def sum_low_rank(
         factor, factors = ops.reshape(factors[:size], (low_rank.rank, -1)), factors[size:]
         matrices.append(ops.reshape(part, shape))
         projected.append(matrices[-1] @ ops.transpose(factor))
-    first = iter(sum_first([*projected, *whole]))
-    bases = [_orthonormal(next(first)) for _ in matrices]
-    answers = [ops.transpose(base) @ matrix for matrix, base in zip(matrices, bases, strict=True)]
-    second = sum_second(answers)
+    # The sums for the matrices come first, then those of whole gradients, which the loop takes.
+    first_sums = iter(sum_first([*projected, *whole]))
+    bases = [_orthonormal(next(first_sums)) for _ in matrices]
+    coefficients = [
+        ops.transpose(base) @ matrix for matrix, base in zip(matrices, bases, strict=True)
+    ]
+    second_sums = sum_second(coefficients)
     totals: list[Any] = []
     residuals: list[Any] = []
-    pairs = zip(matrices, bases, answers, second, strict=True)
+    compressed = zip(matrices, bases, coefficients, second_sums, strict=True)
     for shape in layout:
         if shape is None:
-            totals.append(next(first))
+            totals.append(next(first_sums))
             residuals.append(ops.zeros_like(totals[-1]))
         else:
-            matrix, base, answer, summed = next(pairs)
+            matrix, base, coefficient, summed = next(compressed)
             totals.append(ops.reshape(base @ summed, -1))
-            residuals.append(ops.reshape(matrix - base @ answer, -1))
+            residuals.append(ops.reshape(matrix - base @ coefficient, -1))
     next_factors = [
-        ops.reshape(ops.transpose(_orthonormal(ops.transpose(summed))), -1) for summed in second
+        ops.reshape(ops.transpose(_orthonormal(ops.transpose(summed))), -1)
+        for summed in second_sums
     ]
     return ops.concatenate(totals), ops.concatenate(residuals), next_factors
 

@@ -63,10 +63,10 @@ def rendezvous(
 ) -> list[str]:
     """Waits up to `timeout` seconds until all ranks have come; returns their addresses by rank.
 
-    `coordinator` is `HOST:PORT` of rank 0, which listens on loopback only if that is loopback.
-    `port` is the one that this rank will listen at afterwards, 0 for none. If a rank did not come,
-    each that came raises `PeerLostError` with the names of all that are missing. A rank that rank 0
-    refuses raises `InvalidInputError` with the reason.
+    `coordinator` is `HOST:PORT` of rank 0. Rank 0 listens on all interfaces, or on loopback alone
+    if the host is loopback. `port` is where this rank will listen afterwards; 0 for nowhere. If a
+    rank is missing, each rank that came raises `PeerLostError` with the numbers of all missing
+    ranks. A rank that rank 0 refuses raises `InvalidInputError` with the reason.
     """
     host, coordinator_port = parse_address("`coordinator`", coordinator)
     secret = read_join_secret(environ)

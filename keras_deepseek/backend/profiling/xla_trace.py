@@ -169,9 +169,14 @@ def _make_plane_lines(
     scopes: LayerScopes,
     programs: dict[tuple[str, int], dict[str, str]],
 ) -> list[Line]:
+    """Returns the lines of one plane, and lines for what runs on after the call that started it.
+
+    An operation that runs on is recorded as two events: the call that starts it, and its end. Both
+    carry the same number.
+    """
     lines: list[Line] = []
-    begun: dict[Any, Event] = {}  # By the number that the event of its end has too.
-    ended: dict[Any, float] = {}
+    started: dict[Any, Event] = {}  # By that number.
+    end_times: dict[Any, float] = {}
     for operations in plane:
         events = []
         for operation in operations:
@@ -188,16 +193,16 @@ def _make_plane_lines(
             event = Event(operation.start, operation.end, operation.name, owner)
             events.append(event)
             if operation.name.startswith("end: ") and _CONSUMER in operation.stats:
-                ended[operation.stats[_CONSUMER]] = operation.start
+                end_times[operation.stats[_CONSUMER]] = operation.start
             elif owner is not None and _PRODUCER in operation.stats:
-                begun[operation.stats[_PRODUCER]] = event
+                started[operation.stats[_PRODUCER]] = event
         lines.append(events)
-    late = [
-        event._replace(start=event.end, end=ended[number])
-        for number, event in begun.items()
-        if ended.get(number, 0.0) > event.end
+    running_on = [
+        event._replace(start=event.end, end=end_times[number])
+        for number, event in started.items()
+        if end_times.get(number, 0.0) > event.end
     ]
-    return [*lines, *_in_lines(late)]
+    return [*lines, *_in_lines(running_on)]
 
 
 def _in_lines(events: list[Event]) -> list[Line]:

@@ -96,6 +96,7 @@ class TensorFlowDevices(Devices):
         def run(*args: Any, **kwargs: Any) -> Any:
             floats, put = split_floats((args, kwargs))
             weights = [raw_value(variable) for variable in layer.trainable_variables]
+            # `compute` leaves here the function that puts float results back among the others.
             put_results: list[Callable[[Sequence[Any]], Any]] = []
 
             @tf.custom_gradient
@@ -114,8 +115,10 @@ class TensorFlowDevices(Devices):
                         gradients = tape.gradient(
                             results, [*floats, *variables], list(upstream[: len(results)])
                         )
-                    by_floats = gradients[: len(floats)]
-                    return (by_floats, gradients[len(floats) :]) if variables else by_floats
+                    float_gradients = gradients[: len(floats)]
+                    if not variables:
+                        return float_gradients
+                    return float_gradients, gradients[len(floats) :]
 
                 # TensorFlow requires a result. Results that are no floats bypass the function.
                 return [*results, tf.zeros(())], backward

@@ -62,16 +62,18 @@ class Collectives:
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, key: int
     ) -> tuple[list[Any], Any]:
-        """Sums float32 gradients over all ranks with compression; also returns the residual.
+        """Sums float32 gradients over all ranks with compression; also returns the next residual.
 
-        `key` is the first of as many keys as there are gradients, plus one.
+        A residual is a vector: what was not sent of each weight's gradient, then the low-rank
+        factors. `key` is the first of a range of keys for collective operations, of which there
+        must be one more than gradients.
         """
         residual = tf.convert_to_tensor(compression.residual.value)
         num_weights = sum(tensor.shape.num_elements() for tensor in gradients)
         old_residual, factors = residual[:num_weights], residual[num_weights:]
         residuals: list[Any] = []
         next_factors: list[Any] = []
-        start = 0
+        start = 0  # Where the next bucket begins in the residual.
 
         def reduce(flat: Any, bucket: list[Any], index: int) -> Any:
             nonlocal start, factors
@@ -97,6 +99,7 @@ class Collectives:
             residuals.append(bucket_residual)
             return total
 
+        # In the order of the backward pass.
         sums = _sum_buckets(list(_cut(gradients[::-1])), reduce)
         return sums[::-1], tf.concat([*residuals, *next_factors], 0)
 

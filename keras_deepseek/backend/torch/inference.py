@@ -103,14 +103,14 @@ def _record(
     inputs: Any,
 ) -> Callable[[Any, Any], tuple[Any, Any]] | None:
     """Records a function of state and inputs, or returns `None` if it depends on values."""
-    structure: list[Any] = []
+    structure: list[Any] = []  # Set by `run`: the result's structure, as its only item.
 
     def run(values: list[torch.Tensor], leaves: list[Any]) -> list[Any]:
         arguments = keras.tree.pack_sequence_as((state, inputs), leaves)
         mapping = list(zip(variables, values, strict=True))
         with keras.StatelessScope(state_mapping=mapping), set_temporarily(IS_RECORDED, value=True):
             result = function(arguments[0], *arguments[1])
-        # Without the tensors, which the recording would keep alive.
+        # Zeros stand for the tensors, which the recording would keep alive.
         structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
         return list(keras.tree.flatten(result))
 

@@ -102,6 +102,7 @@ def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., N
                     step(list(own_gradients), list(own_variables), rate)
             finally:
                 _put(shared, old_values)
+        # Each run changed the shared variables alike. Those of the last one stay.
         for value, changed in zip(old_values, new_values, strict=True):
             value.detach().copy_(changed)
 

@@ -22,7 +22,12 @@ from keras_deepseek.backend.profiling.step_trace import (
     without_work,
 )
 
-_LAYER, _USER_SCOPE = "layer:", 7
+_LAYER = "layer:"
+"""The prefix of a mark that names a layer."""
+_USER_SCOPE = 7
+"""Kineto's number for the scope of an event that `record_function` made."""
+_NANOSECOND = 1e-9
+"""A nanosecond in seconds."""
 
 _is_tracing = _is_marking = False  # PyTorch's profiler is one for a process too.
 
@@ -71,8 +76,9 @@ def trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
 def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
     """Returns the events of a profile as lines, each with its owner.
 
-    An operation belongs to the innermost mark around it. In the backward pass, it belongs to the
-    operation of the forward pass with the same sequence number.
+    An operation belongs to the innermost mark around it. In the backward pass, it has the owner of
+    the forward operation with the same sequence number. A kernel on a GPU has the owner of the
+    operation that launched it.
 
     Args:
         events: The events of Kineto.
@@ -80,9 +86,10 @@ def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
         outer: The owner of operations outside of any mark; `None` for the rest.
     """
     lines: dict[Any, Line] = defaultdict(list)
-    around: dict[int, list[tuple[int, Owner | None, bool]]] = defaultdict(list)
-    of_sequence: dict[tuple[int, int], Owner] = {}
-    of_launch: dict[int, Owner] = {}
+    # The events of each thread that have not ended, each with its end, owner, and `is_backward`.
+    stacks: dict[int, list[tuple[int, Owner | None, bool]]] = defaultdict(list)
+    forward_owners: dict[tuple[int, int], Owner] = {}  # By thread and sequence number.
+    launch_owners: dict[int, Owner] = {}  # By correlation number.
     kernels = []
     for event in sorted(events, key=lambda event: (event.start_ns(), -event.duration_ns())):
         if event.device_type() != torch.autograd.DeviceType.CPU:
@@ -90,7 +97,7 @@ def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
             continue
         start, thread = event.start_ns(), event.start_thread_id()
         end = start + event.duration_ns()
-        stack = around[thread]
+        stack = stacks[thread]
         while stack and stack[-1][0] <= start:
             stack.pop()
         _, owner, is_backward = stack[-1] if stack else (0, outer, False)
@@ -99,28 +106,27 @@ def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
             owner, is_backward = _owner_of_mark(name, root, owner, is_backward)
         elif event.fwd_thread_id() > 0:
             is_backward = True
-            forward_owner = of_sequence.get((event.fwd_thread_id(), event.sequence_nr()))
+            forward_owner = forward_owners.get((event.fwd_thread_id(), event.sequence_nr()))
             if forward_owner is not None:
-                owner = (
-                    forward_owner._replace(part="backward")
-                    if forward_owner.part == "forward"
-                    else forward_owner
-                )
+                owner = forward_owner
+                if owner.part == "forward":
+                    owner = owner._replace(part="backward")
         elif event.sequence_nr() >= 0 and owner is not None and not is_backward:
-            of_sequence[thread, event.sequence_nr()] = owner
+            forward_owners[thread, event.sequence_nr()] = owner
         stack.append((end, owner, is_backward))
         event_owner = owner or Owner("rest")
-        of_launch[event.correlation_id()] = event_owner
+        launch_owners[event.correlation_id()] = event_owner
         # Python between two operations is no work: a mark has none of its own.
         is_work = not is_mark or event_owner.part == "data_wait"
         lines["host", thread].append(
-            Event(start * 1e-9, end * 1e-9, name, event_owner if is_work else None)
+            Event(start * _NANOSECOND, end * _NANOSECOND, name, event_owner if is_work else None)
         )
     if kernels:
         lines = defaultdict(list, {key: without_work(line) for key, line in lines.items()})
     for event in kernels:
-        start, end = event.start_ns() * 1e-9, (event.start_ns() + event.duration_ns()) * 1e-9
-        owner = of_launch.get(event.linked_correlation_id(), Owner("rest"))
+        start = event.start_ns() * _NANOSECOND
+        end = (event.start_ns() + event.duration_ns()) * _NANOSECOND
+        owner = launch_owners.get(event.linked_correlation_id(), Owner("rest"))
         lines["device", event.device_index(), event.device_resource_id()].append(
             Event(start, end, event.name(), owner)
         )
