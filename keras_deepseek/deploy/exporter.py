@@ -150,7 +150,8 @@ class Exporter:
         )
         if samples is not None:
             check_samples(samples)
-        # Wrong options are refused before the model is called.
+        # Wrong options are refused before the model is called. The format is made again below if
+        # there is calibration data, which needs the model.
         self._chosen = _choose_format(backend, options)
         self._precision = precision
         if input_signature is not None:

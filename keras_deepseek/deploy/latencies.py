@@ -134,7 +134,7 @@ def compare_latencies(
     if run_record is not None:
         check_file_path("run_record", run_record)
     named = NamedModel(model)
-    of_model = backend.current().inference.compile_inference(named)
+    run_model = backend.current().inference.compile_inference(named)
     shared: dict[str, Any] = {"custom_objects_from": custom_objects_from}
     exports = [(name, shared) for name in (known_formats() if formats is None else formats)]
     if calibration is not None:
@@ -143,7 +143,7 @@ def compare_latencies(
         with StageDisplay(verbose) as say:
             exported, left_out = _export_all(model, exports, work, say)
         batches = _batches(named, batch_sizes, length)
-        rows = list(_time_all({"keras": of_model, **exported}, batches, seconds, left_out))
+        rows = list(_time_all({"keras": run_model, **exported}, batches, seconds, left_out))
     table = LatencyTable(tuple(rows), left_out)
     if run_record is not None:
         with RunRecord(run_record) as record:

@@ -87,7 +87,7 @@ def _runner(route: Route, job: ExportJob, folder: Path) -> Run:
 def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
     """Drops samples that the job's format can't take, and returns a note on those left out.
 
-    Random samples are drawn anew in the shapes that the format names, if it names any.
+    Random samples are drawn anew if the format says which shapes it takes.
     """
     export_format, signature = job.export_format, job.model.signature
     shapes = export_format.sample_shapes(signature)
@@ -121,13 +121,17 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
 
 
 def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
+    """Tries the routes in turn, and returns the first artifact that is not wrong.
+
+    If all are wrong and the job allows a difference, it returns the first one that was made.
+    """
     format_name = job.export_format.name
     job, left_out = fit_samples(job)
     say(f"{format_name}: computing what the model gives")
     job, expected = compute_expected(job)
     passed_over: list[str] = []
     errors: list[Exception] = []
-    differing: MadeArtifact | None = None
+    differing: MadeArtifact | None = None  # The first wrong artifact; its files are moved away.
     differing_folder = folder.with_name(f"{folder.name}.differs")
     for route in find_routes(job.export_format):
         result = _try_route(job, route, expected, folder, say)

@@ -141,14 +141,15 @@ def verify(expected: Expected, result: RouteResult, job: ExportJob) -> Verificat
 def verify_resampling_ties(
     expected: Expected, result: RouteResult, job: ExportJob, run: Run
 ) -> tuple[Verification, str]:
-    """Verifies an artifact like `verify`, after replacing a batch at which the model has a tie.
+    """Verifies an artifact like `verify`; may replace one random batch, and then verifies again.
 
-    Redraws one random batch if the model has a tie there, and notes it for the report.
+    It replaces a batch at which the model has a tie, and returns a note on that for the report.
     """
     verification = verify(expected, result, job)
     if verification.state != "failed" or not job.has_random_samples or job.precision is not None:
         return verification, ""
-    infer, extend = (backend.current().inference.plain_inference(job.expected_model), _extend(job))
+    infer = backend.current().inference.plain_inference(job.expected_model)
+    extend = _extend(job)
 
     def infer_all(sample: Batch) -> Batch:
         return extend(infer(sample))
@@ -290,11 +291,12 @@ def _resample_argmax_tie(
 ) -> tuple[list[Batch], list[Batch]] | None:
     """Replaces the one random batch at which rounding decides the model's outputs (a tie).
 
-    Returns `expected` and `received` with the outputs for the new batch. `None` if the artifact
-    differs on no batch or on several, or if a difference is not the model's own. The model is run
-    on that batch with its floats moved by one unit in the last place, up or down. The batch counts
-    as a tie if the model then changes each value in which the artifact differs. `received` may go
-    on with outputs for further batches.
+    To find a tie, the model is run several times on the batch with floats moved by one unit in the
+    last place. There is a tie if each value in which the artifact differs changes in some run.
+
+    Returns `expected` and `received` with the outputs for the new batch. The result is `None` if
+    the artifact differs on no batch or on several, or if there is no tie. `received` may go on with
+    outputs for further batches.
     """
     masks_by_batch = [
         differing_places(reference, outputs, precisions)

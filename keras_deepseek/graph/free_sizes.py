@@ -124,8 +124,8 @@ def _trace_with_free(
 ) -> Graph | None:
     """Returns a graph that reads the sizes of axes at run time, or `None` if that can't be.
 
-    The sizes of these axes in it are near those of the example, and not among the `used_sizes`. It
-    is compared with graphs of other sizes.
+    The model is traced at several sizes. The graphs may differ in nothing but these sizes. The
+    returned one was traced at sizes near those of the example that are not among `used_sizes`.
     """
     shapes = [tuple(symbol.shape) for symbol in tree.flatten(example)]
     near_sizes: list[int] = []
@@ -133,7 +133,7 @@ def _trace_with_free(
         candidates = itertools.count(max(2, shapes[index][input_axis]))
         excluded = {*used_sizes, *near_sizes}
         near_sizes.append(next(size for size in candidates if size not in excluded))
-    # Differences of sizes must differ too.
+    # Each axis grows by another number, so that a difference of two sizes changes as well.
     larger = [size + 5 + 2 * number for number, size in enumerate(near_sizes)]
     smallest = [1 for _ in near_sizes]
     longest = [
@@ -146,7 +146,7 @@ def _trace_with_free(
         try:
             graph = trace(as_symbols(example, with_sizes(shapes, axes, sizes)))
         except CannotOpenError:  # The model does not take these sizes.
-            if sizes is smallest:
+            if sizes is smallest:  # It may well not take sizes of 1.
                 continue
             return None
         # Compared before the next trace: a loop over a long axis would take seconds.
@@ -154,6 +154,7 @@ def _trace_with_free(
             return None
         graphs.append(graph)
         variants.append(sizes)
+    # The sizes of an axis in all graphs, in order, tell which axis they are those of.
     axis_of_sizes = dict(zip(zip(*variants, strict=True), axes, strict=True))
     varied: set[int] = set()
     fixed: set[int] = set()
@@ -165,7 +166,7 @@ def _trace_with_free(
         if changes is None or not _read_sizes(nodes[0], changes, axis_of_sizes, graphs[0].inputs):
             return None
     graphs[0].free_sizes = frozenset(varied)
-    # A size that differs between batches must not be that of a fixed axis.
+    # In the returned graph, a number must not be the size of both a free and a fixed axis.
     return graphs[0] if varied.isdisjoint(fixed) else None
 
 

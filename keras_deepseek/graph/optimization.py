@@ -38,9 +38,10 @@ def optimize(
 ) -> OptimizedModel:
     """Returns a model that computes the same with fewer operations.
 
-    The model is traced to a flat program of Keras operations, which passes rewrite. What they make
-    is compared with the original, and what does not make it faster is dropped. The new model shares
-    the variables of the original and can be trained, saved, exported and served like it.
+    The model is traced to a flat program of Keras operations, which passes rewrite. The outputs of
+    the program are compared with the original's, and a pass that makes it no faster is dropped. The
+    new model shares the variables of the original. It can be trained, saved, exported and served
+    like the original.
 
     Choose it for models that read few of the rows that they compute (classifiers by the first
     token, recommenders by the last one), for LoRA, low-rank and linear attention products, and for
@@ -236,7 +237,10 @@ def _pass_names(passes: Any) -> list[str]:
 
 
 def _as_tensors(model: keras.Model, inputs: Any) -> Any:
-    """Returns example inputs as tensors, and checks them as far as the model need not be called."""
+    """Returns example inputs as tensors, and checks what can be checked without calling the model.
+
+    The inputs of a Functional model are compared with those that it declares.
+    """
 
     def convert(leaf: Any) -> Any:
         expected = "Example inputs must be arrays or tensors with a batch axis"
@@ -264,9 +268,10 @@ def _as_tensors(model: keras.Model, inputs: Any) -> Any:
         raise InvalidInputError(
             f"Model {model.name!r} has no inputs {sorted(unknown_names)}; it has {sorted(names)}."
         )
-    flat = tree.flatten(declared), tree.flatten(tensors)
-    if len(flat[0]) == len(flat[1]) and isinstance(declared, dict) == isinstance(tensors, dict):
-        for symbol, tensor in zip(*flat, strict=True):
+    symbols, examples = tree.flatten(declared), tree.flatten(tensors)
+    is_same_nesting = isinstance(declared, dict) == isinstance(tensors, dict)
+    if is_same_nesting and len(symbols) == len(examples):
+        for symbol, tensor in zip(symbols, examples, strict=True):
             dtype = keras.backend.standardize_dtype(tensor.dtype)
             if "int" in symbol.dtype and "int" not in dtype and dtype != "bool":
                 raise InvalidInputError(

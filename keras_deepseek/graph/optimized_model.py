@@ -102,18 +102,25 @@ class OptimizationReport:
         for name, rewrites in self.rewrites.items():
             speed = self.pass_speed_ups.get(name)
             lines.append(name + (f" ({speed:.2f} times)" if speed else ""))
-            layers_of_text: dict[str, list[str]] = {}
-            for rewrite in rewrites:
-                layers = ", ".join(filter(None, rewrite.layers))
-                layers_of_text.setdefault(rewrite.text, []).append(layers)
-            for text, layer_names in layers_of_text.items():
-                many = f"  {text} x {len(layer_names)}, first in {layer_names[0]}"
-                lines.append(many if layer_names[1:] else f"  {layer_names[0]}: {text}")
+            lines += _rewrite_lines(rewrites)
         if self.leaves:
             lines.append("kept whole")
         for path, leaf in self.leaves.items():
             lines.append(f"  {path} ({leaf.layer_class}): {leaf.reason}")
         return "\n".join(lines)
+
+
+def _rewrite_lines(rewrites: Sequence[Rewrite]) -> Iterator[str]:
+    """Yields one line of a report for all rewrites of a pass that have the same text."""
+    layers_by_text: dict[str, list[str]] = {}
+    for rewrite in rewrites:
+        layers = ", ".join(filter(None, rewrite.layers))
+        layers_by_text.setdefault(rewrite.text, []).append(layers)
+    for text, (first, *others) in layers_by_text.items():
+        if others:
+            yield f"  {text} x {1 + len(others)}, first in {first}"
+        else:
+            yield f"  {first}: {text}"
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -45,12 +45,11 @@ class HeldWeight(keras.Layer):
 def make_portable(model: keras.Model, signature: Signature, example: Any) -> keras.Model:
     """Returns a Functional model of the operations of a model in inference, with its weights.
 
-    Its inputs and outputs are lists with the names of the signature. An axis of unknown size in it
-    must be free in the trace of the example inputs, which have known shapes. Layers that can't be
-    traced stay in the model.
+    Its inputs and outputs are lists, and have the names of the signature. The model is traced on
+    the example inputs, which have known shapes. Layers that can't be traced stay in the new model.
 
     Raises:
-        ExportError: The model, or a size in it, can't be traced.
+        ExportError: The model can't be traced, or not with a size that the signature leaves open.
     """
     is_optimized = isinstance(model, OptimizedModel)
     original = model.original if is_optimized else model

@@ -225,6 +225,11 @@ class _Trace:
         self._history = _History()
 
     def run(self, inputs: Any, training: bool) -> Graph:
+        """Calls the model on symbols, and returns the graph of what its layers computed.
+
+        During the call each layer's `symbolic_call` is `_call_layer`, which opens the layer or
+        keeps it whole.
+        """
         kwargs = {"training": training} if self._model._call_has_training_arg else {}
         symbols = tree.flatten(inputs)
         nodes = [Node(INPUT, [Spec(symbol.shape, symbol.dtype)]) for symbol in symbols]

@@ -145,9 +145,9 @@ def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Converts the maximum or minimum of each segment to `ScatterND`.
 
-    tf2onnx by itself does so for floats only. An empty segment gets the least number of the dtype for a maximum, and the largest for a
-    minimum, as in TensorFlow. Numbers with a negative segment id go into one more segment, which is
-    cut off.
+    tf2onnx by itself does so for floats only. As in TensorFlow, an empty segment gets the least
+    number of the dtype for a maximum, and the largest for a minimum. Numbers with a negative
+    segment id go into one more segment, which is cut off.
     """
     from tf2onnx.onnx_opset.reduction import SegmentSum
     from tf2onnx.utils import map_onnx_to_numpy_type

@@ -123,8 +123,9 @@ class OnnxFormat(ExportFormat):
         onnx = import_package("onnx")
         import_package("onnxruntime")  # Verification needs it: without it, nothing is begun.
         path = folder / self.entry
-        is_brief = model.precision == "bfloat16"
-        written = model.in_precision("float16") if is_brief else model
+        # Not all exporters write bfloat16. They write float16, which `to_bfloat16` replaces.
+        is_bfloat16 = model.precision == "bfloat16"
+        written = model.in_precision("float16") if is_bfloat16 else model
         backend.current().export.write_onnx(written, str(path), self.opset)
         proto, is_large = load(path)
         check_operators(proto)
@@ -137,7 +138,7 @@ class OnnxFormat(ExportFormat):
         keep_nan(GraphView(proto))
         if self.fused:
             fuse(proto)
-        if is_brief:
+        if is_bfloat16:
             to_bfloat16(proto.graph)
             check_bfloat16(proto, OPSETS[-1])
         if self.calibration is not None:

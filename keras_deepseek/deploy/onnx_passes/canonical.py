@@ -112,6 +112,7 @@ def _rename(graph: Any, names: dict[str, str], used_names: set[str]) -> None:
     Fills `names`, the new names by the old ones, and `used_names`, all new names in the file.
     """
 
+    # An optional input that is left out has the name "", which stays.
     def new_name(old: str, base: str) -> str:
         if old and old not in names:
             names[old] = f"{base}_{len(used_names)}"
@@ -137,7 +138,7 @@ def _rename(graph: Any, names: dict[str, str], used_names: set[str]) -> None:
             inner.name = f"{node.name}_body"
             for value in (*inner.input, *inner.output):
                 for dim in value.type.tensor_type.shape.dim:
-                    if dim.dim_param:  # It is numbered by the exporter.
+                    if dim.dim_param:  # The exporter numbers these names.
                         dim.ClearField("dim_param")
             _rename(inner, names, used_names)
     for value in graph.output:

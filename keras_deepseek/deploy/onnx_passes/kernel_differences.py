@@ -39,6 +39,11 @@ def keep_nan(view: GraphView) -> int:
 
 
 def _add_nan(view: GraphView, node: Any) -> list[Any] | None:
+    """Returns an `LSTM` node, and nodes that add 0 or NaN to its outputs; `None` if it can't.
+
+    The first output has all steps, and gets NaN from the first NaN on. The others are last states,
+    and get NaN if any step has one.
+    """
     x, name = node.input[0], f"{''.join(node.output)}__nan"
     dtype = view.dtype(x)
     if not dtype or attribute(node, "layout", 0):
@@ -54,20 +59,21 @@ def _add_nan(view: GraphView, node: Any) -> list[Any] | None:
         array: Array = np.asarray(value, kind)
         return view.add_weight(array, f"{name}_of_{array.dtype}")
 
+    # The input is (steps, batch, features). A sum over features is NaN if one of them is.
     # Infinities of both signs count as a NaN, which they nearly always become in the gates.
     steps = add("Unsqueeze", add("ReduceSum", x, weight([2])), weight([1]))
     steps = add("Where", add("IsNaN", steps), weight(np.nan, number), weight(0, number))
     direction = attribute(node, "direction", b"forward")
-    sides = {b"forward": (0,), b"reverse": (1,)}.get(direction, (0, 1))
-    sums = [add("CumSum", steps, weight(0), reverse=side) for side in sides]
-    of_sequence = add("Concat", *sums, axis=1) if len(sums) > 1 else sums[0]
-    of_state = add("ReduceSum", steps, weight([0]), keepdims=0)
+    reverses = {b"forward": (0,), b"reverse": (1,)}.get(direction, (0, 1))
+    sums = [add("CumSum", steps, weight(0), reverse=reverse) for reverse in reverses]
+    nan_of_sequence = add("Concat", *sums, axis=1) if len(sums) > 1 else sums[0]
+    nan_of_state = add("ReduceSum", steps, weight([0]), keepdims=0)
     recurrence = type(node).FromString(node.SerializeToString())
     nodes.insert(0, recurrence)
     for index, output in enumerate(node.output):
         if output:
             recurrence.output[index] = f"{name}_in_{index}"
-            nan = of_state if index else of_sequence
+            nan = nan_of_state if index else nan_of_sequence
             nodes.append(view.node("Add", [recurrence.output[index], nan], output))
     return nodes
 

@@ -150,6 +150,7 @@ def quantize(model: Any, batches: Sequence[Batch]) -> Any:
 
     with temporary_folder("keras_deepseek_int8") as folder:
         source_path, quantized_path = folder / "given.onnx", folder / "made.onnx"
+        # A copy with a mark, so that onnxruntime gives no advice. The result loses the mark again.
         marked = onnx.ModelProto()
         marked.CopyFrom(model)
         marked.metadata_props.add(key=_IS_SIMPLIFIED[0], value=_IS_SIMPLIFIED[1])
@@ -167,6 +168,7 @@ def quantize(model: Any, batches: Sequence[Batch]) -> Any:
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
         )
         quantized = onnx.load(quantized_path)
+    # From the last one, since deleting an entry moves those behind it.
     for index, entry in reversed(list(enumerate(quantized.metadata_props))):
         if entry.key == _IS_SIMPLIFIED[0]:
             del quantized.metadata_props[index]

@@ -16,6 +16,9 @@ from keras_deepseek.errors import ExportError
 Say = Callable[[str], None]
 """A function that shows a stage as it begins."""
 
+_NUM_ERROR_LINES = 5
+"""The last lines of a failed process's errors that the message of the export quotes."""
+
 
 class ChildProcess:
     """A child process that runs another backend.
@@ -61,7 +64,10 @@ class ChildProcess:
                 pass
 
     def _try(self, work: Path, say: Say) -> bool:
-        """Runs an export job; returns `False` if the child process ended before the job began."""
+        """Runs an export job; returns `False` if the child process ended before the job began.
+
+        It reads the stages that the process prints until the job is done or the process ends.
+        """
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._process = self._start(work)
@@ -73,9 +79,9 @@ class ChildProcess:
                 self.close()
                 return False
             for line in process.stdout or ():
-                stage = line.removeprefix(CHILD_MARK).strip()
                 if not line.startswith(CHILD_MARK):
                     continue
+                stage = line.removeprefix(CHILD_MARK).strip()
                 if stage == DONE:
                     return True
                 if stage == BEGUN:
@@ -87,11 +93,11 @@ class ChildProcess:
             self.close()
             raise
         self.close()
-        if not has_begun and process.returncode == 0:
+        if not has_begun and process.returncode == 0:  # Its idle timeout was over.
             return False
         errors = work / "errors.txt"
         error_text = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
-        last_lines = "\n".join(error_text.strip().splitlines()[-5:])
+        last_lines = "\n".join(error_text.strip().splitlines()[-_NUM_ERROR_LINES:])
         raise ExportError(f"the process ended with code {process.returncode}: {last_lines}")
 
     def _start(self, work: Path) -> subprocess.Popen[str]:

@@ -25,6 +25,7 @@ def check_configs(model: keras.Model) -> None:
 
 
 def _find_problems(layer: keras.Layer) -> Iterator[str]:
+    """Yields the problems of a layer, or those of the layers in a Functional model."""
     graph = functional_graph(layer)
     if isinstance(layer, ModelWrapper):
         yield from _find_problems(layer.original)
@@ -37,6 +38,10 @@ def _find_problems(layer: keras.Layer) -> Iterator[str]:
 
 
 def _find_problem(layer: keras.Layer) -> str | None:
+    """Says why a layer's class can't be recreated from its config; `None` if nothing is found.
+
+    Only classes outside of Keras that inherit its `from_config` are checked.
+    """
     kind = type(layer)
     if kind.__module__.partition(".")[0] == "keras" or not _is_from_keras(kind, "from_config"):
         return None
@@ -73,6 +78,7 @@ def _find_problem(layer: keras.Layer) -> str | None:
 
 
 def _parameters(kind: type) -> list[inspect.Parameter]:
+    """Returns the parameters of a class's `__init__`, except `self`."""
     init = vars(_home(kind, "__init__"))["__init__"]
     return [*inspect.signature(init).parameters.values()][1:]
 
@@ -86,6 +92,7 @@ def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
 
 
 def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
+    """Returns True if an argument has no default, or the layer has another plain value for it."""
     if parameter.default is parameter.empty:
         return True
     value = getattr(layer, parameter.name, parameter.default)
@@ -94,6 +101,7 @@ def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
 
 
 def _home(kind: type, method: str) -> type:
+    """Returns the class that defines a method of `kind`: itself or the nearest base class."""
     return next(base for base in kind.__mro__ if method in vars(base))
 
 

@@ -46,6 +46,7 @@ def find_custom_objects(
     `config` is the model's configuration as JSON. The modules and `.py` files that the user passed
     take precedence over the running script.
     """
+    # A registered object that the configuration names, even if no layer has it as an attribute.
     registered = keras.saving.get_custom_objects().values()
     named = {
         value for value in registered if f'"{keras.saving.get_registered_name(value)}"' in config
@@ -64,7 +65,8 @@ def find_custom_objects(
         if custom_object.__module__.split(".")[0] not in ("keras", "builtins")
     }
     files = [Path(source).resolve() for source in sources if str(source).endswith(".py")]
-    modules_given = [str(source) for source in sources if not str(source).endswith(".py")]
+    passed_modules = [str(source) for source in sources if not str(source).endswith(".py")]
+    # The script's objects are sent by value, and those of the files are in `files`.
     module_names = modules - {_SCRIPT, *(file.stem for file in files)}
     nowhere = sorted(name for name in module_names if _has_no_file(name))
     if nowhere:
@@ -73,12 +75,12 @@ def find_custom_objects(
             "the module has no file. Write them into a file, and pass it: "
             "custom_objects_from=['my_layers.py']"
         )
-    of_script = {
+    script_objects = {
         keras.saving.get_registered_name(custom_object): custom_object
         for custom_object in objects
         if custom_object.__module__ == _SCRIPT and not _has(sources, custom_object.__name__)
     }
-    return CustomObjects((*sorted(module_names), *modules_given, *map(str, files)), of_script)
+    return CustomObjects((*sorted(module_names), *passed_modules, *map(str, files)), script_objects)
 
 
 def _has_no_file(name: str) -> bool:

@@ -79,13 +79,15 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
         return None
     if len(cuts) != 1 or not isinstance(value, Value):
         return None
-    (axis, rows), size = cuts[0], value.shape[cuts[0][0]]
+    ((axis, rows),) = cuts
+    size = value.shape[axis]
     is_free = size in graph.free_sizes
     if axis == 0 and is_free:  # The batch axis.
         return None
     if isinstance(rows, int):
         index = rows if is_free else rows % size
-        rows_read = _Rows(axis, index, None if index == -1 else index + 1, 1)
+        stop = None if index == -1 else index + 1  # The slice `-1:0` would be empty.
+        rows_read = _Rows(axis, index, stop, 1)
     elif rows.step not in (None, 1) or node.spec.shape[axis] in graph.free_sizes:
         return None
     elif is_free:
@@ -97,7 +99,10 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
 
 
 def _region(graph: Graph, nodes: list[Node], reads: dict[Node, _Rows]) -> dict[Node, _Cut]:
-    """Returns the nodes of which all readers read the same rows."""
+    """Returns the nodes of which all readers read the same rows.
+
+    It goes from the outputs to the inputs to find them, and back to list the products in each cut.
+    """
     # The rows that are read of each value. `None` stands for all rows.
     rows_of: dict[Value, _Rows | None] = dict.fromkeys(graph.roots())
     region: dict[Node, _Cut] = {}

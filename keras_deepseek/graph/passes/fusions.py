@@ -32,6 +32,10 @@ def fuse_attention(graph: Graph, training: bool) -> Changes:
 
 
 def _fuse_attention(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
+    """Returns the value of one attention operation in place of the weighted sum of values `node`.
+
+    The result is `None` if `node` is no such sum, or if one operation would not pay.
+    """
     weighted = as_product(node)
     if weighted is None or len(weighted.operands) != 2:
         return None
@@ -44,6 +48,7 @@ def _fuse_attention(node: Node, users: dict[Value, list[Node | None]]) -> Value 
         return None
     product = as_product(scores.node)
     factors: list[Any] = []
+    # The scores may be a product times scalar factors.
     if product is not None and product.factors:
         (scores,), factors = product.operands, product.factors
         product = as_product(scores.node) if len(users[scores]) == 1 else None
@@ -53,7 +58,7 @@ def _fuse_attention(node: Node, users: dict[Value, list[Node | None]]) -> Value 
     # b: batch, h: heads, t: queries, s: keys, by the labels of the scores.
     b, h, t, s = list(product.out)
     pairs = list(zip(product.operands, product.labels, strict=True))
-    pairs.sort(key=lambda pair: s in pair[1])
+    pairs.sort(key=lambda pair: s in pair[1])  # The query has no label for keys: it comes first.
     (query, query_labels), (key, key_labels) = pairs
     inner = [label for label in query_labels if label not in product.out]
     if len(inner) != 1 or set(query_labels) != {b, h, t, *inner}:
@@ -63,6 +68,7 @@ def _fuse_attention(node: Node, users: dict[Value, list[Node | None]]) -> Value 
     sizes = product.sizes()
     if sizes[t] * sizes[s] <= (sizes[t] + sizes[s]) * sizes[inner[0]]:
         return None  # The scores are small. Keeping them costs no more than the one operation.
+    # The labels of the weighted sum, renamed to those of the scores.
     names = dict(zip(weighted.labels[0], product.out, strict=True))
     value_labels = [names.get(label, "value") for label in weighted.labels[1]]
     out = [names.get(label, "value") for label in weighted.out]
@@ -118,8 +124,14 @@ def _producer_before_bias(value: Value) -> Node:
 
 
 def _fold_batch_norm(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
+    """Returns the value of `x (K scale) + shift` in place of the normalization of `x K + bias`.
+
+    `scale` is `gamma / sqrt(variance + epsilon)`, and `shift` is `beta - (mean - bias) scale`. The
+    result is `None` if `node` is no such normalization, or if its outputs are smaller than `K`.
+    """
     if node.kind != "BatchNorm" or node.kwargs:
         return None
+    # `beta` and `gamma` may be left out.
     x, mean, variance, beta, gamma = (*node.args, None, None)[:5]
     rank = len(x.shape)
     if node.operation.axis % rank != rank - 1 or len(users[x]) != 1:
@@ -147,13 +159,13 @@ def _fold_batch_norm(node: Node, users: dict[Value, list[Node | None]]) -> Value
     scale = make(ops.rsqrt, make(ops.add, variance, node.operation.epsilon))
     if gamma is not None:
         scale = make(ops.multiply, scale, gamma)
-    by_kernel = scale
+    kernel_scale = scale
     if producer.kind == "DepthwiseConv":
-        by_kernel = make(ops.reshape, scale, kernel.shape[-2:])
+        kernel_scale = make(ops.reshape, scale, kernel.shape[-2:])
     centre = mean if bias is None else make(ops.subtract, mean, bias)
     shift = make(ops.multiply, centre, scale)
     shift = make(ops.negative, shift) if beta is None else make(ops.subtract, beta, shift)
-    args = (producer.args[0], make(ops.multiply, kernel, by_kernel), *producer.args[2:])
+    args = (producer.args[0], make(ops.multiply, kernel, kernel_scale), *producer.args[2:])
     scaled = Node(
         producer.kind, producer.outputs, producer.operation, args, producer.kwargs, producer.layer
     )

@@ -32,6 +32,10 @@ from keras_deepseek.graph.trace import record
 
 _LEAST_GAIN_OF_ORDER = 0.1
 _LEAST_GAIN_OF_SPLIT = 0.05
+_MOVES_OF_KERNEL_SUM = 6
+"""The tensors of the kernel's shape that computing `W + s A B` counts as moved."""
+_MOVES_OF_OUTPUT_SUM = 3
+"""The tensors of the output's shape that a sum of two outputs moves: two read and one written."""
 
 
 def reorder_products(graph: Graph, training: bool) -> Changes:
@@ -167,19 +171,19 @@ def split_sums(graph: Graph, training: bool) -> Changes:
         by_weight, by_low_rank = (_with_kernel(node, kernel, term) for term in terms)
         users[x].append(by_low_rank)  # So that x itself is not gathered.
         whole = gather(by_low_rank, users)
-        if whole is None or len(whole.operands) != 3:
+        if whole is None or len(whole.operands) != 3:  # Not `x`, `A` and `B`.
             continue
         old_cost = sum(node_cost(inner, with_gradient) for inner in (node, *whole.nodes[1:]))
-        old_cost += 6 * elements(kernel.shape)
-        shape = _flatten(whole, node, graph)
+        old_cost += _MOVES_OF_KERNEL_SUM * elements(kernel.shape)
+        output_shape = _flatten(whole, node, graph)
         search = _OrderSearch(whole, with_gradient)
         new_cost = search.cost + node_cost(by_weight, with_gradient)
-        new_cost += 3 * elements(node.spec.shape)
+        new_cost += _MOVES_OF_OUTPUT_SUM * elements(node.spec.shape)
         if new_cost > (1 - _LEAST_GAIN_OF_SPLIT) * old_cost:
             continue
         low_rank = search.record(node.layer)
-        if shape is not None:
-            low_rank = record(keras.ops.reshape, low_rank, shape, layer=node.layer)
+        if output_shape is not None:
+            low_rank = record(keras.ops.reshape, low_rank, output_shape, layer=node.layer)
         split = record(keras.ops.add, Value(by_weight), low_rank, layer=node.layer)
         text = f"split x(W + AB): {old_cost:.3g} to {new_cost:.3g} multiply-adds"
         yield node, [split], Rewrite((node.layer,), text)

@@ -63,7 +63,11 @@ def resolve_profiles(signature: Signature, profiles: Any) -> tuple[Profile, ...]
 
 
 def _resolve_profile(signature: Signature, profile: Mapping[str, Any]) -> Profile:
-    """Returns the profile of one of the user's dicts. An item names a free axis or an input."""
+    """Completes one of the user's dicts to a profile of all free axes and all inputs.
+
+    A key of the dict is the name of a free axis or of an input. A free axis that it leaves out has
+    default sizes.
+    """
     axes_of = name_axes(signature, are_shared=False)
     free = [axis for axes in axes_of.values() for axis in axes if isinstance(axis, str)]
     specs = {spec.name: spec for spec in signature.inputs}
@@ -178,7 +182,8 @@ def build_engine(
     """
     log = make_error_log(tensorrt)
     builder = tensorrt.Builder(log)
-    # A parser crashes if it outlives its network.
+    # A parser for the check alone. Its network has a name, since a parser that outlives its network
+    # crashes.
     checked_network = _make_network(tensorrt, builder)
     check_nodes(tensorrt.OnnxParser(checked_network, log), onnx_file)
     network = _make_network(tensorrt, builder)

@@ -40,6 +40,15 @@ def add_masks(view: GraphView) -> int:
 def _add_mask(
     view: GraphView, product: Any, mask_tensors: dict[tuple[str, float], str]
 ) -> list[Any] | None:
+    """Replaces the `Where` nodes around the softmax whose result `product` multiplies by values.
+
+    `Where(mask, softmax(Where(mask, scores, least)), 0) @ values`, or the same without the outer
+    `Where`, becomes `softmax(scores + bias) @ values`. With the outer `Where`, rows without a key
+    are then set to 0.
+
+    `mask_tensors` has the tensors that were made of masks: by mask and `least` the bias, by mask
+    and 0 whether a row has a key.
+    """
     zeroing = view.producer(product.input[0], "Where")
     probabilities = product.input[0] if zeroing is None else zeroing.input[1]
     softmax = view.producer(probabilities, "Softmax")

@@ -124,11 +124,12 @@ def _write_normalization(
     weights = {"scale": np.ones(sizes, dtype) if scale is None else scale, "bias": bias}
     inputs = [mean.source]
     for name, array in weights.items():
-        fitted = None if array is None else fit_weight(array, sizes, rank, dtype)
-        if fitted is not None:
-            inputs.append(view.add_weight(fitted, f"{last.output[0]}__{name}"))
-        elif array is not None:
+        if array is None:
+            continue
+        fitted = fit_weight(array, sizes, rank, dtype)
+        if fitted is None:
             return None
+        inputs.append(view.add_weight(fitted, f"{last.output[0]}__{name}"))
     axis = -mean.num_axes
     return [view.node(op_type, inputs, last.output[0], axis=axis, epsilon=epsilon)]
 
