@@ -39,9 +39,9 @@ _NORMALIZERS: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_mea
 def set_loss_normalizer(weight: Any) -> None:
     """Sets, in the `call` of a layer, the number by which it divides the loss that it adds.
 
-    `Trainer(micro_batches=...)` then weighs each micro-batch by it. So a model whose loss is that
-    of the layer makes the same step as with the whole batch. Without it, micro-batches count by
-    their rows. Elsewhere it does nothing.
+    `Trainer(micro_batches=...)` weighs each micro-batch by this number; without it, by its rows. So
+    a model whose loss is that of the layer makes the same step as with the whole batch. Elsewhere
+    the call does nothing.
 
     Args:
         weight: Scalar tensor: the number of tokens that count, or the sum of their weights.

@@ -94,7 +94,7 @@ class MadeArtifact:
 
 
 def optimize_job(job: ExportJob, say: Callable[[str], None]) -> ExportJob:
-    """Returns an export job whose model computes less, compared with the model of the given job."""
+    """Returns a job whose model `graph.optimize` has rewritten, and which is verified as before."""
     named = job.model
     say(f"{job.export_format.name}: optimizing the graph")
     passes = [name for name in PASSES if name != _OF_THE_BACKEND]

@@ -121,10 +121,7 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
 
 
 def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
-    """Tries the routes in turn, and returns the first artifact that is not wrong.
-
-    If all are wrong and the job allows a difference, it returns the first one that was made.
-    """
+    """Returns the first artifact that is right, else the first wrong one if that is allowed."""
     format_name = job.export_format.name
     job, left_out = fit_samples(job)
     say(f"{format_name}: computing what the model gives")
@@ -166,9 +163,9 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
 def _try_route(
     job: ExportJob, route: Route, expected: Expected, folder: Path, say: Callable[[str], None]
 ) -> MadeArtifact | Exception:
-    """Returns the artifact of a route, verified or not, or the error for which it has none.
+    """Returns the artifact of a route, verified or not, or the error with which the route failed.
 
-    An `InvalidInputError` would be that of all routes, and is raised.
+    An `InvalidInputError` is raised, since all routes would fail with it.
     """
     try:
         return _run_route(job, route, expected, folder, say)
@@ -243,6 +240,7 @@ def _verify_built(
 
 
 def _failure(job: ExportJob, passed_over: list[str], errors: list[Exception]) -> str:
+    """Returns the message of the error after which no route is left, with the reason of each."""
     missing = [error for error in errors if isinstance(error, MissingExtraError)]
     name = f"{job.model.model.name!r} can't be exported as {job.export_format.name}"
     if len(missing) == len(passed_over):

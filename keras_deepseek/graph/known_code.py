@@ -93,9 +93,10 @@ def _is_code(member: Any) -> bool:
 
 
 def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
-    """Returns True for code of packages that are known, with all functions that it holds.
+    """Returns True for code of known packages, if all functions that it holds are known too.
 
-    `functools.wraps` may say something else of it. `owner` is the class of other objects.
+    A function's module is read from its globals, since `functools.wraps` changes `__module__`.
+    `owner` is the class of the object, whose module counts for anything but a function.
     """
     if isinstance(member, type):
         return True
@@ -128,7 +129,7 @@ _EMPTY_CELL = types.CellType()
 def protected_attributes(model: keras.Model) -> Iterator[None]:
     """Context manager in which foreign code writes to copies of its layers' attributes.
 
-    At the end the layers have their own again: counters, lists, running means.
+    At the end the layers get their own back, such as counters, lists and running means.
     """
     owners = [
         inner

@@ -101,6 +101,7 @@ class _Drawing:
         return self._drawn_layers[path]
 
     def _connect(self, value: Value, reader: _Position) -> None:
+        """Draws the edge from a value to its reader, in and out of the layers on the way."""
         producer = self._position_of_node.get(id(value.node))
         if producer is None:
             if reader:

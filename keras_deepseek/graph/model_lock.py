@@ -38,6 +38,6 @@ _making_locks = threading.Lock()
 
 
 def lock_of(model: keras.Model) -> SharedLock:
-    """Returns the lock of a model: traces hold it alone, its optimized models to call."""
+    """Returns the lock of a model. A trace holds it alone; calls of optimized models share it."""
     with _making_locks:
         return _locks.setdefault(model, SharedLock())

@@ -40,8 +40,8 @@ def optimize(
 
     The model is traced to a flat program of Keras operations, which passes rewrite. The outputs of
     the program are compared with the original's, and a pass that makes it no faster is dropped. The
-    new model shares the variables of the original. It can be trained, saved, exported and served
-    like the original.
+    new model shares the variables of the original. It can be trained, saved, exported and served in
+    the same ways.
 
     Choose it for models that read few of the rows that they compute (classifiers by the first
     token, recommenders by the last one), for LoRA, low-rank and linear attention products, and for
@@ -151,7 +151,7 @@ class _Optimization:
         return f"pass {passes[-1]!r} changes the outputs, at {', '.join(layers)}: {error}"
 
     def _time(self, tried: Sequence[str]) -> tuple[list[str] | None, dict[str, Any]]:
-        """Returns the passes that pay; and the speed-up of each, and of these, for the report."""
+        """Returns the passes that pay, `None` for the original, and the speed-ups of the report."""
         paying_passes = list(tried)
         function = self._compiled(paying_passes)
         speed_ups = {}
@@ -237,10 +237,7 @@ def _pass_names(passes: Any) -> list[str]:
 
 
 def _as_tensors(model: keras.Model, inputs: Any) -> Any:
-    """Returns example inputs as tensors, and checks what can be checked without calling the model.
-
-    The inputs of a Functional model are compared with those that it declares.
-    """
+    """Returns example inputs as tensors, and checks what can be without calling the model."""
 
     def convert(leaf: Any) -> Any:
         expected = "Example inputs must be arrays or tensors with a batch axis"

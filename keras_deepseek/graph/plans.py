@@ -51,13 +51,11 @@ class _FirstRunError(Exception):
 class Plan:
     """A program for one kind of inputs, and the shapes that fit it.
 
-    Making it traces the model and runs the passes.
-
     Args:
         example: Inputs of known shapes, as tensors or `KerasTensor`s.
         passes: The names of the passes to run.
         whole: Paths of layers to keep whole.
-        opens_foreign: As of `trace_model`.
+        opens_foreign: As in `trace_model`.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ _BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
 
 
 class TemporaryCall:
-    """The base class of a `call` that a model has for a time. A trace runs the model's own."""
+    """The base class of a temporary `call` of a model. A trace runs the model's own `call`."""
 
 
 class WeightSymbol(keras.KerasTensor):
@@ -94,14 +94,14 @@ def trace_model(
     """Traces a built model. Other threads must not call the model at the same time.
 
     The inputs are tensors or `KerasTensor`s of known shapes. `whole` has the paths of layers to
-    keep whole. With `opens_foreign`, layers whose code is not known are traced too: to draw them,
-    or where what is made of the graph is compared later.
+    keep whole. With `opens_foreign`, layers whose code is not known are traced too: for drawings,
+    and for results that are compared with the model later.
     """
     return _Trace(model, frozenset(whole), opens_foreign).run(as_symbols(inputs), training)
 
 
 def call_model(model: keras.Model, inputs: Any, *, training: bool) -> Any:
-    """Calls a model by its own `call`, also while it has another for a time."""
+    """Calls a model by its own `call`, even while a `TemporaryCall` replaces it."""
     kwargs = {"training": training} if model._call_has_training_arg else {}
     attributes = vars(model)
     temporary = attributes.get("call")
@@ -115,7 +115,7 @@ def call_model(model: keras.Model, inputs: Any, *, training: bool) -> Any:
 
 
 def as_symbols(inputs: Any, shapes: Sequence[Shape] | None = None) -> Any:
-    """Returns `KerasTensor`s like tensors, of other shapes if these are given in flat order."""
+    """Converts tensors to `KerasTensor`s. `shapes`, in flat order, replace their own shapes."""
     flat = tree.flatten(inputs)
     symbols = [
         keras.KerasTensor(tuple(shape), keras.backend.standardize_dtype(tensor.dtype))
@@ -225,11 +225,7 @@ class _Trace:
         self._history = _History()
 
     def run(self, inputs: Any, training: bool) -> Graph:
-        """Calls the model on symbols, and returns the graph of what its layers computed.
-
-        During the call each layer's `symbolic_call` is `_call_layer`, which opens the layer or
-        keeps it whole.
-        """
+        """Calls the model on symbols, with `_call_layer` for its layers, and returns the graph."""
         kwargs = {"training": training} if self._model._call_has_training_arg else {}
         symbols = tree.flatten(inputs)
         nodes = [Node(INPUT, [Spec(symbol.shape, symbol.dtype)]) for symbol in symbols]
@@ -287,6 +283,7 @@ class _Trace:
             return self._keep_whole(layer, args, kwargs, reason)
 
     def _keep_whole(self, layer: keras.Layer, args: Any, kwargs: Any, reason: str) -> Any:
+        """Adds a layer as one node, and returns symbols like its outputs."""
         if layer is self._model:
             raise CannotOpenError(reason)
         with (
@@ -326,6 +323,7 @@ class _Trace:
         return self._history.value(symbol, self._current_layer)
 
     def _weight_symbol(self, layer: keras.Layer, variable: keras.Variable) -> WeightSymbol:
+        """Returns the symbol of a variable, one for each dtype in which layers read it."""
         dtype = stored_dtype(variable)
         if (
             layer.autocast
@@ -378,14 +376,15 @@ def _constant(tensor: Any) -> Value:
 def _looks_like_bias(argument: Any) -> bool:
     """Returns True for a second argument of a sum that Keras on TensorFlow may add wrongly.
 
-    It adds one of shape `(n, 1, 1)` along the last axis if that has the size `n`: it takes it for a
-    bias. A layer that wrote `x + offsets` does not go through it.
+    Keras takes a tensor of shape `(n, 1, 1)` for a bias if the last axis of the first argument has
+    the size `n`, and adds it along that axis. The operator `+`, as a layer wrote it, does not.
     """
     shape = argument.shape if isinstance(argument, Value) else ()
     return shape[-1:] == (1,) and sum(size != 1 for size in shape) == 1
 
 
 def _history_node(symbol: keras.KerasTensor) -> Any:
+    """Returns the Keras node, a call of an operation, that made a symbol."""
     history: Any = getattr(symbol, "_keras_history", None)
     if history is None or isinstance(history.operation, keras.layers.InputLayer | None):
         raise CannotOpenError("reads a symbol that is not one of the model's inputs")

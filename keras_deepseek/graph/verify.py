@@ -33,7 +33,7 @@ _ROUNDS = (5, 200)
 class Verifier:
     """Compares functions with the model that they stand for, on a few batches.
 
-    Outputs are compared, the variables that a call assigns, and in training the gradients. The
+    It compares outputs, the variables that a call assigns, and in training the gradients. The
     model's variables and all random number generators stay as they are.
 
     Args:
@@ -71,8 +71,8 @@ class Verifier:
     def compare(self, call: Callable[[Any], Any]) -> float:
         """Returns the largest absolute difference of the outputs of `call(inputs)`.
 
-        Raises an `ExportError` if anything differs too much. In half precision, it may be off from
-        float32 by twice as much as the model is.
+        Raises an `ExportError` if anything differs too much. In half precision, the outputs may be
+        twice as far from those in float32 as the model's are.
         """
         received = [self._evaluate(call, batch) for batch in self._batches]
         if self._is_half:
@@ -176,7 +176,7 @@ def time_together(functions: Sequence[Callable[[], Sequence[Any]]]) -> list[floa
 
 
 def resized_batches(inputs: Any, axes: Sequence[FreeAxis], *, training: bool) -> Iterator[Any]:
-    """Yields inputs, and the same numbers with the fewest, and with more, rows and steps."""
+    """Yields inputs, then the same with the fewest rows and steps, and then with more of them."""
     yield inputs
     for is_smaller in (True, False) if axes else ():
         tensors = tree.flatten(inputs)
@@ -200,7 +200,7 @@ def _to_array(tensor: Any) -> Array:
 def _without_dropout(model: keras.Model) -> Iterator[None]:
     """Sets the dropout rates of layers that draw random numbers to 0 in a `with` block.
 
-    Rows that nobody reads are cut through dropout, which then draws other numbers. Layers that have
+    A program that leaves out rows draws fewer numbers for dropout than the model. Layers that have
     no such rate draw the same numbers again.
     """
     with contextlib.ExitStack() as stack:

@@ -132,10 +132,8 @@ def save_as_saved_model(
     examples = _ExampleSignatures(model, signatures)
     if keras.backend.backend() == "tensorflow":
         functions = {"serving_default": (model.trace, specs)}
-        example_spec = tf.TensorSpec([None], tf.string, name="inputs")
-        functions |= {
-            name: (function, example_spec) for name, function in examples.functions().items()
-        }
+        spec = tf.TensorSpec([None], tf.string, name="inputs")
+        functions |= {name: (function, spec) for name, function in examples.functions().items()}
         for name, (function, spec) in functions.items():
             archive.add_endpoint(name, _trace_once(function, spec))
     else:

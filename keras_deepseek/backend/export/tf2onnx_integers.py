@@ -118,7 +118,8 @@ def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Writes a shift of signed integers as `BitShift` of their 64 bits: ONNX shifts no signed ones.
 
-    A shift to the right fills with ones for negative numbers. It is computed as zeros of `-1 - x`.
+    `BitShift` fills with zeros. A negative `x` needs ones when it is shifted to the right: `-1 - x`
+    is shifted, whose bits are the opposite, and the result is subtracted from -1.
     """
     from tf2onnx.onnx_opset.math import BitShift
 

@@ -66,7 +66,7 @@ def temporary_policy(
 class PolicyKey:
     """The dtype policies of layers, for dictionaries: Keras's policies have no hash.
 
-    It is made at each call of an optimized model, which must not take longer for it.
+    Each call of an optimized model makes one, so this must be fast.
     """
 
     def __init__(self, layers: Iterable[keras.Layer]) -> None:

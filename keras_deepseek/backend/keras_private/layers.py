@@ -67,7 +67,7 @@ def producing_operation(tensor: Any) -> keras.Operation | None:
 def unique_paths(model: keras.Layer) -> Iterator[dict[str, tuple[keras.Layer, str]]]:
     """Context manager in which no two layers of a model have the same path.
 
-    Layers that were built apart may have one, such as those of two functions that make a model.
+    Layers that were built apart may share a path, such as those of two functions that make a model.
 
     It yields each layer by its path, with the path of the layer that holds it; `""` for the model.
     """

@@ -22,16 +22,12 @@ def sum_low_rank(
 ) -> tuple[Any, Any, list[Any]]:
     """Sums a float32 vector over all replicas, sent as low-rank matrices (see `LowRank`).
 
-    Args:
-        exact: The gradients, flattened and joined.
-        shapes: The shapes of the gradients.
-        low_rank: The compression.
-        factors: A vector that begins with the `Q^T` of each gradient that is sent as a matrix.
-        sum_first: Sums `M Q` of each matrix, and the gradients that are sent whole.
-        sum_second: Sums `P^T M` of each matrix.
+    `exact` joins gradients of the given shapes. `factors` begins with the `Q^T` of each gradient
+    that is sent as a matrix. `sum_first` sums each `M Q`, and the gradients that are sent whole;
+    `sum_second` sums each `P^T M`.
 
-    Returns:
-        The sum; the residual, which is what this replica did not send; the next step's `factors`.
+    Returns the sum; the residual, which is what this replica did not send; and the factors for the
+    next step.
     """
     layout = [low_rank.matrix_shape(shape) for shape in shapes]
     ends = [sum(map(math.prod, shapes[: index + 1])) for index in range(len(shapes))]
@@ -49,21 +45,19 @@ def sum_low_rank(
     # The sums for the matrices come first, then those of whole gradients, which the loop takes.
     first_sums = iter(sum_first([*projected, *whole]))
     bases = [_orthonormal(next(first_sums)) for _ in matrices]
-    coefficients = [
-        ops.transpose(base) @ matrix for matrix, base in zip(matrices, bases, strict=True)
-    ]
-    second_sums = sum_second(coefficients)
+    answers = [ops.transpose(base) @ matrix for matrix, base in zip(matrices, bases, strict=True)]
+    second_sums = sum_second(answers)
     totals: list[Any] = []
     residuals: list[Any] = []
-    compressed = zip(matrices, bases, coefficients, second_sums, strict=True)
+    compressed = zip(matrices, bases, answers, second_sums, strict=True)
     for shape in layout:
         if shape is None:
             totals.append(next(first_sums))
             residuals.append(ops.zeros_like(totals[-1]))
         else:
-            matrix, base, coefficient, summed = next(compressed)
+            matrix, base, answer, summed = next(compressed)
             totals.append(ops.reshape(base @ summed, -1))
-            residuals.append(ops.reshape(matrix - base @ coefficient, -1))
+            residuals.append(ops.reshape(matrix - base @ answer, -1))
     next_factors = [
         ops.reshape(ops.transpose(_orthonormal(ops.transpose(summed))), -1)
         for summed in second_sums

@@ -73,7 +73,7 @@ def divide_time(lines: Sequence[Line]) -> dict[Owner, float]:
 
 
 def without_work(line: Line) -> Line:
-    """Returns a line of the host in which only waits for data count, while a device computes."""
+    """Returns a line of the host, for a step on a device, where only waits for data have owners."""
     return [
         event if event.owner and event.owner.part == "data_wait" else event._replace(owner=None)
         for event in line

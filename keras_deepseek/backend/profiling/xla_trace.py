@@ -120,8 +120,9 @@ def make_lines(
 ) -> list[Line]:
     """Returns lines of events with their owners.
 
-    `planes` has the name of each plane, and the operations of each of its threads or streams;
-    `programs` the name of each compiled program, and a function that reads it.
+    `planes` has the name of each plane (the host or a device), with the operations of each of its
+    threads or streams. `programs` has the name of each compiled program, and a function that reads
+    the program.
     """
     program_scopes = _match_programs(planes, programs, scopes)
     host: list[Line] = []
@@ -142,8 +143,8 @@ def _match_programs(
     """Returns the scopes of instructions, for each name and number of a program that ran.
 
     Programs of one name are told apart by their instructions, since JAX's number may be that of
-    the process that compiled it. It is the one that has most of the instructions that ran; of
-    several the smallest, and of these the one with most of the model's layers.
+    the process that compiled it. The program with most of the instructions that ran is taken. Among
+    several the smallest counts, and among these the one with most of the model's layers.
     """
     ran: dict[tuple[str, int], set[str]] = defaultdict(set)
     for operation in (operation for _, plane in planes for line in plane for operation in line):

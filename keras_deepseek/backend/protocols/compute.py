@@ -98,8 +98,9 @@ class Compute(abc.ABC):
     def query_block_size(self, query: Any) -> int:
         """Returns the number of queries of a long causal sequence to compute together.
 
-        Each block leaves out the keys behind it, half of the work in all. Smaller blocks leave out
-        more, and their scores stay in the processor's cache; larger ones are fewer products.
+        Each block leaves out the keys that come after it, half of the work in all. Smaller blocks
+        leave out more, and their scores stay in the processor's cache. Larger blocks take fewer
+        products.
         """
         return 256
 

@@ -96,9 +96,9 @@ class Distribution(abc.ABC):
     ) -> Processes:
         """Connects all processes of a training, and returns them.
 
-        `coordinator` is the `HOST:PORT` at which rank 0 listens. `join_timeout` is in seconds,
-        after which the `PeerLostError` names a process that did not come; `timeout` is in seconds
-        to wait later for one that does not answer. Raises `InvalidInputError` if rank 0 refuses
+        `coordinator` is the `HOST:PORT` at which rank 0 listens. After `join_timeout` seconds, a
+        `PeerLostError` names the processes that did not come. `timeout` is how many seconds each
+        later answer of a process may take. Raises `InvalidInputError` if rank 0 refuses
         this process.
         """
 

@@ -55,9 +55,9 @@ class Step(abc.ABC):
 
         `compute` returns the scalar and the other outputs. `backward(factor=None, receive=None)`
         returns the gradients of the scalar by `variables`, times a factor if one is given. A
-        gradient is `None` or zeros if the scalar does not depend on the variable. It may call
-        `receive(index, gradient)` for some of them while it still computes others. It can be called
-        once. `states` are the variables that `compute` may assign.
+        gradient is `None` or zeros if the scalar does not depend on the variable. `backward` may
+        call `receive(index, gradient)` for some gradients while it still computes others. It can be
+        called once. `states` are the variables that `compute` may assign.
         """
 
     @abc.abstractmethod
@@ -108,7 +108,7 @@ class Step(abc.ABC):
         return tensor_norms, self.global_norm(tensors)
 
     def concatenate(self, vectors: Sequence[Any]) -> Any:
-        """Returns vectors as one, also if they are on different devices."""
+        """Joins vectors to one, even if they are on different devices."""
         return ops.concatenate(vectors)
 
     def add_multiples(self, sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
@@ -186,9 +186,9 @@ class Step(abc.ABC):
     ) -> Callable[..., Any]:
         """Makes Keras create the model's `train_function`; returns a function that calls it.
 
-        `carried` returns the further variables that the step assigns. `force` makes it again where
-        there is one. After an error the model still has its variables; on JAX their values are
-        outside of the model while it trains.
+        `carried` returns the further variables that the step assigns. `force` replaces an existing
+        `train_function`. The returned function leaves the model with its variables after an error:
+        while Keras trains on JAX, it holds their values outside of the model.
         """
 
     @abc.abstractmethod
@@ -211,9 +211,9 @@ class Step(abc.ABC):
     def watch_batches(
         self, arguments: tuple[Any, ...], add: Callable[[float], None]
     ) -> tuple[Any, ...] | None:
-        """Returns arguments for a train function that has `add` called with the wait for a batch.
+        """Returns arguments for a train function, whose wait for each batch is passed to `add`.
 
-        The wait is in seconds. `None`: the function draws no batch in Python.
+        The wait is in seconds. The result is `None` if the function draws no batch in Python.
         """
         return None
 

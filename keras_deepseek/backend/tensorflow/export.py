@@ -117,8 +117,8 @@ def _einsum_is_kept() -> Iterator[None]:
 def _transpositions_are_kept() -> Iterator[None]:
     """Context manager in which tf2onnx does not turn a `Transpose` of size 1 axes into `Reshape`.
 
-    tf2onnx takes the sizes from notes that it doesn't update after moving a transposition past a
-    square: the variance of 1x1 maps then had the wrong order.
+    tf2onnx reads the sizes from records. It moves a transposition past a square without updating
+    them, which put the variance of 1x1 maps in a wrong order.
     """
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
@@ -157,8 +157,8 @@ def _inlined_functions() -> Iterator[None]:
 class _Traced:
     """A traced TensorFlow function with the one method that tf2onnx calls.
 
-    tf2onnx takes captured values, such as an array in a model, for inputs. So they become
-    constants.
+    Captured values, such as an array in a model, become constants: tf2onnx would take them for
+    inputs.
     """
 
     def __init__(self, function: Any) -> None:

@@ -64,9 +64,8 @@ class Collectives:
     ) -> tuple[list[Any], Any]:
         """Sums float32 gradients over all ranks with compression; also returns the next residual.
 
-        A residual is a vector: what was not sent of each weight's gradient, then the low-rank
-        factors. `key` is the first of a range of keys for collective operations, of which there
-        must be one more than gradients.
+        A residual is a vector: what was not sent of each gradient, then the low-rank factors. `key`
+        is the first of as many keys as there are gradients, plus one.
         """
         residual = tf.convert_to_tensor(compression.residual.value)
         num_weights = sum(tensor.shape.num_elements() for tensor in gradients)

@@ -19,7 +19,7 @@ from keras_deepseek.backend.processes.processes import ComputePart, LocalReplica
 
 
 class DeviceReplicas(LocalReplicas):
-    """Step replicas on several devices of this process, with equal shares unless given."""
+    """Step replicas on several devices of this process, by default with equal shares of a batch."""
 
     def __init__(self, devices: Sequence[str], shares: DeviceShares | None = None) -> None:
         self.devices = list(devices)

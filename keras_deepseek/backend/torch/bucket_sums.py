@@ -104,9 +104,9 @@ class RoundedSum:
 class SumOfMatrix:
     """The sum of one gradient matrix over all ranks, sent as two thin matrices (low rank).
 
-    Of the ways to multiply by a thin matrix, these are several times as fast as others. `lost` is
-    the matrix to sum; afterwards it holds what was not sent. `factor` is `Q^T`, `next_factor` gets
-    that of the next step. All are float32.
+    Its products with thin matrices are written in the way that is several times as fast as others.
+    `lost` is the matrix to sum; afterwards it holds what was not sent. `factor` is `Q^T`, and
+    `next_factor` gets the `Q^T` of the next step. All are float32.
     """
 
     def __init__(

@@ -22,12 +22,9 @@ from keras_deepseek.backend.profiling.step_trace import (
     without_work,
 )
 
-_LAYER = "layer:"
-"""The prefix of a mark that names a layer."""
-_USER_SCOPE = 7
-"""Kineto's number for the scope of an event that `record_function` made."""
-_NANOSECOND = 1e-9
-"""A nanosecond in seconds."""
+_LAYER = "layer:"  # The prefix of a mark that names a layer.
+_USER_SCOPE = 7  # Kineto's number for an event of `record_function`.
+_NANOSECOND = 1e-9  # In seconds.
 
 _is_tracing = _is_marking = False  # PyTorch's profiler is one for a process too.
 

@@ -60,6 +60,7 @@ def _settle_copies(graph: Any) -> None:
 
 
 def _order(graph: Any) -> None:
+    """Sorts the nodes and weights of a graph by first need, from the outputs back, in place."""
     for node in graph.node:
         for inner in inner_graphs(node):
             _order(inner)

@@ -31,7 +31,7 @@ _HIGHEST_POWER = 64
 
 
 def keep_nan(view: GraphView) -> int:
-    """Makes the outputs of each `LSTM` NaN behind a NaN of its input; returns how many there are.
+    """Makes the outputs of each `LSTM` NaN from a NaN of its input on; returns the number of LSTMs.
 
     Adds 0 or NaN by row and step, which costs a sum over the input.
     """
@@ -39,11 +39,7 @@ def keep_nan(view: GraphView) -> int:
 
 
 def _add_nan(view: GraphView, node: Any) -> list[Any] | None:
-    """Returns an `LSTM` node, and nodes that add 0 or NaN to its outputs; `None` if it can't.
-
-    The first output has all steps, and gets NaN from the first NaN on. The others are last states,
-    and get NaN if any step has one.
-    """
+    """Returns an `LSTM` node, and nodes that add 0 or NaN to its outputs; `None` if it can't."""
     x, name = node.input[0], f"{''.join(node.output)}__nan"
     dtype = view.dtype(x)
     if not dtype or attribute(node, "layout", 0):
@@ -73,6 +69,7 @@ def _add_nan(view: GraphView, node: Any) -> list[Any] | None:
     for index, output in enumerate(node.output):
         if output:
             recurrence.output[index] = f"{name}_in_{index}"
+            # Output 0 has all steps, and is NaN from one on. The others are the last states.
             nan = nan_of_state if index else nan_of_sequence
             nodes.append(view.node("Add", [recurrence.output[index], nan], output))
     return nodes

@@ -121,11 +121,7 @@ def _changeable_sources() -> dict[str, int]:
 
 
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
-    """Writes the artifact if the job has none yet, runs it, and returns the content of the result.
-
-    The content is `refused`, a message; or `how` the artifact was written, whether it `ran`, and
-    the `reason` if not.
-    """
+    """Writes the artifact if the job has none yet, runs it, and returns what `result.json` says."""
     from keras_deepseek.backend.export.named_model import NamedModel
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
     from keras_deepseek.deploy.failure_reason import whole_tracebacks

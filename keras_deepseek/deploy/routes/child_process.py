@@ -16,8 +16,7 @@ from keras_deepseek.errors import ExportError
 Say = Callable[[str], None]
 """A function that shows a stage as it begins."""
 
-_NUM_ERROR_LINES = 5
-"""The last lines of a failed process's errors that the message of the export quotes."""
+_NUM_ERROR_LINES = 5  # The last ones of a failed process, which the error message quotes.
 
 
 class ChildProcess:
@@ -64,10 +63,7 @@ class ChildProcess:
                 pass
 
     def _try(self, work: Path, say: Say) -> bool:
-        """Runs an export job; returns `False` if the child process ended before the job began.
-
-        It reads the stages that the process prints until the job is done or the process ends.
-        """
+        """Runs an export job; returns `False` if the child process ended before the job began."""
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._process = self._start(work)

@@ -38,10 +38,7 @@ def _find_problems(layer: keras.Layer) -> Iterator[str]:
 
 
 def _find_problem(layer: keras.Layer) -> str | None:
-    """Says why a layer's class can't be recreated from its config; `None` if nothing is found.
-
-    Only classes outside of Keras that inherit its `from_config` are checked.
-    """
+    """Says why a layer of a custom class can't be recreated from its config, or returns `None`."""
     kind = type(layer)
     if kind.__module__.partition(".")[0] == "keras" or not _is_from_keras(kind, "from_config"):
         return None

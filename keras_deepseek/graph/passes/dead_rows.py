@@ -33,7 +33,7 @@ class _Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-    """A node of which all readers read the same rows, and the axis of these in what it reads."""
+    """The rows of a node that all its readers read, and the axis of these rows in each input."""
 
     rows: _Rows
     axes: dict[Value, int | None]
@@ -99,10 +99,7 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
 
 
 def _region(graph: Graph, nodes: list[Node], reads: dict[Node, _Rows]) -> dict[Node, _Cut]:
-    """Returns the nodes of which all readers read the same rows.
-
-    It goes from the outputs to the inputs to find them, and back to list the products in each cut.
-    """
+    """Returns the nodes of which all readers read the same rows."""
     # The rows that are read of each value. `None` stands for all rows.
     rows_of: dict[Value, _Rows | None] = dict.fromkeys(graph.roots())
     region: dict[Node, _Cut] = {}
@@ -125,7 +122,7 @@ def _region(graph: Graph, nodes: list[Node], reads: dict[Node, _Rows]) -> dict[N
         else:
             for value in node.values():
                 add_reader(value, None)
-    for node in nodes:
+    for node in nodes:  # From the inputs on: each cut gets the products of those before it.
         if node in region:
             cut = region[node]
             inputs = [value.node for value, axis in cut.axes.items() if axis is not None]
@@ -139,13 +136,13 @@ def _region(graph: Graph, nodes: list[Node], reads: dict[Node, _Rows]) -> dict[N
 
 
 class _Cutter:
-    """Makes the nodes of a region again, with the rows that are read alone."""
+    """Makes new nodes for a region, which compute only the rows that are read."""
 
     def __init__(self) -> None:
         self._cut_values: dict[tuple[Value, _Rows], Value] = {}
 
     def add(self, node: Node, cut: _Cut) -> None:
-        """Makes a node of the region again. Those that it reads were added before."""
+        """Makes the new node for a node, after those for the nodes that it reads."""
         if not cut.layers:
             return
         rows = cut.rows
@@ -164,7 +161,7 @@ class _Cutter:
             self._cut_values[Value(node, index), rows] = Value(cut_node, index)
 
     def read(self, node: Node, rows: _Rows) -> Value:
-        """Returns the value of a node that reads rows, from the rows that are computed."""
+        """Returns the value of a node that reads `rows`, made of the rows that are computed."""
         value = self._rows(node.args[0], rows, rows.axis, node.layer)
         if len(node.spec.shape) == len(value.shape):
             return value

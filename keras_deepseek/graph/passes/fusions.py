@@ -18,8 +18,8 @@ _FOLDED_INTO = ("Conv", "DepthwiseConv", "Matmul")
 def fuse_attention(graph: Graph, training: bool) -> Changes:
     """Replaces `softmax(Q K) V` by one operation, if the framework is faster with it.
 
-    That is so on PyTorch, where scores are not kept either, if they are larger than queries and
-    keys. Works in inference and training.
+    PyTorch is, where the scores are larger than queries and keys. The scores are then not kept in
+    memory either. Works in inference and training.
     """
     if not backend.current().compute.has_attention_kernel():
         return
@@ -32,10 +32,7 @@ def fuse_attention(graph: Graph, training: bool) -> Changes:
 
 
 def _fuse_attention(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
-    """Returns the value of one attention operation in place of the weighted sum of values `node`.
-
-    The result is `None` if `node` is no such sum, or if one operation would not pay.
-    """
+    """Returns one attention in place of the weighted sum `node`; `None` if that can't pay."""
     weighted = as_product(node)
     if weighted is None or len(weighted.operands) != 2:
         return None
@@ -103,7 +100,7 @@ def _fuse_attention(node: Node, users: dict[Value, list[Node | None]]) -> Value 
 
 
 def fold_batch_norms(graph: Graph, training: bool) -> Changes:
-    """Scales the kernel instead of the outputs, at each call from the current weights.
+    """Folds batch normalizations: scales the kernel, at each call, instead of the outputs.
 
     The last axis must be that of the channels. Nothing is done in training, where the statistics
     depend on the outputs.
@@ -131,7 +128,6 @@ def _fold_batch_norm(node: Node, users: dict[Value, list[Node | None]]) -> Value
     """
     if node.kind != "BatchNorm" or node.kwargs:
         return None
-    # `beta` and `gamma` may be left out.
     x, mean, variance, beta, gamma = (*node.args, None, None)[:5]
     rank = len(x.shape)
     if node.operation.axis % rank != rank - 1 or len(users[x]) != 1:

@@ -32,10 +32,8 @@ from keras_deepseek.graph.trace import record
 
 _LEAST_GAIN_OF_ORDER = 0.1
 _LEAST_GAIN_OF_SPLIT = 0.05
-_MOVES_OF_KERNEL_SUM = 6
-"""The tensors of the kernel's shape that computing `W + s A B` counts as moved."""
-_MOVES_OF_OUTPUT_SUM = 3
-"""The tensors of the output's shape that a sum of two outputs moves: two read and one written."""
+# The tensors that are moved, of the kernel's shape for `W + s A B`, of the output's for its sum.
+_MOVES_OF_KERNEL_SUM, _MOVES_OF_OUTPUT_SUM = 6, 3
 
 
 def reorder_products(graph: Graph, training: bool) -> Changes:
@@ -121,6 +119,7 @@ class _OrderSearch:
         return self._record(self._all, layer)[0]
 
     def _record(self, group: frozenset[int], layer: str) -> tuple[Value, str]:
+        """Records the product of some operands; returns its value and the labels of its axes."""
         if len(group) == 1:
             (index,) = group
             value, out = self._product.operands[index], self._product.labels[index]

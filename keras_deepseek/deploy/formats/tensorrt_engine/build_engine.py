@@ -63,11 +63,7 @@ def resolve_profiles(signature: Signature, profiles: Any) -> tuple[Profile, ...]
 
 
 def _resolve_profile(signature: Signature, profile: Mapping[str, Any]) -> Profile:
-    """Completes one of the user's dicts to a profile of all free axes and all inputs.
-
-    A key of the dict is the name of a free axis or of an input. A free axis that it leaves out has
-    default sizes.
-    """
+    """Completes one of the user's dicts, whose keys name free axes or inputs, to a profile."""
     axes_of = name_axes(signature, are_shared=False)
     free = [axis for axes in axes_of.values() for axis in axes if isinstance(axis, str)]
     specs = {spec.name: spec for spec in signature.inputs}

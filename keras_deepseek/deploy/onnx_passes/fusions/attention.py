@@ -42,12 +42,9 @@ def _add_mask(
 ) -> list[Any] | None:
     """Replaces the `Where` nodes around the softmax whose result `product` multiplies by values.
 
-    `Where(mask, softmax(Where(mask, scores, least)), 0) @ values`, or the same without the outer
-    `Where`, becomes `softmax(scores + bias) @ values`. With the outer `Where`, rows without a key
-    are then set to 0.
-
-    `mask_tensors` has the tensors that were made of masks: by mask and `least` the bias, by mask
-    and 0 whether a row has a key.
+    `Where(mask, softmax(Where(mask, scores, least)), 0) @ values` becomes
+    `Where(any, softmax(scores + bias) @ values, 0)`. The outer `Where` may be missing in both.
+    `mask_tensors` has what was made of masks: each `bias` by `(mask, least)`, `any` by `(mask, 0)`.
     """
     zeroing = view.producer(product.input[0], "Where")
     probabilities = product.input[0] if zeroing is None else zeroing.input[1]
@@ -113,7 +110,7 @@ def _without_ones(view: GraphView, mask: str, scores: str) -> str:
 
 
 def _find_any(view: GraphView, mask: str, output: str) -> list[Any]:
-    """Returns the nodes that compute for each row of scores if the mask leaves any key visible."""
+    """Returns nodes that compute, for each row of scores, whether its mask leaves a key visible."""
     numbers, most = f"{output}_numbers", f"{output}_most"
     axes = view.add_weight(np.array([-1], "int64"), "last_axis")
     is_input = view.opset >= 18  # noqa: PLR2004 - since then, the axes are an input
@@ -145,6 +142,7 @@ def fuse_attention(view: GraphView) -> int:
 
 
 def _fuse(view: GraphView, last: Any) -> list[Any] | None:
+    """Returns the nodes in place of an attention whose weighted sum of values is `last`."""
     softmax = view.producer(last.input[0], "Softmax")
     if softmax is None or attribute(softmax, "axis", -1) not in (-1, _RANK - 1):
         return None
@@ -211,6 +209,7 @@ def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
 
 
 def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]:
+    """Returns transposed keys in the order of `Attention`, and the node for it if one is needed."""
     transpose = view.producer(name, "Transpose")
     order, source = [0, 1, 3, 2], name
     if transpose is not None:

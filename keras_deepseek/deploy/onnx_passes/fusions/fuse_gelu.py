@@ -128,6 +128,7 @@ def _is_cube(view: GraphView, name: str, x: str) -> list[Any] | None:
 
 
 def _write(view: GraphView, last: Any, x: str, approximate: str) -> list[Any]:
+    """Makes `Gelu`, or below its opset the operators for it in one form that runtimes know."""
     if view.opset >= _FIRST_OPSET:
         return [view.node("Gelu", [x], last.output[0], approximate=approximate)]
     types = view.onnx.helper.tensor_dtype_to_np_dtype(view.dtype(x) or 1)

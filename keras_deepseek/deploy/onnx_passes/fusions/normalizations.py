@@ -87,9 +87,9 @@ def find_inverse_root(view: GraphView, name: str) -> Root | None:
 def with_constant(
     view: GraphView, name: str, op_type: str
 ) -> Iterator[tuple[str, Array | None, list[Any]]]:
-    """Yields a tensor with `None`, and then, if an `Add` or `Mul` with a constant makes it, both.
+    """Yields the ways to read a tensor as another tensor, a constant, and the node that joins them.
 
-    The third value has the node that joins the two.
+    The first is the tensor itself, with neither. Others follow if an `Add` or `Mul` makes it.
     """
     yield name, None, []
     node = view.producer(name, op_type)

@@ -39,6 +39,7 @@ def einsum_to_matmul(view: GraphView) -> int:
 
 
 def _write_product(view: GraphView, node: Any) -> list[Any] | None:
+    """Returns the `MatMul`, and the nodes around it, that compute an `Einsum` of two tensors."""
     if len(node.input) != _NUM_OPERANDS:
         return None
     equation = attribute(node, "equation").decode().replace(" ", "")

@@ -76,6 +76,7 @@ def _read_axes(view: GraphView, node: Any) -> list[Size] | None:
 
 
 def _select_sizes(view: GraphView, node: Any, sizes: list[Size]) -> list[Size] | None:
+    """Returns the sizes that a `Gather` or `Slice` takes from a list; `None` if unknown."""
     numbers = [view.constant(name) for name in node.input[1:]]
     if any(array is None or array.size != 1 for array in numbers) and node.op_type == "Slice":
         return None
@@ -115,6 +116,7 @@ def _ask_factor(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _find_factor_of_size(view: GraphView, size: Any) -> tuple[str, int] | None:
+    """Returns the factor of a product, and its axis, that has the size of the product's axis."""
     if isinstance(size, int):
         return None
     name, axis = size
@@ -213,6 +215,7 @@ def _write_sizes(
 
 
 def _join_runs(sizes: list[Size]) -> list[list[Size]]:
+    """Groups sizes that one node can give: numbers, or neighbouring axes of one tensor."""
     runs: list[list[Size]] = []
     for size in sizes:
         previous = runs[-1][-1] if runs else None
