@@ -141,9 +141,9 @@ def verify(expected: Expected, result: RouteResult, job: ExportJob) -> Verificat
 def verify_resampling_ties(
     expected: Expected, result: RouteResult, job: ExportJob, run: Run
 ) -> tuple[Verification, str]:
-    """Verifies an artifact like `verify`; may replace one random batch, and then verifies again.
+    """Verifies an artifact; if that fails, once more with another batch where the model has a tie.
 
-    It replaces a batch at which the model has a tie, and returns a note on that for the report.
+    It also returns a note on the other batch for the report, or `""`.
     """
     verification = verify(expected, result, job)
     if verification.state != "failed" or not job.has_random_samples or job.precision is not None:

@@ -127,6 +127,8 @@ class _Optimization:
         return self._models[key]
 
     def _verify(self, tried: Sequence[str]) -> tuple[float | None, str | None]:
+        """Returns the largest difference of outputs, or a sentence on the first pass at fault."""
+
         def compare(passes: Sequence[str]) -> float:
             model = self._with(passes)
             modes = dict.fromkeys([False, self._training])

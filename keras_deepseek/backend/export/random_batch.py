@@ -106,9 +106,8 @@ def count_free_lengths(signature: Signature) -> int:
 def name_axes(signature: Signature, *, are_shared: bool) -> Shapes:
     """Returns the shapes of a model's inputs, with names in place of the sizes of free axes.
 
-    The first is the batch axis.
-
-    `are_shared` gives free axes at the same position of two inputs one name.
+    The first axis is the batch axis. `are_shared` gives free axes at the same position of two
+    inputs one name.
     """
 
     def name(owner: str, axis: int) -> str:

@@ -68,7 +68,6 @@ def unique_paths(model: keras.Layer) -> Iterator[dict[str, tuple[keras.Layer, st
     """Context manager in which no two layers of a model have the same path.
 
     Layers that were built apart may share a path, such as those of two functions that make a model.
-
     It yields each layer by its path, with the path of the layer that holds it; `""` for the model.
     """
     layers_by_path: dict[str, tuple[keras.Layer, str]] = {}

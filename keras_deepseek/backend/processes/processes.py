@@ -34,7 +34,7 @@ and gradients, float32 and of the same shapes."""
 class Replicas(Protocol):
     """The base class of step replicas, each of which computes its own rows of a batch.
 
-    All make the same update.
+    All replicas make the same update.
     """
 
     is_compilable: bool
@@ -89,9 +89,8 @@ class RemoteReplicas(Replicas, Protocol):
 class Processes(abc.ABC):
     """The base class of the connection between processes that train together.
 
-    Each calls these methods in the same order.
-
-    All of them raise `PeerLostError` if another process has ended, or does not answer.
+    All processes call these methods in the same order. Each method raises `PeerLostError` if
+    another process has ended, or does not answer.
     """
 
     rank: int

@@ -53,6 +53,7 @@ class LayerScopes:
         """Function that returns the owner of a scope; its part is `"rest"` if none is known."""
 
     def _find_owner(self, scope: str) -> Owner:
+        """Goes through the names of a scope from the outermost one to find part and layer."""
         is_backward = "transpose(" in scope or "gradient_tape" in scope
         part, layer = "rest", ""
         *scopes, _ = scope.split("/")  # The last one is the name of the operation.
@@ -120,9 +121,8 @@ def make_lines(
 ) -> list[Line]:
     """Returns lines of events with their owners.
 
-    `planes` has the name of each plane (the host or a device), with the operations of each of its
-    threads or streams. `programs` has the name of each compiled program, and a function that reads
-    the program.
+    `planes` has the name of each plane, a host or a device, and the operations of each of its
+    threads or streams. `programs` has the name of each compiled program, and its reader.
     """
     program_scopes = _match_programs(planes, programs, scopes)
     host: list[Line] = []

@@ -76,10 +76,9 @@ class Distribution(abc.ABC):
     def read_whole(self, value: Any) -> Array:
         """Reads a whole tensor as an array.
 
-        If it is sharded over processes, all of them must call it.
-
-        The array may share the memory of the tensor: use it before that changes. Raises
-        `PeerLostError` if a process has ended, or does not answer.
+        All processes over which the tensor is sharded must call this. The array may share the
+        memory of the tensor: use it before the tensor changes. Raises `PeerLostError` if a process
+        has ended, or does not answer.
         """
 
     def read_strategy(self, strategy: Any) -> tuple[int, int, str] | None:

@@ -169,6 +169,7 @@ class _Scope:
         for axis in reversed(axes):
             along = self._constant([axis], "int64")
             body = self._multiplication(product, axis, dtype)
+            # The loop starts with ones in the shape of the result.
             nothing = self._add("ReduceSum", self._add("Mul", product, zero), along, keepdims=0)
             first = self._add("Add", nothing, unit)
             length = self._add("Gather", self._add("Shape", product), self._constant(axis, "int64"))
@@ -197,7 +198,7 @@ class _Scope:
         power, rank = int(value.reshape(())), self.rank_of(x)
         if not 1 < power <= _HIGHEST_POWER or (value.ndim and (rank is None or rank < value.ndim)):
             return None
-        result, square = "", x
+        result, square = "", x  # By squaring: `square` is `x` to the power 1, 2, 4, 8 and so on.
         while True:
             if power % 2:
                 result = self._add("Mul", result, square) if result else square

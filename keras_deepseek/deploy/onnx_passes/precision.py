@@ -76,6 +76,7 @@ def check_bfloat16(model: Any, latest: int) -> None:
 
 
 def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int]]:
+    """Returns the bfloat16 inputs by operator and index; `outer` names outer bfloat16 tensors."""
     brief = import_package("onnx").TensorProto.BFLOAT16
     values = [*graph.input, *graph.output, *graph.value_info]
     names = outer.union(
@@ -168,7 +169,6 @@ def quantize(model: Any, batches: Sequence[Batch]) -> Any:
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
         )
         quantized = onnx.load(quantized_path)
-    # From the last one, since deleting an entry moves those behind it.
     for index, entry in reversed(list(enumerate(quantized.metadata_props))):
         if entry.key == _IS_SIMPLIFIED[0]:
             del quantized.metadata_props[index]

@@ -91,6 +91,7 @@ def _einsum(node: Node) -> Product | None:
     labels = inputs.split(",")
     if "." in text:
         pairs = zip(operands, labels, strict=True)
+        # The axes that `...` stands for get letters, if they are the first ones and equal in all.
         spread = {operand.shape[: len(operand.shape) - len(term) + 3] for operand, term in pairs}
         if len(spread) > 1 or not all(term.startswith("...") for term in (*labels, out)):
             return None

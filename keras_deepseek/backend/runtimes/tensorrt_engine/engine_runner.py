@@ -211,9 +211,7 @@ class DeviceMemory:
     def reserve(self, name: str, num_bytes: int) -> int:
         """Returns the address of a GPU buffer of a given size, allocated or enlarged if needed.
 
-        The contents of a smaller one of that name are lost.
-
-        An empty tensor has an address, too.
+        The contents of a smaller buffer of that name are lost. An empty tensor has an address, too.
         """
         address, size = self._buffers.get(name, (0, 0))
         if size >= max(num_bytes, 1):

@@ -167,6 +167,7 @@ def _multiply(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _is_same(view: GraphView, node: Any, product: Any, flat: Any) -> bool:
+    """Returns True if `node` restores the leading axes that the `Reshape` `flat` has merged."""
     x = flat.input[0]
     shape, kernel = view.shape(x), view.shape(product.input[1])
     if shape is None or kernel is None or len(kernel) != _MATRIX or len(shape) <= _MATRIX:
@@ -194,6 +195,7 @@ def transpose_products(view: GraphView) -> int:
 
 
 def _turn_product(view: GraphView, node: Any) -> list[Any] | None:
+    """Returns the product of the transposed factors in reverse order, with their `Transpose`s."""
     order = list(attribute(node, "perm", []))
     product = view.producer(node.input[0], "MatMul")
     if product is None or view.num_users(product.output[0]) != 1 or order != _turn(len(order)):
@@ -231,6 +233,7 @@ def fold_scales(view: GraphView) -> int:
 
 
 def _scale(view: GraphView, node: Any) -> list[Any] | None:
+    """Returns copies of the nodes up to the product, with the kernel and all biases scaled."""
     tensor, factor = _find_factor(view, node)
     chain = _find_chain(view, tensor) if factor is not None else None
     if factor is None or not chain:

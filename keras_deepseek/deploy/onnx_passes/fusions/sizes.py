@@ -147,6 +147,7 @@ def simplify_sizes(view: GraphView) -> int:
 
 
 def _simplify(view: GraphView, node: Any, names_by_sizes: _NamesBySizes) -> list[Any] | None:
+    """Returns the node with sizes read from shapes; `None` if they are unknown or read already."""
     data, *names = node.input
     read: Sequence[list[Size] | None] = [read_shape(view, name) for name in names]
     shape = view.shape(data)
