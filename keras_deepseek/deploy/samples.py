@@ -65,7 +65,7 @@ def make_accepted_samples(model: NamedModel) -> list[Batch]:
 def make_optional_samples(model: keras.Model, signature: Signature) -> list[Batch]:
     """Returns random batches that a model may reject, such as very small and large ones.
 
-    One is small and one is large, which shows a choice by size that was fixed when the model was
+    One is small and one is large: they reveal a choice by size that was fixed when the model was
     traced. In others, the free axes have the length 1, or differ in length.
     """
     short, long = _limit_lengths(model, (_SHORT, _LONG))

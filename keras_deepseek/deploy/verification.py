@@ -178,8 +178,8 @@ def compare_nonfinite(
 ) -> Verification:
     """Notes in a verification how an artifact treats NaN and infinities in its inputs.
 
-    A difference fails no export: kernels of runtimes differ in it, and so do Keras's backends. It
-    is compared on one of the random batches, with each kind of value that the model takes there.
+    A difference fails no export: kernels of runtimes differ in it, and so do Keras's backends. Each
+    kind of value is put into one of the random batches, and compared if the model itself takes it.
     """
     if verification.state != "verified" or not job.has_random_samples or not job.samples:
         return verification
@@ -189,8 +189,9 @@ def compare_nonfinite(
         for name, precision in _precisions(job, expected).items()
     }
     batches, references = [], {}
+    sample = job.samples[:3][-1]  # The third one, or the last of fewer.
     for kind, values in _NONFINITE.items():
-        batch = _spoil(job.samples[:3][-1], job, values)
+        batch = _spoil(sample, job, values)
         with contextlib.suppress(Exception), np.errstate(all="ignore"):  # Of any backend.
             references[kind] = extend(infer(batch))
             batches.append(batch)
@@ -248,7 +249,7 @@ def _find_differences(
 
 
 def _describe_difference(name: str, expected: Array, received: Array, mask: Array) -> str:
-    """Describes how many values of an output differ, by one where the artifact hides a NaN."""
+    """Describes one difference of an output: a NaN that the artifact hides, if there is one."""
     hidden = mask & ~np.isfinite(expected) & np.isfinite(received)
     first = tuple(np.argwhere(hidden if hidden.any() else mask)[0])
     return (

@@ -79,8 +79,8 @@ def trace_free(
 ) -> tuple[Graph, list[FreeAxis]]:
     """Traces a model at several sizes; returns a graph, and the axes that are free in it.
 
-    The batch axis may be free, and those that the model leaves open. Axes of one size are one axis
-    if the model can't be traced with different sizes.
+    The batch axis may be free, and those that the model leaves open. Axes of equal size count as
+    one axis if the model can't be traced with different sizes of them.
 
     Args:
         trace: A function from inputs, a structure of `KerasTensor`s, to a new graph.

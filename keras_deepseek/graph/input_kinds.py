@@ -23,15 +23,15 @@ _dtype_name = functools.cache(keras.backend.standardize_dtype)
 
 
 class InputKey(NamedTuple):
-    """The inputs of a call, as far as a program depends on them, and the state of the layers.
+    """What a program depends on: properties of the inputs of a call, and of the layers.
 
     Args:
         trainable: The `trainable` flag of each layer in training; `False` in inference.
         settings: The numbers, texts and functions among the layers' attributes.
         policies: The layers' dtype policies.
         structure: The nesting and the dtypes of the inputs.
-        shapes: Their shapes, with `None` for unknown sizes.
-        classes: The classes of the tensors.
+        shapes: The shapes of the inputs, with `None` for unknown sizes.
+        classes: The classes of the input tensors.
     """
 
     trainable: Any

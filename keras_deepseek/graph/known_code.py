@@ -44,8 +44,8 @@ class CannotOpenError(Exception):
 def find_foreign_code(layer: Any) -> str | None:
     """Returns the name of code in a layer or operation that is not known, or `None`.
 
-    It is a method, of the layer's class or written over that of a known class, or a function that
-    the layer holds, such as an activation.
+    Such code is a method of the layer's class, a method that overrides one of a known class, or a
+    function that the layer holds, such as an activation.
     """
     kind: Any = type(layer)
     # Anybody may replace a method of a class later.

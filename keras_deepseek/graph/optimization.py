@@ -40,8 +40,7 @@ def optimize(
 
     The model is traced to a flat program of Keras operations, which passes rewrite. The outputs of
     the program are compared with the original's, and a pass that makes it no faster is dropped. The
-    new model shares the variables of the original. It can be trained, saved, exported and served in
-    the same ways.
+    new model shares the original's variables, and is trained, saved, exported and served like it.
 
     Choose it for models that read few of the rows that they compute (classifiers by the first
     token, recommenders by the last one), for LoRA, low-rank and linear attention products, and for

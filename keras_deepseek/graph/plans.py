@@ -111,7 +111,7 @@ class Plan:
         return outputs
 
     def fits(self, shapes: Sequence[Shape]) -> bool:
-        """Returns True if the program may get inputs of these shapes."""
+        """Returns True if the program takes inputs of these shapes."""
         if list(map(len, shapes)) != list(map(len, self.shapes)):
             return False
         input_axes = [axis.input_axes[0] for axis in self.axes]

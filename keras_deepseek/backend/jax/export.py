@@ -100,7 +100,7 @@ def _whole_tracebacks() -> Iterator[None]:
 def _iota_for_free_sizes() -> Iterator[None]:
     """Context manager that replaces `jax.numpy.arange` by `iota` for free sizes.
 
-    jax2onnx writes a sentinel for the size in `arange`.
+    For `arange` of a free size, jax2onnx writes a placeholder number as the size.
     """
     arange = jax.numpy.arange
 

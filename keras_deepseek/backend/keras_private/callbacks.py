@@ -17,10 +17,10 @@ _SECONDS_BETWEEN_HAND_OVERS = 0.01
 class GroupedCallbackList(keras.callbacks.CallbackList):
     """A callback list that hands calls to its thread in groups.
 
-    Keras hands over the end of each batch by itself, to several threads, which may call it in
-    another order. That takes 0.1 ms of a small step on PyTorch. Here one thread takes those of
-    10 ms, in their order. Callbacks that are not `async_safe` are called after each batch, as by
-    Keras.
+    Keras hands over the end of each batch by itself, to several threads, which may run the calls in
+    another order. That takes 0.1 ms of a small step on PyTorch. Here one thread runs the calls of
+    10 ms together, in their order. Callbacks that are not `async_safe` are called after each batch,
+    as in Keras.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

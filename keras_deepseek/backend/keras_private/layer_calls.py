@@ -14,7 +14,7 @@ from keras_deepseek.backend.keras_private.temporary_attributes import temporary_
 
 
 def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that later runs in the Keras settings of this moment.
+    """Wraps a call so that it runs later in the Keras settings of this moment.
 
     It restores training mode and autocasting; and the device, which differs by thread: PyTorch's
     backward pass has a thread for each GPU.

@@ -170,7 +170,7 @@ def _quantized_as(
 def _output_layers(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers that make a model's outputs, including those of models inside it.
 
-    In a subclassed model, all of its own layers may be.
+    In a subclassed model, each of its own layers may make an output.
     """
     if isinstance(model, keras.Sequential):
         last = list(model.layers[-1:])

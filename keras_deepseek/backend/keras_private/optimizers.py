@@ -119,9 +119,9 @@ def temporary_update_parts(
 ) -> Iterator[None]:
     """Context manager that changes the functions with which an optimizer updates weights.
 
-    `change` takes and returns a function of gradients, variables and the learning rate;
-    `change_single` one of a single gradient and variable. `clip` takes the optimizer's own clipping
-    and the gradients.
+    `change` takes and returns a function of gradients, variables and the learning rate, and
+    `change_single` a function of one gradient, one variable and the rate. `clip` takes the
+    optimizer's own clipping and the gradients.
     """
     by_keras = optimizer._apply_weight_decay
 

@@ -69,8 +69,8 @@ class LowRank:
     def begin_factors(self, shapes: Sequence[Sequence[int]]) -> list[Array]:
         """Returns the first `Q^T` factors of all gradients, orthonormal, the last gradient first.
 
-        They are the same on each process. They are stored by rows, since products with them are
-        several times as fast so.
+        They are the same on each process. Storing them by rows makes products with them several
+        times as fast.
 
         Args:
             shapes: The shapes of the gradients.

@@ -49,10 +49,10 @@ class LayerScopes:
         self._parts = {LOSS: "loss", "compile_loss": "loss", OPTIMIZER: "optimizer"}
         self._parts[optimizer.name] = "optimizer"
         self._find_layer = functools.cache(self._search_layer)
-        self.owner = functools.cache(self._find_owner)
+        self.owner = functools.cache(self._search_owner)
         """Function that returns the owner of a scope; its part is `"rest"` if none is known."""
 
-    def _find_owner(self, scope: str) -> Owner:
+    def _search_owner(self, scope: str) -> Owner:
         """Goes through the names of a scope from the outermost one to find part and layer."""
         is_backward = "transpose(" in scope or "gradient_tape" in scope
         part, layer = "rest", ""
@@ -181,16 +181,7 @@ def _make_plane_lines(
     for operations in plane:
         events = []
         for operation in operations:
-            owner: Owner | None = None
-            if operation.name in _WAITS:
-                owner = Owner("data_wait")
-            elif operation.instruction:
-                owner = scopes.owner(programs[operation.program].get(operation.instruction, ""))
-            elif "tf_op" in operation.stats or (
-                _TENSORFLOW_OPERATION.fullmatch(operation.name)
-                and not operation.thread.startswith("tf_data")
-            ):
-                owner = scopes.owner(operation.stats.get("tf_op", operation.name))
+            owner = _find_owner(operation, scopes, programs)
             event = Event(operation.start, operation.end, operation.name, owner)
             events.append(event)
             if operation.name.startswith("end: ") and _CONSUMER in operation.stats:
@@ -204,6 +195,22 @@ def _make_plane_lines(
         if end_times.get(number, 0.0) > event.end
     ]
     return [*lines, *_in_lines(running_on)]
+
+
+def _find_owner(
+    operation: Operation, scopes: LayerScopes, programs: dict[tuple[str, int], dict[str, str]]
+) -> Owner | None:
+    """Returns the owner of an operation; `None` for events that are no work of the step."""
+    if operation.name in _WAITS:
+        return Owner("data_wait")
+    if operation.instruction:
+        return scopes.owner(programs[operation.program].get(operation.instruction, ""))
+    if "tf_op" in operation.stats or (
+        _TENSORFLOW_OPERATION.fullmatch(operation.name)
+        and not operation.thread.startswith("tf_data")
+    ):
+        return scopes.owner(operation.stats.get("tf_op", operation.name))
+    return None
 
 
 def _in_lines(events: list[Event]) -> list[Line]:

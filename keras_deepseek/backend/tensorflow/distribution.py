@@ -296,7 +296,7 @@ def read_place() -> tuple[int, int, str] | None:
 def _bear_with_stalls(world_size: int, timeout: float) -> None:
     """Makes TensorFlow's heartbeat timeout as long as its timeout for answers.
 
-    By default it gives up a process that was stopped for ten seconds, as on a busy machine.
+    By default TensorFlow gives up a process that stops for ten seconds, as on a busy machine.
     """
     context().configure_coordination_service(
         service_type="standalone",

@@ -196,8 +196,8 @@ class TorchStep(Step):
 class _WeightChange(WeightChange):
     """Keeps copies of the weights from one update to the next.
 
-    So it reads each weight once in a step, right after the update, while the processor's cache
-    holds it. The memory of the copies is kept too: new memory took 20 times as long on a CPU.
+    A step then reads each weight once, right after the update, while the processor's cache holds
+    the weight. The memory of the copies is kept too: new memory took 20 times as long on a CPU.
     """
 
     def __init__(self, norms: Callable[[Sequence[Any]], tuple[Any, Any]]) -> None:
@@ -224,7 +224,7 @@ class _WeightChange(WeightChange):
 
 
 def _identify(value: torch.Tensor) -> Any:
-    """Returns what tells one value of a tensor from the next: PyTorch counts writes."""
+    """Returns a key that changes with each write into a tensor: PyTorch counts the writes."""
     return value.data_ptr(), value._version  # noqa: SLF001
 
 

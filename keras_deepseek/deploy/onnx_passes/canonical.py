@@ -33,7 +33,7 @@ def make_canonical(model: Any) -> None:
 
 
 def _settle_copies(graph: Any) -> None:
-    """Removes `Identity` copies in a subgraph that no output needs for its own name.
+    """Removes `Identity` copies in a subgraph, except those that give an output its own name.
 
     An exporter copies either of two equal outputs.
     """

@@ -220,7 +220,7 @@ def gather(root: Node, users: dict[Value, list[Node | None]]) -> Product | None:
 
 
 def trained(graph: Graph, training: bool) -> set[Node]:
-    """Returns the nodes that have a gradient in training, and none in inference.
+    """Returns the nodes that have a gradient: none in inference.
 
     A product costs once more for each of its operands that has a gradient.
     """

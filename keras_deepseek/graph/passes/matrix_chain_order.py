@@ -77,7 +77,7 @@ class _OrderSearch:
         self.cost = cost + 2 * len(product.factors) * ELEMENT_COST * self._count(self._scaled)
 
     def _groups(self, group: frozenset[int]) -> Iterator[frozenset[int]]:
-        """Yields some operands, and the groups of them that are multiplied first."""
+        """Yields a group of operands, and all groups into which the cheapest order divides it."""
         yield group
         for factor in self._solve(group)[1]:
             yield from self._groups(factor)
@@ -139,7 +139,7 @@ class _OrderSearch:
 def _record_product(
     first: Value, first_labels: str, second: Value, second_labels: str, out: str, layer: str
 ) -> Value:
-    """Records a matmul if the axes stand as it needs them, else an einsum."""
+    """Records a matmul if the axes are in the order that it needs, else an einsum."""
     batch = second_labels[:-2]
     if (
         batch + first_labels[-1:] == second_labels[:-1]
@@ -204,7 +204,7 @@ def _with_kernel(node: Node, kernel: Value, other: Value) -> Node:
 
 
 def _flatten(whole: Product, node: Node, graph: Graph) -> tuple[int, ...] | None:
-    """Flattens the leading axes of x, and returns the shape to give to the product then.
+    """Flattens the leading axes of x; returns the shape to restore in the product, or `None`.
 
     The gradients of products of three axes by thin matrices are slow on JAX's CPU: those of two
     feed-forward layers with LoRAs took 102 ms, and flattened 43 ms.
