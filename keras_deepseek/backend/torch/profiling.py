@@ -113,7 +113,7 @@ def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
         stack.append((end, owner, is_backward))
         event_owner = owner or Owner("rest")
         launch_owners[event.correlation_id()] = event_owner
-        # Python between two operations is no work: a mark has none of its own.
+        # A mark is Python around operations: it is no work itself, except a wait for data.
         is_work = not is_mark or event_owner.part == "data_wait"
         lines["host", thread].append(
             Event(start * _NANOSECOND, end * _NANOSECOND, name, event_owner if is_work else None)

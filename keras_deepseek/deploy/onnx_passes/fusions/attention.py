@@ -42,9 +42,9 @@ def _add_mask(
 ) -> list[Any] | None:
     """Replaces the `Where` nodes around the softmax whose result `product` multiplies by values.
 
-    `Where(mask, softmax(Where(mask, scores, least)), 0) @ values` becomes
+    `Where(mask, softmax(Where(mask, scores, hidden_score)), 0) @ values` becomes
     `Where(any, softmax(scores + bias) @ values, 0)`. The outer `Where` may be missing in both.
-    `mask_tensors` has what was made of masks: each `bias` by `(mask, least)`, `any` by `(mask, 0)`.
+    `mask_tensors` has each `bias` by mask and hidden score, and each `any` by mask and 0.
     """
     zeroing = view.producer(product.input[0], "Where")
     probabilities = product.input[0] if zeroing is None else zeroing.input[1]
