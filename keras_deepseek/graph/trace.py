@@ -160,7 +160,7 @@ class _History:
         """Returns the value of a symbol. The nodes that are made for it belong to a layer."""
         waiting = [target]
         entered: set[int] = set()
-        while waiting:
+        while waiting:  # The symbols that an operation reads come before those that it makes.
             symbol = waiting[-1]
             if id(symbol) in self._values:
                 waiting.pop()

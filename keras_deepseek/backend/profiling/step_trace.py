@@ -62,7 +62,7 @@ def divide_time(lines: Sequence[Line]) -> dict[Owner, float]:
             for active_owner in owners.values():
                 spent[active_owner] += (time - previous_time) / len(owners)
         previous_time = time
-        if index < 0:
+        if index < 0:  # A traced step begins or ends.
             is_in_window = owner is not None
             continue
         working.pop(index, None)
@@ -86,7 +86,7 @@ def write_trace(lines: Sequence[Line], file: str | os.PathLike[str]) -> None:
         {
             "name": event.name,
             "ph": "X",
-            "ts": event.start * 1e6,
+            "ts": event.start * 1e6,  # In microseconds.
             "dur": (event.end - event.start) * 1e6,
             "pid": 1,
             "tid": index,

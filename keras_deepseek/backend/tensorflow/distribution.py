@@ -255,7 +255,7 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
             size = int(self._sum_now(np.array([len(data)], "int64"))[0])
         words = np.zeros(-(-size // 4), "int32")
         words.view("uint8")[: len(data)] = np.frombuffer(data, "uint8")
-        return self._sum_now(words).tobytes()[:size]
+        return self._sum_now(words).tobytes()[:size]  # All ranks but 0 add zeros.
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
         sizes = np.zeros(self.world_size, "int64")
@@ -263,7 +263,7 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         sizes = self._sum_now(sizes)
         words = np.zeros((self.world_size, -(-int(sizes.max()) // 4)), "int32")
         words[self.rank].view("uint8")[: len(data)] = np.frombuffer(data, "uint8")
-        rows = self._sum_now(words)
+        rows = self._sum_now(words)  # Each rank adds zeros to the rows of the others.
         return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
 
     def _check_shapes(self, shapes: Sequence[tuple[Any, ...]]) -> int:

@@ -205,7 +205,7 @@ def _to_tensor(piece: Array) -> torch.Tensor:
 
 
 IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)
-"""True if operations are being recorded, to run again with other numbers. None can be read then."""
+"""True while operations are recorded, to run with other numbers: tensors can't be read then."""
 
 
 class UnrecordedFunctions:

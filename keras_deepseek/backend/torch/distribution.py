@@ -244,7 +244,7 @@ def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tenso
 def _listening_towards(coordinator: str) -> Iterator[None]:
     """Context manager in which gloo listens on the network interface towards the coordinator.
 
-    By default it takes the interface of the host name, which is loopback on many machines.
+    By default gloo takes the interface of the host name, which is loopback on many machines.
     """
     name = "GLOO_SOCKET_IFNAME"
     interface = find_interface(*parse_address("`coordinator`", coordinator))

@@ -46,7 +46,7 @@ class GradientSums:
         self._buckets = list(_cut(sizes) if low_rank is None else _group(sizes))
         device = variables[0].value.device if variables else "cpu"
         self._total = torch.empty(sum(sizes), device=device)
-        self._spare = torch.empty(0)
+        self._spare = torch.empty(0)  # A step writes the next residual into it.
         self._is_early = self._total.device.type == "cpu"
 
     def is_for(self, variables: Sequence[keras.Variable], low_rank: LowRank | None) -> bool:
