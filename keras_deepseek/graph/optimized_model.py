@@ -116,9 +116,9 @@ def _rewrite_lines(rewrites: Sequence[Rewrite]) -> Iterator[str]:
     for rewrite in rewrites:
         layers = ", ".join(filter(None, rewrite.layers))
         layers_by_text.setdefault(rewrite.text, []).append(layers)
-    for text, (first, *others) in layers_by_text.items():
-        if others:
-            yield f"  {text} x {1 + len(others)}, first in {first}"
+    for text, (first, *repetitions) in layers_by_text.items():
+        if repetitions:
+            yield f"  {text} x {1 + len(repetitions)}, first in {first}"
         else:
             yield f"  {first}: {text}"
 
