@@ -33,7 +33,7 @@ def check_integer(name: str, value: Any, *, minimum: int = 1, default: int | Non
 
 
 def check_boolean(name: str, value: Any) -> bool:
-    """Returns a Python boolean, or raises an `InvalidInputError`."""
+    """Returns a Python boolean; raises an `InvalidInputError` for a value of another type."""
     if not isinstance(value, bool):
         import numpy as np  # `--help` loads this module, and needs no NumPy.
 

@@ -87,6 +87,7 @@ class CommandParser(argparse.ArgumentParser):
         actions = {action.dest: action for action in self._actions if action.dest != "help"}
         if "config" not in actions:
             return super().parse_known_args(args, namespace)
+        # All flags begin as `None`, which shows those that the command line does not set.
         arguments, unrecognized = super().parse_known_args(
             args, argparse.Namespace(**dict.fromkeys(actions))
         )
@@ -175,6 +176,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _flag(action: argparse.Action) -> str:
+    """Returns the long name of a flag, or the name of a positional argument."""
     return (action.option_strings or [action.dest])[-1]
 
 

@@ -52,7 +52,8 @@ def refuse(status: HTTPStatus, message: str, **headers: str) -> Response:
 def is_host_allowed(host: str, allowed_hosts: Sequence[str]) -> bool:
     """Returns True if the `Host` header has an allowed name; `.a.b` allows all names below `a.b`.
 
-    A page of another name could pass for ours in a browser (DNS rebinding).
+    Otherwise a foreign page could point its own name at this server, and read it as if it were
+    its own (DNS rebinding).
     """
     name, _, port = host.rpartition(":")
     name = name if port.isdecimal() else host
@@ -65,7 +66,7 @@ def is_host_allowed(host: str, allowed_hosts: Sequence[str]) -> bool:
 class SmallHttpServer(ThreadingHTTPServer):
     """Calls one function for each request, on a thread for each connection.
 
-    Clients beyond 64 are hung up on.
+    At most 64 clients are connected; the connections of further ones are closed.
 
     Args:
         respond: Function that returns the response to a request.
@@ -87,6 +88,7 @@ class SmallHttpServer(ThreadingHTTPServer):
         idle_seconds: float = 10.0,
     ) -> None:
         listener = listener or socket.create_server(("127.0.0.1", 0))
+        # The base class creates a socket of its own, which the listener replaces.
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener

@@ -25,14 +25,14 @@ def log_to_stderr(level: str) -> Iterator[None]:
 
 
 def log_warnings_to_stderr() -> contextlib.AbstractContextManager[None]:
-    """Returns `log_to_stderr("warning")`, or nothing to do if the log has a handler already."""
+    """Returns `log_to_stderr("warning")`; if the log has a handler, one that does nothing."""
     log = logging.getLogger(__package__)
     is_shown = _has_own_handler(log) or has_users_handler(log)
     return contextlib.nullcontext() if is_shown else log_to_stderr("warning")
 
 
 def has_users_handler(logger: logging.Logger | None) -> bool:
-    """Returns True if a handler that is not this package's own gets the lines of a logger."""
+    """Returns True if a logger's lines go to a handler that is not this package's own."""
     while logger is not None:
         for handler in logger.handlers:
             if handler.name != _NAME and not isinstance(handler, logging.NullHandler):

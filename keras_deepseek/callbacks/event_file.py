@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 
-_HEADER = struct.Struct("<QI")  # Length and its checksum, before each record.
-_FOOTER_BYTES = 4
+_HEADER = struct.Struct("<QI")  # The length of the data and its checksum, before each record.
+_FOOTER_BYTES = 4  # The checksum of the data, after each record.
 
 
 class Scalar(NamedTuple):
@@ -34,9 +34,9 @@ class EventFile:
 
     Args:
         folder: Created if it is missing.
-        keep: Function of a tag and a step. If given, the events of the folder's other files for
-            which it returns true move to this file, the rest are dropped, and those files are
-            emptied. A running TensorBoard then forgets the dropped events. Defaults to `None`:
+        keep: Function of a tag and a step that returns true for the events to keep. These move from
+            the folder's other files to this file. The other events are dropped, and the other files
+            are emptied. A running TensorBoard then forgets the dropped events. Defaults to `None`:
             other files stay unchanged.
 
     Raises:
@@ -51,7 +51,8 @@ class EventFile:
         earlier_files = find_event_files(folder)
         kept_events = {}
         if keep is not None:
-            # Keyed by tag and step: a process killed before `_empty` leaves events in two files.
+            # Keyed by tag and step, to write an event once that is in two files. A process that was
+            # killed before `_empty` leaves such files.
             for path in earlier_files:
                 for event in self._read(path):
                     tag = event.summary.value[0].tag if event.summary.value else None

@@ -15,8 +15,8 @@ class ExperimentLogger(StepLogger):
 
     A subclass has `_start`, `_send`, `_finish` and `_is_sent`. Logs of steps are named `batch/loss`
     and so on, logs of epochs `epoch/loss` and `epoch/val_loss`; both are sent by step. A checkpoint
-    holds the run's id: a resumed training continues that run, and does not report the steps again
-    that an earlier process reported.
+    holds the run's id. A resumed training continues that run, and does not repeat the reports of
+    an earlier process.
     """
 
     _longest_wait = 30.0  # A service may be far away.
@@ -90,6 +90,7 @@ class ExperimentLogger(StepLogger):
         raise NotImplementedError
 
     def _is_sent(self, row: Row) -> bool:
+        """Returns True if an earlier process has sent a row."""
         raise NotImplementedError
 
 
@@ -144,8 +145,8 @@ class WandbLogger(ExperimentLogger):
     def _start(self, config: dict[str, Any]) -> str:
         self._is_ours = self._wandb.run is None
         if self._is_ours:
-            going_on = {"id": self.run_id, "resume": "allow"} if self.run_id else {}
-            self._run = self._wandb.init(config=config, **self.options, **going_on)
+            run_to_continue = {"id": self.run_id, "resume": "allow"} if self.run_id else {}
+            self._run = self._wandb.init(config=config, **self.options, **run_to_continue)
         else:
             self._run = self._wandb.run
             self._run.config.update(config, allow_val_change=True)
@@ -167,6 +168,7 @@ class WandbLogger(ExperimentLogger):
 
 
 _METRICS_A_CALL = 1000  # The most metrics that MLflow's server takes at once.
+_DEFAULT_EXPERIMENT = "0"  # The id that MLflow gives it.
 
 
 class MlflowLogger(ExperimentLogger):
@@ -224,6 +226,7 @@ class MlflowLogger(ExperimentLogger):
         self._sent: dict[bool, int] = {}  # The last sent step, by whether a row ends an epoch.
 
     def _start(self, config: dict[str, Any]) -> str:
+        """Chooses the run: an active one, else `run_id`, else a new one; returns its id."""
         self._client = self._mlflow.MlflowClient(self.tracking_uri)
         active = self._mlflow.active_run()
         self._is_ours = active is None
@@ -251,7 +254,7 @@ class MlflowLogger(ExperimentLogger):
 
     def _experiment_id(self) -> str:
         if self.experiment is None:
-            return "0"
+            return _DEFAULT_EXPERIMENT
         experiment = self._client.get_experiment_by_name(self.experiment)
         if experiment is not None:
             return str(experiment.experiment_id)

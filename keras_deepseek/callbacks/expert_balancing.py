@@ -107,7 +107,8 @@ class ExpertBalancing(keras.callbacks.Callback):
             if router.expert_bias is not None and self.update_rate:
                 bias = keras.ops.convert_to_numpy(router.expert_bias)
                 router.expert_bias.assign(bias + self.update_rate * np.sign(load.mean() - load))
-        measured = _measure([load for load in loads if load.any()]) | self._measure_each(loads)
+        used = [load for load in loads if load.any()]  # Of routers that got a token.
+        measured = _measure(used) | self._measure_each(loads)
         if measured:
             self._of_epoch.append(measured)
         if logs is not None:

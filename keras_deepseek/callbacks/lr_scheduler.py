@@ -185,7 +185,7 @@ class CompiledSchedule:
     """Puts learning rates into a model's compiled step, chosen by the optimizer's count of updates.
 
     The model keeps its own step. The step with rates is a second function, which runs only after a
-    call of `announce`. However a training ends, the next one is not affected by this schedule. The
+    call of `announce`: a training that fails leaves no schedule behind for the next one. The
     optimizer's variable holds the rate of each step, as if it had been assigned.
 
     Args:
@@ -204,7 +204,7 @@ class CompiledSchedule:
         compiled, train_step = self._made_for
         # The step is compiled once for all trainings.
         if compiled is not compilation(model) or train_step != model.train_step:
-            self._made_for, self._function = (None, None), self._compile(model)
+            self._function = self._compile(model)
             self._made_for = (compilation(model), model.train_step)
         if self._function is None:
             return False
@@ -226,6 +226,7 @@ class CompiledSchedule:
         self._switch = None
 
     def _compile(self, model: keras.Model) -> Any:
+        """Returns a train function that sets the rate; `None` where the backend has none."""
         self._model = model
         step = backend.current().step.run_before_step(model, model.train_step, self._set_rate)
         if step is None:

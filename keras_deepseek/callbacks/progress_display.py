@@ -77,6 +77,8 @@ def duration(seconds: float) -> str:
 _STYLES = ("auto", "lines")
 _LINES_AN_EPOCH = 4
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_UNTIL_LINE = (10.0, 60.0, 360.0)
+"""The times of the lines within an epoch of unknown length."""
 
 
 class ProgressDisplay(keras.callbacks.Callback):
@@ -165,7 +167,7 @@ class ProgressDisplay(keras.callbacks.Callback):
         with self._lock:  # On some backends Keras calls this from several threads.
             now = self._pace.after_step(batch)
             between = self._screen.seconds_between_updates
-            if between is not None:
+            if between is not None:  # The screen can overwrite a line.
                 if now >= self._next_update:
                     self._next_update = now + between
                     self._screen.update(*self._status(logs or {}))
@@ -212,8 +214,8 @@ class ProgressDisplay(keras.callbacks.Callback):
         if self._lines_left <= 0:
             return False
         if self._steps is None:
-            waits = (1, 6, 36)[_LINES_AN_EPOCH - 1 - self._lines_left]  # 10 seconds, 1 minute, 6.
-            return self._pace.clock() >= self._pace.began_at + _SECONDS_BETWEEN_LINES * waits
+            num_lines = _LINES_AN_EPOCH - 1 - self._lines_left
+            return self._pace.clock() >= self._pace.began_at + _SECONDS_UNTIL_LINE[num_lines]
         return self._pace.done >= self._steps * (1 - self._lines_left / _LINES_AN_EPOCH)
 
     def _head(self) -> str:
@@ -222,17 +224,18 @@ class ProgressDisplay(keras.callbacks.Callback):
         return f"Epoch {self._epoch + 1}/{epochs} {self._pace.done}{steps}"
 
     def _status(self, logs: dict[str, Any]) -> tuple[str, float | None, list[str]]:
+        """Returns the arguments of `Screen.update`."""
         parts = describe(self._pace, logs)
         if self._steps is None:
             return self._head(), None, parts
         pace = self._pace.steps_per_second()
         if pace:
             epoch_seconds = max(self._steps - self._pace.done, 0) / pace
-            epochs = ((self.params or {}).get("epochs") or 1) - self._epoch
+            epochs = ((self.params or {}).get("epochs") or 1) - self._epoch  # With this one.
             time_left = f"ETA {duration(epoch_seconds)}"
             if epochs > 1:
-                an_epoch = self._steps / pace + self._validation_seconds
-                all_of_it = epoch_seconds + (epochs - 1) * an_epoch + self._validation_seconds
-                time_left += f", {duration(all_of_it)} in all"
+                whole_epoch = self._steps / pace + self._validation_seconds
+                all_epochs = epoch_seconds + (epochs - 1) * whole_epoch + self._validation_seconds
+                time_left += f", {duration(all_epochs)} in all"
             parts.insert(0, time_left)
         return self._head(), self._pace.done / self._steps, parts

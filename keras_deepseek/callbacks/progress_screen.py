@@ -71,6 +71,7 @@ class TerminalScreen:
         room = self._console.width - 1
         if len(text) > room:
             text = text[: room - 1] + self._cut
+        # Colours last, because their codes count as characters but have no width.
         start = len(head) + 1
         if full is not None and self._console.color_system and start + _BAR_WIDTH < room:
             middle, end = start + full, start + _BAR_WIDTH

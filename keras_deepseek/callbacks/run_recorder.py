@@ -110,7 +110,7 @@ class RunRecorder(StepLogger):
         self._output = os.fspath(path)
         self._pace = TrainingPace()
         self._record: RunRecord | None = None
-        self._next_figures = 0.0
+        self._next_figures = 0.0  # When to log rates and memory again.
         self.link = RunLink()
         """The trainer's side, which `Trainer` replaces by its own."""
         self._labels: dict[str, list[str]] = {}
@@ -168,7 +168,7 @@ class RunRecorder(StepLogger):
         self._mean, self._begun_step = (0, 0.0), None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads the learning rate and the pace before a step, while they are free to read."""
+        """Measures the pace, writes documents once, and carries out commands, before a step."""
         super().on_train_batch_begin(batch, logs)
         self._pace.before_step(trained_model(self), batch)
         self._time_step(self._before_epoch + batch)
@@ -180,7 +180,7 @@ class RunRecorder(StepLogger):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Stores the logs of the epoch, including validation."""
         figures = {**self._figures(of_epoch=True), **(logs or {}), "epoch": epoch + 1}
-        if self._has_step_rates:  # The pace's, and Keras's, is that of another step.
+        if self._has_step_rates:  # The pace, and Keras, have read the rate at another step.
             figures.pop("learning_rate", None)
         super().on_epoch_end(epoch, figures)
         if not self._has_documents:
@@ -237,21 +237,24 @@ class RunRecorder(StepLogger):
             return {**scalars, **metrics.vectors()}
         if "loss" not in logs or class_overrides_train_step(trained_model(self)):
             return {}  # An own step may log anything as its loss.
-        (old_number, mean), self._mean = self._mean, (batch + 1, float(logs["loss"]))
-        number, loss = self._mean
+        (old_number, old_mean), self._mean = self._mean, (batch + 1, float(logs["loss"]))
+        number, mean = self._mean
+        # In a training that is resumed within an epoch, the first mean is over unknown steps.
         is_known = old_number or batch < trained_model(self).steps_per_execution
-        return (
-            {"step_loss": (loss * number - mean * old_number) / (number - old_number)}
-            if is_known
-            else {}
-        )
+        if not is_known:
+            return {}
+        # A mean times its number of steps is their sum: this is the sum of the new steps.
+        new_sum = mean * number - old_mean * old_number
+        return {"step_loss": new_sum / (number - old_number)}
 
     def _figures(self, *, of_epoch: bool = False) -> dict[str, float]:
+        """Returns the figures of the pace, and `memory_bytes`: the device's if it is counted."""
         figures = self._pace.figures(of_epoch=of_epoch)
         memory = figures.get("device_memory_bytes", figures.get("process_memory_bytes"))
         return figures if memory is None else {**figures, "memory_bytes": memory}
 
     def _time_step(self, step: int) -> None:
+        """Stores the seconds since the last step began, if an entry is due after `step` steps."""
         now = time.perf_counter()
         if self._begun_step is not None:
             begun, started = self._begun_step
@@ -316,6 +319,7 @@ class RunRecorder(StepLogger):
         return f"takes a checkpoint after step {step}"
 
     def _begin_profile(self, command: Command) -> str | None:
+        """Has the coming steps profiled; returns an answer only if that is not possible."""
         if self.link.request_profile is None:
             return "no profile: this process does not run the steps by a Trainer"
         try:
@@ -359,9 +363,9 @@ class RunRecorder(StepLogger):
     def _close(self) -> None:
         self._has_ended.set()
         if self._record is not None:
-            for command in self._record.commands(unanswered=True) if self._outcome else ():
-                self._record.answer(command.id, "nothing: the training has ended")
             if self._outcome:  # Otherwise the record holds another run, and was refused.
+                for command in self._record.commands(unanswered=True):
+                    self._record.answer(command.id, "nothing: the training has ended")
                 self._record.describe({**self._outcome, "ended": time.time()})
             self._outcome = {}
             self._record.close()

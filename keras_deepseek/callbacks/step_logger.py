@@ -20,7 +20,7 @@ from keras_deepseek.backend.keras_private.trainers import count_train_steps
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 
-_SHARE_OF_TIME = 0.003  # The share of time for writing, until `_longest_wait` is reached.
+_SHARE_OF_TIME = 0.003  # Writing may take this share of the time, or once a `_longest_wait`.
 
 
 class Row(NamedTuple):
@@ -102,7 +102,8 @@ class StepLogger(keras.callbacks.Callback):
         """Writes the logs of the step, and of steps that waited for it."""
         with self._lock:
             heapq.heappush(self._early, (batch, dict(logs or {})))
-            # The earliest reported end is next, unless an earlier batch has not ended yet.
+            # The earliest reported end is next, unless an earlier batch has not ended yet. With
+            # `steps_per_execution`, an end has the number of the last step of its execution.
             while self._early and (len(self._begun) < 2 or self._begun[1] > self._early[0][0]):  # noqa: PLR2004
                 if self._begun:
                     self._begun.popleft()
@@ -165,6 +166,7 @@ class StepLogger(keras.callbacks.Callback):
         """Discards the logs of later steps."""
 
     def _add(self, batch: int, logs: dict[str, float]) -> None:
+        """Adds the logs of a batch to the waiting rows, if an entry is due."""
         previous_step, self._step = self._step, self._before_epoch + batch + 1
         if self.every and self._step // self.every > previous_step // self.every:
             self._rows.append(Row(self._step, self._epoch, logs, time.time(), ends_epoch=False))

@@ -21,21 +21,19 @@ LOADS = "expert_load"
 
 
 class Labels:
-    """The meaning of the entries of a step's metrics.
+    """The names of the layers and experts that the entries of a step's metrics belong to.
 
     Args:
         layers: list of strings. The layer of each variable that has a gradient; `[]` without layer
             statistics.
         experts: list of strings. The router and the index of each expert.
-        trainable: list of strings. The layers of all trainable variables. PyTorch and TensorFlow
-            give no gradient to a variable that the loss does not depend on: its norms are 0.
+        trainable: list of strings. The layers of all trainable variables. They may be more than
+            `layers`: PyTorch and TensorFlow give no gradient to a variable that the loss does not
+            depend on. The norms of such a layer are 0.
     """
 
     def __init__(
-        self,
-        layers: Sequence[str] = (),
-        experts: Sequence[str] = (),
-        trainable: Sequence[str] = (),
+        self, layers: Sequence[str] = (), experts: Sequence[str] = (), trainable: Sequence[str] = ()
     ) -> None:
         self.num_variables = len(layers)
         names = list(dict.fromkeys([*trainable, *layers] if layers else ()))
@@ -51,7 +49,7 @@ class MetricValues(NamedTuple):
     Args:
         tensor: float32 tensor: the loss of the batch; the learning rate; the norms of gradients,
             of weights and of updates by variable; the load of each expert.
-        labels: The labels of the last two groups.
+        labels: The labels of the norms and the loads.
         data_wait: float. The seconds for which the step waited for its batch; `None` if unknown.
     """
 
@@ -72,9 +70,10 @@ class MetricValues(NamedTuple):
 
     def vectors(self) -> dict[str, Array]:
         """Returns the vectors of the step by their names in the run record."""
-        values, labels = self._read()[2:], self.labels
+        values, labels = self._read()[2:], self.labels  # Without loss and learning rate.
         vectors: dict[str, Array] = {}
         if number := labels.num_variables:
+            # The norm of a layer is the root of the sum of its variables' squares.
             squares = np.zeros((len(labels.of_vectors[NORMS]), 3))
             of_variables = values[: 3 * number].reshape(3, number).T.astype("float64")
             np.add.at(squares, labels.layer_of_variable, of_variables**2)
@@ -98,7 +97,7 @@ class StepMetrics:
         self.inputs: Any = None
         """The inputs of a step, as `KerasTensor`s, or `None` before the first one."""
         self.stream: BatchStream | None = None
-        """The data of the training, if they are a stream that knows how long it was waited for."""
+        """The data of the training, if they are a stream, which measures the wait for batches."""
         self.are_wanted = False
         """True if a recorder waits for the metrics."""
         self._queues: list[deque[MetricValues]] = []
@@ -114,7 +113,10 @@ class StepMetrics:
             self._queues, self.stream, self.are_wanted = [], None, False
 
     def begin(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Begins a call of Keras's train function; returns arguments for it whose wait counts."""
+        """Begins a call of Keras's train function, and returns the arguments to pass.
+
+        They are wrapped so that the wait for batches is measured, unless a stream measures it.
+        """
         self._waited = None
         watched = None
         if self._queues and self.stream is None:

@@ -103,6 +103,7 @@ class TensorBoardEvents(StepLogger):
         return self._files[run]
 
     def _is_kept(self, tag: str, step: int) -> bool:
+        """Returns True for an event from before this training, by its epoch or its step."""
         first_step, first_epoch = self._first or (0, 0)
         return step < first_epoch if tag.startswith("epoch_") else step <= first_step
 
@@ -130,5 +131,5 @@ class TensorBoardEvents(StepLogger):
         self._continues_run = False
 
     def _last_step(self) -> int | None:
-        # `_is_kept` drops the events after the first step of this training.
+        # Any number: `_is_kept` drops the events after the first step of this training.
         return 0 if find_event_files(Path(self.path) / "train") else None

@@ -135,6 +135,7 @@ class ThroughputMeter(keras.callbacks.Callback):
             logs.update(self._read(of_epoch=True))
 
     def _find_utilization(self) -> None:
+        """Finds the MFU at one sample a second, once the model is built."""
         if not trained_model(self).built:
             return
         self._needs_utilization = False

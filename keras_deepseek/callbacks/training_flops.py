@@ -15,10 +15,11 @@ _PASSES = 3  # Forward, backward by inputs, and backward by weights: each costs 
 def count_training_flops(model: keras.Model, x: Any = None) -> int | None:
     """Counts the floating-point operations of a training step.
 
-    It counts matrix products, convolutions and attention of a forward pass, with a multiply-add as
-    two operations, times three, because the backward pass takes twice as many. As MFU is defined,
-    element-wise operations and recomputation by rematerialization do not count. A loop whose length
-    is unknown when it is compiled counts once; on TensorFlow any loop does.
+    It counts matrix products, convolutions and attention of a forward pass; a multiply-add is two
+    operations. The result is three times that number, because the backward pass takes twice as many
+    operations. Element-wise operations and recomputation by rematerialization do not count, as in
+    the definition of MFU (model FLOPs utilization). A loop whose length is unknown when it is
+    compiled counts once; on TensorFlow any loop does.
 
     Args:
         model: `keras.Model`, built.
@@ -40,8 +41,8 @@ def count_training_flops(model: keras.Model, x: Any = None) -> int | None:
         if x is None:
             return None
 
-    def forward(trainable: Any, other: Any, inputs: Any) -> Any:
-        return model.stateless_call(trainable, other, inputs, training=False)[0]
+    def forward(trainable: Any, non_trainable: Any, inputs: Any) -> Any:
+        return model.stateless_call(trainable, non_trainable, inputs, training=False)[0]
 
     tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
     values = [

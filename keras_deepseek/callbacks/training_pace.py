@@ -18,7 +18,8 @@ from keras_deepseek.backend.keras_private.trainers import count_samples, read_le
 _STATUS = Path("/proc/self/statm")
 _SECONDS_BETWEEN_READINGS = 1.0
 _SECONDS_BETWEEN_MARKS = 0.1
-_MARKS = 50  # At one mark every 0.1 seconds, the pace is that of the last five seconds.
+_MARKS = 50
+"""The number of latest marks (times with a step count). Their pace is that of five seconds."""
 
 
 class TrainingPace:
@@ -68,7 +69,7 @@ class TrainingPace:
             self.memory = _read_memory()
 
     def after_step(self, batch: int) -> float:
-        """Counts a step, and returns the time. A step that is reported late changes nothing."""
+        """Counts a step, unless Keras reports it after later steps; returns the time."""
         now = self.clock()
         if batch >= self.done:
             self.done, self._last = batch + 1, now

@@ -124,6 +124,7 @@ class LayerSubject:
         return small
 
     def _cut(self, cut: Callable[[Array], Array]) -> Any:
+        """Returns the inputs after `cut`, with zeros in place of integers."""
         return keras.tree.map_structure(
             lambda array: cut(array if is_float(array) else np.zeros_like(array)), self.inputs
         )
@@ -209,6 +210,7 @@ def is_float(tensor: Any) -> bool:
 
 
 def _fixes_length(layer: keras.Layer, rank: int) -> bool:
+    """Returns True if the layer's `input_spec` fixes the second axis of its first input."""
     specs = keras.tree.flatten(layer.input_spec)
     axes = (specs[0].axes or {}) if specs and specs[0] is not None else {}
     return any(axis % rank == 1 and size is not None for axis, size in axes.items())
@@ -222,11 +224,9 @@ def _as_dict(value: Any, keys: list[Any]) -> dict[Any, Any]:
     """Returns a dict with a value for each key, from a dict, a list, or one value for all."""
     if isinstance(value, dict):
         return value
-    return (
-        dict(zip(keys, value, strict=True))
-        if isinstance(value, list)
-        else dict.fromkeys(keys, value)
-    )
+    if isinstance(value, list):
+        return dict(zip(keys, value, strict=True))
+    return dict.fromkeys(keys, value)
 
 
 def _draw(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> Array:

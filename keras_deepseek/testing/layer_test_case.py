@@ -211,6 +211,7 @@ class LayerTestCase(unittest.TestCase):
         self.assertTrue(layer.supports_masking, "Masking: `supports_masking` is False")
         first = subject.first_input
         rng = np.random.default_rng(SEED)
+        # Two tokens of three are visible, among them the first, and the last is hidden.
         mask = rng.integers(0, 3, first.shape[:-1] if is_float(first) else first.shape) > 0
         mask[..., -1], mask[..., 0] = False, True
         hidden = ~mask[..., None] if is_float(first) else ~mask
@@ -240,6 +241,7 @@ class LayerTestCase(unittest.TestCase):
             return sum(keras.ops.sum(terms) for terms in derived(arrays))
 
         def terms(arrays: Sequence[Array]) -> Array:
+            """Returns the terms of the same scalar, at other inputs and weights."""
             for variable, array in zip(variables, arrays[len(inputs) :], strict=True):
                 variable.assign(array)
             parts = to_arrays(measured(arrays[: len(inputs)]))
@@ -257,6 +259,7 @@ class LayerTestCase(unittest.TestCase):
         )
 
     def _assert_spec(self, spec: Any, tensor: Any, what: str = "") -> None:
+        """Fails unless a tensor has the shape, with `None` for any size, and dtype of a spec."""
         received, expected = tuple(tensor.shape), tuple(spec.shape)
         fits = len(received) == len(expected) and all(
             size is None or size == real for size, real in zip(expected, received, strict=True)

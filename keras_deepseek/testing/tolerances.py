@@ -66,11 +66,13 @@ def assert_gradients(
 ) -> None:
     """Fails if `gradients` differ from the numerical gradients of the sum of `function`.
 
-    Each array is moved along a few random directions of signs, so the cost does not grow with its
-    size and every entry is covered. The product of the gradient and a direction d must lie between
-    the slopes ahead, (f(a + hd) - f(a)) / h, and behind, (f(a) - f(a - hd)) / h. These are almost
-    equal, unless there is a kink between them. A gradient that is exactly zero, such as that of a
-    bias before a softmax, measures as float32's rounding error divided by h; that much is allowed.
+    Each array a is moved along a few random directions d, whose entries are 1 or -1. So every entry
+    is covered, and the cost does not grow with the size. The product of the gradient and d must lie
+    between two slopes: ahead, (f(a + hd) - f(a)) / h, and behind, (f(a) - f(a - hd)) / h. These are
+    almost equal, unless there is a kink between them.
+
+    A gradient that is exactly zero, such as that of a bias before a softmax, measures as float32's
+    rounding error divided by h; that much is allowed.
 
     Args:
         function: Function of the arrays that returns the terms of a sum, in float64.
@@ -85,7 +87,7 @@ def assert_gradients(
     here = function(arrays)
     noise = _ROUNDING * float(np.linalg.norm(here)) / _STEP
     for index, (array, gradient, name) in enumerate(zip(arrays, gradients, names, strict=True)):
-
+        # The defaults bind the loop's variables, as each function must have its own.
         def moved(step: Array, index: int = index, array: Array = array) -> Array:
             return function([*arrays[:index], array + step, *arrays[index + 1 :]])
 
@@ -93,6 +95,7 @@ def assert_gradients(
         derived = [np.vdot(gradient.astype("float64"), step / _STEP) for step in steps]
         ahead = [np.sum(moved(step) - here) / _STEP for step in steps]
         behind = [np.sum(here - moved(-step)) / _STEP for step in steps]
+        # The number between both slopes that is nearest to the derived one.
         measured = np.clip(derived, np.minimum(ahead, behind), np.maximum(ahead, behind))
         largest = float(np.abs(measured).max()) or 1.0
         assert_close(

@@ -51,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --master-addr: its port (default: 29500)",
     )
     parser.add_argument(
-        "--strategy",
-        default="allreduce",
-        help="allreduce or parameter_server (default: allreduce)",
+        "--strategy", default="allreduce", help="allreduce or parameter_server (default: allreduce)"
     )
     parser.add_argument(
         "--ps-count",

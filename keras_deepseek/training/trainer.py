@@ -250,9 +250,10 @@ class Trainer:
                 uses_servers = self._cluster.chief is not None
                 check_optimizable(self.model, placement, uses_servers=uses_servers)
             make_model = None if isinstance(model, keras.Model) else model
+            own_step = None if type(self).train_step is Trainer.train_step else self.train_step
             self._plan = StepPlan(
                 self.model,
-                None if type(self).train_step is Trainer.train_step else self.train_step,
+                own_step,
                 options,
                 self.policy,
                 checkpoints=checkpoints,

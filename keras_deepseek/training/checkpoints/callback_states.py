@@ -24,10 +24,10 @@ _STATELESS = (keras.callbacks.ProgbarLogger, ProgressDisplay, ThroughputMeter)
 class CallbackStates:
     """Reads and restores the state of the callbacks of a training.
 
-    The state of a callback is each attribute that has changed since the training began, if it
-    consists of numbers, strings and arrays, and dicts, lists, tuples and sets of them, or is a
-    function that another process finds by its name. A callback that has `get_state()` and
-    `set_state(state)` defines its state itself.
+    The state of a callback is each attribute that has changed since the training began. Saved are
+    numbers, strings and arrays; dicts, lists, tuples and sets of them; and functions that another
+    process finds by their names. A callback that has `get_state()` and `set_state(state)` defines
+    its state itself.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
@@ -92,6 +92,7 @@ def _has_own_state(callback: keras.callbacks.Callback) -> bool:
 
 
 def _read(callback: keras.callbacks.Callback, changed: set[str]) -> dict[str, Any]:
+    """Returns the state of a callback, and the names of those attributes that are functions."""
     if _has_own_state(callback):
         return {"state": _copy(*_pack(callback.get_state())), "functions": []}
     packed = _pack_attributes(callback)
@@ -103,13 +104,14 @@ def _read(callback: keras.callbacks.Callback, changed: set[str]) -> dict[str, An
 
 
 def _write(callback: keras.callbacks.Callback, state: Any, functions: list[str] | None) -> set[str]:
+    """Restores what `_read` returned; returns the names of the attributes that it has set."""
     attributes = _copy(*_pack(state))  # A copy: the callback may change it in place.
     if _has_own_state(callback):
         callback.set_state(attributes)
         return set()
     if functions is None:
-        # The checkpoint of an earlier release, without the comparison of Keras's callbacks: Keras
-        # negates their own when it sets that.
+        # A checkpoint of an earlier release lacks the comparison function of `EarlyStopping`. Keras
+        # will choose one again, and negate `min_delta` once more: do not restore it.
         attributes.pop("min_delta", None)
     for name in functions or ():
         function, attributes[name] = attributes[name], _find_function(attributes[name])
@@ -127,8 +129,8 @@ def _write(callback: keras.callbacks.Callback, state: Any, functions: list[str] 
 def _pack_attributes(callback: keras.callbacks.Callback) -> dict[str, tuple[str, list[Any]]]:
     """Packs the attributes of a callback that can be saved, functions as their names.
 
-    Keras chooses the comparison of `EarlyStopping` when its first epoch ends, and negates
-    `min_delta` to fit it: restored alone, `min_delta` would be negated again.
+    Functions matter for `EarlyStopping`: when its first epoch ends, Keras chooses its comparison
+    function, and negates `min_delta` to fit. Without the function, Keras would do so twice.
     """
     packed = {}
     for name, value in vars(callback).items():

@@ -120,7 +120,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
         if self._num_resumed:
-            self._restore()  # The epoch began before: its hooks must not change the state.
+            # The epoch began before: undo what the callbacks' `on_epoch_begin` has changed.
+            self._restore()
         self._resumed = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -182,7 +183,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
 
     def _set_model_and_params(self) -> None:
         super()._set_model_and_params()
-        # Now, since `set_model` copies settings such as a folder: they are not restored.
+        # Now, after `set_model` has copied settings such as a folder, which must not be restored.
         self._states = CallbackStates(self.callbacks)
         self._restore()
 
@@ -197,6 +198,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         write_random_state(state["random"])
 
     def _is_due(self) -> bool:
+        """Returns True if a multiple of `every` steps was reached since the last checkpoint."""
         return self._every is not None and (
             self._step // self._every > self._saved_step // self._every
         )
@@ -243,6 +245,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         raise SystemExit(0)
 
     def _save(self, score: float | None = None) -> None:
+        """Takes a checkpoint, and writes it in the background. All ranks must call it."""
         finish_callbacks(self)
         # First: a callback that checks the steps may stop the training here, or roll it back.
         callbacks = self._states.read()

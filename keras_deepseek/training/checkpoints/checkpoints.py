@@ -215,6 +215,7 @@ class Checkpoints:
     def _continue_from(
         self, resumed: Checkpoint, model: keras.Model, options: dict[str, Any], precision: str
     ) -> None:
+        """Sets the first epoch among the options of `fit`, and logs how the training continues."""
         epochs, num_done = options["epochs"], resumed.state["epoch"]
         options["initial_epoch"] = epochs if has_ended(resumed, epochs) else num_done
         if num_done >= epochs:
@@ -247,21 +248,22 @@ class Checkpoints:
         A rate that the training itself has changed, for example by `ReduceLROnPlateau`, does not
         count as another one.
         """
-        begun, reached = state.get("given_rate"), state.get("rate")
+        initial, reached = state.get("given_rate"), state.get("rate")
         now = _read_constant_rate(model)
-        if now not in (begun, reached) and None not in (now, begun, reached):
+        if now not in (initial, reached) and None not in (now, initial, reached):
             _logger.warning(
                 "The training began with a learning rate of %g and continues with %g, the rate of "
                 "its checkpoint. The optimizer's rate, %g, is not used. To change the rate during "
                 "a training, use callbacks.LRScheduler, or set it in a loop over steps().",
-                *(begun, reached, now),
+                *(initial, reached, now),
             )
-        self._given_rate = begun
+        self._given_rate = initial
 
     def _prepare_folder(self, resumed: Checkpoint | None) -> None:
+        """Raises an error if the folder can't be written, or holds another training."""
         self._folder.check_writable()
         if resumed is not None:
-            self._folder.discard_after(resumed.step)  # They can't be read.
+            self._folder.discard_after(resumed.step)  # Newer checkpoints can't be read.
         elif steps := self._folder.steps():
             raise InvalidInputError(
                 f"{str(self._folder.path)!r} holds the checkpoints of a training, the last of step "

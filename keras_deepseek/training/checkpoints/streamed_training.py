@@ -110,11 +110,11 @@ class StreamedCallbacks(GroupedCallbackList):
             self._ends_epoch = self._trained.stop_training = False
 
     def _stop_requests(self) -> list[bool]:
-        """Returns what this process asks of all processes, first True to stop training."""
+        """Returns the requests of this process to all processes: first, to stop the training."""
         return [bool(self._trained.stop_training)]
 
     def _apply_requests(self, agreed: list[bool]) -> None:
-        """Carries out the requests of all processes, after the same step on each of them."""
+        """Carries out requests of any process, on all of them after the same step."""
         self._trained.stop_training = agreed[0]
 
     def on_loop_left(self) -> None:
@@ -165,8 +165,8 @@ def streamed_training(
 ) -> Iterator[dict[str, Any]]:
     """Context manager that opens the data, builds the model, and yields arguments of `fit`.
 
-    `options` and `data`, which is not open yet, are what `position_data` returned. `position` is
-    where to continue in the data.
+    `options` and `data` are what `position_data` returned; `data` is not open yet. `position` is
+    where to continue in the data; `None` begins them.
     """
     if position is None:
         data.open()
@@ -189,6 +189,7 @@ def streamed_training(
     except Exception as error:
         if data.stream.error in (None, error):
             raise
+        # The framework has wrapped the error of the data in one of its own: raise the original.
         raise data.stream.error from error
     finally:
         data.stream.close()

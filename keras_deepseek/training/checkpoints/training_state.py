@@ -77,6 +77,7 @@ def find_not_finite(variables: Sequence[keras.Variable]) -> list[str]:
 
 
 def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    """Returns all variables that a training changes, by what holds them."""
     guards = [metric for metric in model.metrics if isinstance(metric, GuardMetric)]
     guard = [variable for metric in guards for variable in metric.variables]
     guard_ids = {id(variable) for variable in guard}
@@ -117,11 +118,11 @@ def _check_optimizer(model: keras.Model, state: dict[str, Any]) -> None:
 
 def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -> None:
     if len(variables) != len(state["values"]):
-        there, here = state["names"], [variable.path for variable in variables]
+        old_names, names = state["names"], [variable.path for variable in variables]
         raise InvalidInputError(
-            f"The checkpoint holds {len(there)} variables of the {group}, and this training has "
-            f"{len(here)}{_describe_others('the checkpoint', there, here)}"
-            f"{_describe_others('this training', here, there)}. {_ADVICE}"
+            f"The checkpoint holds {len(old_names)} variables of the {group}, and this training "
+            f"has {len(names)}{_describe_others('the checkpoint', old_names, names)}"
+            f"{_describe_others('this training', names, old_names)}. {_ADVICE}"
         )
     for variable, name, dtype, value in zip(
         variables, state["names"], state["dtypes"], state["values"], strict=True
@@ -138,19 +139,20 @@ def _describe_others(owner: str, names: list[str], other_names: list[str]) -> st
     alone = sorted(set(names) - set(other_names))
     if not alone:
         return ""
-    first, remaining = alone[:3], alone[3:]
+    first, remaining = alone[:_MOST_NAMES], alone[_MOST_NAMES:]
     more = f" and {len(remaining)} more" if remaining else ""
     return f"; only {owner} has {', '.join(first)}{more}"
 
 
+_MOST_NAMES = 3  # The most variables that an error names.
 _NOT_IN_MODEL = -1
 """The position of a variable that is not in `model.variables`."""
 
 
 def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
-    """Finds the optimizers in attributes of a model and its layers, by attribute.
+    """Finds a model's own optimizers: those in attributes of the model and its layers.
 
-    The optimizer that the model was compiled with is left out.
+    The result is by attribute, without the optimizer that the model was compiled with.
     """
     listed_ids = {id(model.optimizer), id(getattr(model.optimizer, "inner_optimizer", None))}
     optimizers = {}
@@ -167,9 +169,10 @@ def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimi
 
 
 def trained_positions(model: keras.Model) -> dict[str, list[int] | None]:
-    """Returns, for each optimizer, the positions in `model.variables` of its variables.
+    """Returns the positions in `model.variables` of the variables of each own optimizer.
 
-    The result is by attribute, and `None` for an optimizer that is not built yet.
+    The result is by the attribute that holds the optimizer, and has `None` for an optimizer that is
+    not built yet.
     """
     positions = {id(variable): position for position, variable in enumerate(model.variables)}
     trained: dict[str, list[int] | None] = {}

@@ -44,9 +44,9 @@ def resolve_cluster(
 ) -> ClusterSpec:
     """Returns the place of this process among the processes of a training.
 
-    A strategy of `None` trains alone; the environment is then only read to warn if it says
-    otherwise. Arguments of `Trainer` that are `None` are read from the environment. Raises an
-    `InvalidInputError` if statements are malformed, missing, or contradict each other.
+    A strategy of `None` trains alone: then the environment is only read for a warning if a launcher
+    has started several processes. Arguments of `Trainer` that are `None` are read from the
+    environment. Raises an `InvalidInputError` if hints are malformed, missing, or contradictory.
     """
     check_strategy(strategy)
     arguments = _read_arguments(world_size, rank, coordinator)
@@ -78,7 +78,7 @@ def choose_strategy(
 ) -> Any:
     """Returns the user's strategy, or else the one of `keras-deepseek launch`.
 
-    If one of `arguments`, which are `world_size`, `rank` and `coordinator`, is given, the
+    `arguments` are `world_size`, `rank` and `coordinator`. If one of them is not `None`, the
     launcher's strategy is not used.
     """
     launched = environ.get(STRATEGY) or None
@@ -134,20 +134,17 @@ def _read_arguments(world_size: Any, rank: Any, coordinator: Any) -> ClusterHint
 
 
 def _read_environment(environ: Mapping[str, str], arguments: ClusterHints) -> list[ClusterHints]:
-    launchers = [
-        read_torchrun(environ),
-        read_tf_config(environ),
-        read_keras_distribution(environ),
-    ]
+    launchers = [read_torchrun(environ), read_tf_config(environ), read_keras_distribution(environ)]
     if starts_each_process(environ):
         return launchers
     # A batch script of SLURM looks like a task. It is ignored if another source has the place.
-    is_said = any(_is_whole(hints) for hints in (arguments, *launchers))
-    slurm = ClusterHints() if is_said and not is_slurm_task(environ) else read_slurm(environ)
+    has_place = any(_is_whole(hints) for hints in (arguments, *launchers))
+    slurm = ClusterHints() if has_place and not is_slurm_task(environ) else read_slurm(environ)
     return [*launchers, slurm, read_kubernetes(environ)]
 
 
 def _is_whole(hints: ClusterHints) -> bool:
+    """Returns True if hints alone say which process of how many this one is."""
     is_alone = hints.world_size is not None and hints.world_size.value == 1
     return is_alone or (hints.world_size is not None and hints.rank is not None)
 
@@ -188,11 +185,13 @@ def _agree(field: str, hints: Sequence[Hint[Value] | None]) -> Hint[Value] | Non
                 f"Received two different values of {field}: {stated[0].origin}, and "
                 f"{other.origin}. Unset the wrong one."
             )
-    derived = (hint for hint in hints if hint is not None)
-    return stated[0] if stated else next(derived, None)
+    if stated:
+        return stated[0]
+    return next((hint for hint in hints if hint is not None), None)
 
 
 def _warn_of_trainings_apart(environ: Mapping[str, str]) -> None:
+    """Logs a warning if a launcher has started several processes, which will train alone."""
     try:
         all_hints = _read_environment(environ, ClusterHints())
     except InvalidInputError:  # The user did not ask for several processes.

@@ -38,17 +38,18 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
                 f"`{name}` must be one index or a list of different ones; received {setting!r}."
             )
     counts = {kind: count_devices(kind) for kind in _KINDS}
-    there = _list_devices(count_devices)
+    available = _list_devices(count_devices)
     for kind, indices in indices_by_kind.items():
         if counts[kind] and max(indices) >= counts[kind]:
             raise InvalidInputError(
-                f"device_map has {kind}:{max(indices)}, but this machine has {', '.join(there)}."
+                f"device_map has {kind}:{max(indices)}, but this machine has "
+                f"{', '.join(available)}."
             )
     missing = [kind for kind in indices_by_kind if not counts[kind]]
     if missing and len(indices_by_kind) == 1:
         raise InvalidInputError(
-            f"device_map is {dict(device_map)}, but this machine has {', '.join(there)}. Name one "
-            "of these, as in {'cpu': 0}, or leave device_map out."
+            f"device_map is {dict(device_map)}, but this machine has {', '.join(available)}. Name "
+            "one of these, as in {'cpu': 0}, or leave device_map out."
         )
     devices = [
         f"{kind}:{index}"
@@ -60,7 +61,7 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
         _logger.log(
             logging.INFO if devices else logging.WARNING,
             "device_map has %s, but this machine has %s: training on %s.",
-            *(", ".join(names) for names in (missing, there, devices or ["cpu:0"])),
+            *(", ".join(names) for names in (missing, available, devices or ["cpu:0"])),
         )
     return devices or ["cpu:0"]
 
@@ -87,11 +88,12 @@ def choose_layer_devices(
             f"{kinds[0]!r}. Use only patterns, as in {{'encoder*': 'gpu:0', 'decoder*': 'gpu:1'}}, "
             "or only kinds, as in {'gpu': [0, 1]}."
         )
-    there = _list_devices(count_devices)
+    available = _list_devices(count_devices)
     for pattern, device in device_map.items():
-        if device not in there:
+        if device not in available:
             raise InvalidInputError(
-                f"device_map[{pattern!r}] is {device!r}, but this machine has {', '.join(there)}."
+                f"device_map[{pattern!r}] is {device!r}, but this machine has "
+                f"{', '.join(available)}."
             )
         check_pattern(pattern)
     return {pattern: str(device) for pattern, device in device_map.items()}

@@ -20,19 +20,14 @@ _BATCH_SIZE = 32  # Keras's default.
 
 
 def evaluate_together(
-    model: keras.Model,
-    x: Any,
-    y: Any,
-    batch_size: int | None,
-    processes: Processes,
-    **options: Any,
+    model: keras.Model, x: Any, y: Any, batch_size: int | None, processes: Processes, **options: Any
 ) -> Any:
     """Returns the result of `keras.Model.evaluate`, computed by all processes together.
 
-    Model and data must be the same on each process. Each takes some of the batches of arrays, with
-    the same batches as a single process, and the changes of the metrics are summed. Each process
-    evaluates all data if they come in batches, if the model has its own `test_step`, or if there
-    are callbacks. The default `batch_size` is 32.
+    Model and data must be the same on each process. The batches are those of a single process; each
+    process takes some of them, and the changes of the metrics are summed. Each process evaluates
+    all data if they are not arrays, if the model has its own `test_step`, or if there are
+    callbacks. The default `batch_size` is 32.
     """
     if processes.rank > 0:
         options["verbose"] = 0
@@ -43,16 +38,17 @@ def evaluate_together(
     batch_size = batch_size or _BATCH_SIZE
     num_rows = int(_arrays(data)[0].shape[0])
     num_batches = -(-num_rows // batch_size)
-    share = -(-num_batches // processes.world_size) * batch_size
+    share = -(-num_batches // processes.world_size) * batch_size  # Rows of a process.
     first = processes.rank * share
-    # A process without a batch evaluates one row, which does not count: metrics get variables.
-    rows = slice(first, first + share) if first < num_rows else slice(0, 1)
+    has_rows = first < num_rows
+    # A process without rows evaluates one that does not count, so that its metrics get variables.
+    rows = slice(first, first + share) if has_rows else slice(0, 1)
     x, y, options["sample_weight"] = keras.tree.map_structure(
         lambda array: None if array is None else array[rows], data
     )
     returns_dict = options.pop("return_dict", False)
     evaluate(x=x, **without_none(y=y, batch_size=batch_size), **options)
-    _sum_metrics(model, processes, counts=first < num_rows)
+    _sum_metrics(model, processes, counts=has_rows)
     results = {name: _as_number(value) for name, value in model.get_metrics_result().items()}
     return results if returns_dict else order_metrics(model, results)
 
@@ -61,8 +57,9 @@ def evaluate_together(
 def validating_together(model: keras.Model, processes: Processes) -> Iterator[None]:
     """Context manager in which all processes share the validation of `fit`.
 
-    Callbacks are told of its begin and end. If a callback watches test batches, each process
-    evaluates all of them. The model must be the same on each process.
+    It replaces `model.evaluate`, which `fit` calls. Callbacks are told of the begin and the end of
+    the validation. If a callback watches test batches, each process evaluates all of them. The
+    model must be the same on each process.
     """
 
     def evaluate(*arguments: Any, **options: Any) -> Any:
@@ -94,6 +91,7 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
 
 
 def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Processes) -> bool:
+    """Returns True if several processes can divide an evaluation of arrays among them."""
     return (
         processes.world_size > 1
         and not processes.is_one_program  # Its arrays span all processes.
@@ -113,6 +111,7 @@ def _arrays(data: Any) -> list[Any]:
 
 
 def _watches_batches(callback: keras.callbacks.Callback) -> bool:
+    """Returns True if a callback overrides a method for batches of an evaluation."""
     return any(
         getattr(getattr(callback, name), "__func__", None)
         is not getattr(keras.callbacks.Callback, name)
@@ -130,14 +129,14 @@ def _sum_metrics(model: keras.Model, processes: Processes, *, counts: bool) -> N
     model.reset_metrics()
     start = read_values(variables)
     changes = [
-        (value.astype("float64") - begun) * counts
-        for value, begun in zip(added, start, strict=True)
+        (value.astype("float64") - initial) * counts
+        for value, initial in zip(added, start, strict=True)
     ]
     flat = np.concatenate([change.reshape(-1) for change in changes])
     total, end = np.sum(processes.gather(flat), axis=0), 0
-    for variable, begun in zip(variables, start, strict=True):
-        begin, end = end, end + begun.size
-        value = begun + total[begin:end].reshape(begun.shape)
+    for variable, initial in zip(variables, start, strict=True):
+        begin, end = end, end + initial.size
+        value = initial + total[begin:end].reshape(initial.shape)
         variable.assign(keras.ops.cast(value, variable.dtype))
 
 
@@ -163,7 +162,7 @@ def predict_together(model: keras.Model, x: Any, processes: Processes, **options
     if options.get("steps") is not None or not all(hasattr(array, "shape") for array in arrays):
         return model.predict(x, **options)
     num_rows = arrays[0].shape[0]
-    share = -(-num_rows // processes.world_size)
+    share = -(-num_rows // processes.world_size)  # Rows of a process, rounded up.
     first = processes.rank * share
     num_own_rows = min(max(num_rows - first, 0), share)
     # A process without rows predicts one and drops it: the empty outputs need a shape.

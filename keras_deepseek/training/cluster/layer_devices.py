@@ -12,19 +12,19 @@ from keras_deepseek.backend.keras_private.layers import inner_layers, is_contain
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 _OF_REGULAR_EXPRESSIONS = frozenset(".()|+\\^${}")
-_NEAREST = 10
+_NEAREST = 10  # The number of layer names that an error about an unknown one lists.
 
 
 @dataclass(frozen=True)
 class LayerDevice:
-    """The device that computes a layer, and its relation to that of the layers around.
+    """The device that computes a layer, and how it relates to the devices of other layers.
 
     Args:
         device: Such as `"gpu:1"`.
-        is_away: True if a layer that contains it computes on another device.
-        comes_back: True if its outputs must return to the device of the layer that contains it,
-            because that may use them in operations of its own.
-        meets_others: True if its inputs or outputs may be on another device.
+        is_away: True if an outer layer, which contains this one, computes on another device.
+        comes_back: True if the outputs must return to the device of the outer layer, because the
+            outer layer may use them in operations of its own.
+        meets_others: True if inputs or outputs of the layer may be on another device.
     """
 
     layer: keras.Layer
@@ -45,17 +45,17 @@ def find_layer_devices(model: keras.Model, devices: Mapping[str, str]) -> list[L
     holders: dict[int, list[keras.Layer]] = {id(model): []}
     layers: list[keras.Layer] = []
 
-    def visit(layer: keras.Layer, around: str) -> None:
-        chosen[id(layer)] = around
+    def visit(layer: keras.Layer, outer_device: str) -> None:
+        chosen[id(layer)] = outer_device
         if layer is not model:
             matched = (
                 device for pattern, device in devices.items() if matches(layer.name, pattern)
             )
-            chosen[id(layer)] = next(matched, around)
+            chosen[id(layer)] = next(matched, outer_device)
         layers.append(layer)
         for inner in inner_layers(layer):
             holders.setdefault(id(inner), []).append(layer)
-            if id(inner) not in chosen:
+            if id(inner) not in chosen:  # Several layers may contain it.
                 visit(inner, chosen[id(layer)])
 
     visit(model, default)
@@ -70,9 +70,13 @@ def find_layer_devices(model: keras.Model, devices: Mapping[str, str]) -> list[L
 def _describe(
     layer: keras.Layer, chosen: Mapping[int, str], holders: list[keras.Layer]
 ) -> LayerDevice:
+    """Compares a layer's device with those of its holders, the layers that contain it.
+
+    `chosen` has each layer's device by its id.
+    """
     is_away = any(chosen[id(holder)] != chosen[id(layer)] for holder in holders)
     is_among_others = any(is_container(holder) for holder in holders)
-    # The outputs of a container may be those of a layer on another device.
+    # The outputs of a container, or of the model, may be those of a layer on another device.
     hands_on = is_container(layer) or not holders
     return LayerDevice(
         layer,

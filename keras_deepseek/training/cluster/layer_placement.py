@@ -24,7 +24,8 @@ class LayerPlacement:
     """
 
     def __init__(self, devices: Mapping[str, str]) -> None:
-        backend.current().devices.move_variables([], None)  # It says where that can't be.
+        # Moves nothing, but raises an error on a backend that can't move variables.
+        backend.current().devices.move_variables([], None)
         self.default = next(iter(devices.values()))
         self._devices = dict(devices)
         self._stack: ExitStack | None = None
@@ -42,7 +43,7 @@ class LayerPlacement:
     def in_use(self, model: keras.Model) -> Iterator[None]:
         """Context manager in which the layers of a model compute on their devices.
 
-        If the model is not built yet, it does so from the call of `begin` on.
+        Layers of a model that is not built yet do so from the call of `begin` on.
         """
         if self._stack is not None:  # An evaluation between two steps.
             yield
@@ -85,6 +86,10 @@ class LayerPlacement:
         self._stack, self._layer_devices, self._placed = None, [], {}
 
     def _list_variables(self, model: keras.Model) -> list[tuple[keras.Variable, str]]:
+        """Returns all variables of a training with their devices.
+
+        An optimizer's slots are on the device of their weight.
+        """
         devices = dict(self._placed)
         optimizer = _inner(model.optimizer)
         if optimizer.built:
@@ -109,9 +114,8 @@ class LayerPlacement:
             _, device = self._placed.get(id(weight), (weight, self.default))
             with backend.current().devices.on_device(device):
                 slot = make_slot()
-            backend.current().devices.move_variables(
-                [(slot, device)], None
-            )  # Of a step that is traced.
+            # In a step that is traced, the slot is not on the device yet.
+            backend.current().devices.move_variables([(slot, device)], None)
             return slot
 
         return make
@@ -128,7 +132,9 @@ class LayerPlacement:
             self._compiled_for = compiled
         model_functions = {name: getattr(model, name) for name in _FUNCTIONS}
 
-        def lend(name: str) -> None:
+        def replace(name: str) -> None:
+            """Replaces a function of the model, and the method by which Keras makes it."""
+
             def make(force: bool = False) -> None:
                 self.begin(model)
                 jit_compile, model.jit_compile = model.jit_compile, False
@@ -141,7 +147,7 @@ class LayerPlacement:
             setattr(model, f"make_{name}", make)
 
         for name in _FUNCTIONS:
-            lend(name)
+            replace(name)
         try:
             yield
         finally:
@@ -155,6 +161,10 @@ class LayerPlacement:
 
 @contextmanager
 def _computing(layer_devices: list[LayerDevice]) -> Iterator[None]:
+    """Context manager that replaces the `call` of layers by one on their device.
+
+    Layers whose inputs and outputs never leave their device stay as they are.
+    """
     chosen = [layer_device for layer_device in layer_devices if layer_device.meets_others]
     own_calls = [vars(layer_device.layer).get("call") for layer_device in chosen]
     for layer_device in chosen:

@@ -148,6 +148,7 @@ def _with_tf_config(strategy: ParameterServer, environ: Mapping[str, str]) -> Pa
 def _agree(
     name: str, argument: int | None, variable: str, environ: Mapping[str, str]
 ) -> int | None:
+    """Returns an argument or the number in its environment variable, which may not differ."""
     text = environ.get(variable)
     if text is None:
         return argument

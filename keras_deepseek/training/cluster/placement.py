@@ -45,7 +45,7 @@ class Placement:
         """True if the user defines the layout of variables and batches."""
         self.layers: LayerPlacement | None = None
         by_layer = choose_layer_devices(device_map, count_devices) if device_map else None
-        if by_layer:
+        if by_layer:  # The map has a device for each pattern of layer names.
             self._place_layers(by_layer, strategy, local_rank)
             return
         if device_map:
@@ -61,18 +61,17 @@ class Placement:
             self.distribution = strategy
         elif strategy == "allreduce":
             self.distribution = backend.current().distribution.spread_over_devices()
-        is_on_one = strategy in (None, "parameter_server") or local_rank is not None
-        if self.distribution is None and not is_on_one:
+        needs_one_device = strategy in (None, "parameter_server") or local_rank is not None
+        if self.distribution is None and not needs_one_device:
             self.devices = backend.current().distribution.replicate_over_devices(strategy)
-        if self.distribution is None and self.devices is None:
-            return
-        if self.device is not None:
+        uses_several_devices = self.distribution is not None or self.devices is not None
+        if uses_several_devices and self.device is not None:
             raise InvalidInputError(
                 f"device_map has one device, {self.device}, but distributed_strategy uses several. "
                 "Leave one of the two out."
             )
         if self.distribution is not None:
-            # It raises an error if that is not supported.
+            # Raises an error if the backend does not support this distribution.
             backend.current().distribution.distributed(self.distribution)
 
     def _divide_batches(self, devices: list[str], strategy: DistributedStrategy | None) -> None:
@@ -125,9 +124,8 @@ class Placement:
     def place(self, model: keras.Model) -> None:
         """Moves the variables of a compiled model to the devices of the training."""
         num_replicas = backend.current().distribution.count_replicas(model)
-        if (
-            num_replicas > 1
-        ):  # Each copy's loss and gradient norm would be that of a part of a batch.
+        # The loss and the gradient norm of a copy would be those of a part of the batch.
+        if num_replicas > 1:
             raise NotSupportedError(
                 f"Model {model.name!r} was made under a strategy of tf.distribute with "
                 f"{num_replicas} copies, but a Trainer needs a model without copies. Make it "

@@ -11,7 +11,7 @@ import numpy as np
 from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.errors import InvalidInputError
 
-_LONGEST = 200
+_LONGEST = 200  # The most characters of a value that an error shows.
 
 
 def check_consistent_across_ranks(processes: Processes, arguments: Mapping[str, Any]) -> None:
@@ -74,6 +74,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _shorten(text: str, other: str) -> str:
+    """Returns the part of a long text around the first difference from another."""
     if len(text) <= _LONGEST:
         return text
     pairs = zip(text, other, strict=False)

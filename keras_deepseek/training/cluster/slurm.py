@@ -6,12 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from keras_deepseek.artifacts.network_address import join_address
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.environment import (
-    ClusterHints,
-    Hint,
-    read_integer,
-    read_text,
-)
+from keras_deepseek.training.cluster.environment import ClusterHints, Hint, read_integer, read_text
 
 _STEP = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NODELIST")
 """The variables that only `srun` sets. A batch script has all others, and looks like task 0."""
@@ -50,6 +45,7 @@ def is_slurm_task(environ: Mapping[str, str]) -> bool:
 
 
 def _derive_coordinator(environ: Mapping[str, str]) -> Hint[str] | None:
+    """Derives an address for rank 0: the first node, and a port from the number of the job."""
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     name = next((name for name in names if read_text(environ, name)), None)
     job = read_integer(environ, "SLURM_JOB_ID") or read_integer(environ, "SLURM_JOBID")
@@ -86,6 +82,7 @@ def expand_node_list(source: str, text: str) -> Iterator[str]:
 
 
 def _combine(outside: list[str], choices: list[list[tuple[int, int, int]]]) -> Iterator[str]:
+    """Yields each name made of the texts outside of brackets, with a number for each bracket."""
     if not choices:
         yield outside[0]
         return

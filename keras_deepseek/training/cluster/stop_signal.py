@@ -13,9 +13,9 @@ from typing import Any
 class StopSignal:
     """Context manager that records SIGTERM instead of ending the process.
 
-    Python delivers signals to the main thread only: in another thread, nothing is changed. If the
-    block ends because a generator around it is closed, a noted signal is raised again for the
-    previous handler, which by default ends the process.
+    Python delivers signals to the main thread only: in another thread, nothing is changed. The
+    block may end because a generator around it is closed. A signal that was recorded is then raised
+    again, for the previous handler, which by default ends the process.
     """
 
     def __init__(self) -> None:
@@ -65,15 +65,16 @@ def keeping_stop_signal() -> Iterator[None]:
 
 @functools.cache
 def _let_children_end() -> None:
-    """Restores the previous SIGTERM handler in forked processes, such as data loaders.
+    """Makes forked processes, such as data loaders, restore the previous SIGTERM handler.
 
-    A pool ends its workers by SIGTERM and waits for them. One that only notes it would never end.
+    A pool ends its workers by SIGTERM and waits for them: a worker that only records the signal
+    would never end.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_put_back)
+        os.register_at_fork(after_in_child=_restore_in_child)
 
 
-def _put_back() -> None:
+def _restore_in_child() -> None:
     noting = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if isinstance(noting, StopSignal) and noting.previous is not None:
         signal.signal(signal.SIGTERM, noting.previous)

@@ -89,6 +89,7 @@ def transformer_layout_map(
             if variable is None or variable.path in split_paths:
                 continue  # The layer has no bias, or was found twice.
             split_paths.add(variable.path)
+            # The first dimension that the devices divide.
             dim = next((dim for dim in dims if variable.shape[dim] % sizes[axis] == 0), None)
             if dim is None:
                 whole.append(variable)
@@ -142,5 +143,6 @@ def _split_projection(layer: keras.layers.EinsumDense, axis: str) -> Iterator[Sp
         return
     yield layer.kernel, (kernel.index(heads[0]),), axis
     if layer.bias is not None and heads[0] in layer.bias_axes:
+        # The axes of the bias are the last ones of the outputs.
         first = min(outputs.index(letter) for letter in layer.bias_axes)
         yield layer.bias, (outputs.index(heads[0]) - first,), axis

@@ -147,6 +147,7 @@ class LengthBuckets(keras.utils.PyDataset):
         carried: list[int] = []
         for length, longer in zip(self.boundaries, [*self.boundaries[1:], None], strict=True):
             members, size = carried + buckets[length], self._sizes[length]
+            # The rest moves up only to a bucket whose batches have as many sequences.
             moves_up = longer is not None and self._sizes[longer] == size
             end = len(members) - len(members) % size if moves_up else len(members)
             batches += [members[i : min(i + size, end)] for i in range(0, end, size)]
@@ -182,6 +183,7 @@ def _check_boundaries(boundaries: Sequence[int] | None, longest: int) -> list[in
 def _count_sequences(
     boundaries: list[int], batch_size: int | None, tokens_per_batch: int | None
 ) -> dict[int, int]:
+    """Returns the number of sequences in a batch for each boundary."""
     if (batch_size is None) == (tokens_per_batch is None):
         raise InvalidInputError(
             "Pass either `batch_size` or `tokens_per_batch`; received "

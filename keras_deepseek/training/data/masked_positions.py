@@ -14,8 +14,8 @@ def gather_masked_positions(
 ) -> tuple[Array, Array]:
     """Returns the positions that have a target, and their targets.
 
-    Choose it for `layers.MaskedPositionHead`: about one position in seven is projected to the
-    vocabulary, and no other. The input is targets of `mask_tokens`, or rows of them from
+    Choose it for `layers.MaskedPositionHead`, which projects only these positions to the
+    vocabulary: about one in seven. The input is targets of `mask_tokens`, or rows of them from
     `pack_sequences`. Rows with fewer masked tokens are padded. Pass `ignore_class` to the loss, so
     that padding does not count.
 
@@ -58,11 +58,12 @@ def gather_masked_positions(
             f"Row {int(counts.argmax())}, counted from 0, has {most} masked tokens; received "
             f"masks_per_sequence={count}. Mask fewer tokens, or pass at least {most}."
         )
+    # A stable sort puts the masked positions of each row first, in ascending order.
     order = np.argsort(~is_masked, axis=1, kind="stable")[:, :count]
     exists = np.take_along_axis(is_masked, order, axis=1)
     positions = np.where(exists, order, -1).astype("int32")
     chosen = np.where(exists, np.take_along_axis(rows, order, axis=1), ignore_class)
-    filling = [(0, 0), (0, count - order.shape[1])]
+    filling = [(0, 0), (0, count - order.shape[1])]  # If `count` is more than the row length.
     return (
         np.pad(positions, filling, constant_values=-1),
         np.pad(chosen.astype("int32"), filling, constant_values=ignore_class),

@@ -84,8 +84,9 @@ class MaskedTokens(keras.utils.PyDataset):
         mask_tokens(tokens[:1], **self._masking)  # Raises errors of the arguments now.
         if check_boolean("use_mask_positions", use_mask_positions):
             special = [mask_token_id, *self._masking["special_token_ids"]]
-            longest = (~np.isin(tokens, special)).sum(axis=1).max(initial=1)
-            self._masks_per_sequence = max(1, int(count_masked(longest, share)))
+            # The row with the most ordinary tokens has the most masked ones.
+            most_ordinary = (~np.isin(tokens, special)).sum(axis=1).max(initial=1)
+            self._masks_per_sequence = max(1, int(count_masked(most_ordinary, share)))
         self._epoch = 0
 
     def __len__(self) -> int:

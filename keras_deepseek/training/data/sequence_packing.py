@@ -96,7 +96,7 @@ def pack_sequences(
         name: np.full(
             (len(rows), length, *documents[0].shape[1:]),
             padding.get(name, 0),
-            np.result_type(*documents),
+            np.result_type(*documents),  # Holds the numbers of each document.
         )
         for name, documents in arrays.items()
     }
@@ -136,14 +136,14 @@ def _fit(pieces: list[Piece], length: int) -> list[list[Piece]]:
 
     From the longest down, each goes to the fullest row with room.
     """
-    pieces.sort(key=lambda piece: piece[1] - piece[2])
+    pieces.sort(key=lambda piece: piece[1] - piece[2])  # Minus the size: the longest first.
     rows: list[list[Piece]] = []
-    by_room: dict[int, list[int]] = {}  # The rows with room for a number of tokens.
-    rooms: list[int] = []  # The numbers that have rows, ascending.
+    by_room: dict[int, list[int]] = {}  # The rows with room for exactly that number of tokens.
+    rooms: list[int] = []  # The keys of `by_room` that have rows, in ascending order.
     for piece in pieces:
         size = piece[2] - piece[1]
-        at = bisect_left(rooms, size)
-        if at == len(rooms):
+        at = bisect_left(rooms, size)  # The least room that is enough.
+        if at == len(rooms):  # No row has enough.
             row, room = len(rows), length
             rows.append([])
         else:

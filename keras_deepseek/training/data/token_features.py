@@ -25,7 +25,8 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
         name: [np.asarray(sequence) for sequence in sequences]
         for name, sequences in features.items()
     }
-    for sequences in arrays.values():  # An empty list has no dtype of its own.
+    # An empty list has no dtype of its own: it gets that of the first sequence with tokens.
+    for sequences in arrays.values():
         dtypes = [sequence.dtype for sequence in sequences if sequence.size]
         for index, sequence in enumerate(sequences):
             if dtypes and not sequence.size:
@@ -36,14 +37,15 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
             f"Every feature needs the same number of sequences, 1 or more; received {counts}."
         )
     lengths: list[int] = []
-    for index, of_one in enumerate(zip(*arrays.values(), strict=True)):
-        shapes = [sequence.shape for sequence in of_one]
+    for index, features_of_one in enumerate(zip(*arrays.values(), strict=True)):
+        shapes = [sequence.shape for sequence in features_of_one]
+        # The shape of a scalar, `()`, is false.
         if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
             raise InvalidInputError(
                 f"Sequence {index} must be of shape (num_tokens, ...), with the same number of "
                 f"tokens in every feature; received {dict(zip(arrays, shapes, strict=True))}."
             )
-        lengths.append(len(of_one[0]))
+        lengths.append(len(features_of_one[0]))
     for name, sequences in arrays.items():
         shapes = sorted({sequence.shape[1:] for sequence in sequences})
         if len(shapes) > 1:

@@ -25,9 +25,10 @@ def mask_tokens(
     """Returns tokens of which some are masked, and the original tokens as targets.
 
     In each row, `share` of the tokens that are not special are chosen, rounded, and at least one.
-    Each chosen token becomes the mask with probability `mask_share`, another token with probability
-    `random_share`, and else stays the same. So a model has to read every token. `MaskedTokens`
-    makes batches of the result, and `gather_masked_positions` selects the masked positions.
+    Each chosen token becomes the mask with probability `mask_share`, a random token with
+    probability `random_share`, and else stays the same. So a model has to read every token.
+    `MaskedTokens` makes batches of the result, and `gather_masked_positions` selects the masked
+    positions.
 
     Args:
         token_ids: Integer array of shape `(num_rows, length)`.
@@ -76,13 +77,10 @@ def mask_tokens(
         raise InvalidInputError(f"All {vocabulary_size} tokens are special: none can be masked.")
     rng = np.random.default_rng(seed)
     is_chosen = _choose(~np.isin(rows, special), share, rng)
-    fate = rng.random(rows.shape)
-    drawn = ordinary[rng.integers(0, len(ordinary), rows.shape)]
-    changed = np.where(
-        fate < mask_share,
-        mask_token_id,
-        np.where(fate < mask_share + random_share, drawn, rows),
-    )
+    draws = rng.random(rows.shape)  # From 0 to 1, one for each token.
+    random_tokens = ordinary[rng.integers(0, len(ordinary), rows.shape)]
+    changed = np.where(draws < mask_share + random_share, random_tokens, rows)
+    changed = np.where(draws < mask_share, mask_token_id, changed)
     return (
         np.where(is_chosen, changed, rows).astype("int32"),
         np.where(is_chosen, rows, ignore_class).astype("int32"),
@@ -97,9 +95,9 @@ def count_masked(num_tokens: Any, share: float = 0.15) -> Any:
 
 def _choose(may_be: Array, share: float, rng: np.random.Generator) -> Array:
     """Chooses tokens for masking at random; returns a boolean array, true for chosen ones."""
-    # A random order of each row, with the tokens that may not be chosen at its end.
+    # A random order of each row. Tokens that may not be chosen are last: 2 is above each number.
     order = np.argsort(np.where(may_be, rng.random(may_be.shape), 2), axis=1)
-    ranks = np.argsort(order, axis=1)
+    ranks = np.argsort(order, axis=1)  # Inverts the order: the place of each token in it.
     counts = count_masked(may_be.sum(axis=1), share)
     chosen: Array = ranks < counts[:, None]
     return chosen

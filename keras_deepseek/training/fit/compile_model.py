@@ -58,11 +58,7 @@ def _check_no_arguments(function: Callable[..., Any]) -> None:
 
 
 def compile_model(
-    model: keras.Model,
-    optimizer: Any,
-    loss: Any,
-    metrics: Any,
-    policy: keras.DTypePolicy | None,
+    model: keras.Model, optimizer: Any, loss: Any, metrics: Any, policy: keras.DTypePolicy | None
 ) -> None:
     """Compiles a model with a trainer's optimizer, loss and metrics.
 
@@ -81,16 +77,16 @@ def compile_model(
             f"Model {model.name!r} was not compiled with an optimizer: pass "
             "Trainer(..., optimizer=...), as in optimizer='adam'."
         )
-    compiled = settings["optimizer"]
-    settings["optimizer"] = with_loss_scaling(_find("optimizer", compiled), policy)
+    requested = settings["optimizer"]
+    settings["optimizer"] = with_loss_scaling(_find("optimizer", requested), policy)
     for loss_leaf in _leaves(loss):
         _find("loss", loss_leaf)
     _check_outputs(model, loss)
     for metric in _leaves(metrics):
         if str(metric).lower() not in _CHOSEN_BY_OUTPUTS:
             _find("metric", metric)
-    if arguments or settings["optimizer"] is not compiled:
-        settings["auto_scale_loss"] = False
+    if arguments or settings["optimizer"] is not requested:
+        settings["auto_scale_loss"] = False  # `with_loss_scaling` has decided.
         model.compile(**_arguments_of_compile(model, settings))
 
 

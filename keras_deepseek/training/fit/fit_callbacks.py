@@ -70,12 +70,10 @@ def without_writers(callbacks: list[keras.callbacks.Callback]) -> list[keras.cal
 def prepared_callbacks(
     callbacks: list[keras.callbacks.Callback], verbose: str | int, *, resume: bool
 ) -> Iterator[str | int]:
-    """Context manager that adds the trainer's callbacks to a list, and yields `verbose`.
-
-    Afterwards it closes displays and loggers, also after an error.
+    """Context manager that adds the trainer's callbacks to a list, and yields Keras's `verbose`.
 
     A `ProgressDisplay` is added if the list has no display. If the training is resumed, its loggers
-    continue their files.
+    continue their files. At the end displays and loggers are closed, also after an error.
     """
     if verbose not in _STYLES:
         raise InvalidInputError(f'`verbose` must be "auto", 0, 1 or 2; received {verbose!r}.')
@@ -141,7 +139,7 @@ class FiniteCheck(keras.callbacks.Callback):
         self._trained: keras.Model | None = None
         self._epoch = 0
         self._newest = -1  # The last batch of the epoch whose logs were read.
-        self._found: tuple[int, int, float] | None = None
+        self._found: tuple[int, int, float] | None = None  # Epoch, batch and loss.
         self._is_checked = False  # The weights were checked after the last step.
 
     def set_model(self, model: keras.Model) -> None:
@@ -193,6 +191,7 @@ class FiniteCheck(keras.callbacks.Callback):
         """Does nothing, because this callback has no state."""
 
     def _check(self) -> None:
+        """Raises the error for a loss that was not finite, if there was one."""
         if self._found is None:
             return
         epoch, batch, loss = self._found

@@ -73,6 +73,7 @@ class GuardCallback(keras.callbacks.Callback):
         self._num_bad = num_bad
         model = self.model  # On JAX this reads the variables back.
         steps = self._steps.read()
+        # The last record is that of batch `newest`. Those before `end` are up to `batch`.
         end = len(steps) - (newest - batch)
         for back in range(min(int(model.steps_per_execution), end), 0, -1):
             step = steps[end - back]
@@ -85,11 +86,11 @@ class GuardCallback(keras.callbacks.Callback):
         what = f"{self._describe(where, step)}; its update was skipped"
         if self._guard.action == "stop" or step.num_in_a_row >= self._guard.most_in_a_row:
             count = f" ({step.num_in_a_row} in a row)" if step.num_in_a_row > 1 else ""
-            without = ", or skip such batches (guard='skip')"
+            advice = ", or skip such batches (guard='skip')" if self._guard.action == "stop" else ""
             raise TrainingDivergedError(
                 f"{what}{count}, and the training stopped. The weights of {model.name!r} are those "
                 "before it. Look at the data of that batch, lower the learning rate, clip the "
-                f"gradients (gradient_clip=){without if self._guard.action == 'stop' else ''}."
+                f"gradients (gradient_clip=){advice}."
             )
         if self._guard.action == "roll_back" and self._roll_back is not None:
             number = self._roll_back(model)

@@ -42,6 +42,7 @@ def recording(
             request_profile=request_profile,
         )
     try:
+        # If only another process records, this step computes the metrics too: the queue drops them.
         queues = [recorder.link.step_metrics for recorder in recorders] or [deque(maxlen=0)]
         with step_metrics.read_by(queues):
             yield

@@ -70,7 +70,6 @@ def make_steps(
         raise
     finally:  # Leaving the loop ends the training.
         model.optimizer.finalize_variable_values(model.trainable_weights)
-        backend.current().step.separate_variables(
-            model
-        )  # As after `fit`, also if the loop was left.
+        # As after `fit`, also if the loop was left.
+        backend.current().step.separate_variables(model)
         callbacks.on_train_end(logs)

@@ -79,7 +79,7 @@ class StepPlan:
             and model.loss is not None
         )
         """True if the only loss is a Keras loss between outputs and targets."""
-        if model.built:  # Otherwise the first step finds the layers.
+        if model.built:  # Raises errors of these options now; otherwise the first step does.
             self._in_precision(lambda: find_blocks(model, options.remat))()
         contexts: list[Callable[[], Any]] = [tune_malloc] if options.tune_malloc else []
         if guard_metric is not None:

@@ -47,15 +47,15 @@ def tune_malloc() -> Iterator[None]:
         _count(-1, lambda: _give_back(library))
 
 
-def _count(change: int, act: Callable[[], None]) -> None:
+def _count(change: int, set_options: Callable[[], None]) -> None:
     """Counts an entry (1) or an exit (-1) of `tune_malloc`.
 
-    Calls `act` at the first entry and at the last exit.
+    Calls `set_options` at the first entry and at the last exit.
     """
     global _users  # noqa: PLW0603 - the process has one heap.
     with _lock:
         if 0 in (_users, _users + change):
-            act()
+            set_options()
         _users += change
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # An option of Linux's `prctl`.
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -55,14 +55,14 @@ class Failure:
 class SignalRelay:
     """Records signals, calls a function for each of them, and wakes a selector.
 
-    The function is called in the signal handler: the launcher may hang in a write to a log that
-    nobody reads. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. `act` takes
-    the number of a signal, and True for the first one.
+    The function, `on_signal`, takes the number of a signal, and True for the first one. It is
+    called in the signal handler, because the launcher may hang in a write to a log that nobody
+    reads. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored.
     """
 
-    def __init__(self, act: Callable[[int, bool], None]) -> None:
+    def __init__(self, on_signal: Callable[[int, bool], None]) -> None:
         self.received: list[int] = []
-        self._act = act
+        self._on_signal = on_signal
         self._previous: dict[int, Any] = {}
         self.descriptor, self._written = os.pipe()
         for descriptor in (self.descriptor, self._written):
@@ -95,7 +95,7 @@ class SignalRelay:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
-        self._act(number, len(self.received) == 1)
+        self._on_signal(number, len(self.received) == 1)
 
 
 class Job:
@@ -111,8 +111,8 @@ class Job:
         self._watchdog = watchdog
         self._running: list[RankProcess] = []
         self._failure: Failure | None = None
-        self._sent: int | None = None
-        self._deadline: float | None = None
+        self._sent: int | None = None  # The last signal to the processes.
+        self._deadline: float | None = None  # The time at which processes are killed.
         self.was_cut_short = False
 
     def run(self, relay: SignalRelay) -> Failure | None:
@@ -179,6 +179,7 @@ class Job:
         return [sys.executable, ray_rank, str(plan.ray), job, *options, *script]
 
     def _wait(self, selector: selectors.BaseSelector, relay: SignalRelay) -> None:
+        """Waits for output, which it forwards, for a signal, or for the deadline to kill."""
         seconds = None
         if self._deadline is not None:
             seconds = max(0.0, self._deadline - time.monotonic())
@@ -198,6 +199,7 @@ class Job:
             self.kill()
 
     def _notice_ends(self, selector: selectors.BaseSelector) -> None:
+        """Collects the processes that have ended; after the first failure, ends the others."""
         for process in [process for process in self._running if process.has_ended()]:
             for descriptor in process.outputs:
                 if descriptor in selector.get_map():
@@ -237,7 +239,7 @@ class Launcher:
 
     def run(self) -> int:
         """Runs the job with restarts to its end; returns 0 or the first failure's exit code."""
-        with Watchdog() as watchdog, SignalRelay(self._act) as relay:
+        with Watchdog() as watchdog, SignalRelay(self._on_signal) as relay:
             for restart in range(self._plan.max_restarts + 1):
                 if restart:
                     self._output.say(f"restart {restart} of {self._plan.max_restarts}.")
@@ -251,7 +253,7 @@ class Launcher:
             return failure.exit_code
         return 128 + relay.received[0] if job.was_cut_short else 0
 
-    def _act(self, number: int, is_first: bool) -> None:
+    def _on_signal(self, number: int, is_first: bool) -> None:
         """Forwards the first signal to the processes, and kills them at any further signal.
 
         SIGHUP never kills: when a terminal is closed, it comes twice, from the shell and from the

@@ -101,6 +101,7 @@ def run_script(path: str) -> None:
             error.add_note(_NOTE)
         if isinstance(error, Exception):
             _end_in_time(1)
+        # Without the frame of this function.
         traceback, show = error.__traceback__ and error.__traceback__.tb_next, sys.excepthook
         sys.excepthook = lambda kind, value, _: show(
             kind, value.with_traceback(traceback), traceback

@@ -58,6 +58,7 @@ def check_port_is_free(host: str, port: int) -> None:
 
 
 def _bind(listener: socket.socket, address: tuple[object, ...]) -> int:
+    """Binds a socket; returns the number of the error, or 0."""
     try:
         listener.bind(address)
     except OSError as error:

@@ -92,8 +92,11 @@ class RemoteRank:
             chunks.append(self._output.get(timeout=_LONGEST_WAIT))
             while True:
                 chunks.append(self._output.get_nowait())
-        is_all = not chunks and not any(reader.is_alive() for reader in self._readers)
-        return chunks, self._process.wait() if is_all and self._output.empty() else None
+        has_no_more = not chunks and not any(reader.is_alive() for reader in self._readers)
+        # The queue last: a reader may have put output into it before it ended.
+        if has_no_more and self._output.empty():
+            return chunks, self._process.wait()
+        return chunks, None
 
     def send(self, number: int) -> None:
         """Sends a signal to the launcher of the rank."""
@@ -106,31 +109,32 @@ class RemoteRank:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Places the rank on a node, waits until it has ended, and returns its exit code.
+    """Runs one rank on a node of the cluster, waits for its end, and returns its exit code.
 
     The arguments are the address of the cluster, the name of the job, and the options and script of
-    `keras-deepseek launch` that are the same for all ranks. The code is 1 if Ray does not run the
+    `keras-deepseek launch` that are the same for all ranks. The code is 1 if Ray can't run the
     rank.
     """
     address, job, *launch = arguments
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    actor: Any = None
+    actor: Any = None  # The actor of a rank that runs.
 
     def pass_on(number: int) -> None:
+        """Sends a signal to the rank; ends this process if the rank does not run yet."""
         if actor is None:
             sys.exit(128 + number)
         actor.send.remote(number)
 
-    def listen() -> None:
+    def handle_signals() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: pass_on(number))
 
-    listen()
+    handle_signals()
     import ray
 
     try:
         ray.init(address, namespace=_NAMESPACE, logging_level="ERROR", log_to_driver=False)
-        listen()  # Ray has replaced the handlers.
+        handle_signals()  # Ray has replaced the handlers.
         placed = _place(ray, job, rank, world_size)
         timeout = float(os.environ.get(_JOIN_TIMEOUT, "300"))
         coordinator = _find_coordinator(ray, job, placed, rank, timeout)
@@ -161,19 +165,22 @@ class _NotPlacedError(Exception):
 
 
 def _place(ray: Any, job: str, rank: int, world_size: int) -> Any:
-    there = ray.cluster_resources()
-    if there.get("CPU", 0) < world_size:
+    """Creates the actor of a rank, `RemoteRank`, on a node that Ray chooses, and returns it."""
+    resources = ray.cluster_resources()
+    if resources.get("CPU", 0) < world_size:
         raise _NotPlacedError(
             f"{world_size} ranks need a CPU of Ray each, and the cluster has "
-            f"{there.get('CPU', 0):g}. Launch fewer (--nproc), or add nodes."
+            f"{resources.get('CPU', 0):g}. Launch fewer (--nproc), or add nodes."
         )
     # As in a launch on one node: if there are enough GPUs, each rank gets one.
-    num_gpus = 1 if there.get("GPU", 0) >= world_size else 0
+    num_gpus = 1 if resources.get("GPU", 0) >= world_size else 0
+    # Threads, so that `send` is answered while `read` waits.
     actor_class: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_concurrency=4)(RemoteRank)
     return actor_class.options(name=f"{job} {rank}", scheduling_strategy="SPREAD").remote()
 
 
 def _find_coordinator(ray: Any, job: str, placed: Any, rank: int, timeout: float) -> str:
+    """Waits until this rank and rank 0 are placed; returns the address at which rank 0 listens."""
     until = time.monotonic() + timeout
     first = placed if rank == 0 else None
     while first is None:

@@ -16,9 +16,9 @@ from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 class CoordinatorStep:
     """A step that computes a batch's gradients, and writes them into a slot of the servers.
 
-    It is traced on the chief's model, with the values on the servers in place of the model's own.
-    No variable of the chief's model is read or changed. `further_variables` are those
-    that a step reads and that are not the model's.
+    TensorFlow traces the step on the chief's model, with values from the servers in place of the
+    model's own. No variable of the chief's model is read or changed. `further_variables` are
+    variables that the step reads and that do not belong to the model.
     """
 
     def __init__(
@@ -33,24 +33,11 @@ class CoordinatorStep:
         self.seeds = BatchSeeds(model)
         self._metrics = list(model.metrics_variables)
         self._first_metrics = _first_values(model)
-        further_variables = [*model.variables, *further_variables]
-        sent_ids = {
-            id(variable)
-            for variables in (
-                model.trainable_variables,
-                self._states,
-                self.seeds.variables,
-                self._metrics,
-            )
-            for variable in variables
-        }
-        self._frozen = list(
-            {
-                id(variable): variable
-                for variable in further_variables
-                if id(variable) not in sent_ids
-            }.values()
-        )
+        sent = [*model.trainable_variables, *self._states, *self.seeds.variables, *self._metrics]
+        sent_ids = {id(variable) for variable in sent}
+        # By id, because the same variable may come twice.
+        others = {id(variable): variable for variable in (*model.variables, *further_variables)}
+        self._frozen = [variable for key, variable in others.items() if key not in sent_ids]
         self.remote: RemoteModel | None = None
 
     def read_frozen(self) -> list[Array]:
@@ -68,19 +55,17 @@ class CoordinatorStep:
         if self.remote is None:
             raise RuntimeError("There are no servers.")
         weights, states, frozen = self.remote.pull()
+        first_metrics = [
+            keras.ops.convert_to_tensor(value, dtype=variable.dtype)
+            for variable, value in zip(self._metrics, self._first_metrics, strict=True)
+        ]
+        # The value in this step of each variable that the model reads.
         mapping = [
             *zip(self._model.trainable_variables, weights, strict=True),
             *zip(self._states, states, strict=True),
             *zip(self._frozen, frozen, strict=True),
             *zip(self.seeds.variables, seeds, strict=True),
-            *zip(
-                self._metrics,
-                [
-                    keras.ops.convert_to_tensor(value, dtype=variable.dtype)
-                    for variable, value in zip(self._metrics, self._first_metrics, strict=True)
-                ],
-                strict=True,
-            ),
+            *zip(self._metrics, first_metrics, strict=True),
         ]
         with (
             _unscaled(self._model.optimizer),
@@ -98,7 +83,8 @@ class CoordinatorStep:
             scope.get_current_value(variable) - first
             for variable, first in zip(self._metrics, self._first_metrics, strict=True)
         ]
-        return {name: value for name, value in logs.items() if name not in metric_names}, metrics
+        own_logs = {name: value for name, value in logs.items() if name not in metric_names}
+        return own_logs, metrics
 
 
 def _first_values(model: keras.Model) -> list[Array]:

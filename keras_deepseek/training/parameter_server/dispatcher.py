@@ -2,9 +2,9 @@
 
 The number of a batch is its step in the training. The dispatcher gives a batch to a free worker,
 and counts it once every server has made its update. If the worker ends, another one computes the
-batch, and a server that has its update already ignores the second one. If a server ends, it
-restarts from its last snapshot. The chief keeps the batches since then, and workers compute
-them again; the other servers have those updates, and ignore them.
+batch again, and servers that have made its update ignore the second one. If a server ends, it
+restarts from its last snapshot. The chief keeps the batches since then, and workers compute them
+again; the other servers have made those updates, and ignore them.
 """
 
 from collections import deque
@@ -67,7 +67,8 @@ class Dispatcher:
         self._setting_up: dict[Any, int] = {}
         self._snapshotting: dict[Any, int] = {}
         self._snapshots: list[ShardValues] = []
-        self._lives: list[Any] = []  # By server. Updates made in an earlier life may be lost.
+        # The ID of each server's run. Updates that were made in an earlier run may be lost.
+        self._lives: list[Any] = []
         self._unsnapshotted: dict[int, Task] = {}  # Counted batches that some snapshot lacks.
         self._done: deque[Result] = deque()
 
@@ -145,6 +146,7 @@ class Dispatcher:
                 *(computing for _, computing in self._computing.values()),
             ]
             numbers = [entry.task.number for entry in [*unfinished, *self._pushing.values()]]
+            # No batch below the least of `settled_below` will be computed again.
             task = replace(
                 batch.task,
                 least_updates=max(0, self._num_counted - self._staleness.most_before),
@@ -154,6 +156,7 @@ class Dispatcher:
             self._computing[self._workers.compute(worker, task)] = (worker, batch)
 
     def _pump(self) -> None:
+        """Assigns batches, waits for an answer of any process, and handles all that have come."""
         self._assign()
         futures = [*self._computing, *self._pushing, *self._setting_up, *self._snapshotting]
         if not futures:
@@ -220,6 +223,7 @@ class Dispatcher:
             self._count(batch)
 
     def _count(self, batch: _Batch) -> None:
+        """Counts a batch whose update every server has made, and asks for snapshots if due."""
         number = batch.task.number
         self._staleness.end(number)
         if batch.is_repair:
@@ -300,6 +304,7 @@ class Dispatcher:
                 self._queue.append(_Batch(task, is_repair=True))
 
     def _finish(self, futures: Sequence[Any]) -> list[Any]:
+        """Waits for the answers of servers, and returns them."""
         unfinished = list(futures)
         while unfinished:
             ready = self._workers.wait(unfinished, self._timeout)

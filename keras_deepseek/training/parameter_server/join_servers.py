@@ -62,14 +62,16 @@ def join_servers(
     if keras.backend.backend() != "tensorflow":
         return None
     if cluster.task_type in ("worker", "ps"):
-        first = 1 if cluster.task_type == "worker" else len(cluster.workers)
+        # Rank 0 is the chief. Then come workers, and then servers.
+        first_rank = 1 if cluster.task_type == "worker" else len(cluster.workers)
         backend.current().distribution.serve_task(
-            _tasks_of(cluster), cluster.task_type, cluster.rank - first, lambda: None
+            _tasks_of(cluster), cluster.task_type, cluster.rank - first_rank, lambda: None
         )
         sys.exit(0)
     sizes = settings.num_workers, settings.num_servers
 
     def find() -> Mapping[str, Sequence[str]]:
+        """Returns the addresses of all tasks, once these listen; starts them if necessary."""
         if cluster.servers:
             addresses = _tasks_of(cluster)
             _await_all([*addresses["worker"], *addresses["ps"]], read_join_timeout())
@@ -107,11 +109,7 @@ def refuse_other_chiefs(settings: ServerSettings, cluster: ClusterSpec) -> None:
 
 
 def _tasks_of(cluster: ClusterSpec) -> Mapping[str, Sequence[str]]:
-    return {
-        "chief": cluster.workers[:1],
-        "worker": cluster.workers[1:],
-        "ps": cluster.servers,
-    }
+    return {"chief": cluster.workers[:1], "worker": cluster.workers[1:], "ps": cluster.servers}
 
 
 def _await_all(addresses: Sequence[str], timeout: float) -> None:

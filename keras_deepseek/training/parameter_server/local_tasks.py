@@ -79,7 +79,8 @@ class LocalTasks:
 
     def process_ids(self, kind: str) -> list[int]:
         """Returns the process IDs of all tasks of one type, `"worker"` or `"ps"`."""
-        return [process.pid for (its, _), process in sorted(self._processes.items()) if its == kind]
+        tasks = sorted(self._processes.items())
+        return [process.pid for (task_kind, _), process in tasks if task_kind == kind]
 
     def end(self) -> None:
         """Kills all worker and server processes."""
@@ -111,6 +112,7 @@ class LocalTasks:
         return reading
 
     def _wait(self, ready: dict[tuple[str, int], int], timeout: float) -> None:
+        """Waits until all processes listen; `ready` has the descriptors that `_start` returned."""
         deadline = time.monotonic() + timeout
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
             for task, descriptor in ready.items():

@@ -40,7 +40,7 @@ def unpack_rows(packed: Array | SparseRows) -> Array:
 
 
 Version = tuple[str, int]
-"""The version of a server's weights: the ID of its life, and the updates made before."""
+"""The version of a server's weights: the ID of the server's run, and the updates made before."""
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,7 @@ class ModelShards:
         # A worker does not scale its loss, and clips by the global norm before it sends the parts.
         self._config = {**config, "loss_scale_factor": None, "global_clipnorm": None}
         self._slot_indices = find_slot_indices(
-            self._class,
-            self._config,
-            self._variables,
-            [shard.variables for shard in self.shards],
+            self._class, self._config, self._variables, [shard.variables for shard in self.shards]
         )
 
     def describe(self) -> list[tuple[tuple[int, ...], str, bool]]:

@@ -69,13 +69,13 @@ def start_ray(settings: ServerSettings, num_gpus: int = 0) -> None:
             # JAX warns of forks; Ray's fork starts another program at once.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             _start(ray, settings.address, num_actors)
-    there = ray.cluster_resources()
+    resources = ray.cluster_resources()
     for name, needed in (("CPU", num_actors), ("GPU", num_gpus)):
-        if there.get(name, 0) < needed:
+        if resources.get(name, 0) < needed:
             raise InvalidInputError(
                 f"{settings.num_workers} workers and {settings.num_servers} servers need {needed} "
-                f"{name}s of Ray, and the cluster has {there.get(name, 0):g}. Use fewer workers, "
-                "or add nodes."
+                f"{name}s of Ray, and the cluster has {resources.get(name, 0):g}. Use fewer "
+                "workers, or add nodes."
             )
 
 
@@ -234,8 +234,8 @@ def _take(kind: type, number: int, num_gpus: int) -> list[Any]:
     idle = _idle.pop(key, [])
     for actor in idle[number:]:
         ray.kill(actor)
-    # Ray restarts an actor any number of times, and repeats the calls that it has not finished.
-    # All of them may be done twice. `compute` is not repeated: another worker gets the batch.
+    # Ray restarts an actor any number of times, and repeats the calls that it has not finished,
+    # which does no harm. It does not repeat `compute`: another worker gets the batch.
     make = ray.remote(
         max_restarts=-1,
         max_task_retries=-1,
@@ -300,10 +300,7 @@ class RayEngine(Engine):
             num_gpus=self._num_gpus,
         )
         return Dispatcher(
-            self.actors,
-            staleness,
-            snapshot_every=settings.snapshot_every,
-            timeout=self._timeout,
+            self.actors, staleness, snapshot_every=settings.snapshot_every, timeout=self._timeout
         )
 
     def stop(self, *, is_clean: bool) -> None:

@@ -140,6 +140,7 @@ def _variable(value: Array) -> keras.Variable:
 
 
 def _stage(variable: keras.Variable, num_slots: int) -> keras.Variable:
+    """Creates the slots for the gradients or changes of a variable, along the first axis."""
     shape = (num_slots, *variable.shape)
     return keras.Variable("zeros", shape=shape, dtype=variable.dtype, trainable=False)
 

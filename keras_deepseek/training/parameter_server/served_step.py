@@ -57,10 +57,11 @@ class ServedStep:
     """A training step that hands out batches to workers, and returns after any batch's update.
 
     It hands out as many batches as the workers and the staleness bound allow, and takes them from
-    the stream before Keras's loop comes to them. Keras counts one step for each update. When no
-    batch is unfinished, the position in the data is right, and the chief's model has the values of
-    the servers. So it is at the end of an epoch, before a checkpoint, and before the training
-    stops.
+    the stream before Keras's loop comes to them. Keras counts one step for each update.
+
+    At the end of an epoch, before a checkpoint, and before the training stops, no batch is
+    unfinished. Then the position in the data is right, and the chief's model has the values of the
+    servers.
     """
 
     def __init__(self, model: keras.Model, engine: Engine, num_servers: int) -> None:
@@ -74,9 +75,8 @@ class ServedStep:
     def _reset(self) -> None:
         self._dispatcher: Dispatcher | None = None
         self._shards: ModelShards | None = None
-        self._queued_batches: deque[Any] = (
-            deque()
-        )  # Batches that have left the stream, not handed out yet.
+        # Batches that have left the stream and are not handed out yet.
+        self._queued_batches: deque[Any] = deque()
         self._num_ahead = 0  # Batches that were handed out and have not left the stream.
         self._num_handed = self._num_made = 0
         self._limit: int | None = None
@@ -137,6 +137,7 @@ class ServedStep:
         return logs
 
     def _note_taken(self, batch: Any) -> None:
+        """Queues a batch that leaves the stream, unless it was handed out before."""
         if self._num_ahead:
             self._num_ahead -= 1
         else:
@@ -169,6 +170,7 @@ class ServedStep:
             self._hand(dispatcher, batch)
 
     def _next_batch(self) -> Any:
+        """Returns the next batch to hand out: a queued one, or one that is still in the stream."""
         if self._queued_batches:
             return self._queued_batches.popleft()
         stream = self._stream
@@ -195,6 +197,7 @@ class ServedStep:
         return {**model.get_metrics_result(), **result.logs}
 
     def _synchronize(self, dispatcher: Dispatcher) -> None:
+        """Copies the servers' values into the chief's model, when all updates are made."""
         values = dispatcher.collect()
         if self._shards is None:
             raise RuntimeError("There is no training.")

@@ -28,7 +28,7 @@ class ShardServer:
 
     def reset(self) -> None:
         """Drops all values, so that another training can start."""
-        self._life = uuid.uuid4().hex  # The counts of an earlier life don't hold any more.
+        self._life = uuid.uuid4().hex  # The ID of this run: counts of an earlier one don't hold.
         self._shard: Any = None
         self._states: list[Any] = []
         self._num_updates = 0
@@ -52,7 +52,7 @@ class ShardServer:
     def pull(self, life: str | None, known_updates: int) -> Pulled | None:
         """Returns the weights, unless the worker has them already.
 
-        `life` is the life of the server that the worker's weights are from, and `known_updates`
+        `life` is the ID of the server's run that the worker's weights are from, and `known_updates`
         the number of updates in them.
         """
         if not self._is_set_up:

@@ -14,10 +14,11 @@ from keras_deepseek.backend.keras_private.optimizers import count_update, exclud
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.parameter_server.messages import ShardPlan
 
-_MARK = re.compile(r"servedvariable(\d+)end")
+_MARK = re.compile(r"servedvariable(\d+)end")  # In the paths that `_make_small` makes.
+_NO_VARIABLE = -1
 
 Slot = tuple[int, int]
-"""The index of a model's variable, or -1 for none; and the number of the slot among its slots."""
+"""The index of a variable, or `_NO_VARIABLE`; and the number of the slot among its slots."""
 
 
 def find_slot_indices(
@@ -56,7 +57,7 @@ def _find_slots(
     slots = []
     for variable in optimizer.variables:
         match = _MARK.search(variable.path)
-        index = int(match[1]) if match else -1
+        index = int(match[1]) if match else _NO_VARIABLE
         slots.append((index, num_slots[index]))
         num_slots[index] += 1
     return slots

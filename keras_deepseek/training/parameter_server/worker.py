@@ -82,12 +82,14 @@ class Worker:
     def compute(self, task: Task) -> Result | None:
         """Computes a batch, starts sending its gradients to the servers, and returns the result.
 
-        It returns `None` if the worker has restarted and has no model.
+        Returns:
+            The result, whose `pushes` are `None` if a server has lost its weights; or `None` if the
+            worker has restarted and has no model.
         """
         if self._model is None:
             return None
         versions = self._take_weights(task.least_updates)
-        if versions is None:
+        if versions is None:  # A server has restarted.
             return Result({}, [], None)
         if self._looks_ahead:  # The next weights come while this batch is computed.
             self._pulling = self._pull()
@@ -97,7 +99,9 @@ class Worker:
         self._model.reset_metrics()
         logs = backend.current().step.run_step(self._model, task.batch)
         gradients = [_pack(gradient) for gradient in logs.pop(GRADIENTS)]
-        changes = [_read(state) - was for state, was in zip(self._states, old_states, strict=True)]
+        changes = [
+            _read(state) - before for state, before in zip(self._states, old_states, strict=True)
+        ]
         pushes = [
             self._servers.push(
                 index,
@@ -113,8 +117,8 @@ class Worker:
             for index, (shard, version) in enumerate(zip(self._shards, versions, strict=True))
         ]
         metrics = [
-            _read(variable) - was
-            for variable, was in zip(
+            _read(variable) - before
+            for variable, before in zip(
                 self._model.metrics_variables, self._metrics_before, strict=True
             )
         ]
@@ -151,12 +155,17 @@ class Worker:
             (None, 0) if server_pulled is None else server_pulled.version
             for server_pulled in pulled
         ]
+        # Weights that were requested ahead may be too old by now.
         if pulling and min(updates for _, updates in pulled_versions) < least_updates:
             self._write(pulled)
             pulled = self._servers.wait(self._pull())
         return self._write(pulled)
 
     def _write(self, pulled: list[Pulled | None]) -> list[tuple[str, int]] | None:
+        """Writes the servers' values into the model, and returns the versions of the servers.
+
+        It writes nothing and returns `None` if a server has no values, because it has restarted.
+        """
         complete = [server_pulled for server_pulled in pulled if server_pulled is not None]
         if len(complete) < len(pulled):
             self._versions = [(None, 0) for _ in self._shards]

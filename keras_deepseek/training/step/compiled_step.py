@@ -32,7 +32,7 @@ class CompiledStep:
             `True`.
         is_eager: boolean. The step is a Python function that no framework can compile. Defaults to
             `False`.
-        step_metrics: The hand-over of the metrics that the step returns among its logs.
+        step_metrics: Takes the metrics of the run record out of the logs that the step returns.
         profiler: The profiler of the steps.
         contexts: Functions that return context managers in which the model trains.
     """
@@ -61,9 +61,9 @@ class CompiledStep:
         self._contexts = contexts
         self._compilation = compilation(model)
         self._compiled_for: Any = None
-        self._called: Callable[..., Any] = self._run
-        self._function: Any = None
-        self._error: Exception | None = None
+        self._called: Callable[..., Any] = self._run  # Called by the compiled function.
+        self._function: Any = None  # The compiled function, between two trainings.
+        self._error: Exception | None = None  # The error of the current training's step.
         self.num_calls = 0
         """The number of calls of the compiled function in this training."""
         self.is_running = False
@@ -108,12 +108,13 @@ class CompiledStep:
         """Context manager in which the model trains by this step."""
         self._check_not_training()
         model, compiled = self._model, compilation(self._model)
-        model_function, self._error, self.num_calls = model.train_function, None, 0
-        self.is_running = False
+        model_function = model.train_function
+        self._error, self.num_calls, self.is_running = None, 0, False
         backend.current().step.separate_variables(model)
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compiled_for == self._now() else None
-        if model.train_function is None:  # JAX would go on with what it traced for the same one.
+        if model.train_function is None:
+            # A new function object: for the same one, JAX would go on with its former trace.
             self._called = functools.partial(self._run)
         has_step = class_overrides_train_step(model)
         build = functools.partial(build_for_step, model) if has_step else None
@@ -138,6 +139,7 @@ class CompiledStep:
             model.train_function = model_function if compilation(model) is compiled else None
 
     def _make_function(self, force: bool = False) -> Any:
+        """Replaces `keras.Model.make_train_function` while the model trains by this step."""
         model = self._model
         if model.built:  # Otherwise the first step builds it.
             self._prepare()
@@ -162,6 +164,8 @@ class CompiledStep:
         return compilation(model), variables, self._step_metrics.are_wanted
 
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the compiled function: counts its calls, profiles them, and takes their metrics."""
+
         def run(*arguments: Any) -> Any:
             self.is_running = True
             if self._profiler.is_requested:

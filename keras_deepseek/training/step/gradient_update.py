@@ -125,10 +125,12 @@ class GradientUpdate:
         variables: Sequence[keras.Variable],
         keep_residual: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
+        """Updates as `__call__` does. Only checks, statistics and clipping need the norm."""
         optimizer = self._model.optimizer
         is_checked = is_scaled(optimizer) or self._guard is not None
         watch = self._statistics is not None and self._statistics.measure_layers
-        if not (is_checked or watch) and self._gradient_clip is None:
+        needs_norm = is_checked or watch or self._gradient_clip is not None
+        if not needs_norm:
             self._apply(gradients, variables, None, keep_residual)
             return None, {}
         gradients = self._unscale(gradients)

@@ -8,6 +8,8 @@ import keras
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.errors import InvalidInputError
 
+_MOST_NAMES = 20  # The most names that an error lists.
+
 
 def find_named_layers(
     model: keras.Model, argument: str, patterns: Sequence[str]
@@ -20,7 +22,7 @@ def find_named_layers(
     layers = [layer for layer in flatten_layers(model) if layer is not model]
     for pattern in patterns:
         if not fnmatch.filter([layer.name for layer in layers], pattern):
-            names = ", ".join(sorted({layer.name for layer in layers})[:20])
+            names = ", ".join(sorted({layer.name for layer in layers})[:_MOST_NAMES])
             raise InvalidInputError(
                 f"{argument}={pattern!r} names no layer of {model.name!r}. Its layers: {names}."
             )

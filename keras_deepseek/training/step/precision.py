@@ -138,6 +138,7 @@ def step_in_precision(
             ):
                 return train_step(*arguments)
         except Exception as error:
+            # Frameworks also call float16 "half".
             if any(word in str(error).lower() for word in ("float16", "half")):
                 error.add_note(_ADVICE.format(policy.name))
             raise

@@ -129,6 +129,7 @@ class GuardMetric(keras.metrics.Metric):
         return is_good
 
     def _remember(self, loss: Any, verdict: Any, is_good: Any) -> None:
+        """Records a step; a good one also changes the running mean and variance of the loss."""
         mean_before, variance_before, in_a_row = (
             ops.convert_to_tensor(variable)
             for variable in (self._mean, self._variance, self._num_in_a_row)

@@ -19,6 +19,8 @@ from keras_deepseek.backend.profiling.step_trace import (
 )
 from keras_deepseek.errors import InvalidInputError
 
+_NUM_LAYERS_SHOWN = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class StepProfile:
@@ -71,7 +73,7 @@ class StepProfile:
 
     def __str__(self) -> str:
         """Returns a table of the parts and of the ten most expensive layers."""
-        layers = sorted(self.layers.items(), key=lambda item: -sum(item[1]))[:10]
+        layers = sorted(self.layers.items(), key=lambda item: -sum(item[1]))[:_NUM_LAYERS_SHOWN]
         rows = [*self.parts.items(), *((path, sum(times)) for path, times in layers)]
         rows.insert(len(self.parts), ("step", self.step_seconds))
         width = max(len(name) for name, _ in rows)
@@ -206,7 +208,7 @@ class StepProfiler(keras.callbacks.Callback):
         for owner, seconds in divide_time(lines).items():
             parts[owner.part] += seconds / steps
             if owner.layer:
-                times = layers.setdefault(owner.layer, [0.0, 0.0])
+                times = layers.setdefault(owner.layer, [0.0, 0.0])  # Forward and backward.
                 times[owner.part == "backward"] += seconds / steps
         return StepProfile(
             steps=steps,

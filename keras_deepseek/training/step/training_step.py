@@ -155,7 +155,7 @@ class TrainingStep:
             part = self._compute_part(batch, variables)
             with backend.current().step.mark(BACKWARD):
                 loss, logs, gradients = part.means(is_sum=self.loss.is_sum)
-        if not isinstance(part.num_rows, int):
+        if not isinstance(part.num_rows, int):  # Perhaps no process has a row.
             loss = ops.where(part.num_rows > 0, loss, float("nan"))
         is_measured = self._statistics is not None and self._statistics.step_metrics.are_wanted
         statistics = self._statistics if is_measured else None
@@ -164,7 +164,7 @@ class TrainingStep:
         is_good, update_logs = self._apply(loss, gradients, variables, part.keep_residual)
         with backend.current().step.mark(LOSS):
             track_loss(self._model, loss, part.num_rows)
-        for state, old_value in states:
+        for state, old_value in states:  # A bad batch must not change metrics and layers.
             state.assign(ops.where(is_good, state.value, old_value))
         with backend.current().step.mark(LOSS):
             means = self._read_logs()

@@ -21,6 +21,7 @@ _logger = logging.getLogger(__name__)
 
 _TIMED_STEPS = 3  # After one step that compiles; the fastest counts.
 _MIN_GAIN = 1.05  # Of the throughput, for twice the batch size to be worth it.
+_PRECISION = 8  # The largest size that fits is searched to within an eighth of it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +111,9 @@ def choose_size(
         measured = measure(size)
         if measured is None:
             failed.append(size)
-        else:
-            seconds[size] = measured
-        return measured is not None
+            return False
+        seconds[size] = measured
+        return True
 
     size, speed = min_batch_size, 0.0
     while fits(size):
@@ -122,14 +123,15 @@ def choose_size(
         size = 2 * size if max_batch_size is None else min(2 * size, max_batch_size)
     if failed:
         low, high = max(seconds, default=0), failed[0]
-        while high - low > max(low // 8, 1):
+        while high - low > max(low // _PRECISION, 1):
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
     sizes = sorted(seconds)
     speeds = [size / seconds[size] for size in sizes]
-    enough = max(speeds, default=0.0) / _MIN_GAIN
+    fast_enough = max(speeds, default=0.0) / _MIN_GAIN
+    # The smallest size that is almost as fast as the fastest.
     suggestion = next(
-        (size for size, speed in zip(sizes, speeds, strict=True) if speed >= enough), None
+        (size for size, speed in zip(sizes, speeds, strict=True) if speed >= fast_enough), None
     )
     return BatchSizeSearch(
         sizes, [seconds[size] for size in sizes], speeds, sorted(failed), suggestion
@@ -206,6 +208,7 @@ def _is_text(x: Any) -> bool:
 
 
 def _from_texts(texts: list[Any], y: Any, sample_weight: Any) -> Callable[[int], dict[str, Any]]:
+    """Returns a function from a batch size to `fit` arguments, which repeats the texts."""
     rows = {"y": y, "sample_weight": sample_weight}
 
     def make(size: int) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def search_learning_rate(
 def _result(all_rates: list[float], raw_losses: list[float]) -> LearningRateSearch:
     """Returns the search result, from losses that may have ended before the last rate."""
     rates = all_rates[: len(raw_losses)]
-    # Without the clipping, an explosion would hide the fall before it in the means.
+    # Clips losses that rise by more than the loss has fallen: in the means, an explosion would hide
+    # the fall before it.
     start = float(np.median(raw_losses[: max(len(raw_losses) // 10, 1)]))
     clipped = np.minimum(raw_losses, 2 * start - min(raw_losses))
     losses = _smooth(clipped, _smoothing(len(all_rates)))
@@ -199,6 +200,7 @@ def _smooth(losses: Array, smoothing: float) -> list[float]:
 
 
 def _suggest(rates: list[float], losses: list[float], raw_losses: Array) -> float | None:
+    """Returns the rate of the steepest fall before the lowest loss; `None` if it is only noise."""
     lowest = int(np.argmin(losses))
     upto = slice(0, lowest + 1)
     jitter = float(np.std(np.subtract(raw_losses[upto], losses[upto])))
@@ -206,6 +208,6 @@ def _suggest(rates: list[float], losses: list[float], raw_losses: Array) -> floa
         return None
     # Noise before the loss falls may be steep, too.
     falls = np.subtract(losses[0], losses[upto])
-    begun = int(np.argmax(falls > max(jitter, _FALL_BEGUN * falls[-1])))
+    start = int(np.argmax(falls > max(jitter, _FALL_BEGUN * falls[-1])))
     slopes = np.gradient(losses[upto], np.log(rates[upto]))
-    return rates[begun + int(np.argmin(slopes[begun:]))]
+    return rates[start + int(np.argmin(slopes[start:]))]

@@ -65,15 +65,12 @@ class MemoryReport:
             size = getattr(self, name)
             share = size / max(self.total, 1)
             rows.append(f"{name:12}{size / unit:12,.1f} {name_of_unit}{share:7.0%}")
-        rows[3] += f"   of a batch of {self.batch_size}"
+        rows[names.index("activations")] += f"   of a batch of {self.batch_size}"
         return "\n".join(rows)
 
 
 def measure_memory(
-    model: keras.Model,
-    plan: StepPlan,
-    training: ShortTraining,
-    data: dict[str, Any],
+    model: keras.Model, plan: StepPlan, training: ShortTraining, data: dict[str, Any]
 ) -> MemoryReport:
     """Counts the bytes that a step on the first batch needs, and restores the model."""
     with training.restored_state():
@@ -83,7 +80,8 @@ def measure_memory(
         trainable = model.trainable_variables
         gradients = count_bytes(trainable)
         if plan.options.micro_batches > 1:  # Their sum is in float32.
-            gradients += sum(4 * int(np.prod(variable.shape)) for variable in trainable)
+            num_bytes = np.dtype("float32").itemsize
+            gradients += sum(num_bytes * int(np.prod(variable.shape)) for variable in trainable)
         return MemoryReport(
             weights=count_bytes(model.variables),
             gradients=gradients,

@@ -92,11 +92,7 @@ class ShortTraining:
                 f"{self._model.steps_per_execution} at once: compile it with steps_per_execution=1."
             )
         positioned = self._open(
-            x=x,
-            y=y,
-            sample_weight=sample_weight,
-            batch_size=batch_size,
-            class_weight=class_weight,
+            x=x, y=y, sample_weight=sample_weight, batch_size=batch_size, class_weight=class_weight
         )
         stream = positioned.stream
         chosen = [*callbacks, _StepLimit(steps, stream)]

@@ -35,7 +35,7 @@ class Part:
         num_rows: The number of rows: integer or scalar tensor.
         backward: Function of a divisor and a `Receive`, both optional. It returns the gradients of
             the sums by variable, over the divisor; `None` where the loss does not depend on it.
-            Without a divisor they are to be multiplied by `factor`.
+            Without a divisor, the caller has to multiply them by `factor`.
         factor: Scalar. Defaults to `1.0`.
         keep_residual: Function that keeps the rest that gradient compression left out, for a step
             whose update is made. Defaults to `None`: nothing was compressed.

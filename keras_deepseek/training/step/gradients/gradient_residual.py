@@ -71,10 +71,8 @@ class GradientResidual:
         if shapes == [own_shape] * self._processes.world_size:
             self._replicas.write_own(residual, values[self._processes.rank])
             return
-        begin = np.resize(
-            self._begin(trained), own_shape
-        )  # One residual for each device of the process.
-        self._replicas.write_own(residual, begin)
+        # Repeated for each device of the process.
+        self._replicas.write_own(residual, np.resize(self._begin(trained), own_shape))
         if self._processes.rank > 0 or self._has_warned:
             return
         self._has_warned = True

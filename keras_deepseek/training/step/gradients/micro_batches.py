@@ -71,7 +71,7 @@ class MicroBatches:
         self._size = -(-num_rows // number)
         if isinstance(num_rows, int):
             self.number = num_rows // self._size
-        else:
+        else:  # On TensorFlow, the number may be unknown until the step runs.
             self._size = ops.maximum(self._size, 1)
             self.number = num_rows // self._size
         self._num_last_rows = num_rows - self.number * self._size
@@ -82,6 +82,7 @@ class MicroBatches:
         def take(array: Any) -> Any:
             whole = array[: self._size * self.number]
             shape = ops.shape(whole)[1:]
+            # The rows `index::number`.
             return ops.reshape(whole, (self._size, self.number, *shape))[:, index]
 
         return _map_arrays(take, self._batch)

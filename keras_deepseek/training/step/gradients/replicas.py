@@ -48,10 +48,12 @@ def sum_processes(
 ) -> Part:
     """Sums the gradients of this process's rows with those of all other processes.
 
-    Gradients are sent while the backward pass computes others.
+    Gradients are sent while the backward pass computes others. `residual` is `None` without
+    compression.
     """
 
     def find_divisor(sums: WeightedSums) -> Any:
+        """Returns the divisor that turns sums into the loss of the whole batch."""
         return 1.0 if loss.is_sum else ops.maximum(sums.weight, MIN_WEIGHT)
 
     num_rows = None
@@ -65,6 +67,7 @@ def sum_processes(
         if residual is None:
             scalars, (counts,), gradients = replicas.sum(replica, batch, variables)
         else:
+            # Compression sends gradients without the loss scale.
             compression = residual.compression(1.0 if scale is None else scale)
             scalars, (counts,), gradients, keep_residual = replicas.sum_compressed(
                 replica, batch, variables, compression

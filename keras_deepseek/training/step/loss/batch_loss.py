@@ -65,7 +65,7 @@ class BatchLoss:
         model = self._model
         with collect_loss_means() if self.is_in_parts else nullcontext([]) as means:
             y_pred = call_for_training(model, x)
-        # On PyTorch, Keras divides them in place by the mask's mean, which each part has its own.
+        # Copied: on PyTorch, Keras divides them in place by the mean of the part's own mask.
         weights = copy_weights(sample_weight) if self.is_in_parts else sample_weight
         with backend.current().step.mark(LOSS):
             loss = compute_training_loss(model, x, y, y_pred, weights)
@@ -97,6 +97,7 @@ class BatchLoss:
         )
 
     def _share(self, num_rows: Any) -> Any:
+        """Returns the share of a part of `num_rows` rows in the whole batch."""
         return ops.cast(num_rows, "float32") / ops.cast(self._num_rows, "float32")
 
 

@@ -83,8 +83,8 @@ def find_reduction(loss: Any) -> str:
 def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
     """Returns the number by which a mean loss was divided, as a float32 scalar.
 
-    It is the number of rows; with a mask or `ignore_class`, of unmasked tokens; with
-    `reduction="mean_with_sample_weight"`, the sum of the weights.
+    It is the number of rows. With a mask or `ignore_class`, it is the number of tokens that count.
+    With `reduction="mean_with_sample_weight"`, it is the sum of the weights.
 
     Raises:
         InvalidInputError: There are several outputs with their own masks.
@@ -92,27 +92,30 @@ def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> A
     outputs, masks = keras.tree.flatten(y_pred), output_masks(y_pred)
     ignored = [getattr(output_loss, "ignore_class", None) for output_loss in list_losses(loss)]
     by_weight = find_reduction(loss) == "mean_with_sample_weight"
-    counts = [mask for mask in (*masks, *ignored) if mask is not None]
-    if not counts and not by_weight:
+    leaves_tokens_out = any(setting is not None for setting in (*masks, *ignored))
+    if not leaves_tokens_out and not by_weight:
         return ops.cast(ops.shape(outputs[0])[0], "float32")
     if len(outputs) > 1:
         raise InvalidInputError(
             f"Micro-batches can't weigh {len(outputs)} outputs that have their own masks. Override "
             "`Trainer.train_step` and return the loss and its weight."
         )
-    is_shown = masks[0]
+    is_counted = masks[0]  # A boolean for each token; `None` if all count.
     if ignored and ignored[0] is not None:
         classes = ops.convert_to_tensor(keras.tree.flatten(y)[0])
         if len(classes.shape) == len(outputs[0].shape):
             classes = ops.squeeze(classes, -1)
         is_class = ops.not_equal(classes, ignored[0])
-        is_shown = is_class if is_shown is None else ops.logical_and(is_shown, is_class)
+        is_counted = is_class if is_counted is None else ops.logical_and(is_counted, is_class)
     if not by_weight:
-        return ops.sum(ops.cast(is_shown, "float32"))
-    shape = ops.shape(outputs[0])[:-1] if is_shown is None else ops.shape(is_shown)
-    weights = ops.ones(shape, "float32") if is_shown is None else ops.cast(is_shown, "float32")
+        return ops.sum(ops.cast(is_counted, "float32"))
+    if is_counted is None:
+        weights = ops.ones(ops.shape(outputs[0])[:-1], "float32")
+    else:
+        weights = ops.cast(is_counted, "float32")
     if sample_weight is not None:
         row_weights = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
+        # Weights of rows get axes of size 1, so that each weighs all tokens of its row.
         missing = len(weights.shape) - len(row_weights.shape)
         weights = weights * ops.reshape(row_weights, (*ops.shape(row_weights), *[1] * missing))
     return ops.sum(weights)
