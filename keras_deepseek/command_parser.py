@@ -154,7 +154,7 @@ class CommandParser(argparse.ArgumentParser):
             yield path, names[key], value
 
     def _convert(self, action: argparse.Action, value: Any) -> Any:
-        """Returns a value of a source as the command line would give it."""
+        """Converts a value from a variable or the file to that of the same text as an argument."""
         if action.nargs == 0:
             if value not in _SWITCH:
                 self.error(f"argument {_flag(action)}: expected true or false, got {value!r}")

@@ -60,12 +60,7 @@ class LRScheduler(keras.callbacks.Callback):
     """
 
     def __init__(
-        self,
-        func: Schedule,
-        *,
-        total_steps: int,
-        initial_lr: float = 0.0,
-        final_lr: float = 0.001,
+        self, func: Schedule, *, total_steps: int, initial_lr: float = 0.0, final_lr: float = 0.001
     ) -> None:
         super().__init__()
         if not callable(func):

@@ -40,7 +40,7 @@ It takes the file for the trace, and a function for the result: a dataclass, or 
 
 @dataclass(frozen=True)
 class RunLink:
-    """The trainer's side of a recorder.
+    """What a trainer gives its recorder: arguments, metrics, documents, functions for commands.
 
     Args:
         step_metrics: The metrics of steps that have ended, in their order.

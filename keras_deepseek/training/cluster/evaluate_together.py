@@ -63,6 +63,7 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
     """
 
     def evaluate(*arguments: Any, **options: Any) -> Any:
+        """Replaces `model.evaluate`; calls of others than `fit` are passed on to Keras."""
         by_keras = functools.partial(type(model).evaluate, model)
         data = [options.get(name) for name in ("x", "y", "sample_weight")]
         # The user may call `evaluate` on one rank only: that must not wait for the others.

@@ -65,8 +65,8 @@ def graph_documents(
 ) -> dict[str, Callable[[], Any]]:
     """Returns functions that draw the model, and the graph of its step if that is optimized.
 
-    They are called after the first step. `batch_size` is the number of rows where its inputs leave
-    it free, as on TensorFlow.
+    They are called after the first step. `batch_size` is the number of rows of inputs that the step
+    takes with any number, as on TensorFlow.
     """
     passes: Collection[str] | None = PASSES if optimize_graph else None
     if isinstance(model, OptimizedModel):

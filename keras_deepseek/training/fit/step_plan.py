@@ -146,6 +146,7 @@ class StepPlan:
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
     def _compile(self, contexts: Sequence[Callable[[], Any]]) -> CompiledStep:
+        """Returns the step of the workers, of the trainer, or of the model's own `train_step`."""
         model, parallelism = self._model, self.parallelism
         make_train_step = backend.current().step.make_train_step
         if parallelism.worker_step is not None:  # Workers apply the precision, and hold the layers.

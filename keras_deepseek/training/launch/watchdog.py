@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 
 class Watchdog:
-    """Context manager that runs the watchdog process. It is told of each process group."""
+    """Context manager that runs the watchdog process, which kills the groups passed to `add`."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(

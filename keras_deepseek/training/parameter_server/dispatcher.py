@@ -182,6 +182,7 @@ class Dispatcher:
         self._assign()
 
     def _handle_result(self, future: Any) -> None:
+        """Waits for the pushes of a computed batch, or queues the batch again if it was lost."""
         worker, batch = self._computing.pop(future)
         try:
             result = self._workers.finish(worker, batch.task, future)
@@ -207,7 +208,7 @@ class Dispatcher:
         batch.result = result
         batch.pushes = {push: server for server, push in enumerate(result.pushes)}
         self._pushing.update(dict.fromkeys(result.pushes, batch))
-        if not batch.pushes:
+        if not batch.pushes:  # The update is already made.
             self._count(batch)
 
     def _handle_push(self, future: Any) -> None:

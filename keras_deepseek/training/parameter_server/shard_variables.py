@@ -51,6 +51,7 @@ def _find_slots(
     variables: Sequence[keras.Variable],
     indices: Sequence[int],
 ) -> list[Slot]:
+    """Builds an optimizer for some variables, and tells the slot of each of its own variables."""
     optimizer = optimizer_class.from_config(config)
     optimizer.build([_make_small(variables[index], index) for index in indices])
     num_slots: Counter[int] = Counter()

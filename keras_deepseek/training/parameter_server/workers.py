@@ -97,7 +97,7 @@ class StalenessBound:
         # others push and compute meanwhile.
         spare = bound - (3 * num_workers - 2)
         self.most_before = max(0, min(num_workers, spare)) if looks_ahead else 0
-        """The updates that weights may miss that are pulled before their batch is there."""
+        """The most updates that may be made between an early pull of weights and their batch."""
         self._misses: dict[int, int] = {}
 
     def may_begin(self) -> bool:

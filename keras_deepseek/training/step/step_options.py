@@ -83,7 +83,7 @@ class StepOptions:
         return StepGuard(self.guard)
 
     def changes_to_updates(self) -> dict[str, bool]:
-        """Returns the options that a model's own `train_step` would ignore, as True if set."""
+        """Returns, for each option that a model's own `train_step` would ignore, if it is set."""
         # Without names, `remat=[]` asks for nothing, as `False` does.
         return {
             f"`{option.name}`": (value := getattr(self, option.name)) != option.default

@@ -92,7 +92,7 @@ _TOOLS = {"torch": "torch.profiler", "jax": "jax.profiler", "tensorflow": "tf.pr
 class StepProfiler(keras.callbacks.Callback):
     """Traces the steps of a model on request, from the end of one step to that of another.
 
-    It is a callback too: a validation, and what happens between two epochs, does not count.
+    As a callback, it leaves out validation and the time between two epochs.
     """
 
     async_safe = True  # Keras then need not wait for the logs of each step.

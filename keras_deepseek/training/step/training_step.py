@@ -80,7 +80,7 @@ class Parallelism:
 
     @property
     def is_compilable(self) -> bool:
-        """True if XLA can compile the step. It would put the layers of all devices on one."""
+        """True if XLA can compile the step. XLA would put the layers of several devices on one."""
         replicas = (self.replicas, self.devices)
         return self.place_layers is None and all(
             replica_set is None or replica_set.is_compilable for replica_set in replicas

@@ -111,6 +111,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(passed > 0, falling, rate)
 
     def _shape(self, passed: Any) -> Any:
+        """Returns the share of the fall that is left, after a share `passed` of the decay."""
         if self.decay == "cosine":
             return 0.5 * (1.0 + ops.cos(math.pi * passed))
         if self.decay == "sqrt":

@@ -124,8 +124,8 @@ def search_learning_rate(
 def _result(all_rates: list[float], raw_losses: list[float]) -> LearningRateSearch:
     """Returns the search result, from losses that may have ended before the last rate."""
     rates = all_rates[: len(raw_losses)]
-    # Clips losses that rise by more than the loss has fallen: in the means, an explosion would hide
-    # the fall before it.
+    # The start is the median over the first tenth. Losses are clipped as far above it as the lowest
+    # is below it: in the means, an explosion would hide the fall before it.
     start = float(np.median(raw_losses[: max(len(raw_losses) // 10, 1)]))
     clipped = np.minimum(raw_losses, 2 * start - min(raw_losses))
     losses = _smooth(clipped, _smoothing(len(all_rates)))
