@@ -294,7 +294,7 @@ def test_a_tokenizer_that_does_not_fit_leaves_an_older_file_as_it_was(preset, tm
 
 def test_a_model_whose_tokenizer_was_taken_away_is_saved_without(preset, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "keras_deepseek.models.checkpoints.preset_folder.is_installed", lambda: False
+        "keras_deepseek.models.checkpoints.preset_assets.is_installed", lambda: False
     )
     write_vocabulary(preset, 40)
     model = SmallModel.from_preset(preset)
@@ -332,7 +332,7 @@ def test_tokenizer_and_generation_config_go_along(preset, tmp_path, monkeypatch,
     if is_installed:
         pytest.importorskip("tokenizers")
     monkeypatch.setattr(
-        "keras_deepseek.models.checkpoints.preset_folder.is_installed", lambda: is_installed
+        "keras_deepseek.models.checkpoints.preset_assets.is_installed", lambda: is_installed
     )
     write_vocabulary(preset, 40)
     (preset / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
