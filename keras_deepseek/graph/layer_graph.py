@@ -26,8 +26,8 @@ def draw_layers(
     A layer that can't be opened has no children, and says why. Layers that compute nothing at
     inference, such as dropout, are missing. Calls of one layer are drawn as one.
 
-    The inputs are tensors or `KerasTensor`s of known shapes. With `passes`, it is the graph of the
-    training step, as these passes have rewritten it.
+    The inputs are tensors or `KerasTensor`s of known shapes. With `passes`, the result is the graph
+    of the training step, as these passes have rewritten it.
     """
     with unique_paths(model) as layers:
         try:

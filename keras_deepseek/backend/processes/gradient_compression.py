@@ -23,10 +23,10 @@ class LowRank:
     """Low-rank gradient compression: two thin matrices are sent for each gradient (PowerSGD).
 
     Choose it for links that are slow for the model: it sends one to four hundredths of the bytes. A
-    gradient `M`, as a matrix that is about square, is projected on the sum over all processes of
-    `M Q`, made orthonormal as `P`. Then `P^T M` is sent, whose sum is the next step's `Q`. What is
-    not in this space is added to the gradient of the next step. Vectors and small matrices, of
-    which it would save less than half, are sent as they are.
+    gradient becomes a matrix `M` that is about square. The processes sum `M Q`, and make its
+    columns orthonormal as `P`. Then they sum `P^T M`, which is the next step's `Q`. What `P` does
+    not span is added to the gradient of the next step. Vectors and small matrices, of which this
+    would save less than half, are sent as they are.
 
     Unlike with `"bfloat16"`, the descent differs from that of whole gradients: compare losses. Each
     process multiplies the matrices out itself, so their processors must round alike.

@@ -3,8 +3,8 @@
 onnxruntime's `LSTM` limits the sums before its activations, which turns NaN into a number. From
 the step of a NaN on, all values of a row are NaN in Keras and in ONNX's definition.
 
-onnxruntime computes integer sums, products and powers in float64: it cuts values beyond the type
-off at its bounds, and loses digits beyond 2**53. Its `Add`, `Mul` and `Cast` wrap around.
+onnxruntime computes integer sums, products and powers in float64. Values beyond the bounds of the
+type are cut off there, and digits beyond 2**53 are lost. Its `Add`, `Mul` and `Cast` wrap around.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Passes that change the precision in which an ONNX graph computes.
 
-All exporters write float16, and not all of them bfloat16: the two graphs differ only by dtype.
+All exporters write float16, but not all write bfloat16. The two graphs differ only by dtype.
 
 int8 is for products and convolutions, calibrated on the user's data. Weights and activations are
 rounded symmetrically about zero, as TensorRT requires, between QuantizeLinear and DequantizeLinear

@@ -2,11 +2,12 @@
 
 A mask seldom has an axis for heads or queries; scores have both. Keras chooses between the score
 and a large negative number. After the softmax it chooses between the probability and 0, which
-matters only for rows without a key. There, a pass sets the outputs to 0, which are smaller again.
+matters only for rows without a key. A pass sets the outputs of these rows to 0 instead: there are
+fewer outputs than probabilities.
 
 onnxruntime runs `Attention` as fast as the separate operators. Opset 25 has its own version of the
 operator, for which onnxruntime 1.32 has no kernel: it runs fifty nodes instead, which take 1.4 to
-2.6 times as long. There, attention is not fused.
+2.6 times as long. At opset 25, attention is not fused.
 """
 
 from dataclasses import dataclass, field
