@@ -72,7 +72,7 @@ def check_model_name(name: Any) -> str:
 
 
 def check_artifact_path(path: Any) -> Path:
-    """Checks and returns the path of an artifact."""
+    """Returns the path of an artifact. Refuses one that the system can't look up."""
     target = Path(check_path("path", path))
     try:
         target.lstat()

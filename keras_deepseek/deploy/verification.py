@@ -204,9 +204,10 @@ def compare_nonfinite(
 
 
 def _spoil(sample: Batch, job: ExportJob, values: tuple[float, ...]) -> Batch:
-    """Puts values into the floats of a batch: one into its first row, several into the others.
+    """Returns a copy of a batch with special values, such as NaN, in its floating-point inputs.
 
-    Floats that index a table stay. Returns `{}` if there are no others.
+    The first row gets a single one, a fifth of each further row gets the next of `values`. Floats
+    that index a table stay. Returns `{}` if there are no others.
     """
     generator = np.random.default_rng(0)
     spoilt = {}

@@ -241,7 +241,7 @@ class LayerTestCase(unittest.TestCase):
             return sum(keras.ops.sum(terms) for terms in derived(arrays))
 
         def terms(arrays: Sequence[Array]) -> Array:
-            """Returns the terms of the same scalar, at other inputs and weights."""
+            """Returns the terms of `total`, at the inputs and weights in `arrays`."""
             for variable, array in zip(variables, arrays[len(inputs) :], strict=True):
                 variable.assign(array)
             parts = to_arrays(measured(arrays[: len(inputs)]))

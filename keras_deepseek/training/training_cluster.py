@@ -52,7 +52,7 @@ class TrainingCluster:
                 trainer.model, self.processes, self.placement, is_compressed=is_compressed
             ),
             residual=self.residual,
-            devices=self.placement.devices,
+            devices=self.placement.replicas,
             place_layers=None if layers is None else layers.begin,
             worker_step=worker_step,
             run_workers=None if self.chief is None else self.chief.training,

@@ -134,7 +134,10 @@ def _renumbers(operation: Any) -> bool:
 
 
 def _layer_inputs(graph: Any) -> Iterator[tuple[keras.KerasTensor, SampleRange]]:
-    """Yields the tensors that a graph's layers take, each with the sample range of the layer."""
+    """Yields each tensor that a layer of a graph takes, with the values that the layer accepts.
+
+    For an embedding, they are the numbers of its rows.
+    """
     for layer in graph.operations:
         for node in layer._inbound_nodes if isinstance(layer, keras.Layer) else ():
             ranges = find_sample_ranges(layer, len(node.input_tensors))

@@ -205,7 +205,11 @@ class LocalReplicas:
     """`False`: a compiler compiles for one device."""
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
-        """Does nothing, since replicas draw in sequence or by their own seeds."""
+        """Returns a context manager that does nothing.
+
+        Replicas draw in sequence, or by seeds of their own. Between processes, it gives each its
+        own random numbers.
+        """
         return nullcontext()
 
     def count(self, num_rows: Any) -> Any:

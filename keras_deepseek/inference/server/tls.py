@@ -67,7 +67,9 @@ def make_grpc_credentials(
     key: str | os.PathLike[str] | None = None,
     client_authority: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Returns `grpc.ServerCredentials` from the same files, or `None` if there is no certificate.
+    """Returns `grpc.ServerCredentials`, or `None` if there is no certificate.
+
+    The files are those of `make_server_context`.
 
     Args:
         certificate: As in `make_server_context`.

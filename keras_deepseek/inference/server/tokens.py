@@ -126,7 +126,10 @@ class ModelControl:
 
 
 def warn_of_strangers(host: str, *, has_tokens: bool) -> None:
-    """Warns if other machines can reach a server without TLS."""
+    """Warns if other machines can reach a server without TLS.
+
+    With tokens, they can be read on the way; without, everybody can use the models.
+    """
     if is_loopback(host):
         return
     if has_tokens:

@@ -171,7 +171,10 @@ def _nameless_functions(callback: keras.callbacks.Callback) -> dict[str, Any]:
 
 
 def _warn_of_nameless(callback: keras.callbacks.Callback, functions: dict[str, Any]) -> None:
-    """Warns of functions that can't be saved, and adds them to those that are known."""
+    """Warns once of each function of a callback that has no name to save it by, as a lambda.
+
+    Adds the functions to `functions`, those that were warned of.
+    """
     for name, value in _nameless_functions(callback).items():
         if functions.get(name) is not value:
             functions[name] = value

@@ -40,7 +40,7 @@ class Placement:
         count_devices = backend.current().devices.count_devices
         self.device: str | None = None
         self.distribution: KerasDistribution | None = None
-        self.devices: Replicas | None = None
+        self.replicas: Replicas | None = None
         self.has_own_distribution = isinstance(strategy, KerasDistribution)
         """True if the user defines the layout of variables and batches."""
         self.layers: LayerPlacement | None = None
@@ -51,20 +51,14 @@ class Placement:
         if device_map:
             chosen = choose_devices(device_map, count_devices)
             self.device = chosen[0]
-            if len(chosen) > 1:
+            if len(chosen) > 1:  # The map has several devices: each computes rows of a batch.
                 self._divide_batches(chosen, strategy)
                 return
-        elif local_rank is not None:
+        elif local_rank is not None:  # This process has a device of its own.
             self.device = device_of_rank(local_rank, count_devices)
         self.kind = (self.device or default_kind(count_devices)).split(":")[0]
-        if isinstance(strategy, KerasDistribution):
-            self.distribution = strategy
-        elif strategy == "allreduce":
-            self.distribution = backend.current().distribution.spread_over_devices()
-        needs_one_device = strategy in (None, "parameter_server") or local_rank is not None
-        if self.distribution is None and not needs_one_device:
-            self.devices = backend.current().distribution.replicate_over_devices(strategy)
-        uses_several_devices = self.distribution is not None or self.devices is not None
+        self._use_strategy(strategy, is_one_of_several=local_rank is not None)
+        uses_several_devices = self.distribution is not None or self.replicas is not None
         if uses_several_devices and self.device is not None:
             raise InvalidInputError(
                 f"device_map has one device, {self.device}, but distributed_strategy uses several. "
@@ -73,6 +67,18 @@ class Placement:
         if self.distribution is not None:
             # Raises an error if the backend does not support this distribution.
             backend.current().distribution.distributed(self.distribution)
+
+    def _use_strategy(
+        self, strategy: DistributedStrategy | None, *, is_one_of_several: bool
+    ) -> None:
+        """Sets up the devices of a strategy: by a layout of Keras, or else by replicas."""
+        if isinstance(strategy, KerasDistribution):
+            self.distribution = strategy
+        elif strategy == "allreduce":
+            self.distribution = backend.current().distribution.spread_over_devices()
+        needs_one_device = strategy in (None, "parameter_server") or is_one_of_several
+        if self.distribution is None and not needs_one_device:
+            self.replicas = backend.current().distribution.replicate_over_devices(strategy)
 
     def _divide_batches(self, devices: list[str], strategy: DistributedStrategy | None) -> None:
         """Sets up devices that divide the rows of each batch. The first device holds the model."""
@@ -84,7 +90,7 @@ class Placement:
         self.kind = devices[0].split(":")[0]
         self.distribution = backend.current().distribution.spread_over_devices(devices)
         if self.distribution is None:
-            self.devices = backend.current().distribution.replicate_over_devices(devices)
+            self.replicas = backend.current().distribution.replicate_over_devices(devices)
 
     def _place_layers(
         self, by_layer: dict[str, str], strategy: DistributedStrategy | None, local_rank: int | None

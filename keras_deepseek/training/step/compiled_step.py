@@ -60,8 +60,9 @@ class CompiledStep:
         self._profiler = profiler or StepProfiler(model)
         self._contexts = contexts
         self._compilation = compilation(model)
-        self._compiled_for: Any = None
-        self._called: Callable[..., Any] = self._run  # Called by the compiled function.
+        self._compiled_for: Any = None  # Another value has the step compiled again.
+        # The function that is compiled: another object for each compilation.
+        self._called: Callable[..., Any] = self._run
         self._function: Any = None  # The compiled function, between two trainings.
         self._error: Exception | None = None  # The error of the current training's step.
         self.num_calls = 0

@@ -10,6 +10,7 @@ from keras_deepseek.backend.data.positioned_data import PositionedData
 from keras_deepseek.backend.keras_private.datasets import DataAdapter
 from keras_deepseek.backend.processes.processes import OneProcess
 from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.training import Trainer
 from keras_deepseek.training.checkpoints.streamed_training import feed
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
@@ -114,21 +115,24 @@ def test_callbacks_and_history_are_those_of_keras(model, options):
         assert runs[1][1][name] == pytest.approx(values, rel=1e-5)
 
 
-def test_a_stream_is_used_if_needed_or_faster(model):
+def test_data_are_streamed_if_that_is_faster(model, monkeypatch):
+    trained = []
+    monkeypatch.setattr(keras.Model, "fit", lambda _model, x, **_options: trained.append(x))
+    is_torch = keras.backend.backend() == "torch"
+    for x, y, is_streamed in (
+        (X, Y, is_torch),
+        (ending(), None, True),
+        (Batches(), None, is_torch),
+    ):
+        Trainer(model).fit(x, y, epochs=0, verbose=0)
+        assert isinstance(trained.pop(), PositionedData) == is_streamed
+
+
+def test_data_that_cannot_be_streamed_are_given_to_keras_or_refused(model):
     class Own(DataAdapter):
         pass
 
-    is_torch = keras.backend.backend() == "torch"
-    for needs_stream in (False, True):
-        arguments = {"x": X, "y": Y, "callbacks": [], "epochs": 1, "verbose": 0}
-        with feed(model, arguments, OneProcess(), needs_stream=needs_stream) as fit_arguments:
-            assert isinstance(fit_arguments["x"], PositionedData) == (needs_stream or is_torch)
-        assert arguments["x"] is X
-    for x, is_streamed in ((ending(), True), (Batches(), is_torch)):
-        arguments |= {"x": x, "y": None}
-        with feed(model, arguments, OneProcess(), needs_stream=False) as fit_arguments:
-            assert isinstance(fit_arguments["x"], PositionedData) == is_streamed
-    arguments["x"] = Own()
+    arguments = {"x": Own(), "y": None, "callbacks": [], "epochs": 1, "verbose": 0}
     with feed(model, arguments, OneProcess(), needs_stream=False) as fit_arguments:
         assert fit_arguments is arguments
     with pytest.raises(NotSupportedError, match="train by fit, without a checkpoint_dir"):

@@ -116,9 +116,9 @@ def test_several_devices_and_a_strategy_are_two_ways_to_divide_a_batch(monkeypat
 def test_strategies_of_tensorflow_say_which_devices():
     import tensorflow as tf
 
-    assert Placement(None, tf.distribute.OneDeviceStrategy("CPU:0")).devices is None
+    assert Placement(None, tf.distribute.OneDeviceStrategy("CPU:0")).replicas is None
     storage = tf.distribute.experimental.CentralStorageStrategy(["CPU:0"])
-    assert Placement(None, storage).devices is None
+    assert Placement(None, storage).replicas is None
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="Only TensorFlow has it.")
@@ -142,7 +142,7 @@ def test_a_strategy_of_tpus_divides_the_rows_among_them():
         x = np.random.default_rng(0).normal(size=(13, 3))
         history = trainer.fit(x, x[:, :2], batch_size=4, epochs=2, verbose=0, shuffle=False)
         logs.append([*history.history["loss"], *history.history["mae"]])
-        assert (trainer._cluster.placement.devices is None) == (distributed_strategy is None)
+        assert (trainer._cluster.placement.replicas is None) == (distributed_strategy is None)
     np.testing.assert_allclose(*logs, rtol=1e-5)
 
 

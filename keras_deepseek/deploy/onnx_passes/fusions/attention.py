@@ -161,6 +161,7 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
     keys, key_nodes = _turn_keys(view, keys, f"{prefix}__keys")
     values, value_nodes = last.input[1], []
     shared_keys, shared_values = _find_shared(view, keys, key_nodes), _find_shared(view, values, [])
+    # `Attention` shares keys and values among query heads itself, if both are repeated alike.
     if shared_keys and shared_values and shared_keys[1:] == shared_values[1:]:
         keys, values = f"{prefix}__keys", f"{prefix}__values"
         key_nodes = [_transpose(view, shared_keys[0], keys)]

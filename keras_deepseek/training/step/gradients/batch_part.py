@@ -94,7 +94,10 @@ class BatchPart:
         """True if the compiled metrics were updated when the computation was last traced."""
 
     def __call__(self, batch: Batch, variables: Sequence[keras.Variable]) -> Part:
-        """Runs the forward pass."""
+        """Runs the forward pass of a batch.
+
+        The `Part` has its sums. Its `backward` computes the gradients by `variables`.
+        """
         step = backend.current().step
         (loss, weight, logs), differentiate = step.differentiate(
             self._bind(batch), variables, self.assigned()
