@@ -40,7 +40,7 @@ It takes the file for the trace, and a function for the result: a dataclass, or 
 
 @dataclass(frozen=True)
 class RunLink:
-    """What a trainer gives its recorder: arguments, metrics, documents, functions for commands.
+    """The arguments, metrics, documents and functions for commands that a trainer records.
 
     Args:
         step_metrics: The metrics of steps that have ended, in their order.

@@ -23,7 +23,7 @@ _dtype_name = functools.cache(keras.backend.standardize_dtype)
 
 
 class InputKey(NamedTuple):
-    """What a program depends on: properties of the inputs of a call, and of the layers.
+    """The properties of a call's inputs, and of the layers, that a program depends on.
 
     Args:
         trainable: The `trainable` flag of each layer in training; `False` in inference.

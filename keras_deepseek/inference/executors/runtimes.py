@@ -1,10 +1,11 @@
 """Executors of exported models. Each needs its runtime alone, and no Keras."""
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
@@ -39,13 +40,21 @@ _ONNX_ADVICE = (
 )
 
 
-class OpenVINOModel(Executor):
-    """Runs a bundle's OpenVINO `.xml` file on the CPU, as the export's verification does."""
+class _RuntimeExecutor(Executor):
+    """Base class of the executors below, which hold their signature."""
 
-    def __init__(self, path: Path, signature: Signature, threads: int | None = None) -> None:
-        self._model = openvino_model.OpenVINOModel(path, "to serve OpenVINO", threads)
-        check_names(path, self._model.input_names, self._model.output_names, signature)
-        self._signature = signature
+    _signature: Signature
+
+    @property
+    def signature(self) -> Signature:
+        return self._signature
+
+
+class _FileExecutor(_RuntimeExecutor):
+    """Base class of the executors that open the entry of a bundle by its path."""
+
+    @abstractmethod
+    def __init__(self, path: Path, signature: Signature, threads: int | None = None) -> None: ...
 
     @classmethod
     def from_bundle(
@@ -53,19 +62,24 @@ class OpenVINOModel(Executor):
         bundle: Bundle,
         custom_objects_from: Sequence[str | PathLike[str]] = (),
         threads: int | None = None,
-    ) -> "OpenVINOModel":
+    ) -> Self:
         return cls(bundle.entry, bundle.manifest.signature, threads)
 
-    @property
-    def signature(self) -> Signature:
-        return self._signature
+
+class OpenVINOModel(_FileExecutor):
+    """Runs a bundle's OpenVINO `.xml` file on the CPU, as the export's verification does."""
+
+    def __init__(self, path: Path, signature: Signature, threads: int | None = None) -> None:
+        self._model = openvino_model.OpenVINOModel(path, "to serve OpenVINO", threads)
+        check_names(path, self._model.input_names, self._model.output_names, signature)
+        self._signature = signature
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         outputs = self._model.run(inputs)
         return {spec.name: outputs[spec.name] for spec in self._signature.outputs}
 
 
-class SavedModel(Executor):
+class SavedModel(_FileExecutor):
     """Runs the `serving_default` signature of a SavedModel's folder, or the only one.
 
     It needs TensorFlow, but not Keras. By default the signature is read off the SavedModel.
@@ -89,15 +103,6 @@ class SavedModel(Executor):
         self._signature = signature
 
     @classmethod
-    def from_bundle(
-        cls,
-        bundle: Bundle,
-        custom_objects_from: Sequence[str | PathLike[str]] = (),
-        threads: int | None = None,
-    ) -> "SavedModel":
-        return cls(bundle.entry, bundle.manifest.signature, threads)
-
-    @classmethod
     def from_path(
         cls,
         path: Path,
@@ -106,16 +111,12 @@ class SavedModel(Executor):
     ) -> "SavedModel":
         return cls(path, threads=threads)
 
-    @property
-    def signature(self) -> Signature:
-        return self._signature
-
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         outputs = self._infer(inputs)  # TensorFlow has its own order of outputs.
         return {spec.name: outputs[spec.name] for spec in self._signature.outputs}
 
 
-class TensorRTEngine(Executor):
+class TensorRTEngine(_RuntimeExecutor):
     """Runs a bundle's engine of TensorRT or TensorRT-RTX on the current GPU.
 
     Batches must fit one of the engine's profiles.
@@ -146,10 +147,6 @@ class TensorRTEngine(Executor):
     ) -> "TensorRTEngine":
         return cls(bundle)
 
-    @property
-    def signature(self) -> Signature:
-        return self._signature
-
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Computes a batch. Raises `NotSupportedError` if no profile has the batch's shape."""
         outputs = self._runner.run(inputs)
@@ -160,7 +157,7 @@ class TensorRTEngine(Executor):
         self._runner.close()
 
 
-class OnnxRuntime(Executor):
+class OnnxRuntime(_FileExecutor):
     """Runs an ONNX file, by default with the signature that is read off the file."""
 
     def __init__(
@@ -199,15 +196,6 @@ class OnnxRuntime(Executor):
         self._text_outputs = [spec.name for spec in signature.outputs if spec.dtype == "object"]
 
     @classmethod
-    def from_bundle(
-        cls,
-        bundle: Bundle,
-        custom_objects_from: Sequence[str | PathLike[str]] = (),
-        threads: int | None = None,
-    ) -> "OnnxRuntime":
-        return cls(bundle.entry, bundle.manifest.signature, threads)
-
-    @classmethod
     def from_path(
         cls,
         path: Path,
@@ -215,10 +203,6 @@ class OnnxRuntime(Executor):
         threads: int | None = None,
     ) -> "OnnxRuntime":
         return cls(path if path.is_file() else path / "model.onnx", threads=threads)
-
-    @property
-    def signature(self) -> Signature:
-        return self._signature
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Computes a batch. Strings are returned as `bytes` of UTF-8."""

@@ -7,9 +7,10 @@ import json
 import logging
 from http import HTTPStatus
 
+from keras_deepseek.artifacts.network_address import join_address
 from keras_deepseek.http_server import Request, Response, SmallHttpServer, refuse
 from keras_deepseek.inference.dispatcher import Dispatcher
-from keras_deepseek.inference.server.server import NOT_READY, join_address, listen
+from keras_deepseek.inference.server.server import NOT_READY, listen
 
 _logger = logging.getLogger(__name__)
 

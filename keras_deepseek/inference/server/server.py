@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 
+from keras_deepseek.artifacts.network_address import join_address
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.server.service import Service
@@ -157,11 +158,6 @@ def no_address(host: str, port: int, error: Exception) -> InvalidInputError:
         else "Choose another port, or 0 for a free one."
     )
     return InvalidInputError(f"Can't listen at {host!r} on port {port}: {error}. {advice}")
-
-
-def join_address(host: str, port: int) -> str:
-    """Returns an address, as in `"127.0.0.1:8500"`, with brackets around one of IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -36,8 +36,12 @@ class CoordinatorStep:
         sent = [*model.trainable_variables, *self._states, *self.seeds.variables, *self._metrics]
         sent_ids = {id(variable) for variable in sent}
         # By id, because the same variable may come twice.
-        others = {id(variable): variable for variable in (*model.variables, *further_variables)}
-        self._frozen = [variable for key, variable in others.items() if key not in sent_ids]
+        variable_by_id = {
+            id(variable): variable for variable in (*model.variables, *further_variables)
+        }
+        self._frozen = [
+            variable for number, variable in variable_by_id.items() if number not in sent_ids
+        ]
         self.remote: RemoteModel | None = None
 
     def read_frozen(self) -> list[Array]:

@@ -100,7 +100,8 @@ class Worker:
         logs = backend.current().step.run_step(self._model, task.batch)
         gradients = [_pack(gradient) for gradient in logs.pop(GRADIENTS)]
         changes = [
-            _read(state) - before for state, before in zip(self._states, old_states, strict=True)
+            _read(state) - old_state
+            for state, old_state in zip(self._states, old_states, strict=True)
         ]
         pushes = [
             self._servers.push(
@@ -117,8 +118,8 @@ class Worker:
             for index, (shard, version) in enumerate(zip(self._shards, versions, strict=True))
         ]
         metrics = [
-            _read(variable) - before
-            for variable, before in zip(
+            _read(variable) - old_value
+            for variable, old_value in zip(
                 self._model.metrics_variables, self._metrics_before, strict=True
             )
         ]
