@@ -56,6 +56,7 @@ PLACES = {
     "tests/operator": "no_framework",
     "tests/studio": "no_framework",
     "tests/models/decoder": "each_backend",
+    "tests/models/decoder/checkpoint_values_test.py": "torch_alone",
     "tests/models/generation": "each_backend",
     "tests/models/generation/draft_acceptance_test.py": "torch_alone",
     "tests/models/generation/speculative_steps_test.py": "torch_alone",

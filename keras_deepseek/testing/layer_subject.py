@@ -101,6 +101,18 @@ class LayerSubject:
             return layer(**inputs, training=False)
         return layer(inputs, training=False)
 
+    def call_once(self, layer: keras.Layer, inputs: Any) -> Any:
+        """Calls the layer on arrays of a shape that no other check uses.
+
+        The call is compiled as a whole on JAX, which would compile each of its operations.
+        """
+
+        def call_flat(*tensors: Any) -> Any:
+            return self.call(layer, keras.tree.pack_sequence_as(inputs, tensors))
+
+        compute = backend.current().compute.compile_for_one_call(call_flat)
+        return compute(*keras.tree.flatten(to_tensors(inputs)))
+
     def symbolic_inputs(self) -> Any:
         """Returns a symbolic `Input` of any batch size for each input array."""
         if isinstance(self.inputs, dict):

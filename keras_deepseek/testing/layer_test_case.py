@@ -143,13 +143,12 @@ class LayerTestCase(unittest.TestCase):
         if oracle is not None:
             expected = keras.tree.flatten(oracle(layer, subject.inputs))
             self._assert_all_close(to_arrays(eager), expected, "Output against the oracle")
-        compiled = subject.compile(layer)
         first = keras.tree.map_structure(lambda array: array[:1], subject.inputs)
-        for inputs in (subject.inputs, first):  # Two batch sizes: neither may be hard-coded.
+        compiled, of_first = subject.compile(layer), subject.call_once(layer, first)
+        # Two batch sizes: neither may be hard-coded.
+        for inputs, expected in ((subject.inputs, eager), (first, of_first)):
             self._assert_all_close(
-                compiled(inputs),
-                to_arrays(subject.call(layer, to_tensors(inputs))),
-                "Compiled output against the eager one",
+                compiled(inputs), to_arrays(expected), "Compiled output against the eager one"
             )
 
     def check_small_inputs(self, subject: LayerSubject) -> None:
@@ -164,7 +163,7 @@ class LayerTestCase(unittest.TestCase):
                     # Keras's own attention warns about a softmax over a single key.
                     warnings.filterwarnings("ignore", "You are using a softmax over axis")
                     symbolic = subject.call(layer, specs)
-                    eager = subject.call(layer, to_tensors(inputs))
+                    eager = subject.call_once(layer, inputs)
             except Exception as error:
                 raise AssertionError(f"The layer fails on {what}: {error}") from error
             keras.tree.map_structure(
@@ -194,7 +193,7 @@ class LayerTestCase(unittest.TestCase):
         for dtype in ("bfloat16", "float16"):
             layer = subject.make_layer(dtype=f"mixed_{dtype}")
             layer.set_weights(full.get_weights())
-            outputs = keras.tree.flatten(subject.call(layer, to_tensors(subject.inputs)))
+            outputs = keras.tree.flatten(subject.call_once(layer, subject.inputs))
             for output, array in zip(outputs, expected, strict=True):
                 if is_float(array):
                     received = keras.backend.standardize_dtype(output.dtype)

@@ -1,5 +1,6 @@
 """Decoding from a cache, whole or padded, to be compared with a call on the whole sequence."""
 
+import functools
 import itertools
 
 import keras
@@ -11,13 +12,23 @@ from keras_deepseek.backend.export.named_model import NamedModel
 
 def decode(layer, inputs, pieces, max_length, mask=None, positions=None):
     """Returns the outputs of the pieces that begin and end at given places, one after another."""
+    if not layer.built:
+        layer(keras.KerasTensor(inputs.shape))
     cache, outputs = layer.make_cache(len(inputs), max_length), []
     for start, stop in itertools.pairwise(pieces):
-        arguments = {"mask": mask, "positions": positions}
+        arguments = {"inputs": inputs, "mask": mask, "positions": positions}
         arguments = {name: x[:, start:stop] for name, x in arguments.items() if x is not None}
-        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **arguments)
+        # JAX would compile each operation of each piece.
+        step = backend.current().compute.compile_for_one_call(
+            functools.partial(_decode_piece, layer, start)
+        )
+        piece, cache = step(arguments, cache)
         outputs.append(keras.ops.convert_to_numpy(piece))
     return np.concatenate(outputs, axis=1)
+
+
+def _decode_piece(layer, cache_index, arguments, cache):
+    return layer(**arguments, cache=cache, cache_index=cache_index)
 
 
 def draw_mask(batch_size, length, side, seed=0):

@@ -80,6 +80,7 @@ def test_without_precision_it_has_the_numbers_of_models_fit(shuffle):
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
 
 
+@pytest.mark.torch_alone
 def test_notices_are_printed_once(capsys, tmp_path):
     def make_again():
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -99,6 +100,7 @@ def test_notices_are_printed_once(capsys, tmp_path):
     assert not capsys.readouterr().out
 
 
+@pytest.mark.torch_alone
 def test_compiled_settings_are_kept():
     model = build(compiled=True)
     optimizer = model.optimizer
@@ -174,6 +176,7 @@ def test_a_model_with_an_overridden_compile_is_not_compiled_again():
     assert Trainer(model, fp16_enabled=True).fit(X, Y, verbose=0).history["loss"]
 
 
+@pytest.mark.torch_alone
 def test_positional_arguments_and_none_are_taken_as_by_keras():
     trainer = Trainer(build(compiled=True), callbacks=None)
     assert len(trainer.fit(X, Y, 16, 2, 0, None).history["loss"]) == 2
@@ -205,6 +208,7 @@ def test_a_wrong_argument_is_refused_at_once(arguments, match):
         Trainer(build(compiled=True), **arguments)
 
 
+@pytest.mark.torch_alone
 def test_callbacks_of_the_trainer_and_of_the_call_both_run():
     calls = []
 
@@ -223,6 +227,7 @@ def test_callbacks_of_the_trainer_and_of_the_call_both_run():
     assert calls == ["first", "second", "third", "first", "second"]
 
 
+@pytest.mark.torch_alone
 def test_a_scheduler_is_added_as_a_callback():
     trainer = Trainer(build(compiled=True), fp16_enabled=True)
     trainer.add_callback(
@@ -396,6 +401,7 @@ def test_our_errors_about_data_name_the_batch(way, tmp_path):
     assert says_place(caught.value, 1)
 
 
+@pytest.mark.torch_alone
 def test_an_error_in_steps_names_the_batch():
     def batches():
         yield X[:8], Y[:8]
@@ -414,6 +420,7 @@ def test_checkpoint_dir_must_be_a_path(checkpoint_dir):
         Trainer(build(compiled=True), checkpoint_dir=checkpoint_dir)
 
 
+@pytest.mark.torch_alone
 def test_a_batch_without_inputs_is_refused():
     def batches():
         yield X[:8], Y[:8]
@@ -443,6 +450,7 @@ def test_an_error_before_the_first_batch_names_no_batch(arguments, options):
     assert not any("batch" in note for note in getattr(caught.value, "__notes__", []))
 
 
+@pytest.mark.torch_alone
 def test_an_error_after_a_step_names_the_batch_before():
     def fail(*arguments):
         raise ArithmeticError("not now")
@@ -487,6 +495,7 @@ def test_zero_epochs_make_no_step(tmp_path, folder):
         np.testing.assert_array_equal(received, old_weight)
 
 
+@pytest.mark.torch_alone
 def test_one_callback_needs_no_list():
     stop = keras.callbacks.EarlyStopping("loss", patience=0, min_delta=9.0, start_from_epoch=1)
     assert len(Trainer(build(compiled=True), callbacks=stop).fit(X, Y, 64, 9, 0).epoch) < 9

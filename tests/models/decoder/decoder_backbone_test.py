@@ -25,6 +25,7 @@ def test_its_parts_have_the_names_of_the_protocol(backbone):
     assert_close(to_numpy(backbone(batch)), to_numpy(backbone.final_norm(hidden)))
 
 
+@pytest.mark.torch_alone
 def test_a_mask_may_be_boolean_or_left_out_with_a_cache(backbone):
     tokens = np.array([[1, 2, 3]])
     outputs = [
@@ -35,6 +36,7 @@ def test_a_mask_may_be_boolean_or_left_out_with_a_cache(backbone):
     assert_close(outputs[2], outputs[0])
 
 
+@pytest.mark.torch_alone
 def test_a_sequence_beyond_the_longest_is_refused():
     config = DeepSeekV2Config.from_preset("tiny", max_length=4)
     backbone = DeepSeekV2Backbone(config)

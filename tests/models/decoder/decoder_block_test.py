@@ -41,6 +41,7 @@ def test_it_passes_the_layer_routine():
     LayerTestCase().run_layer_test(DecoderBlock, init_kwargs, (2, 4, DIM), "float32")
 
 
+@pytest.mark.torch_alone
 def test_it_adds_each_layer_of_the_normed_stream_to_the_stream():
     block, inputs = DecoderBlock(make_attention(), SwiGLU(5), epsilon=0.5), draw(2, 4)
     outputs = keras.ops.convert_to_numpy(block(inputs))
@@ -78,6 +79,7 @@ def test_token_ids_reach_a_router_that_goes_by_them():
     assert not np.allclose(outputs[:, 2], changed_outputs[:, 2])
 
 
+@pytest.mark.torch_alone
 def test_what_the_attention_does_not_take_is_refused():
     block = DecoderBlock(CachedAttention(keras.layers.GroupQueryAttention(4, 2, 1)), SwiGLU(5))
     with pytest.raises(InvalidInputError, match="takes no `attention_mask`"):
@@ -86,6 +88,7 @@ def test_what_the_attention_does_not_take_is_refused():
         DecoderBlock(make_attention(), 5)
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize(
     "make", [make_attention, lambda: CachedAttention(keras.layers.GroupQueryAttention(4, 2, 1))]
 )

@@ -240,6 +240,7 @@ def test_a_finished_training_is_not_continued(tmp_path, small):
     assert_same(train(tmp_path, arrays, model=small), expected)
 
 
+@pytest.mark.torch_alone
 def test_a_finished_training_continues_with_more_epochs(tmp_path):
     train(tmp_path, arrays, epochs=1)  # At its end the weights become their moving averages.
     longer = train(tmp_path, arrays, epochs=2)

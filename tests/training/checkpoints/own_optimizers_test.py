@@ -69,6 +69,7 @@ def test_the_two_optimizers_of_a_gan_are_in_its_checkpoints(tmp_path):
             )
 
 
+@pytest.mark.torch_alone
 @pytest.mark.skipif(IS_JAX, reason="On JAX a step is given the variables of one optimizer.")
 def test_a_resume_with_other_optimizers_is_refused_by_name(tmp_path):
     Trainer(make_gan, checkpoint_dir=tmp_path).fit(ROWS, batch_size=4, verbose=0)

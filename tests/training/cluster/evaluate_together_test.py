@@ -47,6 +47,7 @@ def test_batches_are_shared_out_and_all_hear_of_all(num_rows, world_size):
         np.testing.assert_allclose(results[name], value, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.torch_alone
 def test_a_list_comes_as_from_keras():
     x, y, _ = make(9)
     results = evaluate_together(build(), x, y, 16, Ranks(0, 2, []), verbose=0)
@@ -123,6 +124,7 @@ def test_the_validation_of_fit_is_shared_out_unless_its_batches_are_watched(watc
     np.testing.assert_allclose(ends[-1]["loss"], history["val_loss"][0], rtol=1e-6)
 
 
+@pytest.mark.torch_alone
 def test_where_one_rank_watches_batches_all_go_through_them():
     x, y, _ = make(9)
     model, gathered = build(), []
@@ -135,6 +137,7 @@ def test_where_one_rank_watches_batches_all_go_through_them():
     )
 
 
+@pytest.mark.torch_alone
 def test_a_callback_that_is_a_function_watches_too():
     x, y, _ = make(9)
     model, heard = build(), []

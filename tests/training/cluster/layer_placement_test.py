@@ -107,6 +107,7 @@ def test_everything_on_one_device_is_the_training_without():
         np.testing.assert_allclose(received, reference, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.torch_alone
 @not_on_jax
 def test_a_model_is_what_it_was_afterwards_even_after_an_error():
     class Fails(keras.callbacks.Callback):

@@ -103,6 +103,7 @@ def test_an_epoch_of_bad_steps_logs_nan(tmp_path, by):
     assert CheckpointFolder(tmp_path).steps() == sorted({6, min(mae_by_step, key=mae_by_step.get)})
 
 
+@pytest.mark.torch_alone
 def test_the_guard_does_not_affect_validation_or_a_later_fit():
     model = build()
     history = fit(make(model, "skip"), X, validation_data=(X, Y))
@@ -171,6 +172,7 @@ def test_no_checkpoint_is_taken_of_a_bad_step_that_stops_the_training(tmp_path):
     assert CheckpointFolder(tmp_path).steps() == []
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("bad_row", [9, 21])  # In the steps 3 and 6, of which a checkpoint is due.
 def test_a_killed_training_resumes_after_a_roll_back(tmp_path, bad_row):
     x = X.copy()

@@ -7,8 +7,6 @@ import pytest
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 
-pytestmark = pytest.mark.each_backend
-
 TEXTS = [f"{'ab' * (number % 7)} {number % 3}" for number in range(20)]
 LABELS = np.arange(20.0) % 3
 
@@ -156,6 +154,7 @@ def test_a_fit_without_super_fit_is_an_error(train):
         train(make(model), np.ones((4, 2)), np.ones((4, 1)))
 
 
+@pytest.mark.torch_alone
 def test_a_search_of_batch_sizes_takes_texts():
     for texts in (TEXTS, np.array(TEXTS)):
         search = make().find_batch_size(texts, LABELS, min_batch_size=2, max_batch_size=4)

@@ -14,6 +14,7 @@ def make(**options):
     return Trainer(model, optimizer="sgd", loss="mse", **options)
 
 
+@pytest.mark.torch_alone
 def test_the_notice_on_half_precision_is_printed_once(capsys):
     trainer = make(fp16_enabled=True)
     trainer.fit(X, Y, verbose=0)

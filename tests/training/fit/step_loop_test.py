@@ -58,6 +58,7 @@ def test_between_steps_a_model_can_be_read_and_changed():
     np.testing.assert_array_equal(kernels[0], kernels[1])
 
 
+@pytest.mark.torch_alone
 def test_leaving_the_loop_ends_the_training():
     events = []
     callback = keras.callbacks.LambdaCallback(on_train_end=lambda logs: events.append("end"))
@@ -116,6 +117,7 @@ def assert_same(trainer, reference):
         np.testing.assert_array_equal(received, expected)
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_resume_continues_where_the_loop_was_left(tmp_path, stop):
     """In the middle of an epoch, after its last step, and after the first of the next."""
@@ -138,6 +140,7 @@ def test_resume_continues_where_the_loop_was_left(tmp_path, stop):
     assert_same(again, whole)
 
 
+@pytest.mark.torch_alone
 def test_a_training_within_an_open_loop_is_refused():
     trainer, whole = make(), make()
     list(whole.steps(X, Y, batch_size=8, shuffle=False))
@@ -159,6 +162,7 @@ def test_a_training_within_an_open_loop_is_refused():
     trainer.fit(X, Y, verbose=0)
 
 
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("is_named", [False, True])
 def test_sigterm_before_leaving_the_loop_reaches_the_former_handler(tmp_path, is_named):
     checkpoint_steps = []
@@ -178,6 +182,7 @@ def test_sigterm_before_leaving_the_loop_reaches_the_former_handler(tmp_path, is
     assert checkpoint_steps == [[1]]  # After a checkpoint.
 
 
+@pytest.mark.torch_alone
 def test_sigterm_in_the_loop_takes_effect_after_the_next_step(tmp_path):
     trainer = make(checkpoint_dir=tmp_path)
     step_numbers = []

@@ -69,6 +69,7 @@ def test_everything_is_restored_to_the_bit():
         np.testing.assert_array_equal(received, expected)
 
 
+@pytest.mark.torch_alone
 def test_a_generator_is_gone_through_once():
     model, steps = build(), Steps()
     training = ShortTraining(model, contextlib.nullcontext)
@@ -77,6 +78,7 @@ def test_a_generator_is_gone_through_once():
     assert steps.number == 3
 
 
+@pytest.mark.torch_alone
 def test_a_model_without_a_loss_is_refused():
     with pytest.raises(InvalidInputError, match="has no loss"):
         Trainer(build(loss=None)).find_learning_rate(X, X[:, :1])
