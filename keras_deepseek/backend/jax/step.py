@@ -24,6 +24,7 @@ from keras_deepseek.backend.keras_private.trainers import (
     hold_state,
     read_state,
     trace_train_step,
+    untracked_state,
     with_further_shardings,
 )
 from keras_deepseek.backend.keras_private.variables import NestedScope, raw_value, set_raw_value
@@ -358,7 +359,8 @@ def _restoring_variables(model: keras.Model) -> Iterator[None]:
     """
     old_values = [(variable, raw_value(variable)) for variable in _variables(model)]
     try:
-        yield
+        with untracked_state(model):
+            yield
     except BaseException:
         for variable, value in old_values:
             if raw_value(variable) is None and value is not None and not value.is_deleted():

@@ -189,6 +189,16 @@ _GROUPS = (
 """The groups of variables in the state, in Keras's order."""
 
 
+def untracked_state(model: keras.Model) -> AbstractContextManager[None]:
+    """Context manager in which Keras does not look for layers in the state of each JAX step."""
+    track = model._tracker.track
+
+    def track_others(value: Any) -> Any:
+        return value if type(value) is dict and tuple(value) == _GROUPS else track(value)
+
+    return own_attributes(model._tracker, track=track_others)
+
+
 def read_state(model: keras.Model) -> Any:
     """Returns the values of a model's variables, grouped as in Keras's training step on JAX."""
     return model._get_jax_state(**dict.fromkeys(_GROUPS, True))

@@ -11,6 +11,7 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.backend.data.positioned_data import PositionedData
+from keras_deepseek.backend.keras_private.callbacks import grouped_callbacks
 from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.checks import check_boolean
@@ -261,6 +262,8 @@ class Session:
                 arguments = stack.enter_context(
                     feed(self._model, arguments, self._processes, needs_stream=needs_stream)
                 )
+            else:
+                stack.enter_context(grouped_callbacks())
             if run_workers is not None:
                 stack.enter_context(run_workers(arguments))
             if isinstance(arguments["x"], PositionedData):

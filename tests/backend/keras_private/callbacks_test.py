@@ -1,5 +1,7 @@
 """Canaries: they fail when a Keras release moves a private name."""
 
+import contextlib
+import inspect
 import threading
 
 import keras
@@ -12,6 +14,7 @@ from keras_deepseek.backend.keras_private.callbacks import (
     GroupedCallbackList,
     active_callbacks,
     finish_callbacks,
+    grouped_callbacks,
     trained_model,
 )
 
@@ -67,6 +70,21 @@ def clock(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(private.time, "monotonic", lambda: clock[0])
     return clock
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_fit_groups_its_callbacks(groups):
+    class Watching(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            callers = [frame.frame.f_locals.get("self") for frame in inspect.stack()]
+            self.is_grouped = any(isinstance(caller, GroupedCallbackList) for caller in callers)
+
+    watching = Watching()
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with grouped_callbacks() if groups else contextlib.nullcontext():
+        model.fit(np.ones((2, 1)), np.ones(2), verbose=0, callbacks=[watching])
+    assert watching.is_grouped == groups
 
 
 @IN_A_THREAD

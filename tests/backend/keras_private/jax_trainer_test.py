@@ -13,6 +13,7 @@ from keras_deepseek.backend.keras_private.trainers import (
     hold_state,
     read_state,
     trace_train_step,
+    untracked_state,
     with_further_shardings,
 )
 
@@ -34,6 +35,17 @@ def test_a_state_is_read_held_and_written_back():
     kernel = np.asarray(trainable[0])
     model.jax_state_sync()
     np.testing.assert_array_equal(model.get_weights()[0], kernel + 1)
+
+
+def test_only_the_state_of_a_step_is_not_searched_for_layers():
+    model = build()
+    with untracked_state(model):
+        hold_state(model, read_state(model))
+        model.settings = {"sizes": [1]}
+    assert type(model._jax_state) is dict
+    assert type(model.settings) is not dict
+    hold_state(model, model._jax_state.values())
+    assert type(model._jax_state) is not dict
 
 
 def test_further_shardings_follow_those_of_the_metrics():
