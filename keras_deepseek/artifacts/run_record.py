@@ -317,13 +317,13 @@ class RunRecord:
         arguments = (name, first)
         # Values alone take two thirds of the time of pairs, and mostly each step has one.
         with self.snapshot():
-            values = self._read_column(f"SELECT value {of_name} ORDER BY step", arguments, float)
+            values = self._read_numbers(f"SELECT value {of_name} ORDER BY step", arguments, float)
             query = f"SELECT (SELECT min(step) {of_name}), (SELECT max(step) {of_name})"
             ((begin, end),) = self._read(query, *arguments)
             if begin is not None and end - begin + 1 == len(values):
                 return np.arange(begin, end + 1), values
             query = f"SELECT step {of_name} ORDER BY step"
-            return self._read_column(query, arguments, np.int64), values
+            return self._read_numbers(query, arguments, np.int64), values
 
     def times(self, name: str, first: int, last: int) -> tuple[Array, Array]:
         """Returns the logged steps of one name from `first` to `last`, and their times.
@@ -338,7 +338,7 @@ class RunRecord:
         """
         steps_between = "WHERE name = ? AND step BETWEEN ? AND ? ORDER BY step"
         query = f"SELECT step, time FROM scalars {steps_between}"
-        steps, times = self._read_column(query, (name, first, last), float).reshape(-1, 2).T
+        steps, times = self._read_numbers(query, (name, first, last), float).reshape(-1, 2).T
         return steps, times
 
     def vectors(self, name: str) -> list[tuple[int, Array]]:
@@ -453,7 +453,7 @@ class RunRecord:
                 return []
             raise self._explain(error) from error
 
-    def _read_column(self, query: str, arguments: tuple[Any, ...], dtype: type) -> Array:
+    def _read_numbers(self, query: str, arguments: tuple[Any, ...], dtype: type) -> Array:
         """Returns all numbers of all rows as one array, in half the time of a list of rows."""
         with self._explain_errors():
             rows = self._connection.execute(query, arguments)

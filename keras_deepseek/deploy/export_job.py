@@ -94,7 +94,10 @@ class MadeArtifact:
 
 
 def optimize_job(job: ExportJob, say: Callable[[str], None]) -> ExportJob:
-    """Returns a job whose model `graph.optimize` has rewritten, and which is verified as before."""
+    """Returns a job with the model that `graph.optimize` rewrote.
+
+    The artifact is still compared with the original model.
+    """
     named = job.model
     say(f"{job.export_format.name}: optimizing the graph")
     passes = [name for name in PASSES if name != _OF_THE_BACKEND]
@@ -107,6 +110,7 @@ def optimize_job(job: ExportJob, say: Callable[[str], None]) -> ExportJob:
     else:
         return job  # The export says what is wrong with the samples.
     report = optimized.report
+    # Removing operations that change nothing is no reason to export another model.
     if report is None or not {*(report.passes or ())} - {"identities"}:
         say(f"{job.export_format.name}: there is nothing to optimize")
         return job

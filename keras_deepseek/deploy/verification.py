@@ -250,7 +250,10 @@ def _find_differences(
 
 
 def _describe_difference(name: str, expected: Array, received: Array, mask: Array) -> str:
-    """Describes one difference of an output: a NaN that the artifact hides, if there is one."""
+    """Describes the first difference of an output. `mask` is true where there is one.
+
+    A finite number in place of NaN or infinity comes before all others.
+    """
     hidden = mask & ~np.isfinite(expected) & np.isfinite(received)
     first = tuple(np.argwhere(hidden if hidden.any() else mask)[0])
     return (

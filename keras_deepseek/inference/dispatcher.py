@@ -56,7 +56,7 @@ class Dispatcher:
 
     @property
     def servers(self) -> Sequence[ReadyCheck]:
-        """The servers that `ServingEngine.serve` has started."""
+        """The servers that `ServingEngine.serve` has started; none in this base class."""
         return ()
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
 
 
 class OverloadedError(KerasDeepSeekError):
-    """A request that was refused because too many requests wait to answer it in time.
+    """The error for a request that was refused: the queue is too long to answer it in time.
 
     Args:
         reason: string. Why, without a full stop.

@@ -50,7 +50,7 @@ def _read_quotas(mount: Path, memberships: Path) -> Iterator[float]:
 
 
 def _read_quota(folder: Path) -> Iterator[float]:
-    """Yields the quota of one cgroup, if it has one."""
+    """Yields the quota of one cgroup in CPUs, if it has one."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (folder / "cpu.max").read_text().split()
         yield int(quota) / int(period)  # Without a quota, it says "max".

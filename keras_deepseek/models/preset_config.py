@@ -16,8 +16,8 @@ _RESERVED_KEYS = ("architectures", "dtype", "quantization_config")
 class PresetConfig:
     """A model config with named presets. A subclass is a dataclass and may set `presets`.
 
-    In a `config.json` its fields have their own names. A family that `transformers` has too writes
-    the names of `transformers` instead.
+    The keys of a `config.json` are the names of the fields. A model family that `transformers` also
+    has uses the keys of `transformers`.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})

@@ -89,7 +89,10 @@ BATCH = "batch"
 
 
 def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> None:
-    """Traces a model with independent free sizes, or with shared ones if that fails."""
+    """Traces a model with a name of its own for each free axis.
+
+    If that fails, the same axis of all inputs has one name. `trace` takes the shapes of the inputs.
+    """
     try:
         trace(name_axes(signature, are_shared=False))
     except Exception:  # Exporters raise any error.

@@ -58,10 +58,10 @@ class GradientSums:
         return sums[::-1], jnp.concatenate([*residuals, *next_factors])
 
     def _sum_rounded(self, exact: Any, dtype: str) -> tuple[Any, Any]:
-        """Sums a float32 vector over devices in half precision; also returns the rounding errors.
+        """Sums a float32 vector over devices, which send it in half precision.
 
-        Each device adds up one part of the vector in float32. A ring reduction would round at each
-        hop.
+        Also returns this device's rounding errors. Each device adds up one part of the vector in
+        float32. A ring reduction would round at each hop.
         """
         length = -(-exact.size // self._num_devices)
         padding = length * self._num_devices - exact.size

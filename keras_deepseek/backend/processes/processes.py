@@ -199,7 +199,7 @@ class SingleReplica:
 
 
 class LocalReplicas:
-    """The methods of `Replicas` for the devices of one process."""
+    """A mixin: the methods of `Replicas` that need no communication within one process."""
 
     is_compilable = False
     """`False`: a compiler compiles for one device."""
@@ -207,8 +207,8 @@ class LocalReplicas:
     def own_random_numbers(self) -> AbstractContextManager[None]:
         """Returns a context manager that does nothing.
 
-        Replicas draw in sequence, or by seeds of their own. Between processes, it gives each its
-        own random numbers.
+        Replicas of one process draw in sequence, or by seeds of their own. Only replicas in several
+        processes have to be given random numbers of their own.
         """
         return nullcontext()
 

@@ -168,14 +168,19 @@ class _Server(socketserver.ThreadingTCPServer):
             with self._changed:
                 self._is_over = True
                 self._changed.notify_all()
+                # `forget` removes the nonce of a connection whose process has its answer.
                 self._changed.wait_for(lambda: not self._nonces, _ANSWER_TIME)
         return self._addresses
 
     def wait_for_all(self, rank: int, address: str, nonce: str) -> list[tuple[int, str]] | str:
-        """Returns the addresses of all that came, or the reason for refusing this process."""
+        """Registers a process, and waits for the others.
+
+        Returns the addresses of all that came, or the reason for refusing this process, for example
+        because a newer one has the same rank.
+        """
         with self._changed:
             if self._is_over:
-                raise ValueError
+                raise ValueError("The time is over.")  # The connection closes without an answer.
             self._addresses[rank] = address
             self._nonces[rank] = nonce
             self._changed.notify_all()

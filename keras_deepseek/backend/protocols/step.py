@@ -211,9 +211,9 @@ class Step(abc.ABC):
     def watch_batches(
         self, arguments: tuple[Any, ...], add: Callable[[float], None]
     ) -> tuple[Any, ...] | None:
-        """Returns arguments for a train function, whose wait for each batch is passed to `add`.
+        """Wraps the arguments of a train function, so that `add` gets the wait for each batch.
 
-        The wait is in seconds. The result is `None` if the function draws no batch in Python.
+        The wait is in seconds. Returns `None` if the function draws no batch in Python.
         """
         return None
 

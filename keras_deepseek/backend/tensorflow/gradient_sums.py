@@ -103,10 +103,10 @@ class Collectives:
         return sums[::-1], tf.concat([*residuals, *next_factors], 0)
 
     def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
-        """Sums a float32 vector over ranks in half precision; also returns the rounding errors.
+        """Sums a float32 vector over ranks, which send it in half precision.
 
-        Each rank adds up one part of the vector in float32. A ring reduction would round at each
-        hop.
+        Also returns this rank's rounding errors. Each rank adds up one part of the vector in
+        float32. A ring reduction would round at each hop.
         """
         size = exact.shape.num_elements()
         length = -(-size // self.world_size)

@@ -126,7 +126,7 @@ def _name_free_axes(value: Any, spec: TensorSpec) -> None:
 def _rename_tensors(graph: Any, new_names: dict[str, str], used_names: set[str]) -> None:
     """Renames tensors in a graph and its subgraphs.
 
-    Other subgraph tensors whose names are taken get new ones.
+    Another tensor whose name is in `used_names` gets the suffix `__inner`.
     """
 
     def new_name(name: str) -> str:

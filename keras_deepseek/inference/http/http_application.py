@@ -197,7 +197,7 @@ class HttpApplication:
         status = CLIENT_DISCONNECTED if response is None else response.status
         seconds = service.engine.monitor.end(trace, status)
         if service.traces is not None:
-            service.traces.add(trace, seconds, name_http(request, status), request.headers)
+            service.traces.add(trace, seconds, name_spans(request, status), request.headers)
         if service.access_log is not None:
             if response is not None:
                 trace.request_id = dict(response.headers)["x-request-id"]
@@ -294,7 +294,7 @@ def _refuse_other_sites(request: HttpRequest) -> None:
         raise HttpError(403, f"Pages of other sites may not do this; received {sent}.")
 
 
-def name_http(request: HttpRequest, status: int) -> SpanNames:
+def name_spans(request: HttpRequest, status: int) -> SpanNames:
     """Returns the name and the attributes of a request's span.
 
     The query is left out: it may hold a secret. Status 499: the client hung up.

@@ -140,21 +140,21 @@ class CachedAttention(SelfAttentionLayer):
             project_tokens(projections[name], inputs) for name in ("query", "key", "value")
         )
         query, key = (self._rotate(x, positions, start) for x in (query, key))
-        keys = {"key": key, "value": value}
+        entries = {"key": key, "value": value}
         if cache is not None:
-            cache = append_to_cache(cache, cache_index, keys, mask)
+            cache = append_to_cache(cache, cache_index, entries, mask)
             # Attend to all slots of the cache, which now has the call's own tokens too.
-            keys, mask = cache, cache["mask"]
+            entries, mask = cache, cache["mask"]
         visible = make_attention_mask(
             ops.shape(inputs)[1],
-            ops.shape(keys["key"])[1],
+            ops.shape(entries["key"])[1],
             key_mask=mask,
             start_index=start,
             use_causal_mask=True,
             sliding_window=self._sliding_window,
         )
         # Consecutive heads of queries share one head of keys and values.
-        key, value = (ops.repeat(keys[name], self._repeats, axis=2) for name in ("key", "value"))
+        key, value = (ops.repeat(entries[name], self._repeats, axis=2) for name in ("key", "value"))
         heads = attend(self.attention, query, key, value, visible, training)
         if "gate" in projections:
             heads = heads * project_tokens(projections["gate"], inputs)

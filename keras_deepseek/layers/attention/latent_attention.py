@@ -53,12 +53,14 @@ def is_absorbed_cheaper(
 ) -> bool:
     """Returns True if absorbed latent attention needs fewer multiplications than naive attention.
 
-    An unknown `query_length` counts as `key_length`. `expanded_dim` is the size of a head's value
+    If one length is unknown, both count as equal. `expanded_dim` is the size of a head's value
     plus its key without the rotary part; `rank` that of the compressed keys and values.
     """
     if query_length is None or key_length is None:
         return expanded_dim > 2 * rank  # The comparison below at equal lengths.
+    # Naive: expands each key and value from the rank, then attends to them.
     naive = key_length * expanded_dim * (rank + query_length)
+    # Absorbed: projects queries and outputs to the rank and back, and attends there.
     absorbed = query_length * rank * (expanded_dim + 2 * key_length)
     return absorbed < naive
 

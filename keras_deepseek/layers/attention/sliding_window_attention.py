@@ -240,7 +240,10 @@ class SlidingWindowAttention(SelfAttentionLayer):
     def _attend(
         self, tokens: PackedTokens, cache: Cache | None, training: bool | None
     ) -> tuple[Any, Cache]:
-        """Returns the outputs of packed tokens (BTD), and the cache's new tensors but the mask."""
+        """Returns the outputs (BTD) of tokens whose padding was moved to the end.
+
+        Also returns the cache's updated tensors, except its mask.
+        """
         updates = {}
         low_rank_BTQ = self.query_norm(project_tokens(self.query_down, tokens.inputs))
         query_BTNH = project_tokens(self.query_up, low_rank_BTQ)

@@ -139,9 +139,9 @@ class LengthBuckets(keras.utils.PyDataset):
         return self.boundaries[bisect_left(self.boundaries, self._lengths[sequence])]
 
     def _fill(self, buckets: dict[int, list[int]]) -> list[list[int]]:
-        """Divides the sequences of each bucket into batches.
+        """Divides the sequences of each bucket into batches of sequence indices.
 
-        Those that fill none join the next bucket.
+        A remainder that fills no batch moves to the next bucket.
         """
         batches: list[list[int]] = []
         carried: list[int] = []

@@ -94,7 +94,10 @@ def _clip_by_weights(gradient: Any, variable: Any, bound: float) -> Any:
 
 
 def _unit_norms(tensor: Any) -> Any:
-    """Returns the L2 norm for each unit (all axes but the last); of a vector, its norm."""
+    """Returns the L2 norm of each unit, which is an index of the last axis; of a vector, its norm.
+
+    It sums over all other axes, and keeps them with the size 1.
+    """
     axes = tuple(range(max(1, len(tensor.shape) - 1))) if len(tensor.shape) else None
     squares = ops.square(ops.cast(tensor, "float32"))
     return ops.sqrt(ops.sum(squares, axis=axes, keepdims=True))

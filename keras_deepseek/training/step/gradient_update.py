@@ -1,4 +1,4 @@
-"""The update of weights from gradients, and its statistics, in the same order on every backend."""
+"""Unscales, checks, clips and applies gradients, in this order, and measures statistics."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ import pytest
 
 from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.inference.grpc.answers import name_grpc
-from keras_deepseek.inference.http.http_application import name_http
+from keras_deepseek.inference.http.http_application import name_spans
 from keras_deepseek.inference.http.message import HttpRequest
 from keras_deepseek.inference.monitoring import request_traces
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
@@ -447,8 +447,8 @@ def test_the_names_are_those_of_the_conventions():
     pytest.importorskip("opentelemetry.semconv", reason="opentelemetry-sdk is not installed")
     request = HttpRequest("PURGE", "/made-up", {"user-agent": "me"}, server=("::1", 80), route="/a")
     used = {
-        *name_http(request, 500).attributes,
-        *name_http(request, 499).attributes,
+        *name_spans(request, 500).attributes,
+        *name_spans(request, 499).attributes,
         *name_grpc(SERVICE, "/a/b", "INTERNAL", "::1").attributes,
     }
     assert len(used) == 15

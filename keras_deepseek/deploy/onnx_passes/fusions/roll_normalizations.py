@@ -21,7 +21,7 @@ _LEAST_ROUNDS = 3
 
 
 class _Step(NamedTuple):
-    """One step `x / f(x)` of a repeated normalization, with its input and output tensors.
+    """One step of a repeated normalization, such as `x / f(x)`, with its input and output tensors.
 
     Steps that compute the same have equal keys.
     """
@@ -37,17 +37,18 @@ def roll_normalizations(view: GraphView) -> int:
 
     A round has up to four steps.
     """
-    by_last = {}
+    rounds_by_result = {}
     for steps in _chains(view):
         period, num_rounds = _find_rounds([step.key for step in steps])
         rolled = steps[: period * num_rounds]
         if rolled and _keeps_shape(view, rolled):
-            by_last[rolled[-1].end] = (rolled[:period], num_rounds)
+            rounds_by_result[rolled[-1].end] = (rolled[:period], num_rounds)
 
     def make_loop(view: GraphView, node: Any) -> list[Any] | None:
-        steps_and_rounds = by_last.get(node.output[0])
+        steps_and_rounds = rounds_by_result.get(node.output[0])
         return None if steps_and_rounds is None else [_make_loop(view, node, *steps_and_rounds)]
 
+    # `rewrite` also removes the nodes that nothing uses any more.
     return view.rewrite(make_loop, *_COMBINING)
 
 

@@ -1,8 +1,9 @@
 """Block-sparse attention by a block plan: multiplies queries only with blocks that they see.
 
-`block_plan` says what to compute; the layers project queries, keys and values. Blocks of keys and
-values are gathered by a table that is known in advance, in the same way for all layouts and
-backends. Shifted slices instead of the table were not reliably faster, and compiled longer.
+A row is a few blocks of queries with the blocks of keys that they see. The rows of a row group see
+equally many blocks of keys. `block_plan` says what to compute; the layers project queries, keys and
+values. Blocks of keys and values are gathered by a table that is known in advance, in the same way
+for all layouts and backends. Shifted slices instead of the table were not reliably faster, and compiled longer.
 
 A few new tokens attend to a cache by another function. It looks up the blocks of a row by the row's
 number, which may be known only at run time. A step therefore costs as much as the row with the most
@@ -146,7 +147,7 @@ def weigh_keys(scores: Any, is_visible: Any) -> Any:
 
 
 def _visible_keys(group: RowGroup, num_queries: int, block_size: int) -> Any:
-    """Returns a mask (RQK), true for keys that a query of a row group sees."""
+    """Returns a mask (RQK) of a row group: true where a query sees a key; `num_queries` is Q."""
     positions = group.queries[..., None, None] * block_size + np.arange(block_size)
     ratio = num_queries // block_size  # Heads of queries that share a head of keys.
     positions_RQ1 = np.repeat(positions, ratio, axis=2).reshape(len(group.queries), -1, 1)
