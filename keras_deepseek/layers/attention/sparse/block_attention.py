@@ -3,7 +3,8 @@
 A row is a few blocks of queries with the blocks of keys that they see. The rows of a row group see
 equally many blocks of keys. `block_plan` says what to compute; the layers project queries, keys and
 values. Blocks of keys and values are gathered by a table that is known in advance, in the same way
-for all layouts and backends. Shifted slices instead of the table were not reliably faster, and compiled longer.
+for all layouts and backends. Shifted slices instead of the table were not reliably faster, and
+compiled longer.
 
 A few new tokens attend to a cache by another function. It looks up the blocks of a row by the row's
 number, which may be known only at run time. A step therefore costs as much as the row with the most
