@@ -37,6 +37,11 @@ def keras_torch_device() -> str:
     return str(keras.src.backend.torch.core.get_device())
 
 
+def in_stateless_scope() -> bool:
+    """Returns True in a `keras.StatelessScope`."""
+    return bool(keras.src.backend.common.stateless_scope.in_stateless_scope())
+
+
 class NestedScope(keras.StatelessScope):
     """A stateless scope that inherits the values of variables from the scope around it."""
 

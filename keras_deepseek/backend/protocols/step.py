@@ -118,6 +118,20 @@ class Step(abc.ABC):
         """
         return [total + factor * tensor for total, tensor in zip(sums, tensors, strict=True)]
 
+    def make_recorded(
+        self,
+        function: Callable[[Any], Any],
+        model: keras.Model,
+        find_obstacle: Callable[[], str | None],
+    ) -> Callable[[Any], Any]:
+        """Returns a function of a batch that computes the same, without Python where that is slow.
+
+        On PyTorch it records the operations; elsewhere the step is compiled as a whole. The
+        function may assign variables, and its result is a structure of tensors and other objects.
+        `find_obstacle` returns a reason why the function must run as it is, or `None`.
+        """
+        return function
+
     # The update of the weights.
 
     def apply_update(

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
-from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.data.array_pieces import cut_pieces
 from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.keras_private.variables import keras_torch_device
@@ -206,48 +205,3 @@ def _to_tensor(piece: Array) -> torch.Tensor:
 
 IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)
 """True while operations are recorded, to run with other numbers: tensors can't be read then."""
-
-
-class UnrecordedFunctions:
-    """The functions that a recording of a step will call, collected while it is made."""
-
-    current: ContextVar["UnrecordedFunctions | None"] = ContextVar("current", default=None)
-
-    def __init__(self) -> None:
-        self._functions: list[Callable[..., Any]] = []
-
-    def record(self, function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Any:
-        """Returns `function(*tensors)`, and records one operation that stands for it."""
-        self._functions.append(function)
-        return _call(len(self._functions) - 1, tensors)
-
-    def run(self, index: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Runs a collected function, which may read tensor values, and returns its result."""
-        with set_temporarily(IS_RECORDED, value=False):
-            outputs: torch.Tensor = self._functions[index](*tensors)
-        return outputs
-
-    def replace_calls(self, recording: torch.fx.GraphModule) -> None:
-        """Replaces placeholders in a recording by direct calls of the collected functions."""
-        for node in recording.graph.nodes:
-            if node.target is torch.ops.keras_deepseek.unrecorded.default:
-                index, tensors = node.args
-                node.target, node.args = _name(self._functions[index]), tuple(tensors)
-        recording.recompile()
-
-
-@torch.library.custom_op("keras_deepseek::unrecorded", mutates_args=())
-def _call(index: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stands for a collected function in a recording, until `replace_calls` replaces it."""
-    functions = UnrecordedFunctions.current.get()
-    assert functions is not None  # It is only called inside of a recording.
-    return functions.run(index, tensors)
-
-
-def _name(callable_object: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a callable as a function, since a recorded graph calls only functions with a name."""
-
-    def run(*tensors: torch.Tensor) -> Any:
-        return callable_object(*tensors)
-
-    return run

@@ -14,13 +14,13 @@ import keras
 import numpy as np
 import torch
 from keras import ops
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.keras_private.variables import raw_value
 from keras_deepseek.backend.protocols.inference import Inference
-from keras_deepseek.backend.torch.compute import IS_RECORDED, UnrecordedFunctions
+from keras_deepseek.backend.torch.recording import CannotRecordError, record, record_call
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 """True if the tensors of a cache belong to a function that may write into them."""
@@ -57,10 +57,10 @@ class TorchInference(Inference):
             with torch.inference_mode(), set_temporarily(_OWNS_STATE, value=True):
                 if state is None:
                     return function(state, *inputs)
-                key = _describe(state, inputs)
+                key = _describe(state, inputs), tuple(map(id, map(raw_value, variables)))
                 calls[key] += 1
                 if calls[key] == _CALLS_BEFORE_RECORDING:
-                    recordings[key] = _record(function, variables, state, inputs)
+                    recordings[key] = _record(function, state, inputs)
                 recording = recordings.get(key)
                 if recording is None:
                     return function(state, *inputs)
@@ -82,10 +82,9 @@ class TorchInference(Inference):
         return tensor.index_copy_(1, slots, update)
 
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
-        functions = UnrecordedFunctions.current.get()
-        if functions is None or tensors[0].device.type != "cpu":
+        if tensors[0].device.type != "cpu":
             return function(*tensors)
-        return functions.record(function, tensors)
+        return record_call(function, tensors)
 
 
 def _describe(state: Any, inputs: Any) -> Any:
@@ -97,43 +96,34 @@ def _describe(state: Any, inputs: Any) -> Any:
 
 
 def _record(
-    function: Callable[..., tuple[Any, Any]],
-    variables: Sequence[keras.Variable],
-    state: Any,
-    inputs: Any,
+    function: Callable[..., tuple[Any, Any]], state: Any, inputs: Any
 ) -> Callable[[Any, Any], tuple[Any, Any]] | None:
-    """Records a function of state and inputs, or returns `None` if it depends on values."""
-    structure: list[Any] = []  # Set by `run`: the result's structure, as its only item.
-
-    def run(values: list[torch.Tensor], leaves: list[Any]) -> list[Any]:
-        arguments = keras.tree.pack_sequence_as((state, inputs), leaves)
-        mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping), set_temporarily(IS_RECORDED, value=True):
-            result = function(arguments[0], *arguments[1])
-        # Zeros stand for the tensors, which the recording would keep alive.
-        structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
-        return list(keras.tree.flatten(result))
-
-    values = [variable.value for variable in variables]
+    """Records a function of state and inputs, or returns `None` if it can't be recorded."""
     leaves = _flatten_to_tensors(state, inputs, None)
     device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+    leaves = _flatten_to_tensors(state, inputs, device)
+    state, inputs = keras.tree.pack_sequence_as((state, inputs), leaves)
     try:
         # Recording runs the step: it writes into the state, and the recording writes the same
         # again.
-        with set_temporarily(UnrecordedFunctions.current, UnrecordedFunctions()) as functions:
-            graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
-    except (RuntimeError, TypeError, ValueError):
+        recording = record(
+            lambda: function(state, *inputs),
+            list(filter(_is_tensor, leaves)),
+            may_write_inputs=True,
+        )
+    except (CannotRecordError, RuntimeError, TypeError, ValueError):
         return None
-    functions.replace_calls(graph)
-    result = structure[0]
 
     def replay(state: Any, inputs: Any) -> tuple[Any, Any]:
-        values = [variable.value for variable in variables]
-        outputs = graph.forward(values, _flatten_to_tensors(state, inputs, device))
-        packed: tuple[Any, Any] = keras.tree.pack_sequence_as(result, outputs)
-        return packed
+        leaves = _flatten_to_tensors(state, inputs, device)
+        outputs: tuple[Any, Any] = recording(list(filter(_is_tensor, leaves)))
+        return outputs
 
     return replay
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor)
 
 
 def _flatten_to_tensors(state: Any, inputs: Any, device: Any) -> list[Any]:

@@ -20,6 +20,7 @@ from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step, WeightChange
 from keras_deepseek.backend.torch import profiling
 from keras_deepseek.backend.torch.optimizer_update import apply_update
+from keras_deepseek.backend.torch.recorded_function import RecordedFunction
 
 _DTYPES = {
     *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),
@@ -126,6 +127,14 @@ class TorchStep(Step):
                     total.addcmul_(tensor, factor.to(total.device))
         return list(sums)
 
+    def make_recorded(
+        self,
+        function: Callable[[Any], Any],
+        model: keras.Model,
+        find_obstacle: Callable[[], str | None],
+    ) -> Callable[[Any], Any]:
+        return RecordedFunction(function, model, find_obstacle)
+
     def apply_update(
         self,
         optimizer: keras.optimizers.Optimizer,
@@ -143,7 +152,7 @@ class TorchStep(Step):
         return function
 
     def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
-        return dict(model.train_function([batch]))
+        return dict(model.train_function([keras.tree.map_structure(_to_tensor, batch)]))
 
     def run_before_step(
         self, model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]

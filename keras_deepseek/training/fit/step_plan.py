@@ -23,6 +23,7 @@ from keras_deepseek.training.step.gradient_update import GradientUpdate, LayerSt
 from keras_deepseek.training.step.loss.batch_loss import check_test_loss
 from keras_deepseek.training.step.loss.compiled_losses import check_reduction
 from keras_deepseek.training.step.precision import step_in_precision
+from keras_deepseek.training.step.recorded_code import find_obstacle
 from keras_deepseek.training.step.rematerialization import find_blocks
 from keras_deepseek.training.step.step_guard import GuardMetric, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
@@ -69,6 +70,8 @@ class StepPlan:
             statistics=statistics,
             guard=guard_metric,
             parallelism=parallelism,
+            in_precision=self._in_precision,
+            find_obstacle=functools.partial(find_obstacle, model, compute),
         )
         self.loss = self._training_step.loss
         """The compiled loss, which `Trainer.train_step` computes."""
@@ -161,12 +164,12 @@ class StepPlan:
             )
             train_step = make_train_step(model, self._training_step, extra_variables)
         else:
-            train_step = model.train_step
+            train_step = self._in_precision(model.train_step)
             if parallelism.place_layers is not None:
                 prepare = functools.partial(parallelism.place_layers, model, is_in_step=False)
         return CompiledStep(
             model,
-            self._in_precision(train_step),
+            train_step,
             self._in_precision(prepare),
             extra_variables,
             is_compilable=parallelism.is_compilable,

@@ -33,7 +33,7 @@ from keras_deepseek.training.step.gradients.batch_part import (
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.micro_batches import MicroBatches, sum_micro_batches
 from keras_deepseek.training.step.gradients.replicas import sum_devices, sum_processes
-from keras_deepseek.training.step.loss.batch_loss import BatchLoss, count_rows
+from keras_deepseek.training.step.loss.batch_loss import Batch, BatchLoss, count_rows
 from keras_deepseek.training.step.rematerialization import (
     find_blocks,
     find_normalizations,
@@ -114,6 +114,9 @@ class TrainingStep:
     Args:
         compute: Override of `Trainer.train_step`: function of `x`, `y` and `sample_weight` that
             returns the loss, or a dict of the loss and further logs. `None`: the compiled loss.
+        in_precision: Function that makes a function compute in the precision of the step.
+        find_obstacle: Function that returns a reason why the step can't be recorded. Defaults to
+            `None`: it is never recorded.
     """
 
     def __init__(
@@ -126,6 +129,8 @@ class TrainingStep:
         guard: GuardMetric | None = None,
         parallelism: Parallelism = ONE_DEVICE,
         statistics: LayerStatistics | None = None,
+        in_precision: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda step: step,
+        find_obstacle: Callable[[], str | None] | None = None,
     ) -> None:
         is_in_parts = options.micro_batches > 1 or parallelism.divides_batches
         self.loss = BatchLoss(model, is_in_parts=is_in_parts)
@@ -140,6 +145,11 @@ class TrainingStep:
         self._statistics = statistics
         self._blocks: list[keras.Layer] | None = None
         self._has_warned = False
+        self._compute_eagerly = in_precision(self._compute_batch)
+        self._compute = self._compute_eagerly
+        if find_obstacle is not None and parallelism == ONE_DEVICE:
+            make_recorded = backend.current().step.make_recorded
+            self._compute = make_recorded(self._compute_eagerly, model, find_obstacle)
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Runs the training step on a batch, and returns its logs."""
@@ -149,28 +159,54 @@ class TrainingStep:
         if isinstance(num_rows, int) and num_rows == 0 and self._parallelism.replicas is None:
             raise InvalidInputError("Received a batch without rows, which can't be trained on.")
         self._build(data)
-        variables = self._model.trainable_variables
         states = self._guard.copy_states(self._model) if self._guard else []
+        is_eager = self._model.run_eagerly or self._model.jit_compile
+        compute = self._compute_eagerly if is_eager else self._compute
+        loss, logs, gradients, variables, num_rows, keep_residual, means = compute(batch)
+        is_measured = self._statistics is not None and self._statistics.step_metrics.are_wanted
+        statistics = self._statistics if is_measured else None
+        if statistics is not None:
+            statistics.begin(batch[0])
+        is_good, update_logs = self._apply(loss, gradients, variables, keep_residual)
+        if means is None:
+            means = self._track(loss, num_rows, states, is_good)
+        check_log_names(logs, {**means, **update_logs})
+        step_metrics = {} if statistics is None else statistics.finish(loss)
+        return {**means, **logs, **update_logs, **step_metrics}
+
+    def _compute_batch(self, batch: Batch) -> tuple[Any, ...]:
+        """Computes a batch, up to its gradients.
+
+        Returns:
+            The loss, the logs, the gradients and their variables, the number of rows and
+            `keep_residual`. And the means of loss and metrics, or `None` if a guard may yet undo
+            their change.
+        """
+        num_rows = count_rows(batch)
+        variables = self._model.trainable_variables
         with rematerialized(self.find_blocks()), self.loss.of_batch(num_rows):
             part = self._compute_part(batch, variables)
             with backend.current().step.mark(BACKWARD):
                 loss, logs, gradients = part.means(is_sum=self.loss.is_sum)
         if not isinstance(part.num_rows, int):  # Perhaps no process has a row.
             loss = ops.where(part.num_rows > 0, loss, float("nan"))
-        is_measured = self._statistics is not None and self._statistics.step_metrics.are_wanted
-        statistics = self._statistics if is_measured else None
-        if statistics is not None:
-            statistics.begin(batch[0])
-        is_good, update_logs = self._apply(loss, gradients, variables, part.keep_residual)
+        means = None if self._guard else self._track(loss, part.num_rows)
+        return loss, logs, gradients, variables, part.num_rows, part.keep_residual, means
+
+    def _track(
+        self,
+        loss: Any,
+        num_rows: Any,
+        states: Sequence[tuple[keras.Variable, Any]] = (),
+        is_good: Any = None,
+    ) -> dict[str, Any]:
+        """Adds the loss to its mean, and returns the means of loss and metrics, as logs."""
         with backend.current().step.mark(LOSS):
-            track_loss(self._model, loss, part.num_rows)
+            track_loss(self._model, loss, num_rows)
         for state, old_value in states:  # A bad batch must not change metrics and layers.
             state.assign(ops.where(is_good, state.value, old_value))
         with backend.current().step.mark(LOSS):
-            means = self._read_logs()
-        check_log_names(logs, {**means, **update_logs})
-        step_metrics = {} if statistics is None else statistics.finish(loss)
-        return {**means, **logs, **update_logs, **step_metrics}
+            return self._read_logs()
 
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch, or on a micro-batch, keeps for `backward`."""

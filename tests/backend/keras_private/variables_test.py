@@ -10,6 +10,7 @@ from keras_deepseek.backend.keras_private.variables import (
     forget_global_seed,
     global_seed_state,
     has_global_seed,
+    in_stateless_scope,
     keras_torch_device,
     place_by_layout,
     raw_value,
@@ -39,6 +40,12 @@ def test_a_variable_from_outside_gets_the_layout_of_a_distribution():
 def test_the_device_of_keras_is_known():
     with keras.device("cpu"):
         assert keras_torch_device() == "cpu"
+
+
+def test_a_stateless_scope_is_noticed():
+    assert not in_stateless_scope()
+    with keras.StatelessScope():
+        assert in_stateless_scope()
 
 
 def test_a_scope_inside_another_sees_what_that_one_has_set():

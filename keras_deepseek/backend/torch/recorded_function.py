@@ -1,0 +1,222 @@
+"""Functions of batches that are recorded at the second batch of a shape."""
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import torch
+
+from keras_deepseek.backend.keras_private.masks import read_mask
+from keras_deepseek.backend.torch.python_state import PythonState, UsedVariables, is_watched
+from keras_deepseek.backend.torch.recording import (
+    CannotRecordError,
+    Recording,
+    differ,
+    is_recording,
+    read_generators,
+    record,
+    write_generators,
+)
+
+_log = logging.getLogger(__name__)
+
+_MOST_RECORDINGS = 8
+"""The most recordings of a function. The least recently used is dropped."""
+_MOST_SHAPES = 256
+"""The most shapes that are remembered without a recording."""
+_MOST_WASTED = 16
+"""The most recordings that may be dropped before they have paid for themselves."""
+_MOST_CHANGES = 64
+"""The most changes of the layers before which no recording has paid for itself."""
+_PAYS_AFTER = 10
+"""The calls after which a recording has paid for itself."""
+
+
+class _Entry:
+    """A recording with the variables that it uses, and the number of its calls."""
+
+    def __init__(self, recording: Recording, variables: Sequence[keras.Variable]) -> None:
+        self.recording = recording
+        self.variables = UsedVariables(variables, recording.tensors)
+        self.num_calls = 0
+
+
+class RecordedFunction:
+    """A function of a batch that runs by recordings of PyTorch's operations.
+
+    It runs as it is for the first batch of a shape. At the second one it is recorded, and the
+    recording must give the same result and write the same to variables, to the bit. From then on
+    the recording runs for that shape, as long as layers and settings are as they were.
+
+    Args:
+        function: Function of a batch: a structure of tensors and `None`. Its result is a structure
+            of tensors and other objects.
+        model: The model that it runs.
+        find_obstacle: Function that returns a reason why the function may not be recorded, or
+            `None`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        model: keras.Model,
+        find_obstacle: Callable[[], str | None],
+    ) -> None:
+        self._function = function
+        self._model = model
+        self._find_obstacle = find_obstacle
+        self._state: PythonState | None = None
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        self._seen: OrderedDict[Any, bool] = OrderedDict()  # False: this shape can't be recorded.
+        self._num_wasted = self._num_changes = 0
+        self._is_off = False
+        self._notices: set[str] = set()
+
+    def __call__(self, batch: Any) -> Any:
+        """Returns the result of the function for a batch."""
+        tensors: list[torch.Tensor] = []
+        is_alone = not (self._is_off or is_watched() or is_recording())
+        key = _describe(batch, tensors) if is_alone else None
+        if key is None or self._is_changed():
+            return self._function(batch)
+        entry = self._entries.get(key)
+        if entry is not None:
+            if entry.variables.are_same():
+                entry.num_calls += 1
+                self._entries.move_to_end(key)
+                return entry.recording(tensors)
+            self._drop(key)
+        can_record = self._seen.get(key)
+        if can_record:
+            return self._try_to_record(batch, key, tensors)
+        if can_record is None:
+            self._remember(key, can_record=True)
+        return self._function(batch)
+
+    def _is_changed(self) -> bool:
+        """Returns True if there are hooks, or code that can't be recorded.
+
+        Forgets all recordings after a change of the layers.
+        """
+        if self._state is None or not self._state.is_same():
+            if not self._model.built:
+                return True
+            has_paid = any(entry.num_calls >= _PAYS_AFTER for entry in self._entries.values())
+            self._num_changes += not has_paid
+            self._forget()
+            if self._num_changes > _MOST_CHANGES:
+                self._turn_off(logging.INFO, "attributes of its layers change too often")
+            elif obstacle := self._find_obstacle():
+                self._turn_off(logging.INFO, obstacle)
+            else:
+                self._state = PythonState(self._model)
+        return self._is_off or self._state is None or self._state.has_hooks()
+
+    def _try_to_record(self, batch: Any, key: Any, tensors: list[torch.Tensor]) -> Any:
+        """Returns the function's own result; keeps a recording that has the same."""
+        assert self._state is not None
+        states = read_generators()
+        try:
+            recording, digests = self._record(batch, tensors)
+            states_after = read_generators()
+        except (CannotRecordError, Exception) as error:  # noqa: BLE001 - it is raised again below.
+            write_generators(states)
+            self._remember(key, can_record=False)
+            self._notify(logging.INFO, str(error).partition("\n")[0])
+            return self._function(batch)
+        write_generators(states)
+        recording.restore()
+        result = self._function(batch)
+        own_digests = list(_digests(result, recording.written))
+        recording.old_values.clear()
+        if not self._state.is_same():
+            self._turn_off(logging.WARNING, "a step changes attributes of its layers")
+        elif own_digests != digests or differ(states_after, read_generators()):
+            self._turn_off(logging.WARNING, "its recorded operations give other numbers")
+        else:
+            self._keep(key, recording)
+        return result
+
+    def _record(self, batch: Any, tensors: list[torch.Tensor]) -> tuple[Recording, list[Any]]:
+        """Returns a recording, and the digests of its result and of what it writes."""
+        states = read_generators()
+        recording = record(lambda: self._function(batch), tensors)
+        write_generators(states)
+        try:
+            return recording, list(_digests(recording(tensors), recording.written))
+        except BaseException:
+            recording.restore()
+            raise
+
+    def _keep(self, key: Any, recording: Recording) -> None:
+        assert self._state is not None
+        self._entries[key] = _Entry(recording, self._state.variables)
+        if len(self._entries) > _MOST_RECORDINGS:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: Any) -> None:
+        entry = self._entries.pop(key)
+        self._num_wasted += entry.num_calls < _PAYS_AFTER
+        if self._num_wasted >= _MOST_WASTED:
+            self._turn_off(logging.INFO, "its shapes or layers change too often")
+
+    def _forget(self) -> None:
+        """Drops all recordings: the layers are not what they were."""
+        for key in list(self._entries):
+            self._drop(key)
+        self._seen.clear()
+
+    def _remember(self, key: Any, *, can_record: bool) -> None:
+        self._seen[key] = can_record
+        if len(self._seen) > _MOST_SHAPES:
+            self._seen.popitem(last=False)
+
+    def _turn_off(self, level: int, reason: str) -> None:
+        self._is_off = True
+        self._entries.clear()
+        self._seen.clear()
+        self._notify(level, reason)
+
+    def _notify(self, level: int, reason: str) -> None:
+        if reason not in self._notices:
+            self._notices.add(reason)
+            _log.log(level, "Model %r runs as it is, not recorded: %s.", self._model.name, reason)
+
+
+def _describe(structure: Any, tensors: list[torch.Tensor]) -> Any:
+    """Returns a key of a batch's structure, and adds its tensors to a list.
+
+    The key is `None` if the batch can't be that of a recording.
+    """
+    if type(structure) is torch.Tensor:
+        is_plain = structure.layout is torch.strided and not structure.requires_grad
+        if not is_plain or read_mask(structure) is not None or structure.is_inference():
+            return None
+        # The same tensor may come twice, as `x` and `y`.
+        index = next((i for i, tensor in enumerate(tensors) if tensor is structure), len(tensors))
+        tensors.append(structure)
+        return index, structure.shape, structure.stride(), structure.dtype, structure.device
+    if structure is None:
+        return "none"
+    if isinstance(structure, dict):
+        keys: list[Any] = list(structure)
+        parts = [_describe(structure[name], tensors) for name in structure]
+    elif isinstance(structure, list | tuple):
+        keys, parts = [type(structure)], [_describe(element, tensors) for element in structure]
+    else:
+        return None
+    return None if None in parts else (*keys, *parts)
+
+
+def _digests(result: Any, written: Sequence[torch.Tensor]) -> Iterator[Any]:
+    """Yields what must be equal of two results: of tensors layouts and bits, else the objects."""
+    for leaf in (*keras.tree.flatten(result), *written):
+        if not isinstance(leaf, torch.Tensor):
+            yield leaf if isinstance(leaf, bool | int | float | str) else id(leaf)
+            continue
+        memory = leaf.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+        layout = tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
+        yield *layout, hashlib.blake2b(memory).digest()
