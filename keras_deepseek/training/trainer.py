@@ -530,6 +530,7 @@ class Trainer:
         with (
             self._cluster.placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
+            self._plan.evaluating(),
         ):
             return evaluate_together(
                 self.model, x, y, batch_size, self._cluster.processes, **options
@@ -548,6 +549,7 @@ class Trainer:
         with (
             self._cluster.placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
+            self._plan.evaluating(),
         ):
             return predict_together(self.model, x, self._cluster.processes, **options)
 

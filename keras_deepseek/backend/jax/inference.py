@@ -16,7 +16,9 @@ from keras_deepseek.backend.protocols.inference import Inference
 class JaxInference(Inference):
     """Implements `Inference` by JAX."""
 
-    def compile_inference(self, model: NamedModel) -> InferenceFunction:
+    def compile_inference(
+        self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
+    ) -> InferenceFunction:
         variables = model.model.variables
 
         @jax.jit

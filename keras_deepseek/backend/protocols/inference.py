@@ -17,8 +17,14 @@ class Inference(abc.ABC):
     """The interface for compiled functions that need no gradient."""
 
     @abc.abstractmethod
-    def compile_inference(self, model: NamedModel) -> InferenceFunction:
-        """Compiles a model to a function from NumPy arrays by name to arrays by name."""
+    def compile_inference(
+        self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
+    ) -> InferenceFunction:
+        """Compiles a model to a function from NumPy arrays by name to arrays by name.
+
+        PyTorch records operations at the second batch of a shape. `find_obstacle` returns a reason
+        why that can't be, or `None`; by default nothing is recorded.
+        """
 
     def plain_inference(self, model: NamedModel) -> InferenceFunction:
         """Returns a model as a function of NumPy arrays by name, run at each batch's own sizes."""

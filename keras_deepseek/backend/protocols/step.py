@@ -132,6 +132,15 @@ class Step(abc.ABC):
         """
         return function
 
+    def recorded_evaluation(
+        self, model: keras.Model, find_obstacle: Callable[[str], str | None]
+    ) -> Callable[[], AbstractContextManager[None]]:
+        """Makes context managers in which a model evaluates and predicts by recordings.
+
+        It is as for `make_recorded`. `find_obstacle` takes `"test_step"` or `"predict_step"`.
+        """
+        return contextlib.nullcontext
+
     # The update of the weights.
 
     def apply_update(

@@ -22,7 +22,9 @@ _OF_NEGATIVE_SIZES = (
 class TensorFlowInference(Inference):
     """Implements `Inference` by TensorFlow."""
 
-    def compile_inference(self, model: NamedModel) -> InferenceFunction:
+    def compile_inference(
+        self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
+    ) -> InferenceFunction:
         specs = {
             spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
             for spec in model.signature.inputs

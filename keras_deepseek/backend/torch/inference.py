@@ -20,6 +20,7 @@ from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.variables import raw_value
 from keras_deepseek.backend.protocols.inference import Inference
+from keras_deepseek.backend.torch.recorded_function import RecordedFunction
 from keras_deepseek.backend.torch.recording import CannotRecordError, record, record_call
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
@@ -32,8 +33,13 @@ _CALLS_BEFORE_RECORDING = 12
 class TorchInference(Inference):
     """Implements `Inference` by PyTorch."""
 
-    def compile_inference(self, model: NamedModel) -> InferenceFunction:
+    def compile_inference(
+        self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
+    ) -> InferenceFunction:
         model.model.eval()
+        run: Callable[[Any], Any] = model
+        if find_obstacle is not None:
+            run = RecordedFunction(model, model.model, find_obstacle, is_pure=True)
 
         def infer(inputs: dict[str, Array]) -> dict[str, Array]:
             with torch.inference_mode():
@@ -42,7 +48,7 @@ class TorchInference(Inference):
                 }
                 return {
                     name: keras.ops.convert_to_numpy(tensor)
-                    for name, tensor in model(tensors).items()
+                    for name, tensor in run(tensors).items()
                 }
 
         return infer

@@ -22,7 +22,8 @@ _OF_TRAINING = {
     *("train_function", "test_function", "predict_function", "make_train_function", "train_step"),
     *("make_test_function", "make_predict_function", "evaluate", "history", "stop_training"),
     *("stop_evaluating", "stop_predicting", "_eval_epoch_iterator", "_initial_epoch", "compiled"),
-    *("_symbolic_build", "_compile_config", "steps_per_execution", "_run_eagerly"),
+    *("test_step", "predict_step", "steps_per_execution", "_run_eagerly", "_symbolic_build"),
+    "_compile_config",
 }
 """The attributes of a model that Keras's loops and ours change between two steps."""
 _OF_CALLS = {
@@ -149,6 +150,8 @@ def _read_settings() -> tuple[Any, ...]:
         keras.config.is_flash_attention_enabled(),
         keras_torch_device(),
         id(global_seed_state()) if has_global_seed() else None,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -57,6 +58,8 @@ class RecordedFunction:
         model: The model that it runs.
         find_obstacle: Function that returns a reason why the function may not be recorded, or
             `None`.
+        is_pure: boolean. The function is not recorded if it writes to variables or draws random
+            numbers: several threads may call it. Defaults to `False`.
     """
 
     def __init__(
@@ -64,10 +67,14 @@ class RecordedFunction:
         function: Callable[[Any], Any],
         model: keras.Model,
         find_obstacle: Callable[[], str | None],
+        *,
+        is_pure: bool = False,
     ) -> None:
         self._function = function
         self._model = model
         self._find_obstacle = find_obstacle
+        self._is_pure = is_pure
+        self._lock = threading.RLock()
         self._state: PythonState | None = None
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._seen: OrderedDict[Any, bool] = OrderedDict()  # False: this shape can't be recorded.
@@ -80,21 +87,33 @@ class RecordedFunction:
         tensors: list[torch.Tensor] = []
         is_alone = not (self._is_off or is_watched() or is_recording())
         key = _describe(batch, tensors) if is_alone else None
-        if key is None or self._is_changed():
+        if key is None:
             return self._function(batch)
+        with self._lock:
+            recording = None if self._is_changed() else self._find(key)
+            if recording is None and self._can_record(key):
+                return self._try_to_record(batch, key, tensors)
+        return self._function(batch) if recording is None else recording(tensors)
+
+    def _find(self, key: Any) -> Recording | None:
         entry = self._entries.get(key)
-        if entry is not None:
-            if entry.variables.are_same():
-                entry.num_calls += 1
-                self._entries.move_to_end(key)
-                return entry.recording(tensors)
+        if entry is None:
+            return None
+        if not entry.variables.are_same():
             self._drop(key)
-        can_record = self._seen.get(key)
-        if can_record:
-            return self._try_to_record(batch, key, tensors)
-        if can_record is None:
+            return None
+        entry.num_calls += 1
+        self._entries.move_to_end(key)
+        return entry.recording
+
+    def _can_record(self, key: Any) -> bool:
+        """Returns True for the second batch of a shape, if the first could be recorded."""
+        if self._state is None or self._is_off or self._state.has_hooks():
+            return False
+        if key not in self._seen:
             self._remember(key, can_record=True)
-        return self._function(batch)
+            return False
+        return self._seen[key]
 
     def _is_changed(self) -> bool:
         """Returns True if there are hooks, or code that can't be recorded.
@@ -145,6 +164,8 @@ class RecordedFunction:
         states = read_generators()
         recording = record(lambda: self._function(batch), tensors)
         write_generators(states)
+        if self._is_pure and (recording.written or recording.draws):
+            raise CannotRecordError("it draws random numbers or writes to variables")
         try:
             return recording, list(_digests(recording(tensors), recording.written))
         except BaseException:
@@ -193,7 +214,11 @@ def _describe(structure: Any, tensors: list[torch.Tensor]) -> Any:
     """
     if type(structure) is torch.Tensor:
         is_plain = structure.layout is torch.strided and not structure.requires_grad
-        if not is_plain or read_mask(structure) is not None or structure.is_inference():
+        if (
+            not is_plain
+            or read_mask(structure) is not None
+            or (structure.is_inference() and not torch.is_inference_mode_enabled())
+        ):
             return None
         # The same tensor may come twice, as `x` and `y`.
         index = next((i for i, tensor in enumerate(tensors) if tensor is structure), len(tensors))

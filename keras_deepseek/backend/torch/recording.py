@@ -159,23 +159,29 @@ class _Recorder(TorchDispatchMode):
             raise CannotRecordError(f"it runs more than {_MOST_CALLS:,} operations")
         writes = self._find_writes(func, args, kwargs)
         is_random = torch.Tag.nondeterministic_seeded in func.tags
-        draws = is_random and kwargs.get("generator") is None
-        output = self._generators.draw(func, args, kwargs) if draws else func(*args, **kwargs)
+        if is_random and kwargs.get("generator") is None:
+            # Attention, for example, may have no dropout.
+            output, is_random = self._generators.draw(func, args, kwargs)
+        else:
+            output = func(*args, **kwargs)
         returns_many = isinstance(output, tuple | list)
         is_static = is_static and not is_random and not writes
-        call = Call(
-            func._op,  # noqa: SLF001 - without a layer of Python around each call
-            own_args,
-            own_kwargs,
-            [
-                self._result(tensor, values, is_static=is_static)
-                for tensor in (output if returns_many else [output])
-            ],
-            returns_many=returns_many,
-            is_needed=writes or is_random,
-            is_clone=_is_clone(func, kwargs),
-        )
-        self._calls.append(call)
+        results = [
+            self._result(tensor, values, is_static=is_static)
+            for tensor in (output if returns_many else [output])
+        ]
+        is_needed = writes or is_random
+        if is_needed or any(value is not None and value not in values for value in results):
+            call = Call(
+                func._op,  # noqa: SLF001 - without a layer of Python around each call
+                own_args,
+                own_kwargs,
+                results,
+                returns_many=returns_many,
+                is_needed=is_needed,
+                is_clone=_is_clone(func, kwargs),
+            )
+            self._calls.append(call)
         return output
 
     def call(self, function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Any:
@@ -338,13 +344,14 @@ class _DefaultGenerators:
         if differ(read_generators(), self._states):
             raise CannotRecordError("it sets the state of PyTorch's random generator")
 
-    def draw(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Calls an operation that draws random numbers."""
+    def draw(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, bool]:
+        """Returns the output of an operation, and True if it has drawn random numbers."""
         self.check()
         output = func(*args, **kwargs)
-        self.have_drawn = True
-        self._states = read_generators()
-        return output
+        old_states, self._states = self._states, read_generators()
+        has_drawn = differ(old_states, self._states)
+        self.have_drawn |= has_drawn
+        return output, has_drawn
 
 
 def read_generators() -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.keras_private.layer_calls import recomputed_call
 from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step, WeightChange
 from keras_deepseek.backend.torch import profiling
@@ -134,6 +135,25 @@ class TorchStep(Step):
         find_obstacle: Callable[[], str | None],
     ) -> Callable[[Any], Any]:
         return RecordedFunction(function, model, find_obstacle)
+
+    def recorded_evaluation(
+        self, model: keras.Model, find_obstacle: Callable[[str], str | None]
+    ) -> Callable[[], AbstractContextManager[None]]:
+        steps = {
+            name: RecordedFunction(
+                functools.partial(getattr(type(model), name), model),
+                model,
+                functools.partial(find_obstacle, name),
+            )
+            for name in ("test_step", "predict_step")
+        }
+
+        def in_use() -> AbstractContextManager[None]:
+            is_compiled = model.run_eagerly or model.jit_compile
+            has_own = steps.keys() & vars(model).keys()
+            return own_attributes(model, **({} if is_compiled or has_own else steps))
+
+        return in_use
 
     def apply_update(
         self,

@@ -1,5 +1,6 @@
 """Live Keras models and `.keras` files. This is the only module of `inference` that needs Keras."""
 
+import functools
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.keras_file import load_keras_file
+from keras_deepseek.graph.recordable import find_obstacle
 from keras_deepseek.inference.executors.executor import Executor
 
 
@@ -21,7 +23,8 @@ class KerasModel(Executor):
             backend.current().devices.limit_threads(threads)
         named_model = NamedModel(model)
         self._signature = named_model.signature
-        self._infer = backend.current().inference.compile_inference(named_model)
+        find_reason = functools.partial(find_obstacle, named_model.model)
+        self._infer = backend.current().inference.compile_inference(named_model, find_reason)
 
     @classmethod
     def from_bundle(

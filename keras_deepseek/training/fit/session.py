@@ -190,6 +190,7 @@ class Session:
             self._placement.in_use(self._model),
             backend.current().step.restoring_variables(self._model),
             self._plan.step.use(),
+            self._plan.evaluating(),
         ):
             yield
 

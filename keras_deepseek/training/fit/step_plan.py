@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -23,7 +24,10 @@ from keras_deepseek.training.step.gradient_update import GradientUpdate, LayerSt
 from keras_deepseek.training.step.loss.batch_loss import check_test_loss
 from keras_deepseek.training.step.loss.compiled_losses import check_reduction
 from keras_deepseek.training.step.precision import step_in_precision
-from keras_deepseek.training.step.recorded_code import find_obstacle
+from keras_deepseek.training.step.recorded_code import (
+    find_evaluation_obstacle,
+    find_training_obstacle,
+)
 from keras_deepseek.training.step.rematerialization import find_blocks
 from keras_deepseek.training.step.step_guard import GuardMetric, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
@@ -71,8 +75,14 @@ class StepPlan:
             guard=guard_metric,
             parallelism=parallelism,
             in_precision=self._in_precision,
-            find_obstacle=functools.partial(find_obstacle, model, compute),
+            find_obstacle=functools.partial(find_training_obstacle, model, compute),
         )
+        self.evaluating: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Makes a context manager in which the model may evaluate and predict by recordings."""
+        if not parallelism.uses_workers and parallelism.place_layers is None:
+            self.evaluating = backend.current().step.recorded_evaluation(
+                model, functools.partial(find_evaluation_obstacle, model)
+            )
         self.loss = self._training_step.loss
         """The compiled loss, which `Trainer.train_step` computes."""
         self.needs_targets = (

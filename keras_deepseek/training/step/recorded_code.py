@@ -1,38 +1,50 @@
-"""The rule for models whose steps may run without Python."""
+"""The rule for steps whose operations may be recorded, and run without their Python."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.trainers import compile_arguments
+from keras_deepseek.graph import recordable
 from keras_deepseek.graph.known_code import find_foreign_code
 
-_METHODS = ("compute_loss", "compute_metrics", "test_step", "predict_step")
+_OF_LOSS = ("compute_loss", "compute_metrics")
+_COMPILED = ("loss", "metrics", "weighted_metrics")
 
 
-def find_obstacle(model: keras.Model, compute: Callable[..., Any] | None = None) -> str | None:
-    """Returns the code of a model that a recording of its step would not see, or `None`.
+def find_training_obstacle(model: keras.Model, compute: Callable[..., Any] | None) -> str | None:
+    """Returns a reason why the training step of a model can't be recorded, or `None`.
 
     `compute` is the override of `Trainer.train_step`, or `None`.
     """
-    for layer in flatten_layers(model):
-        if code := find_foreign_code(layer):
-            return f"layer {layer.name!r} has code that is not known, {code}"
-    for name in _METHODS:
+    others = {"train_step": compute, "optimizer": getattr(model, "optimizer", None)}
+    return _find(model, _OF_LOSS, {**_compiled_parts(model), **others})
+
+
+def find_evaluation_obstacle(model: keras.Model, step: str) -> str | None:
+    """Returns a reason why `test_step` or `predict_step` can't be recorded, or `None`."""
+    if step == "predict_step":
+        return _find(model, (step,), {})
+    return _find(model, (step, *_OF_LOSS), _compiled_parts(model))
+
+
+def _compiled_parts(model: keras.Model) -> dict[str, Any]:
+    settings = compile_arguments(model) if model.compiled else {}
+    return {name: settings.get(name) for name in _COMPILED}
+
+
+def _find(model: keras.Model, methods: Sequence[str], parts: dict[str, Any]) -> str | None:
+    for name in methods:
         if getattr(type(model), name) is not getattr(keras.Model, name):
             return f"{type(model).__name__}.{name} is not known"
-    settings = compile_arguments(model) if model.compiled else {}
-    parts = {name: settings.get(name) for name in ("loss", "metrics", "weighted_metrics")}
-    parts["optimizer"] = getattr(model, "optimizer", None)
-    for name, part in {**parts, "train_step": compute}.items():
+    for name, part in parts.items():
         for leaf in keras.tree.flatten(part):
             if leaf is None or isinstance(leaf, str):
                 continue
             if code := find_foreign_code(_Holder(leaf)) or find_foreign_code(leaf):
                 return f"the {name} has code that is not known, {code}"
-    return None
+    return recordable.find_obstacle(model)
 
 
 class _Holder:

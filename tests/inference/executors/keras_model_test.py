@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -38,6 +40,38 @@ def test_a_model_runs_in_inference_mode_also_after_training_mode():
     model(x, training=True)
     (output,) = KerasModel(model).run({"input_0": x}).values()
     assert output.tolist() == x.tolist()
+
+
+def test_repeated_requests_of_threads_get_the_numbers_of_the_model():
+    """On PyTorch the second batch of a shape is recorded, and the weights change after it."""
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    executor = KerasModel(model)
+    x = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype("float32")
+
+    def run(rows):
+        (output,) = executor.run({"input_0": x[:rows]}).values()
+        return output
+
+    for factor in (1.0, 0.5):
+        model.set_weights([factor * weight for weight in model.get_weights()])
+        with ThreadPoolExecutor(4) as pool:
+            outputs = list(pool.map(run, [4, 2, 6] * 6))
+        for output in outputs:
+            expected = keras.ops.convert_to_numpy(model(x[: len(output)], training=False))
+            np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
+        if keras.backend.backend() == "torch":
+            np.testing.assert_array_equal(run(6), keras.ops.convert_to_numpy(model(x)))
 
 
 def test_a_file_computes_what_the_saved_model_computed(tmp_path):

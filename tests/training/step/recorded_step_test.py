@@ -365,3 +365,24 @@ def test_it_is_the_training_of_keras_itself(eager_calls):
     assert len(eager_calls) == 3
     assert results[0][0] == results[1][0]
     assert_equal_bits(results[1][1], results[0][1])
+
+
+@pytest.mark.parametrize("name", ["images", "attention"])
+def test_evaluations_and_predictions_are_those_of_keras_to_the_bit(name):
+    build, x, y, _ = CASES[name]
+    results = []
+    for is_eager in (True, False):
+        trainer = make_trainer(build, is_eager=is_eager)
+        trainer.fit(x, y, batch_size=4, verbose=0)
+        numbers = [
+            (
+                trainer.evaluate(x, y, batch_size=4, verbose=0),
+                trainer.predict(x, batch_size=4, verbose=0).tolist(),
+            )
+            for _ in range(2)
+        ]
+        trainer.model.set_weights([0.5 * weight for weight in trainer.model.get_weights()])
+        numbers.append(trainer.predict(x, batch_size=4, verbose=0).tolist())
+        history = trainer.fit(x, y, batch_size=4, validation_data=(x, y), epochs=3, verbose=0)
+        results.append((numbers, history.history))
+    assert results[0] == results[1]
