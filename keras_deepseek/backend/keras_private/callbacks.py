@@ -12,16 +12,16 @@ import keras
 SET_BY_KERAS = ("_model", "params")
 """The attributes of a callback that Keras sets when a training begins."""
 
-_SECONDS_BETWEEN_HAND_OVERS = 0.01
+_SECONDS_BETWEEN_HAND_OVERS = 0.05
 
 
 class GroupedCallbackList(keras.callbacks.CallbackList):
     """A callback list that hands calls to its thread in groups.
 
     Keras hands over the end of each batch by itself, to several threads, which may run the calls in
-    another order. That takes 0.1 ms of a small step. Here one thread runs the calls of
-    10 ms together, in their order. Callbacks that are not `async_safe` are called after each batch,
-    as in Keras.
+    another order. That takes 0.1 ms of a small step. Here one thread runs the calls of 50 ms
+    together, in their order. Callbacks that are not `async_safe` are called after each batch, as in
+    Keras.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
