@@ -31,7 +31,7 @@ def apply_update(
 ) -> None:
     """Applies gradients as `optimizer.apply` does, by PyTorch's fused Adam if it fits."""
     with torch.no_grad():
-        values = [variable.value for variable in variables]  # Read once: each access is slow.
+        values = [raw_value(variable) for variable in variables]
         if len({value.device for value in values}) > 1:
             _apply_by_device(optimizer, multiply_gradients(gradients, factor), variables, values)
             return
@@ -209,9 +209,9 @@ class _FusedAdam:
         steps = int(optimizer.iterations)
         slots = adam_slots(optimizer, [variable for variable, _ in rows])
         momentums, velocities, maximal_velocities = (
-            [slot.value for slot in group] for group in slots
+            [raw_value(slot) for slot in group] for group in slots
         )
-        values = [variable.value for variable, _ in rows]
+        values = [raw_value(variable) for variable, _ in rows]
         for value in values:
             # The kernel reads all tensors in one memory order, and an orthogonal initializer
             # returns a transposed matrix.

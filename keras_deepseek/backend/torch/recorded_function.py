@@ -21,6 +21,7 @@ from keras_deepseek.backend.torch.recording import (
     record,
     write_generators,
 )
+from keras_deepseek.backend.torch.tape import leaves_of
 
 _log = logging.getLogger(__name__)
 
@@ -179,8 +180,8 @@ class RecordedFunction:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: Any) -> None:
-        entry = self._entries.pop(key)
-        self._num_wasted += entry.num_calls < _PAYS_AFTER
+        entry = self._entries.pop(key, None)
+        self._num_wasted += entry is not None and entry.num_calls < _PAYS_AFTER
         if self._num_wasted >= _MOST_WASTED:
             self._turn_off(logging.INFO, "its shapes or layers change too often")
 
@@ -238,7 +239,7 @@ def _describe(structure: Any, tensors: list[torch.Tensor]) -> Any:
 
 def _digests(result: Any, written: Sequence[torch.Tensor]) -> Iterator[Any]:
     """Yields what must be equal of two results: of tensors layouts and bits, else the objects."""
-    for leaf in (*keras.tree.flatten(result), *written):
+    for leaf in (*leaves_of(result), *written):
         if not isinstance(leaf, torch.Tensor):
             yield leaf if isinstance(leaf, bool | int | float | str) else id(leaf)
             continue

@@ -406,7 +406,9 @@ def _is_mask(index: Any) -> bool:
 
 
 def _is_clone(func: Any, kwargs: dict[str, Any]) -> bool:
-    """Returns True for a clone whose layout does not depend on that of its input."""
+    """Returns True for a copy whose layout does not depend on that of its input."""
+    if func is _aten.contiguous.default:
+        return True
     memory_format = kwargs.get("memory_format", torch.preserve_format)
     return func is _aten.clone.default and memory_format is not torch.preserve_format
 

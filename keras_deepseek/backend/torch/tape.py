@@ -80,8 +80,8 @@ class Call:
 
     def leaves(self) -> Iterator[Any]:
         """Yields all arguments, those inside of lists too."""
-        yield from _leaves(self.args)
-        yield from _leaves(self.kwargs)
+        yield from leaves_of(self.args)
+        yield from leaves_of(self.kwargs)
 
     def values(self) -> Iterator[Value]:
         """Yields the tensors among the arguments."""
@@ -97,7 +97,7 @@ def write_program(
     Each tensor is freed after its last use. `result` is what the function returns: a structure
     with `Value`s in place of tensors.
     """
-    outputs = [leaf for leaf in _leaves(result) if isinstance(leaf, Value)]
+    outputs = [leaf for leaf in leaves_of(result) if isinstance(leaf, Value)]
     calls = _without_unused(_without_copies(calls, inputs, outputs), outputs)
     writer = _Writer(inputs)
     used = {value.number for call in calls for value in call.values()}
@@ -231,11 +231,15 @@ def _without_copies(
     return chosen
 
 
-def _leaves(structure: Any) -> Iterator[Any]:
+def leaves_of(structure: Any) -> Iterator[Any]:
+    """Yields what lists, tuples and dicts hold, at any depth.
+
+    `keras.tree` leaves circles behind, which keep tensors alive.
+    """
     if isinstance(structure, dict):
         structure = list(structure.values())
     if isinstance(structure, list | tuple):
         for element in structure:
-            yield from _leaves(element)
+            yield from leaves_of(element)
     else:
         yield structure
