@@ -33,6 +33,8 @@ _OF_CALLS = {
     *("call_signature_parameters", "_build_shapes_dict", "_auto_config"),
 }
 """The attributes of a layer whose contents need not be compared."""
+_STEADY = {"keras", "keras_hub", "keras_deepseek", "torch", "builtins"}
+"""The packages whose classes nobody changes while a model trains."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _call_layer = keras.Layer.__call__
 _read_trainable = operator.attrgetter("requires_grad")
@@ -54,6 +56,7 @@ class PythonState:
         owners = list(_objects_in(self.layers))
         self._models = [vars(layer) for layer in models]
         self._attributes = [vars(owner) for owner in (*others, *owners)]
+        self._names = list(map(list, self._attributes))
         self._containers = [
             value
             for owner in (*self.layers, *owners)
@@ -65,7 +68,20 @@ class PythonState:
         ]
         self._copies = [value.copy() for value in self._containers]
         self._classes = list({type(layer) for layer in self.layers})
+        mro = {base for owner in self._classes for base in owner.__mro__}
+        self._own_classes = [
+            vars(base) for base in mro if base.__module__.partition(".")[0] not in _STEADY
+        ]
         self._state = self._read()
+
+    def restore(self) -> None:
+        """Gives layers their remembered attributes, after a call that was broken off."""
+        for attributes, names, values in zip(
+            self._attributes, self._names, self._state[0], strict=True
+        ):
+            for name in attributes.keys() - set(names):
+                del attributes[name]
+            attributes.update(zip(names, values, strict=True))
 
     def is_same(self) -> bool:
         """Returns True if the state is the one that was remembered."""
@@ -83,6 +99,7 @@ class PythonState:
                 for attributes in self._models
             ],
             [owner.call for owner in self._classes],
+            [list(attributes.values()) for attributes in self._own_classes],
             _read_settings(),
         )
 

@@ -35,6 +35,8 @@ _MOST_CHANGES = 64
 """The most changes of the layers before which no recording has paid for itself."""
 _PAYS_AFTER = 10
 """The calls after which a recording has paid for itself."""
+_PROVED_AGAIN_AT = {10**power for power in range(3, 12)}
+"""The calls of a recording at which it is compared with the function again."""
 
 
 class _Entry:
@@ -91,12 +93,14 @@ class RecordedFunction:
         if key is None:
             return self._function(batch)
         with self._lock:
-            recording = None if self._is_changed() else self._find(key)
-            if recording is None and self._can_record(key):
+            entry = None if self._is_changed() else self._find(key)
+            if entry is None and self._can_record(key):
                 return self._try_to_record(batch, key, tensors)
-        return self._function(batch) if recording is None else recording(tensors)
+            if entry is not None and entry.num_calls in _PROVED_AGAIN_AT:
+                return self._compare(entry.recording, batch, tensors)[0]
+        return self._function(batch) if entry is None else entry.recording(tensors)
 
-    def _find(self, key: Any) -> Recording | None:
+    def _find(self, key: Any) -> _Entry | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -105,7 +109,7 @@ class RecordedFunction:
             return None
         entry.num_calls += 1
         self._entries.move_to_end(key)
-        return entry.recording
+        return entry
 
     def _can_record(self, key: Any) -> bool:
         """Returns True for the second batch of a shape, if the first could be recorded."""
@@ -137,41 +141,59 @@ class RecordedFunction:
 
     def _try_to_record(self, batch: Any, key: Any, tensors: list[torch.Tensor]) -> Any:
         """Returns the function's own result; keeps a recording that has the same."""
-        assert self._state is not None
-        states = read_generators()
-        try:
-            recording, digests = self._record(batch, tensors)
-            states_after = read_generators()
-        except (CannotRecordError, Exception) as error:  # noqa: BLE001 - it is raised again below.
-            write_generators(states)
-            self._remember(key, can_record=False)
-            self._notify(logging.INFO, str(error).partition("\n")[0])
+        recording = self._record(batch, key, tensors)
+        if recording is None:
             return self._function(batch)
-        write_generators(states)
-        recording.restore()
-        result = self._function(batch)
-        own_digests = list(_digests(result, recording.written))
-        recording.old_values.clear()
-        if not self._state.is_same():
-            self._turn_off(logging.WARNING, "a step changes attributes of its layers")
-        elif own_digests != digests or differ(states_after, read_generators()):
-            self._turn_off(logging.WARNING, "its recorded operations give other numbers")
-        else:
+        result, is_equal = self._compare(recording, batch, tensors)
+        if is_equal:
             self._keep(key, recording)
         return result
 
-    def _record(self, batch: Any, tensors: list[torch.Tensor]) -> tuple[Recording, list[Any]]:
-        """Returns a recording, and the digests of its result and of what it writes."""
+    def _record(self, batch: Any, key: Any, tensors: list[torch.Tensor]) -> Recording | None:
+        """Returns a recording, or `None` if there can be none. Variables stay as they are."""
+        assert self._state is not None
         states = read_generators()
-        recording = record(lambda: self._function(batch), tensors)
-        write_generators(states)
-        if self._is_pure and (recording.written or recording.draws):
-            raise CannotRecordError("it draws random numbers or writes to variables")
         try:
-            return recording, list(_digests(recording(tensors), recording.written))
-        except BaseException:
-            recording.restore()
-            raise
+            recording = record(lambda: self._function(batch), tensors)
+        except (CannotRecordError, Exception) as error:  # noqa: BLE001 - the function raises it too
+            self._state.restore()  # As a dropout mask that a recurrent layer holds in its call.
+            reason = str(error).partition("\n")[0]
+        else:
+            if not self._is_pure or not (recording.written or recording.draws):
+                return recording
+            reason = "it draws random numbers or writes to variables"
+        finally:
+            write_generators(states)
+        self._remember(key, can_record=False)
+        self._notify(logging.INFO, reason)
+        return None
+
+    def _compare(
+        self, recording: Recording, batch: Any, tensors: list[torch.Tensor]
+    ) -> tuple[Any, bool]:
+        """Returns the function's own result, and True if the recording has the same.
+
+        After a difference nothing is recorded any more.
+        """
+        assert self._state is not None
+        states = read_generators()
+        old_values = [tensor.detach().clone() for tensor in recording.written]
+        try:
+            digests = list(_digests(recording(tensors), recording.written))
+            new_states = read_generators()
+        finally:
+            write_generators(states)
+            with torch.no_grad():
+                for tensor, old_value in zip(recording.written, old_values, strict=True):
+                    tensor.copy_(old_value)
+        result = self._function(batch)
+        if not self._state.is_same():
+            self._turn_off(logging.WARNING, "a step changes attributes of its layers")
+        elif digests != list(_digests(result, recording.written)):
+            self._turn_off(logging.WARNING, "its recorded operations give other numbers")
+        elif differ(new_states, read_generators()):
+            self._turn_off(logging.WARNING, "its recorded operations draw other random numbers")
+        return result, not self._is_off
 
     def _keep(self, key: Any, recording: Recording) -> None:
         assert self._state is not None

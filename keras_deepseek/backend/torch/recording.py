@@ -51,7 +51,7 @@ class Recording:
     Args:
         program: Function of the inputs that returns what the recorded function did.
         tensors: The tensors from outside that the operations use, such as those of variables.
-        written: The tensors from outside that the operations write to, with their former values.
+        written: The tensors from outside that the operations write to.
         draws: True if it draws random numbers.
     """
 
@@ -59,14 +59,13 @@ class Recording:
         self,
         program: Callable[..., Any],
         tensors: list[torch.Tensor],
-        written: list[tuple[torch.Tensor, torch.Tensor]],
+        written: list[torch.Tensor],
         *,
         draws: bool,
     ) -> None:
         self._program = program
         self.tensors = tensors
-        self.written = [tensor for tensor, _ in written]
-        self.old_values = [value for _, value in written]
+        self.written = written
         self.draws = draws
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Any:
@@ -77,12 +76,6 @@ class Recording:
         if self.written:
             torch.autograd.graph.increment_version(self.written)
         return result
-
-    def restore(self) -> None:
-        """Gives tensors that the recorded function has written to their former values."""
-        with torch.no_grad():
-            for tensor, value in zip(self.written, self.old_values, strict=True):
-                tensor.copy_(value)
 
 
 def record(
@@ -221,7 +214,8 @@ class _Recorder(TorchDispatchMode):
         )
         program, tensors = write_program(self._calls, self._inputs, self._describe(result))
         self._calls = []
-        return Recording(program, tensors, list(self._undo.values()), draws=draws)
+        written = [tensor for tensor, _ in self._undo.values()]
+        return Recording(program, tensors, written, draws=draws)
 
     def _describe(self, result: Any) -> Any:
         """Returns a result with a `Value` for each tensor."""

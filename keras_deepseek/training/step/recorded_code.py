@@ -18,8 +18,10 @@ def find_training_obstacle(model: keras.Model, compute: Callable[..., Any] | Non
 
     `compute` is the override of `Trainer.train_step`, or `None`.
     """
-    others = {"train_step": compute, "optimizer": getattr(model, "optimizer", None)}
-    return _find(model, _OF_LOSS, {**_compiled_parts(model), **others})
+    if compute is not None:
+        return "the trainer has its own `train_step`"
+    parts = {**_compiled_parts(model), "optimizer": getattr(model, "optimizer", None)}
+    return _find(model, _OF_LOSS, parts)
 
 
 def find_evaluation_obstacle(model: keras.Model, step: str) -> str | None:

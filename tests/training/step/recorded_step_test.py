@@ -301,6 +301,38 @@ def test_a_checkpoint_that_draws_the_same_again_is_not_recorded(caplog):
     assert "random generator" in caplog.text
 
 
+def test_a_recording_that_is_broken_off_leaves_no_dropout_mask(monkeypatch, caplog):
+    from keras_deepseek.backend.torch import recording
+
+    caplog.set_level(logging.INFO)
+    results = []
+    for is_eager in (True, False):
+        monkeypatch.setattr(recording, "_MOST_CALLS", 40)
+        trainer = make_trainer(recurrent, is_eager=is_eager)
+        trainer.fit(IDS, CLASSES, batch_size=4, epochs=2, verbose=0, shuffle=False)
+        results.append(read(trainer))
+    assert_equal_bits(results[1], results[0])
+    assert "more than 40 operations" in caplog.text
+
+
+def test_a_recording_that_once_differs_is_dropped(monkeypatch, caplog):
+    """What a recording can't see is found by the comparisons that come now and then."""
+    from keras_deepseek.backend.torch import recorded_function
+
+    monkeypatch.setattr(recorded_function, "_PROVED_AGAIN_AT", {6})
+    functional = pytest.importorskip("torch.nn.functional")
+    factor = [1.0]
+    monkeypatch.setattr(
+        functional, "gelu", lambda x, approximate="none": factor[0] * functional.relu(x)
+    )
+    trainer = make_trainer(lambda: dropped(7))
+    trainer.model.layers[0].activation = keras.activations.gelu
+    for number, _ in enumerate(trainer.steps(VECTORS, CLASSES, batch_size=4, epochs=4)):
+        if number == 4:
+            factor[0] = 2.0
+    assert "other numbers" in caplog.text
+
+
 def test_each_length_has_its_own_recording(eager_calls):
     lengths = [3, 5, 7, 3, 5, 7, 3, 5, 7, 3]
     results = []
