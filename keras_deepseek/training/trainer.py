@@ -133,8 +133,8 @@ class Trainer:
             compared first; after a difference the model runs, and a line of the log says why. Your
             own layers run as they are. Costs alone decide, and nothing is timed: to see what it
             brings, use `graph.optimize(model, batch, mode="train")` and train that. Choose it for
-            models that read few of their rows (classifiers by the first token), for LoRA, and for
-            small models on PyTorch. Normalizations then keep more memory in half precision.
+            models that read few of their rows (classifiers by the first token), and for LoRA.
+            Normalizations then keep more memory in half precision.
             Defaults to `False`.
         tune_malloc: boolean. Keeps the memory that a step frees for the next step. On a CPU,
             small batches of a large model may train a quarter faster. It changes the settings of
