@@ -69,7 +69,7 @@ class LayerTestCase(unittest.TestCase):
         oracle: Oracle | None = None,
         supports_masking: bool = True,
     ) -> None:
-        """Runs every check on one layer.
+        """Runs every check on one layer, with random noise added to its trainable weights.
 
         Args:
             layer_class: `keras.Layer` class that is registered as serializable.
@@ -79,7 +79,8 @@ class LayerTestCase(unittest.TestCase):
             input_dtype: string, or a list or dict of strings in the form of `input_shape`. Integers
                 are 0 or 1. Defaults to `"float32"`.
             oracle: function or `None`. Takes the built layer and the NumPy inputs, and returns the
-                expected outputs, in float64. Defaults to `None`.
+                expected outputs, in float64. The weights have noise: read them from the layer.
+                Defaults to `None`.
             supports_masking: boolean. If true, the layer must pass on a mask of the first input.
                 Defaults to `True`.
 

@@ -1,4 +1,4 @@
-"""The Python on each page runs, from top to bottom, in a folder of its own.
+"""The Python on each page runs, from top to bottom, in a folder of its own; then its test classes.
 
 A page starts with the imports and data that its blocks need. A block that only shows a form has the
 comment `<!-- not run: REASON -->` on the line above it.
@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import types
+import unittest
 from pathlib import Path
 
 import keras
@@ -64,6 +65,11 @@ def run_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         result = eval(compile(code, ROOT / name, "exec", flags=flags), vars(page))
         if inspect.isawaitable(result):
             asyncio.run(result)
+    # Classes that a page imports have no tests themselves.
+    outcome = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromModule(page).run(outcome)
+    failures = outcome.failures + outcome.errors
+    assert not failures
 
 
 @pytest.mark.parametrize("name", list_pages())
@@ -87,3 +93,13 @@ def test_a_broken_page_fails_with_its_line(tmp_path, monkeypatch):
         run_page(str(page), monkeypatch)
     assert caught.traceback[-1].path == Path(page)
     assert caught.traceback[-1].lineno == 8
+
+
+def test_a_test_class_of_a_page_that_fails_fails(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nimport unittest\n\nclass PageTest(unittest.TestCase):\n"
+        "    def test_sum(self):\n        self.assertEqual(1 + 1, 3)\n```\n"
+    )
+    with pytest.raises(AssertionError, match="2 != 3"):
+        run_page(str(page), monkeypatch)
