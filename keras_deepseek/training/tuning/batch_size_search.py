@@ -102,6 +102,7 @@ def choose_size(
 ) -> BatchSizeSearch:
     """Doubles a batch size while throughput grows, then bisects to the largest that fits.
 
+    A size without gain is measured twice before the search ends, and the shorter time counts.
     `measure` returns the seconds of a step of a size, or `None` if it does not fit into memory.
     """
     seconds: dict[int, float] = {}
@@ -112,14 +113,16 @@ def choose_size(
         if measured is None:
             failed.append(size)
             return False
-        seconds[size] = measured
+        seconds[size] = min(measured, seconds.get(size, math.inf))
         return True
 
-    size, speed = min_batch_size, 0.0
+    size, minimum_speed = min_batch_size, 0.0
     while fits(size):
-        previous_speed, speed = speed, size / seconds[size]
-        if size == max_batch_size or speed < _MIN_GAIN * previous_speed:
+        if size / seconds[size] < minimum_speed:
+            fits(size)  # Measured again: something else may have slowed the steps.
+        if size == max_batch_size or size / seconds[size] < minimum_speed:
             break
+        minimum_speed = _MIN_GAIN * size / seconds[size]
         size = 2 * size if max_batch_size is None else min(2 * size, max_batch_size)
     if failed:
         low, high = max(seconds, default=0), failed[0]

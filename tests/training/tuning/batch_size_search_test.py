@@ -23,10 +23,19 @@ def measure_like(seconds_of, largest=10**9):
 def test_sizes_are_doubled_while_the_throughput_grows():
     measure, tried = measure_like(lambda size: max(1.0, size / 64))
     search = choose_size(measure, 8, None)
-    assert tried == search.batch_sizes == [8, 16, 32, 64, 128]
+    assert search.batch_sizes == [8, 16, 32, 64, 128]
+    assert tried == [*search.batch_sizes, 128]
     assert search.suggestion == 64
     assert search.samples_per_second == [8, 16, 32, 64, 64]
     assert search.out_of_memory == []
+
+
+def test_one_slow_timing_does_not_end_the_search():
+    measure, tried = measure_like(lambda size: 2.5 if tried.count(16) == 1 else 1.0)
+    search = choose_size(measure, 8, 64)
+    assert tried == [8, 16, 16, 32, 64]
+    assert search.seconds_per_step == [1.0, 1.0, 1.0, 1.0]
+    assert search.suggestion == 64
 
 
 def test_the_largest_size_that_fits_is_found():
