@@ -198,7 +198,8 @@ class LayerTestCase(unittest.TestCase):
             for output, array in zip(outputs, expected, strict=True):
                 if is_float(array):
                     received = keras.backend.standardize_dtype(output.dtype)
-                    self.assertEqual(received, dtype, f"Output dtype under mixed_{dtype}")
+                    advice = "give each sub-layer `dtype=self.dtype_policy`"
+                    self.assertEqual(received, dtype, f"Output dtype under mixed_{dtype}: {advice}")
                 full_output = keras.ops.convert_to_numpy(keras.ops.cast(output, "float32"))
                 assert_close(full_output, array, dtype, f"Output under mixed_{dtype}")
 
@@ -284,10 +285,10 @@ def _named_arguments(layer_class: type[keras.Layer]) -> set[str]:
 
 
 def _describe_weights(layer: keras.Layer) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns path and shape of each weight. Keras numbers unnamed ones over the whole process."""
+    """Returns path and shape of each weight, without numbers that Keras counts in the process."""
+    automatic_number = r"_\d+(?=/)|(?<=variable)_\d+$"
     return [
-        (re.sub(r"variable_\d+$", "variable", weight.path), tuple(weight.shape))
-        for weight in layer.weights
+        (re.sub(automatic_number, "", weight.path), tuple(weight.shape)) for weight in layer.weights
     ]
 
 

@@ -81,6 +81,27 @@ def test_a_layer_that_names_no_weight_passes():
 
 
 @register
+class HasSubLayer(Scale):
+    """A sound layer with a sub-layer that has the name that Keras counts up."""
+
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(factor, **kwargs)
+        self.dense = keras.layers.Dense(2, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.dense.build(input_shape)
+
+    def call(self, inputs):
+        return self.dense(super().call(inputs))
+
+
+def test_a_layer_that_names_no_sub_layer_passes():
+    case = LayerTestCase()
+    case.check_config(case.make_subject(HasSubLayer, {"factor": 2.0}, (3, 4, 5)))
+
+
+@register
 class Pair(Scale):
     """A sound layer of two arguments."""
 
@@ -339,6 +360,13 @@ class StaysInFullPrecision(Scale):
 
 
 @register
+class SubLayerInFullPrecision(HasSubLayer):
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(factor, **kwargs)
+        self.dense = keras.layers.Dense(2, dtype="float32")
+
+
+@register
 class Overflows(Scale):
     """Right in float32; the intermediate value exceeds what float16 holds."""
 
@@ -358,6 +386,7 @@ class Cancels(Scale):
     ("layer_class", "message"),
     [
         (StaysInFullPrecision, "Output dtype under mixed_bfloat16"),
+        (SubLayerInFullPrecision, "give each sub-layer `dtype=self.dtype_policy`"),
         (Overflows, "Output under mixed_float16"),
         (Cancels, "Output under mixed_bfloat16"),
     ],
