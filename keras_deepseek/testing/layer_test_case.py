@@ -209,7 +209,11 @@ class LayerTestCase(unittest.TestCase):
         The effect is measured on the outputs at visible tokens.
         """
         layer = subject.make_layer()
-        self.assertTrue(layer.supports_masking, "Masking: `supports_masking` is False")
+        if not layer.supports_masking:
+            self.fail(
+                "Masking: `supports_masking` is False. Set `self.supports_masking = True` in the "
+                "layer, or pass `supports_masking=False` to `run_layer_test`."
+            )
         first = subject.first_input
         rng = np.random.default_rng(SEED)
         # Two tokens of three are visible, among them the first, and the last is hidden.

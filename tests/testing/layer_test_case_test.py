@@ -306,7 +306,7 @@ class KnowsNoMask(Scale):
         (DropsMask, "the mask was dropped"),
         (InvertsMask, "the mask was changed"),
         (IgnoresMask, "the hidden changed"),
-        (KnowsNoMask, "`supports_masking` is False"),
+        (KnowsNoMask, "Set `self.supports_masking = True` .* or pass `supports_masking=False`"),
     ],
 )
 def test_a_mishandled_mask_fails(layer_class, message):
