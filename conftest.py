@@ -26,6 +26,7 @@ PLACES = {
     "tests/artifacts": "no_framework",
     "tests/backend": "each_backend",
     "tests/backend/gradient_sums_test.py": "torch_alone",
+    "tests/backend/recurrent_layers_test.py": "torch_alone",
     "tests/checks_test.py": "no_framework",
     "tests/cli_test.py": "no_framework",
     "tests/command_parser_test.py": "no_framework",

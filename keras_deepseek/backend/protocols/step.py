@@ -141,6 +141,14 @@ class Step(abc.ABC):
         """
         return contextlib.nullcontext
 
+    def fuse_recurrent_layers(self, model: keras.Model) -> AbstractContextManager[object]:
+        """Returns a context manager in which the recurrent layers of a model run faster.
+
+        They compute the same up to rounding. By default it does nothing: on TensorFlow and JAX the
+        loop over the steps is compiled.
+        """
+        return contextlib.nullcontext()
+
     # The update of the weights.
 
     def apply_update(

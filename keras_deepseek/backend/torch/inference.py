@@ -22,6 +22,7 @@ from keras_deepseek.backend.keras_private.variables import raw_value
 from keras_deepseek.backend.protocols.inference import Inference
 from keras_deepseek.backend.torch.recorded_function import RecordedFunction
 from keras_deepseek.backend.torch.recording import CannotRecordError, record, record_call
+from keras_deepseek.backend.torch.recurrent_layers import fuse_recurrent_layers
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 """True if the tensors of a cache belong to a function that may write into them."""
@@ -36,22 +37,19 @@ class TorchInference(Inference):
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
     ) -> InferenceFunction:
-        model.model.eval()
         run: Callable[[Any], Any] = model
         if find_obstacle is not None:
             run = RecordedFunction(model, model.model, find_obstacle, is_pure=True)
+        infer = _make_inference(model, run)
 
-        def infer(inputs: dict[str, Array]) -> dict[str, Array]:
-            with torch.inference_mode():
-                tensors = {
-                    name: keras.ops.convert_to_tensor(array) for name, array in inputs.items()
-                }
-                return {
-                    name: keras.ops.convert_to_numpy(tensor)
-                    for name, tensor in run(tensors).items()
-                }
+        def infer_fused(inputs: dict[str, Array]) -> dict[str, Array]:
+            with fuse_recurrent_layers(model.model):
+                return infer(inputs)
 
-        return infer
+        return infer_fused
+
+    def plain_inference(self, model: NamedModel) -> InferenceFunction:
+        return _make_inference(model, model)
 
     def compile_with_state(
         self, function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
@@ -91,6 +89,20 @@ class TorchInference(Inference):
         if tensors[0].device.type != "cpu":
             return function(*tensors)
         return record_call(function, tensors)
+
+
+def _make_inference(model: NamedModel, run: Callable[[Any], Any]) -> InferenceFunction:
+    """Returns a function of arrays by name that runs a model in inference mode."""
+    model.model.eval()
+
+    def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+        with torch.inference_mode():
+            tensors = {name: keras.ops.convert_to_tensor(array) for name, array in inputs.items()}
+            return {
+                name: keras.ops.convert_to_numpy(tensor) for name, tensor in run(tensors).items()
+            }
+
+    return infer
 
 
 def _describe(state: Any, inputs: Any) -> Any:

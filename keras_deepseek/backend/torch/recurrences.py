@@ -273,7 +273,7 @@ RECURRENCES: dict[str, Recurrence] = {
 def run_recurrence(name: str, tensors: Tensors) -> list[torch.Tensor]:
     """Returns outputs (T, B, U) and the last value of further states, as one operation.
 
-    `make_fx` records it as one operation, and its gradient as another.
+    A recording has it as one operation, and its gradient as another.
     """
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return list(_FusedRecurrence.apply(name, *tensors))

@@ -22,6 +22,7 @@ from keras_deepseek.backend.protocols.step import Step, WeightChange
 from keras_deepseek.backend.torch import profiling
 from keras_deepseek.backend.torch.optimizer_update import apply_update
 from keras_deepseek.backend.torch.recorded_function import RecordedFunction
+from keras_deepseek.backend.torch.recurrent_layers import fuse_recurrent_layers
 
 _DTYPES = {
     *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),
@@ -154,6 +155,9 @@ class TorchStep(Step):
             return own_attributes(model, **({} if is_compiled or has_own else steps))
 
         return in_use
+
+    def fuse_recurrent_layers(self, model: keras.Model) -> AbstractContextManager[object]:
+        return fuse_recurrent_layers(model)
 
     def apply_update(
         self,
