@@ -385,7 +385,10 @@ class Trainer:
         return history
 
     def _fit(self, arguments: dict[str, Any], *, resume: bool) -> keras.callbacks.History:
-        with self._session.training(arguments, self._callbacks, resume=resume) as fit_arguments:
+        with (
+            backend.current().step.fuse_recurrent_layers(self.model),  # For the validation.
+            self._session.training(arguments, self._callbacks, resume=resume) as fit_arguments,
+        ):
             return keras.Model.fit(self.model, **fit_arguments)
 
     def steps(
@@ -531,6 +534,7 @@ class Trainer:
             self._cluster.placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
             self._plan.evaluating(),
+            backend.current().step.fuse_recurrent_layers(self.model),
         ):
             return evaluate_together(
                 self.model, x, y, batch_size, self._cluster.processes, **options
@@ -550,6 +554,7 @@ class Trainer:
             self._cluster.placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
             self._plan.evaluating(),
+            backend.current().step.fuse_recurrent_layers(self.model),
         ):
             return predict_together(self.model, x, self._cluster.processes, **options)
 

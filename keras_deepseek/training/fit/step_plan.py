@@ -156,7 +156,8 @@ class StepPlan:
         """Returns the bytes that a step on a batch keeps for its backward pass."""
         if overrides_train_step(self._model):
             _refuse_own_step(self._model, ["measuring memory"])
-        return int(self._in_precision(self._training_step.count_kept_bytes)(data))
+        with backend.current().step.fuse_recurrent_layers(self._model):
+            return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
     def _compile(self, contexts: Sequence[Callable[[], Any]]) -> CompiledStep:
         """Returns the step of the workers, of the trainer, or of the model's own `train_step`."""

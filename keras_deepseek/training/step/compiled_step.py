@@ -174,7 +174,8 @@ class CompiledStep:
             if self._step_metrics.are_wanted:
                 arguments = self._step_metrics.begin(arguments)
             try:
-                result = function(*arguments)
+                with backend.current().step.fuse_recurrent_layers(self._model):
+                    result = function(*arguments)
             except Exception as error:
                 self.is_running = not backend.current().step.is_end_of_data(error)
                 raise
