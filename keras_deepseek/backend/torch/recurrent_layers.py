@@ -27,6 +27,9 @@ The gradient of a weight is a sum over all steps of all rows. Above 10,000 of th
 grows as the square root of their number.
 """
 
+_LEAST_SCALE = 0.01
+"""The least scale of a tensor for its rounding, as a part of the largest number of all tensors."""
+
 _SATURATING = 1e4
 """A number whose sigmoid is 1, and that of its negative 0."""
 
@@ -39,9 +42,11 @@ _refused: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 def fuse_recurrent_layers(model: keras.Model) -> AbstractContextManager[None]:
     """Returns a context manager in which recurrent layers on a CPU run as one operation each.
 
-    A model with `run_eagerly=True` runs Keras's loop, as does a layer with `use_cudnn=False`.
+    A model that is eager or compiled as a whole runs Keras's loop, as does a layer with
+    `use_cudnn=False`.
     """
-    return nullcontext() if model.run_eagerly else replaced_inner_loops(_run)
+    is_plain = model.run_eagerly or model.jit_compile
+    return nullcontext() if is_plain else replaced_inner_loops(_run)
 
 
 def _run(
@@ -240,11 +245,12 @@ class _Comparison:
         results = [self._run(function) for function in (expected, actual)]
         if not all(tensor.isfinite().all() for tensor in results[0]):
             return None
-        differences = [
-            (a - b).abs().max() / a.abs().max().clamp(min=1e-30) / torch.finfo(a.dtype).eps
-            for a, b in zip(*results, strict=True)
-        ]
-        return float(torch.stack(differences).max())
+        scales = torch.stack([tensor.abs().max() for tensor in results[0]])
+        # A sum whose terms cancel out is no larger than their rounding.
+        scales = torch.maximum(scales, scales.max() * _LEAST_SCALE).clamp(min=1e-30)
+        differences = [(a - b).abs().max() for a, b in zip(*results, strict=True)]
+        ratios = torch.stack(differences) / scales
+        return float(ratios.max() / torch.finfo(torch.float32).eps)
 
     def _run(self, function: Callable[..., Any]) -> list[torch.Tensor]:
         """Returns outputs, states and gradients of a function of sequences, states and weights."""
