@@ -8,7 +8,7 @@ import numbers
 import os
 import re
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
@@ -74,13 +74,14 @@ def check_seconds(name: str, value: float, *, or_zero: bool = False) -> None:
         )
 
 
-def check_option_names(
-    names: Iterable[str], keywords: Any = RequestOptions, kind: str = "option of a request"
-) -> None:
-    """Raises an error for names that a `TypedDict` of options does not have."""
+def check_option_names(names: Iterable[str]) -> None:
+    """Raises an error for names that `RequestOptions` does not have."""
+    accepted_names = RequestOptions.__annotations__
     for name in names:
-        if name not in keywords.__annotations__:
-            raise InvalidInputError(unknown_name_message(kind, name, keywords.__annotations__))
+        if name not in accepted_names:
+            raise InvalidInputError(
+                unknown_name_message("option of a request", name, accepted_names)
+            )
 
 
 def check_request_options(timeout: float | None, priority: int) -> None:

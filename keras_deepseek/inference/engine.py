@@ -10,7 +10,6 @@ from typing import Any, Unpack
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.arguments import check_option_names
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
 from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.grpc.grpc_server import GrpcServer
@@ -345,7 +344,6 @@ class ServingEngine(Dispatcher):
         200
         b'{"live":true}'
         """
-        check_option_names(options, ApplicationKeywords, "option of `asgi_app`")
         return HttpApplication(Service(self, ServerOptions(**options)))
 
     def __enter__(self) -> "ServingEngine":

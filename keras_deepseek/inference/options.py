@@ -5,21 +5,26 @@ can read their flags.
 """
 
 import argparse
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from keras_deepseek.checks import check_boolean, check_integer
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.arguments import check_seconds
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+ClassT = TypeVar("ClassT", bound=type)
 
 COUNT: dict[str, Any] = {"check": check_integer, "type": int, "metavar": "N"}
 SECONDS: dict[str, Any] = {"check": check_seconds, "type": float, "metavar": "SECONDS"}
 SWITCH: dict[str, Any] = {"check": check_boolean, "action": "store_true"}
 """Arguments of `option` for common kinds of options."""
+
+_SHOWN_NAMES: dict[str, list[str]] = {}
+"""The keywords of each function that `show_options` decorates."""
 
 
 class Flag:
@@ -109,9 +114,39 @@ def show_options(options: type, keywords: Any) -> Callable[[FunctionT], Function
             for name in keywords.__annotations__
         ]
         function.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
-        return function
+        _SHOWN_NAMES[_owner(function)] = [parameter.name for parameter in parameters]
+        return _refuse_unknown_names(function)
 
     return decorate
+
+
+def refuse_unknown_options(options: ClassT) -> ClassT:
+    """Decorator of a class of options whose error for an unknown option has the nearest known."""
+    options.__init__ = _refuse_unknown_names(options.__init__)  # type: ignore[misc]
+    return options
+
+
+def _refuse_unknown_names(function: FunctionT) -> FunctionT:
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        for name in keywords.keys() - names:
+            kind = f"option of `{_owner(function)}`"
+            for owner, shown_names in _SHOWN_NAMES.items():
+                if name in shown_names:
+                    raise InvalidInputError(
+                        f"Unknown {kind} {name!r}: it is an option of `{owner}`. Pass it there."
+                    )
+            raise InvalidInputError(unknown_name_message(kind, name, names))
+        return function(*arguments, **keywords)
+
+    return cast(FunctionT, call)
+
+
+def _owner(function: Callable[..., Any]) -> str:
+    """Returns the name of a function; of a constructor, the name of its class."""
+    return function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
 
 def read_pairs(flag: str, pairs: Iterable[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.inference import HttpLimits, ServingEngine
+from keras_deepseek.inference import HttpLimits, ModelOptions, ServingEngine
 from keras_deepseek.inference.server.server import COLLECTION_OBJECTS
 from keras_deepseek.inference.server.termination import Interruption
 
@@ -103,7 +103,7 @@ def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
 
 
 UNREADY = """
-from keras_deepseek.inference import HttpLimits, ServingEngine
+from keras_deepseek.inference import HttpLimits, ModelOptions, ServingEngine
 from tests.inference.conftest import Doubler
 
 limits = HttpLimits(unready_seconds=600)
@@ -177,6 +177,31 @@ def test_an_application_refuses_the_options_of_a_port(doubler):
     engine = ServingEngine(doubler)
     with pytest.raises(InvalidInputError, match="Unknown option of `asgi_app` 'admin_port'"):
         engine.asgi_app(admin_port=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda engine: engine.serve(http_prot=0),
+            "Unknown option of `serve` 'http_prot': did you mean 'http_port'",
+        ),
+        (
+            lambda engine: engine.serve(max_batch_size=8),
+            "Unknown option of `serve` 'max_batch_size': it is an option of `ServingEngine`",
+        ),
+        (lambda engine: ServingEngine(engine, batchsize=3), "did you mean 'batch_size'"),
+        (lambda engine: ServingEngine(engine, host="::1"), "it is an option of `serve`"),
+        (
+            lambda engine: ModelOptions(max_batchsize=3),
+            "Unknown option of `ModelOptions` 'max_batchsize': did you mean 'max_batch_size'",
+        ),
+        (lambda engine: HttpLimits(idle_second=3), "did you mean 'idle_seconds'"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_nearest_or_its_place(doubler, call, message):
+    with pytest.raises(InvalidInputError, match=message):
+        call(ServingEngine(doubler))
 
 
 def test_signatures_show_each_option_with_its_default():

@@ -19,6 +19,7 @@ from keras_deepseek.inference.options import (
     option,
     read_number,
     read_pairs,
+    refuse_unknown_options,
 )
 from keras_deepseek.inference.process_limits import find_cpu_limit
 
@@ -101,6 +102,7 @@ def _read_padding(arguments: argparse.Namespace) -> "Padding | None":
 _PAIRS: dict[str, Any] = {"action": "append", "default": []}
 
 
+@refuse_unknown_options
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The options of one model, for `ServingEngine`, `ServingEngine.load` and `follow`.

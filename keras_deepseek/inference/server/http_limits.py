@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass, fields
 
 from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.inference.options import refuse_unknown_options
 
 
+@refuse_unknown_options
 @dataclass(frozen=True)
 class HttpLimits:
     """The limits of connections, which stop clients from piling up connections and bytes.

@@ -20,6 +20,7 @@ from keras_deepseek.inference.options import (
     option,
     read_number,
     read_pairs,
+    refuse_unknown_options,
 )
 from keras_deepseek.inference.server.http_limits import HttpLimits
 from keras_deepseek.inference.server.tls import make_grpc_credentials, make_server_context
@@ -100,6 +101,7 @@ def _read_grpc_port(arguments: argparse.Namespace) -> int | None:
     return None
 
 
+@refuse_unknown_options
 @dataclass(frozen=True)
 class ServerOptions:
     """The options of `ServingEngine.serve`, and of the servers that it makes.
