@@ -108,20 +108,21 @@ def check_port(name: str, port: int) -> None:
         )
 
 
-def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
-    """Raises an error unless a batch size is `"dynamic"` or from 1 to `max_batch_size`."""
+def check_batch_size(batch_size: int | str, max_batch_size: int) -> int | str:
+    """Returns a batch size, or raises an error unless it is `"dynamic"` or up to the largest."""
     if batch_size == "dynamic":
-        return
+        return batch_size
     if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral):
         raise InvalidInputError(
             f'`batch_size` must be "dynamic" or an integer, received {batch_size!r}.'
         )
-    check_integer("batch_size", batch_size)
+    size = check_integer("batch_size", batch_size)
     if batch_size > max_batch_size:
         raise InvalidInputError(
             f"Received batch_size={batch_size}, which is above max_batch_size={max_batch_size}. "
             "Lower `batch_size` or raise `max_batch_size`."
         )
+    return size
 
 
 def check_batch_axis(signature: "Signature") -> None:

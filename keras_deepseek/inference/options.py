@@ -54,7 +54,9 @@ def option(
         text: The help of the flag.
         *flags: Further flags that set the option.
         flag: The name of the flag. Defaults to the name of the field.
-        check: Function of name and value that raises an error. A default of `None` is not checked.
+        check: Function of name and value that raises an error, or returns the value to hold, as
+            a Python integer for one of NumPy. `None` is the value itself. A default of `None` is
+            not checked.
         read: Function of the parsed flags that returns the value. Defaults to that of the flag.
         **settings: Further arguments of `ArgumentParser.add_argument`.
     """
@@ -63,11 +65,12 @@ def option(
 
 
 def check_options(options: Any) -> None:
-    """Calls the check of each option that is not at a default of `None`."""
+    """Checks and converts each option that is not at a default of `None`."""
     for item in fields(options):
         value, check = getattr(options, item.name), item.metadata.get("check")
         if check is not None and not (value is None and item.default is None):
-            check(item.name, value)
+            checked = check(item.name, value)
+            object.__setattr__(options, item.name, value if checked is None else checked)
 
 
 def add_flags(options: type, groups: Mapping[str, "argparse._ArgumentGroup"]) -> None:

@@ -283,7 +283,8 @@ class ModelOptions:
         from keras_deepseek.artifacts.export_arguments import check_custom_sources
 
         check_options(self)
-        check_batch_size(self.batch_size, self.max_batch_size)
+        batch_size = check_batch_size(self.batch_size, self.max_batch_size)
+        object.__setattr__(self, "batch_size", batch_size)
         if self.max_wait is not None and self.batch_size == "dynamic":
             raise InvalidInputError(
                 "Received `max_wait` without a fixed `batch_size`. Pass batch_size=N (--batch-size "

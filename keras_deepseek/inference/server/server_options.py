@@ -57,6 +57,10 @@ def _read_limits(arguments: argparse.Namespace) -> HttpLimits:
     return HttpLimits(**{name: read_number("--limit", text) for name, text in limits.items()})
 
 
+def _check_tokens(_name: str, tokens: Any) -> None:
+    TokenCheck(tokens)
+
+
 def _check_context(_name: str, context: Any) -> None:
     import ssl
 
@@ -182,7 +186,7 @@ class ServerOptions:
             "refuse requests without a token of this file, which has one in each line; clients "
             "send the header Authorization: Bearer TOKEN",
             flag="--token-file",
-            check=lambda _name, tokens: TokenCheck(tokens),
+            check=_check_tokens,
             type=Path,
             metavar="FILE",
         ),

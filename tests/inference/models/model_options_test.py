@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
@@ -29,3 +30,12 @@ from keras_deepseek.inference.models.model_options import ModelOptions
 def test_an_option_that_does_not_fit_is_refused(options, message):
     with pytest.raises(InvalidInputError, match=message):
         ModelOptions(**options)
+
+
+def test_integers_of_numpy_become_integers_of_python():
+    options = ModelOptions(
+        batch_size=np.int64(4), max_batch_size=np.int64(8), isolated=np.False_, replicas=np.int64(2)
+    )
+    values = (options.batch_size, options.max_batch_size, options.isolated, options.replicas)
+    assert values == (4, 8, False, 2)
+    assert [type(value) for value in values] == [int, int, bool, int]
