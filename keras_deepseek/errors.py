@@ -84,7 +84,8 @@ def unknown_name_message(kind: str, received: object, accepted_names: Iterable[s
     "Unknown export format 'onxx': did you mean 'onnx'? Known: onnx, savedmodel."
     """
     names = sorted(accepted_names)
-    nearest = difflib.get_close_matches(str(received).lower(), names, n=1)
+    text = "" if isinstance(received, bool) else str(received).lower()
+    nearest = difflib.get_close_matches(text, names, n=1)
     hint = f": did you mean {nearest[0]!r}?" if nearest else "."
     return f"Unknown {kind} {received!r}{hint} Known: {', '.join(names) or 'none'}."
 

@@ -28,5 +28,7 @@ def test_an_unknown_name_gets_the_nearest_one(received, expected):
     assert expected in unknown_name_message("format", received, ["onnx", "savedmodel"])
 
 
-def test_a_far_name_gets_no_guess():
+def test_a_far_name_and_what_is_no_name_get_no_guess():
     assert "did you mean" not in unknown_name_message("format", "zzz", ["onnx"])
+    message = unknown_name_message("value of verify", False, ["raise", "warn"])
+    assert message == "Unknown value of verify False. Known: raise, warn."

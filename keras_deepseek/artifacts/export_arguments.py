@@ -143,6 +143,11 @@ def check_precision(
     int8_formats: Sequence[str],
 ) -> None:
     """Rejects an unknown or unsupported precision, and int8 without calibration data."""
+    if precision == "float32":
+        raise InvalidInputError(
+            "Received precision='float32'. Leave `precision` out for the model's own precision, "
+            f"which is float32 unless a policy says otherwise; or pass {', '.join(PRECISIONS)}."
+        )
     if precision is not None and precision not in PRECISIONS:
         raise InvalidInputError(unknown_name_message("precision", precision, PRECISIONS))
     if precision == INT8 and format_name not in int8_formats:

@@ -92,13 +92,14 @@ def test_progress_names_the_route_and_the_result(digits, tmp_path, capsys, tenso
     ("arguments", "match"),
     [
         ({"precision": "float15"}, "did you mean 'float16'"),
+        ({"precision": "float32"}, "Leave `precision` out for the model's own precision"),
         ({"precision": "int8"}, "needs calibration="),
         ({"calibration": np.zeros((2, 8, 8, 1))}, "received precision=None"),
         (
             {"precision": "int8", "calibration": np.zeros((2, 7, 8, 1))},
             r"calibration.*7, 8, 1\)",
         ),
-        ({"verify": "no"}, "Unknown value of verify"),
+        ({"verify": False}, "Unknown value of verify False. Known: raise, warn"),
         ({"name": "../x"}, "`name` must be a text without slashes"),
     ],
 )
