@@ -3,6 +3,7 @@
 It stands between training and serving. It writes a bundle, which `inference` serves.
 """
 
+import inspect
 import os
 import time
 import warnings
@@ -325,4 +326,5 @@ def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | N
     if backend == "custom":
         check_no_options(backend, options)
         return None
-    return choose_format(backend, options)
+    common_options = inspect.signature(Exporter).parameters.keys() - {"model", "options"}
+    return choose_format(backend, options, common_options=common_options)

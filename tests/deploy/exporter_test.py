@@ -99,6 +99,8 @@ def test_progress_names_the_route_and_the_result(digits, tmp_path, capsys, tenso
             {"precision": "int8", "calibration": np.zeros((2, 7, 8, 1))},
             r"calibration.*7, 8, 1\)",
         ),
+        ({"optimize": True}, "Unknown option of onnx 'optimize': did you mean 'optimize_graph'"),
+        ({"format": "onnx"}, "Known: backend, calibration, .*, opset, .*, samples, "),
         ({"verify": False}, "Unknown value of verify False. Known: raise, warn"),
         ({"name": "../x"}, "`name` must be a text without slashes"),
     ],

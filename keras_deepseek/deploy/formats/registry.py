@@ -1,7 +1,7 @@
 """The registry of export formats by name: built-in ones and those that users registered."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,17 @@ class ChosenFormat:
 
 
 def choose_format(
-    name: str, options: Mapping[str, Any], calibration: Sequence[Batch] | None = None
+    name: str,
+    options: Mapping[str, Any],
+    calibration: Sequence[Batch] | None = None,
+    *,
+    common_options: Iterable[str] = (),
 ) -> ChosenFormat:
     """Creates an export format by name, and the format that it is built from if any.
 
     The options may be those of either. A registered format takes none. The int8 calibration goes to
-    the format that a backend writes.
+    the format that a backend writes. The error for an unknown option also suggests one of
+    `common_options`, the caller's own.
     """
     check_format(name, known_formats())
     is_plain = not options and calibration is None
@@ -49,7 +54,7 @@ def choose_format(
     for option in options:
         if option not in known_options:
             raise InvalidInputError(
-                unknown_name_message(f"option of {name}", option, known_options)
+                unknown_name_message(f"option of {name}", option, {*known_options, *common_options})
             )
     names = _parameters(made_by)
     format_options = {option: value for option, value in options.items() if option in names}
