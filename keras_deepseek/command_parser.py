@@ -8,7 +8,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,10 +31,13 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 _SWITCH = {"true": True, "True": True, "1": True, "false": False, "False": False, "0": False}
 
 
-def add_backend_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds `--backend`, the framework that Keras runs on. `cli` reads it before Keras is loaded."""
+def add_backend_flag(parser: argparse.ArgumentParser, read: Callable[[str], str] = str) -> None:
+    """Adds `--backend`, the framework that Keras runs on. `cli` reads it before Keras is loaded.
+
+    `read` checks and returns its value.
+    """
     text = "tensorflow, jax or torch (default: the backend that Keras would use)"
-    parser.add_argument("--backend", help=text)
+    parser.add_argument("--backend", type=read, help=text)
 
 
 def add_custom_objects_flag(parser: Any, defines: str = "defines custom layers") -> None:

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the format to write: {', '.join(FORMATS)}; the name of a format that a module of "
         "--custom-objects-from registers; or custom: the registered format whose suffix OUT has",
     )
-    add_backend_flag(parser)
+    add_backend_flag(parser, _read_backend)
     parser.add_argument(
         "-o",
         "--output",
@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         names = ", ".join(entry.name for entry in FORMATS.values() if flag in entry.flags)
         settings = {**flag.settings, "help": f"{names}: {flag.settings['help']}"}
         of_formats.add_argument(flag.flag, dest=flag.option, **settings)
+
+
+def _read_backend(name: str) -> str:
+    if name in FORMATS:
+        raise argparse.ArgumentTypeError(f"{name!r} is a format. Pass --format {name}")
+    return name
 
 
 def _add_verification(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,12 @@ def test_a_missing_file_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_format_as_the_backend_is_told_its_flag(capsys):
+    with pytest.raises(SystemExit):
+        run("model.keras", "--backend", "onnx")
+    assert "'onnx' is a format. Pass --format onnx" in capsys.readouterr().err
+
+
 AT_ONCE = """
 import contextlib, io, json, sys
 from keras_deepseek.cli import main
