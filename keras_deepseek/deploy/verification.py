@@ -123,7 +123,7 @@ def verify(expected: Expected, result: RouteResult, job: ExportJob) -> Verificat
         return Verification(
             "unverified",
             f"output {names} hardly changes from row to row of the samples, so that an artifact "
-            "that ignores its inputs would pass; pass samples=, rows of real use, several of a "
+            "that ignores its inputs would pass; pass samples=, batches of real use, several of a "
             "shape",
             num_samples=comparison.num_samples,
             largest_difference=comparison.largest_difference,
