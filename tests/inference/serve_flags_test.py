@@ -117,6 +117,12 @@ def test_one_certificate_serves_both_ports(certificates, tmp_path):
     assert read_servers(*words, "--no-grpc").grpc_credentials is None
 
 
+def test_the_missing_package_of_grpc_is_named(installed):
+    installed("uvicorn", "grpc", "grpc_health", "google", "google.protobuf")
+    with pytest.raises(MissingExtraError, match="`grpcio-reflection` is needed"):
+        read_servers("--grpc-port", "9000")
+
+
 @pytest.mark.parametrize(
     ("arguments", "names", "port"),
     [

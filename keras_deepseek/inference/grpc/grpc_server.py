@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.server.server import Serve, Server, listen, no_address
-from keras_deepseek.inference.server.server_options import DEFAULT_GRPC_PORT
+from keras_deepseek.inference.server.server_options import DEFAULT_GRPC_PORT, GRPC_PACKAGES
 from keras_deepseek.inference.server.service import Service
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc.grpc_application import GrpcApplication
-
-_PACKAGES = {
-    "google": "protobuf",
-    "grpc_health": "grpcio-health-checking",
-    "grpc_reflection": "grpcio-reflection",
-}
 
 _MAX_CALLS = 4096
 """Calls of all connections at a time. Further ones end with RESOURCE_EXHAUSTED."""
@@ -74,7 +68,7 @@ class GrpcServer(Server):
             import grpc_health.v1  # noqa: F401
             import grpc_reflection.v1alpha  # noqa: F401
         except ImportError as error:
-            package = _PACKAGES.get((error.name or "").partition(".")[0], "grpcio")
+            package = GRPC_PACKAGES.get((error.name or "").partition(".")[0], "grpcio")
             raise MissingExtraError(package, "grpc", "to serve over gRPC") from error
         from keras_deepseek.inference.grpc.grpc_application import GrpcApplication
 

@@ -37,6 +37,15 @@ if TYPE_CHECKING:
 DEFAULT_GRPC_PORT = 8500
 """TF Serving's."""
 
+GRPC_PACKAGES = {
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+    "google": "protobuf",  # `find_spec` of a name with a dot needs the parent package.
+    "google.protobuf": "protobuf",
+}
+"""The packages of the extra `grpc`, by what is imported."""
+
 _PORT: dict[str, Any] = {"check": check_port, "type": int, "metavar": "PORT"}
 
 
@@ -96,12 +105,12 @@ def _read_grpc_port(arguments: argparse.Namespace) -> int | None:
         if port is not None:
             raise InvalidInputError("Received both --grpc-port and --no-grpc. Remove one of them.")
         return None
-    # `find_spec` of a name with a dot needs the parent package.
-    needed = ("grpc", "grpc_health", "grpc_reflection", "google", "google.protobuf")
-    if all(find_spec(name) for name in needed):
+    packages = GRPC_PACKAGES.items()
+    missing = next((package for name, package in packages if find_spec(name) is None), None)
+    if missing is None:
         return DEFAULT_GRPC_PORT if port is None else port
     if port is not None:
-        raise MissingExtraError("grpcio", "grpc", "to serve over gRPC")
+        raise MissingExtraError(missing, "grpc", "to serve over gRPC")
     return None
 
 
