@@ -8,7 +8,7 @@ LSTM and a GRU of 64 units. Rows are 32, and nothing is dropped.
   and `Trainer.fit`, with AdamW; PyTorch's is fused. `Trainer.fit` takes at most 1.1 times as long
   as plain PyTorch, 1.2 times for the recurrent layers.
 - A forward pass by plain PyTorch, `torch.compile`, Keras's `predict`, `Trainer.predict`, and the
-  function by which a live model is served, with the same bounds.
+  executor by which a live model is served, with the same bounds.
 
 One thread. The rivals take turns, and the numbers are medians of process time, of runs of many
 steps; the ratios are medians of those of a round. Prints a table and writes the numbers as JSON:

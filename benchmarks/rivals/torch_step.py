@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from torch_step_models import MODELS, NUM_CLASSES, copy_weights
 
-from keras_deepseek import backend
-from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.inference.executors.keras_model import KerasModel
 from keras_deepseek.training import Trainer
 
 BATCH_SIZE, IMAGE_RANK = 32, 4
@@ -80,13 +79,13 @@ def _fits(models: Sequence[keras.Model], x: Any, y: Any) -> dict[str, Run]:
 
 def _predictions(models: Sequence[keras.Model], x: Any) -> dict[str, Run]:
     trainer = Trainer(models[1], optimizer="adamw", loss="mse")
-    infer = backend.current().inference.compile_inference(NamedModel(models[1]))
+    executor = KerasModel(models[1])
     batches = [{"x": x[start : start + BATCH_SIZE]} for start in range(0, len(x), BATCH_SIZE)]
     options = {"batch_size": BATCH_SIZE, "verbose": 0}
     return {
         KERAS_PREDICT: lambda: models[0].predict(x, **options),
         OURS_PREDICT: lambda: trainer.predict(x, **options),
-        SERVED: lambda: [infer(batch) for batch in batches],
+        SERVED: lambda: [executor.run(batch) for batch in batches],
     }
 
 
