@@ -60,7 +60,6 @@ def _uninstall(run: Callable[..., Any]) -> None:
 
 
 def _replace(original: Callable[..., Any], layer_types: tuple[type, ...]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def inner_loop(
         self: Any, sequences: Any, initial_state: Any, mask: Any, training: Any = False
     ) -> Any:
