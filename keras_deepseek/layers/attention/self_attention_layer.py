@@ -18,12 +18,14 @@ from keras_deepseek.layers.last_tokens import shape_of_last
 from keras_deepseek.layers.masks import check_mask
 from keras_deepseek.layers.position.rotary_embedding import check_length
 
+_MASKS = ("query_mask", "value_mask", "key_mask")
+
 
 class SelfAttentionLayer(keras.Layer):
     """A self-attention layer that makes its own cache, and keeps the shape of its inputs.
 
     A subclass overrides `call`, whose documentation it inherits, and the members that describe its
-    cache.
+    cache. A layer may also be called like `keras.layers.MultiHeadAttention`.
     """
 
     use_causal_mask: bool
@@ -43,6 +45,10 @@ class SelfAttentionLayer(keras.Layer):
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         """Returns the shape of one sequence's data, by name, for a cache of `max_length` slots."""
         return {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _read_self_attention(self, args, kwargs)
+        return super().__call__(*args, **kwargs)
 
     def call(
         self,
@@ -179,3 +185,51 @@ def compute_call_spec(layer: Any, *args: Any, **kwargs: Any) -> Any:
     return outputs, {
         name: keras.KerasTensor(tensor.shape, tensor.dtype) for name, tensor in cache.items()
     }
+
+
+def _read_self_attention(
+    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Converts the arguments of a call like `MultiHeadAttention`'s to those of a layer's `call`.
+
+    Arguments of the layer's `call` pass unchanged. `query`, `value` and `key` must be the same
+    object, so this must run before Keras casts each of them to a new one. Arguments that these
+    layers lack raise an `InvalidInputError`.
+    """
+    keywords = dict(kwargs)
+    inputs = args[0] if args else keywords.pop("query", keywords.pop("inputs", None))
+    positional = list(args[1:])
+    while positional and positional[0] is inputs:
+        del positional[0]  # A value or key that is the query.
+    values_and_keys = [keywords.pop(name, None) for name in ("value", "key")]
+    if positional and _is_floating(positional[0]):  # A value or key; a mask is not floating.
+        values_and_keys.append(positional[0])
+    if any(tensor is not None and tensor is not inputs for tensor in values_and_keys):
+        raise InvalidInputError(
+            f"{layer.name!r} is self-attention: query, value and key must be the same tensor. For "
+            "cross-attention use keras.layers.MultiHeadAttention."
+        )
+    masks = [mask for mask in (keywords.pop(name, None) for name in _MASKS) if mask is not None]
+    if masks:
+        keywords.setdefault("mask", masks[0])
+    name = "attention_mask"
+    takes_mask = name in keywords and name in inspect.signature(layer.call).parameters
+    attention_mask = None if takes_mask else keywords.pop(name, None)
+    returns_scores = keywords.pop("return_attention_scores", False)
+    if attention_mask is not None or returns_scores:
+        raise InvalidInputError(
+            f"{layer.name!r} takes no `attention_mask` and returns no scores. Pass `mask=` to hide "
+            "padding. Arguments of the layer choose what else a token sees."
+        )
+    is_causal = keywords.pop("use_causal_mask", None)
+    if is_causal is not None and bool(is_causal) != layer.use_causal_mask:
+        raise InvalidInputError(
+            f"{layer.name!r} was created with use_causal_mask={layer.use_causal_mask} and called "
+            f"with use_causal_mask={is_causal}. Set it when you create the layer."
+        )
+    return (inputs, *positional), keywords
+
+
+def _is_floating(value: Any) -> bool:
+    is_tensor = hasattr(value, "dtype") and hasattr(value, "shape")
+    return is_tensor and keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype))

@@ -54,6 +54,19 @@ def test_a_layer_without_a_causal_mask_has_no_cache():
         check_call(Attending(use_causal_mask=False), TOKENS, (None, None), cache, 0)
 
 
+@pytest.mark.torch_alone
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_a_call_of_multi_head_attention_is_taken_or_told_what_to_change(kind):
+    layer, tokens = make_attention(kind), np.ones((2, 8, DIM), "float32")
+    same = layer(tokens, tokens, use_causal_mask=True)
+    to_numpy = keras.ops.convert_to_numpy
+    assert_close(to_numpy(same), to_numpy(layer(tokens)))
+    with pytest.raises(InvalidInputError, match="Set it when you create the layer"):
+        layer(tokens, use_causal_mask=False)
+    with pytest.raises(InvalidInputError, match="must be the same tensor"):
+        layer(tokens, tokens + 1)
+
+
 def test_the_room_is_that_of_the_rotary_embedding():
     layer = Attending(rotary=RotaryEmbedding(max_length=4))
     check_room(layer, TOKENS, None, 1)

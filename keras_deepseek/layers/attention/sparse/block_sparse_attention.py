@@ -27,8 +27,6 @@ from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.position.rotary_embedding import read_rotary
 
-_MASKS = ("query_mask", "value_mask", "key_mask")
-
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class BlockSparseAttention(SelfAttentionLayer):
@@ -220,10 +218,6 @@ class BlockSparseAttention(SelfAttentionLayer):
         plan_rows(self._layout, int(max_length))  # Raises an error if `block_layout` is too small.
         return cache
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = _read_self_attention(self, args, kwargs)
-        return super().__call__(*args, **kwargs)
-
     def call(
         self,
         inputs: Any,
@@ -300,50 +294,3 @@ class BlockSparseAttention(SelfAttentionLayer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "seed": self.seed,
         }
-
-
-def _read_self_attention(
-    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Converts the arguments of a call like `MultiHeadAttention`'s to those of a layer's `call`.
-
-    Arguments of the layer's `call` pass unchanged. `query`, `value` and `key` must be the same
-    object, so this must run before Keras casts each of them to a new one. Features that sparse
-    attention lacks raise an `InvalidInputError`.
-    """
-    keywords = dict(kwargs)
-    inputs = args[0] if args else keywords.pop("query", keywords.pop("inputs", None))
-    positional = list(args[1:])
-    while positional and positional[0] is inputs:
-        del positional[0]  # A value or key that is the query.
-    values_and_keys = [keywords.pop(name, None) for name in ("value", "key")]
-    if positional and _is_floating(positional[0]):  # A value or key; a mask is not floating.
-        values_and_keys.append(positional[0])
-    if any(tensor is not None and tensor is not inputs for tensor in values_and_keys):
-        raise InvalidInputError(
-            f"{layer.name!r} is self-attention: query, value and key must be the same tensor. For "
-            "cross-attention use keras.layers.MultiHeadAttention."
-        )
-    masks = [mask for mask in (keywords.pop(name, None) for name in _MASKS) if mask is not None]
-    if masks:
-        keywords.setdefault("mask", masks[0])
-    attention_mask = keywords.pop("attention_mask", None)
-    returns_scores = keywords.pop("return_attention_scores", False)
-    if attention_mask is not None or returns_scores:
-        raise InvalidInputError(
-            f"{layer.name!r} never computes a matrix of length by length, so it takes no "
-            "`attention_mask` and returns no scores. Set its layout to choose visible blocks, and "
-            "pass `mask=` to hide padding."
-        )
-    is_causal = keywords.pop("use_causal_mask", None)
-    if is_causal is not None and bool(is_causal) != layer.use_causal_mask:
-        raise InvalidInputError(
-            f"{layer.name!r} was created with use_causal_mask={layer.use_causal_mask} and called "
-            f"with use_causal_mask={is_causal}. Set it when you create the layer."
-        )
-    return (inputs, *positional), keywords
-
-
-def _is_floating(value: Any) -> bool:
-    is_tensor = hasattr(value, "dtype") and hasattr(value, "shape")
-    return is_tensor and keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype))
