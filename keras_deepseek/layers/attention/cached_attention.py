@@ -84,7 +84,6 @@ class CachedAttention(SelfAttentionLayer):
         super().__init__(**{"dtype": attention.dtype_policy, **kwargs})
         self.attention = attention
         self.use_causal_mask = True
-        self.rotary = read_rotary(self, rotary)
         config = attention.get_config()
         self._sliding_window = config.get("sliding_window")  # Keras 3.13 has none.
         if isinstance(attention, keras.layers.GroupQueryAttention):
@@ -98,6 +97,7 @@ class CachedAttention(SelfAttentionLayer):
             "key": (heads, sizes[0]),
             "value": (heads, sizes[1]),
         }
+        self.rotary = read_rotary(self, rotary, head_dim=sizes[0])
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:

@@ -137,7 +137,9 @@ class LinearAttention(SelfAttentionLayer):
         self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=self.head_dim)
         self.chunk_size = check_integer("chunk_size", chunk_size)
         self.feature_map = _read_feature_map(feature_map)
-        self.rotary = read_rotary(self, rotary, dtype=self._cache_dtype)
+        self.rotary = read_rotary(
+            self, rotary, head_dim=self._count_features(), dtype=self._cache_dtype
+        )
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
         self.epsilon = check_number("epsilon", epsilon, above=0)
         self.use_bias = check_boolean("use_bias", use_bias)

@@ -128,13 +128,7 @@ class RotaryEmbedding(FloatingInputLayer):
         dim = read_last_dim(
             self, input_shape, min_rank=_MIN_RANK, axes="(batch_size, length, ..., dim)"
         )
-        rotated = dim if self.rotary_dim is None else self.rotary_dim
-        _check_pairs(rotated, "The last axis of the inputs, or `rotary_dim`,")
-        if rotated > dim:
-            raise InvalidInputError(
-                f"`rotary_dim` is {rotated}, more than the last axis of the inputs, which has the "
-                f"shape {tuple(input_shape)}."
-            )
+        rotated = _count_rotated(self.rotary_dim, dim, "the last axis of the inputs")
         self._scaling = check_scaling(self.scaling)
         self._frequencies = compute_frequencies(rotated, self.max_wavelength, self._scaling)
 
@@ -199,12 +193,18 @@ class RotaryEmbedding(FloatingInputLayer):
 
 
 def read_rotary(
-    layer: keras.Layer, rotary: Any, *, is_required: bool = False, dtype: Any = None
+    layer: keras.Layer,
+    rotary: Any,
+    *,
+    head_dim: int | None = None,
+    is_required: bool = False,
+    dtype: Any = None,
 ) -> Any:
     """Returns the `rotary` argument of an attention layer as a copy that the layer owns, or `None`.
 
     It may be serialized. The copy has the layer's dtype policy unless a `dtype` is given. A copy
-    can be built for heads of another size than those of other layers with the same `rotary`.
+    can be built for heads of another size than those of other layers with the same `rotary`. A
+    `head_dim` that it can't rotate raises an error.
     """
     if isinstance(rotary, dict):
         rotary = keras.saving.deserialize_keras_object(rotary)
@@ -215,6 +215,8 @@ def read_rotary(
             f"`rotary` must be a `RotaryEmbedding`{'' if is_required else ' or None'}, received "
             f"{rotary!r}."
         )
+    if head_dim is not None:
+        _count_rotated(rotary.rotary_dim, head_dim, "`head_dim`")
     dtype = layer.dtype_policy if dtype is None else dtype
     return type(rotary).from_config({**rotary.get_config(), "name": "rotary", "dtype": dtype})
 
@@ -222,6 +224,16 @@ def read_rotary(
 def _check_pairs(dim: int, name: str) -> None:
     if dim < 2 or dim % 2:  # noqa: PLR2004 - a pair has two
         raise InvalidInputError(f"{name} must be an even number of entries, received {dim!r}.")
+
+
+def _count_rotated(rotary_dim: int | None, dim: int, name: str) -> int:
+    """Returns how many of `dim` entries are rotated. `name` is that of `dim` for the error."""
+    if rotary_dim is None:
+        _check_pairs(dim, f"Without `rotary_dim`, {name}")
+        return dim
+    if rotary_dim > dim:
+        raise InvalidInputError(f"`rotary_dim` is {rotary_dim}, more than {name}, {dim}.")
+    return rotary_dim
 
 
 def check_length(name: str, max_length: int | None, length: int | None, start_index: Any) -> None:

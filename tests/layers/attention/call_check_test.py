@@ -7,7 +7,14 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers import LightningIndexer, RotaryEmbedding
+from keras_deepseek.layers import (
+    BlockSparseAttention,
+    CachedAttention,
+    LightningIndexer,
+    LinearAttention,
+    NativeSparseAttention,
+    RotaryEmbedding,
+)
 from keras_deepseek.layers.attention.self_attention_layer import (
     check_call,
     check_room,
@@ -65,6 +72,24 @@ def test_a_call_of_multi_head_attention_is_taken_or_told_what_to_change(kind):
         layer(tokens, use_causal_mask=False)
     with pytest.raises(InvalidInputError, match="must be the same tensor"):
         layer(tokens, tokens + 1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rotary: LinearAttention(2, head_dim=7, rotary=rotary),
+        lambda rotary: BlockSparseAttention(2, head_dim=7, sliding_window=3, rotary=rotary),
+        lambda rotary: NativeSparseAttention(2, head_dim=7, rotary=rotary),
+        lambda rotary: LightningIndexer(2, head_dim=7, rotary=rotary),
+        lambda rotary: CachedAttention(keras.layers.MultiHeadAttention(2, 7), rotary=rotary),
+    ],
+)
+def test_a_head_that_can_not_be_rotated_is_refused_at_creation(make):
+    with pytest.raises(InvalidInputError, match=r"`head_dim` must be an even .* received 7"):
+        make(RotaryEmbedding())
+    with pytest.raises(InvalidInputError, match="`rotary_dim` is 8, more than `head_dim`, 7"):
+        make(RotaryEmbedding(rotary_dim=8))
+    make(RotaryEmbedding(rotary_dim=6))
 
 
 def test_the_room_is_that_of_the_rotary_embedding():

@@ -100,7 +100,7 @@ class LightningIndexer(keras.Layer):
         self.head_dim = check_integer("head_dim", head_dim)
         self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.rotary = read_rotary(self, rotary)
+        self.rotary = read_rotary(self, rotary, head_dim=self.head_dim)
         self.supports_masking = True
 
     def build(self, inputs_shape: Shape, queries_shape: Shape | None = None) -> None:

@@ -171,7 +171,7 @@ class BlockSparseAttention(SelfAttentionLayer):
                 f"{num_key_value_heads} and {num_heads}."
             )
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
-        self.rotary = read_rotary(self, rotary)
+        self.rotary = read_rotary(self, rotary, head_dim=self.head_dim)
         self._layout = BlockLayout(
             block_size=block_size,
             is_causal=self.use_causal_mask,

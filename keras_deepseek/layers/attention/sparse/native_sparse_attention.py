@@ -190,7 +190,7 @@ class NativeSparseAttention(SelfAttentionLayer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.use_causal_mask = True
-        self.rotary = read_rotary(self, rotary)
+        self.rotary = read_rotary(self, rotary, head_dim=self.head_dim)
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
