@@ -108,11 +108,14 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.inference.process_limits import raise_limit
     from keras_deepseek.inference.server.admin_server import AdminServer
     from keras_deepseek.inference.server.live_line import LiveLine
-    from keras_deepseek.inference.server.server import wait_until_stopped
+    from keras_deepseek.inference.server.server import listen, wait_until_stopped
     from keras_deepseek.inference.server.termination import Interruption
 
     model, engine_arguments = read_model(arguments), read_engine(arguments)
     options = read_servers(arguments)
+    for port in (options.http_port, options.grpc_port):
+        if port is not None:  # A wrong address is reported before a model is loaded.
+            listen(options.host, port).close()
     raise_limit()
     engine, admin = None, None
     try:

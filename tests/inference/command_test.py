@@ -56,6 +56,19 @@ def test_the_defaults_in_the_help_are_those_of_the_engine():
     assert len(help_defaults) == 10
 
 
+def test_an_address_where_nothing_can_listen_is_told_before_the_model_is_loaded():
+    pytest.importorskip("grpc_reflection")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        for words, advice in (
+            (("--http-port", port), "Choose another port"),
+            (("--http-port", "0", "--grpc-port", port), "Choose another port"),
+            (("--http-port", "0", "--host", "192.0.2.1"), "Choose an address of this machine"),
+        ):
+            with pytest.raises(InvalidInputError, match=advice):
+                command.run(parse("no_such_model.keras", *words))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
