@@ -80,7 +80,8 @@ def trace_free(
     """Traces a model at several sizes; returns a graph, and the axes that are free in it.
 
     The batch axis may be free, and those that the model leaves open. Axes of equal size count as
-    one axis if the model can't be traced with different sizes of them.
+    one axis if the model can't be traced with different sizes of them. No axis is free if code of
+    users computes with sizes.
 
     Args:
         trace: A function from inputs, a structure of `KerasTensor`s, to a new graph.
@@ -89,6 +90,8 @@ def trace_free(
     """
     shapes = [tuple(symbol.shape) for symbol in tree.flatten(example)]
     graph = trace(as_symbols(example))
+    if graph.reads_sizes:
+        return graph, []
     used_sizes = {size for node in graph.nodes() for spec in node.outputs for size in spec.shape}
     free: list[FreeAxis] = []
     for input_axes in _group_open_axes(declared, shapes):

@@ -12,7 +12,7 @@ from keras import tree
 from keras_deepseek.backend.keras_private.layer_precision import PolicyKey
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.graph.ir import Shape
-from keras_deepseek.graph.known_code import CannotOpenError, find_foreign_code
+from keras_deepseek.graph.known_code import CannotOpenError, CodeState, find_foreign_code
 
 _SETTINGS = (bool, int, float, str, types.FunctionType)
 _NO_SETTINGS = {"_called", "built", "training", "call", "stop_training", "stop_evaluating"}
@@ -27,7 +27,8 @@ class InputKey(NamedTuple):
 
     Args:
         trainable: The `trainable` flag of each layer in training; `False` in inference.
-        settings: The numbers, texts and functions among the layers' attributes.
+        settings: The numbers, texts and functions among the layers' attributes, and the state of
+            the names that code of users reads.
         policies: The layers' dtype policies.
         structure: The nesting and the dtypes of the inputs.
         shapes: The shapes of the inputs, with `None` for unknown sizes.
@@ -62,6 +63,7 @@ class InputKinds:
             for layer in layers  # A model has attributes of its training.
             if not isinstance(layer, keras.Model) and not find_foreign_code(layer)
         ]
+        self._code = CodeState(layers)
         self._example_shapes = [tuple(symbol.shape) for symbol in tree.flatten(example)]
 
     def key(self, inputs: Any, tensors: Sequence[Any], training: bool) -> InputKey:
@@ -72,6 +74,7 @@ class InputKinds:
         settings = tuple(
             ["call" in vars(layer) for layer, _ in self._settings]
             + [read(layer) for layer, read in self._settings]
+            + [self._code.number()]
         )
         # Symbolic sizes, as in `torch.export`, are unknown ones.
         shapes: list[Any] = [

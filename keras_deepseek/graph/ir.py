@@ -109,6 +109,7 @@ class Graph:
         leaves: The layers that were kept whole, by path.
         free_sizes: The sizes in shapes that differ between batches, such as the batch size. No
             other dimension of the graph has one of these sizes.
+        reads_sizes: True if code of users computed with sizes: the graph holds for its own only.
     """
 
     inputs: list[Node]
@@ -117,6 +118,7 @@ class Graph:
     structure: Any
     leaves: dict[str, "Leaf"]
     free_sizes: frozenset[int] = frozenset()
+    reads_sizes: bool = False
 
     def roots(self) -> list[Value]:
         """Returns the outputs and their masks."""

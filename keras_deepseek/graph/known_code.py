@@ -2,20 +2,26 @@
 
 A trace sees the operations of a layer, but not its Python: counters, branches by shape, questions
 such as `isinstance(x, keras.KerasTensor)`, gradients of its own. So only the code of Keras,
-KerasHub and this package is traced. A layer with any other code is kept whole.
+KerasHub and this package is traced, and other code that a trace is seen to record wholly
+(`code_reader.py`). A layer with any other code is kept whole.
 """
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.graph.code_objects import is_container
+from keras_deepseek.graph.code_reader import CodeReader
+from keras_deepseek.graph.function_source import UnreadableCodeError
+from keras_deepseek.graph.watched_names import Watch
 
 _PACKAGES = {"keras", "keras_hub", "keras_deepseek"}
 _OF_BASES = {"tensorflow", "jax", "flax", "torch", "builtins", "abc", "typing", "functools"}
@@ -32,6 +38,9 @@ _NOT_IN_CALL = {
 }
 """Methods that no `call` of a known layer runs."""
 
+_AROUND_CALL = ("__call__", "compute_mask")
+"""The methods that Keras runs around a layer's `call`, besides properties."""
+
 _NOT_IN_CALL_SUFFIXES = ("_initializer", "_regularizer", "_constraint")
 _SHARED = (type, types.ModuleType, types.FunctionType, types.MethodType, inspect.Signature)
 """The classes of attributes that are not copied."""
@@ -41,37 +50,134 @@ class CannotOpenError(Exception):
     """The reason why a layer is kept whole."""
 
 
+@dataclasses.dataclass
+class Reading:
+    """The result of reading the code of a layer.
+
+    Args:
+        reason: The foreign code and the reason why a trace would not see all of it, or `None`.
+        outer_reason: The same for code that Keras runs around a layer's `call`, even if the layer
+            is kept whole.
+        reads_sizes: True if the code computes with sizes: a program holds for its own sizes only.
+        watch: The names that the code reads. The result holds while they are unchanged.
+    """
+
+    reason: str | None = None
+    outer_reason: str | None = None
+    reads_sizes: bool = False
+    watch: Watch = dataclasses.field(default_factory=Watch)
+    code: tuple[Any, ...] = ()
+    """The foreign methods and functions that were read."""
+
+    def __deepcopy__(self, _memo: Any) -> "Reading":
+        return Reading()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reading, ()
+
+
 def find_foreign_code(layer: Any) -> str | None:
     """Returns the name of code in a layer or operation that is not known, or `None`.
 
     Such code is a method of the layer's class, a method that overrides one of a known class, or a
-    function that the layer holds, such as an activation.
+    function that the layer holds, such as an activation. The reason why it can't be traced follows
+    the name.
     """
+    if isinstance(layer, keras.Layer):
+        return read_layer(layer).reason
+    code = _find_code(layer)
+    return code[0][0] if code else None
+
+
+def read_layer(layer: keras.Layer) -> Reading:
+    """Returns the result of reading a layer's code that is not of a known package."""
+    code = tuple(_find_code(layer))
+    if not code:
+        return Reading()
+    reading: Reading | None = vars(layer).get("_code_reading")
+    if reading is None or reading.code != code or not reading.watch.is_current():
+        reading = _read(layer, code)
+        object.__setattr__(layer, "_code_reading", reading)
+    return reading
+
+
+def _read(layer: keras.Layer, code: tuple[Any, ...]) -> Reading:
+    reader = CodeReader(layer, {id(inner) for inner in flatten_layers(layer)})
+    for name, value in vars(layer).items():  # Of a known `call`, such as the arguments of `Lambda`.
+        if is_container(value) and not name.startswith("_"):
+            reader.watch.get_elements(value)
+    reason = outer_reason = None
+    for name, member in code:
+        try:
+            if "." in name:
+                reader.watch.get_attribute(type(layer), name.rpartition(".")[2])
+            if isinstance(member, types.FunctionType) and "." in name:
+                reader.read(member, layer)
+            elif isinstance(member, property) and isinstance(member.fget, types.FunctionType):
+                reader.read(member.fget, layer)
+            elif isinstance(member, types.FunctionType | functools.partial):
+                reader.read(member)
+            else:
+                kind = type(member).__name__
+                raise UnreadableCodeError(f"is an object of the class {kind}")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 - a question to an object may raise anything
+            text = f"{name}, which {error}"
+            reason = reason or text
+            if isinstance(member, property) or name.rpartition(".")[2] in _AROUND_CALL:
+                outer_reason = outer_reason or text
+    return Reading(reason, outer_reason, reader.reads_sizes, reader.watch, code)
+
+
+class CodeState:
+    """The state of the names that code of users reads in some layers."""
+
+    def __init__(self, layers: Sequence[keras.Layer]) -> None:
+        self._layers = layers
+        self._watches: list[Watch] = []  # All, since a token has the ids of objects.
+        self._numbers: dict[Any, int] = {}
+        self._number = self._read()
+
+    def number(self) -> int:
+        """Returns a number that is another one if a name is bound to something else."""
+        if not self._watches[-1].is_current():
+            self._number = self._read()
+        return self._number
+
+    def _read(self) -> int:
+        watch = Watch()
+        watch.add(read_layer(layer).watch for layer in self._layers)
+        self._watches.append(watch)
+        return self._numbers.setdefault(watch.token(), len(self._numbers))
+
+
+def _find_code(layer: Any) -> list[tuple[str, Any]]:
+    """Returns the foreign methods and functions of a layer or operation, and their names."""
     kind: Any = type(layer)
     # Anybody may replace a method of a class later.
     fingerprint = hash(
         tuple(id(member) for owner in kind.__mro__ for member in vars(owner).values())
     )
-    if method := _find_foreign_method(kind, fingerprint):
-        return method
+    code = list(_find_foreign_methods(kind, fingerprint))
     is_model = isinstance(layer, keras.Model)
     for name, value in vars(layer).items():
         if name in _NOT_IN_CALL or name.endswith(_NOT_IN_CALL_SUFFIXES):
             continue
         if is_model and not hasattr(kind, name):
             continue  # A model holds functions of its training, such as the compiled loss.
-        for member in value if isinstance(value, list | tuple) else [value]:
-            if callable(member) and not _is_known(member, type(member)):
-                return f"the {name!r} of {kind.__name__}"
-    return None
+        members = value if isinstance(value, list | tuple) else [value]
+        text = f"the {name!r} of {kind.__name__}"
+        functions = filter(callable, members)
+        code += [(text, member) for member in functions if not _is_known(member, type(member))]
+    return code
 
 
 @functools.lru_cache(maxsize=1024)
-def _find_foreign_method(kind: Any, _fingerprint: int) -> str | None:
-    """Returns the name of a foreign method that a known one may call.
+def _find_foreign_methods(kind: Any, _fingerprint: int) -> tuple[tuple[str, Any], ...]:
+    """Returns the foreign methods that a known one may call, and their names.
 
     A class that only adds methods, or overrides those of training and saving, has none.
     """
+    methods = []
     bases = [base for base in kind.__mro__ if _package(base.__module__) in _PACKAGES]
     for owner in kind.__mro__:
         for name, member in vars(owner).items():
@@ -80,8 +186,8 @@ def _find_foreign_method(kind: Any, _fingerprint: int) -> str | None:
             # An attribute of instances, such as `activation`, is no attribute of the class.
             is_attribute = not callable(member) and not isinstance(member, classmethod)
             if is_attribute or any(hasattr(base, name) for base in bases):
-                return f"{owner.__name__}.{name}"
-    return None
+                methods.append((f"{owner.__name__}.{name}", member))
+    return tuple(methods)
 
 
 def _package(module: str) -> str:

@@ -4,6 +4,7 @@ import bisect
 import collections
 import functools
 import logging
+import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 _MOST_PLANS = 256
 """The most kinds and shapes of inputs that a model remembers. The least recent is dropped."""
+_SHARE_OF_COMPARISONS = 0.01
+"""The largest share of a program's time that later comparisons with the model may take."""
 _MOST_SETTINGS = 32
 """The most states of the layers' attributes for which programs are made."""
 
@@ -56,6 +59,8 @@ class Plan:
         passes: The names of the passes to run.
         whole: Paths of layers to keep whole.
         opens_foreign: As in `trace_model`.
+        has_unknown_sizes: True if the inputs have sizes that are not known. Layers of users that
+            compute with sizes are then kept whole.
     """
 
     def __init__(
@@ -67,13 +72,19 @@ class Plan:
         passes: Collection[str],
         whole: Collection[str] = (),
         opens_foreign: bool = False,
+        has_unknown_sizes: bool = False,
     ) -> None:
         shapes = [tuple(tensor.shape) for tensor in tree.flatten(example)]
         declared = _declared_shapes(model, shapes)
         with backend.current().compute.outside_compilation():
             graph, self.axes = trace_free(
                 lambda inputs: trace_model(
-                    model, inputs, training=training, whole=whole, opens_foreign=opens_foreign
+                    model,
+                    inputs,
+                    training=training,
+                    whole=whole,
+                    opens_foreign=opens_foreign,
+                    keeps_readers_of_sizes=has_unknown_sizes,
                 ),
                 example,
                 declared,
@@ -98,9 +109,12 @@ class Plan:
         """True after the program has run once without an error."""
         self.shapes = shapes
         """The sizes of the trace."""
+        self._runs, self._next_comparison = 0, 1
+        self._seconds = self._seconds_of_comparisons = 0.0
 
     def run(self, inputs: Any) -> Any:
         """Runs the program; raises a `_FirstRunError` if it fails before it has ever run."""
+        start = time.perf_counter()
         try:
             outputs = self.program(inputs)
         except Exception as error:
@@ -108,7 +122,22 @@ class Plan:
                 raise
             raise _FirstRunError(error, self.program.failed_layer(error)) from error
         self.has_run = True
+        self._runs += 1
+        self._seconds += time.perf_counter() - start
         return outputs
+
+    def is_due(self) -> bool:
+        """Returns True if the program should be compared again: at runs 2, 16, 256 and so on.
+
+        It waits until all these comparisons have taken less than 1 % of the time of the runs.
+        """
+        is_cheap = self._seconds_of_comparisons <= _SHARE_OF_COMPARISONS * self._seconds
+        return self._runs >= self._next_comparison and is_cheap
+
+    def add_comparison(self, seconds: float) -> None:
+        """Counts a comparison, and plans the next one."""
+        self._seconds_of_comparisons += seconds
+        self._next_comparison = 15 if self._next_comparison == 1 else 16 * (self._runs + 1) - 1
 
     def fits(self, shapes: Sequence[Shape]) -> bool:
         """Returns True if the program takes inputs of these shapes."""
@@ -122,9 +151,9 @@ class Plan:
 class Plans:
     """The plans of a model, which are made when inputs of a new kind come.
 
-    A program runs in place of the model only for inputs for which `prove` has compared both. After
-    a difference the model runs for good. Calls and traces exclude each other: a call during a trace
-    would get symbols.
+    A program runs in place of the model only for inputs for which `prove` has compared both; it
+    does so again now and then. After a difference the model runs for good. Calls and traces exclude
+    each other: a call during a trace would get symbols.
 
     Args:
         example: Example inputs, as `KerasTensor`s. Their sizes stand for unknown ones.
@@ -158,6 +187,7 @@ class Plans:
         whole: set[str] = set()
         if key not in self._proved:
             self._proved.add(key, self._try_to_prove(inputs, training, whole))
+        self._compare_again(key, inputs, training)
         while True:
             try:
                 with self._lock:
@@ -170,6 +200,15 @@ class Plans:
                 else:
                     whole.add(error.layer)
                     self._proved.add(key, self._try_to_prove(inputs, training, whole))
+
+    def _compare_again(self, key: InputKey, inputs: Any, training: bool) -> None:
+        """Compares a program with the model now and then. Inputs in a trace have no numbers."""
+        plan = self._proved.get(key)
+        is_traced = backend.current().compute.is_traced
+        if plan is not None and plan.is_due() and not any(map(is_traced, tree.flatten(inputs))):
+            start = time.perf_counter()
+            self._proved.add(key, self._try_to_prove(inputs, training, plan=plan))
+            plan.add_comparison(time.perf_counter() - start)
 
     def _is_unsteady(self, key: InputKey) -> bool:
         """Returns True if the layers' attributes change too often, and then drops all programs."""
@@ -222,7 +261,14 @@ class Plans:
             raise CannotOpenError("gets an empty batch")
         if plan is None:
             example = as_symbols(inputs, self._kinds.fill_unknown_sizes(key.shapes))
-            plan = Plan(self._model, example, training=training, passes=self._passes, whole=whole)
+            plan = Plan(
+                self._model,
+                example,
+                training=training,
+                passes=self._passes,
+                whole=whole,
+                has_unknown_sizes=any(None in shape for shape in key.shapes),
+            )
         if not plan.fits(key.shapes):
             raise CannotOpenError("fixes a size that its inputs leave open")
         self._plans.add(key, plan)
@@ -235,26 +281,38 @@ class Plans:
         return None
 
     def _prove(
-        self, inputs: Any, training: bool, whole: Collection[str] = (), *, resizes: bool = False
+        self,
+        inputs: Any,
+        training: bool,
+        whole: Collection[str] = (),
+        *,
+        resizes: bool = False,
+        plan: Plan | None = None,
+        traced: Any = None,
     ) -> Plan:
-        plan = self._make(inputs, training, whole)
+        """Compares a plan with the model on inputs, which may stand for `traced` ones."""
+        if plan is None:
+            plan = self._make(inputs if traced is None else traced, training, whole)
         batches = resized_batches(inputs, plan.axes if resizes else [], training=training)
         verifier = Verifier(self._model, batches, training=training)
         try:
             difference = verifier.compare(plan.program)
         except ExportError as error:
-            culprit = self._find_layer(verifier, inputs, training)
+            culprit = self._find_layer(verifier, inputs, training, plan)
             raise ExportError(f"{culprit} computes something else: {error}") from error
         except Exception as error:
             layer = plan.program.failed_layer(error)
             if layer is None or layer in whole:
                 raise CannotOpenError(f"has an operation that fails: {error}") from error
-            return self._prove(inputs, training, {*whole, layer}, resizes=resizes)
+            whole = {*whole, layer}
+            return self._prove(inputs, training, whole, resizes=resizes, traced=traced)
         plan.largest_difference = max(difference, plan.largest_difference or 0.0)
         self._proved.add(self._key(inputs, training), plan)
         return plan
 
-    def _try_to_prove(self, inputs: Any, training: bool, whole: Collection[str]) -> Plan | None:
+    def _try_to_prove(
+        self, inputs: Any, training: bool, whole: Collection[str] = (), plan: Plan | None = None
+    ) -> Plan | None:
         """Returns the plan for inputs if it was compared with the model, or `None`.
 
         While a framework traces the inputs, random ones of their sizes are compared.
@@ -263,11 +321,12 @@ class Plans:
         try:
             with self._lock.exclusive():
                 if not is_traced:
-                    return self._prove(inputs, training, whole)
+                    return self._prove(inputs, training, whole, plan=plan)
                 plan = self._make(inputs, training, whole)
                 if not plan.is_proved:
-                    _in_new_thread(lambda: self._prove_drawn(inputs, training, whole))
-                return self._make(inputs, training)
+                    unproved = plan
+                    plan = _in_new_thread(lambda: self._prove_drawn(inputs, training, unproved))
+                return plan
         except ExportError as error:
             self._differs = True
             self._warn(f"a program was dropped for good, since {error}")
@@ -277,8 +336,8 @@ class Plans:
             self._warn(describe_error(error))
         return None
 
-    def _prove_drawn(self, inputs: Any, training: bool, whole: Collection[str]) -> None:
-        """Proves the program for traced inputs on random ones of their sizes.
+    def _prove_drawn(self, inputs: Any, training: bool, plan: Plan) -> Plan:
+        """Proves the plan for traced inputs on random ones of their sizes, and returns it.
 
         Where these are not known, fewer and more rows and steps than the example's are tried too.
         """
@@ -294,9 +353,13 @@ class Plans:
         batch = draw_batch(self._model, Signature(tuple(specs), ()), sizes)
         tensors = [ops.convert_to_tensor(batch[name]) for name in names]
         batch = tree.pack_sequence_as(inputs, tensors)
-        self._prove(batch, training, whole, resizes=is_open).is_proved |= is_open
+        plan = self._prove(batch, training, resizes=is_open, plan=plan, traced=inputs)
+        plan.is_proved |= is_open
+        return plan
 
-    def _find_layer(self, verifier: Verifier, inputs: Any, training: bool) -> str:
+    def _find_layer(
+        self, verifier: Verifier, inputs: Any, training: bool, failed_plan: Plan
+    ) -> str:
         """Returns the path of the first layer that must be kept whole to make no difference."""
         paths = [path_of(layer) for layer in inner_layers(self._model)]
         try:
@@ -304,17 +367,24 @@ class Plans:
         except ExportError:
             return "the model itself, which gives other numbers when it is called again,"
 
+        def make(whole: Collection[str]) -> Plan:
+            symbols = as_symbols(inputs)
+            return Plan(self._model, symbols, training=training, passes=(), whole=whole)
+
         def is_equal(number: int) -> bool:
-            whole = paths[:number]
-            plan = Plan(self._model, as_symbols(inputs), training=training, passes=(), whole=whole)
             try:
-                verifier.compare(plan.program)
+                verifier.compare(make(paths[:number]).program)
             except ExportError:
                 return False
             return True
 
         number = bisect.bisect_left(range(len(paths) + 1), 1, key=lambda n: int(is_equal(n)))
-        return paths[number - 1] if 0 < number <= len(paths) else "an operation or a pass"
+        if 0 < number <= len(paths):
+            return paths[number - 1]
+        for path, leaf in make(()).leaves.items():
+            if path not in failed_plan.leaves:
+                return f"{path}, which now {leaf.reason},"
+        return "an operation, a pass or new code"
 
     def _warn(self, reason: str) -> None:
         if reason not in self._warnings:

@@ -36,7 +36,13 @@ from keras_deepseek.backend.keras_private.variables import (
     stored_dtype,
 )
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
-from keras_deepseek.graph.known_code import CannotOpenError, find_foreign_code, protected_attributes
+from keras_deepseek.graph.known_code import (
+    CannotOpenError,
+    Reading,
+    find_foreign_code,
+    protected_attributes,
+    read_layer,
+)
 
 _BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
 """Attributes in which Keras lists the variables of a layer."""
@@ -90,14 +96,17 @@ def trace_model(
     training: bool = False,
     whole: Collection[str] = (),
     opens_foreign: bool = False,
+    keeps_readers_of_sizes: bool = False,
 ) -> Graph:
     """Traces a built model. Other threads must not call the model at the same time.
 
     The inputs are tensors or `KerasTensor`s of known shapes. `whole` has the paths of layers to
     keep whole. With `opens_foreign`, layers whose code is not known are traced too: for drawings,
-    and for results that are compared with the model later.
+    and for results that are compared with the model later. With `keeps_readers_of_sizes`, layers of
+    users that compute with sizes are kept whole: for inputs of unknown sizes.
     """
-    return _Trace(model, frozenset(whole), opens_foreign).run(as_symbols(inputs), training)
+    trace = _Trace(model, frozenset(whole), opens_foreign, keeps_readers_of_sizes)
+    return trace.run(as_symbols(inputs), training)
 
 
 def call_model(model: keras.Model, inputs: Any, *, training: bool) -> Any:
@@ -212,10 +221,19 @@ class _History:
 
 
 class _Trace:
-    def __init__(self, model: keras.Model, whole: frozenset[str], opens_foreign: bool) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        whole: frozenset[str],
+        opens_foreign: bool,
+        keeps_readers_of_sizes: bool,
+    ) -> None:
         self._model = model
         self._whole = whole
         self._opens_foreign = opens_foreign
+        self._keeps_readers_of_sizes = keeps_readers_of_sizes
+        self._readings = {id(layer): read_layer(layer) for layer in flatten_layers(model)}
+        self._reads_sizes = False
         self._leaves: list[tuple[Node, Leaf]] = []
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
         self._current_layer = ""
@@ -241,6 +259,9 @@ class _Trace:
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
             stack.enter_context(kept_global_seed())
             stack.enter_context(_restored_generators())
+            for reading in self._readings.values():
+                if reading.outer_reason is not None and not self._opens_foreign:
+                    raise CannotOpenError(f"has code that is not known: {reading.outer_reason}")
             self._outer_values = scoped_values(self._model.variables)
             stack.enter_context(SealedScope(initialize_variables=False))
             outputs = self._model(inputs, **kwargs)
@@ -252,6 +273,7 @@ class _Trace:
                 ],
                 structure=tree.map_structure(lambda _: 0, outputs),
                 leaves={node.layer: leaf for node, leaf in self._leaves},
+                reads_sizes=self._reads_sizes,
             )
         needed = set(graph.nodes())
         for node, _ in self._leaves:
@@ -270,15 +292,21 @@ class _Trace:
         number = len(self._leaves)
         with own_attributes(self, _current_layer=path):
             reason = "was given as one to keep" if path in self._whole else _reason_to_keep(layer)
-            if reason is None and not self._opens_foreign and (code := find_foreign_code(layer)):
-                reason = f"has code that is not known: {code}"
+            reading = Reading() if self._opens_foreign else self._readings[id(layer)]
+            if reason is None and reading.reason is not None:
+                reason = f"has code that is not known: {reading.reason}"
+            elif reason is None and reading.reads_sizes and self._keeps_readers_of_sizes:
+                reason = "computes with sizes, which are unknown here"
             if reason is None:
                 try:
                     with _replaced_attributes(layer, Variable, self._weight_symbol):
                         outputs = type(layer).call(layer, *args, **kwargs)
-                        return tree.map_structure(self._returned, outputs)
+                        results = tree.map_structure(self._returned, outputs)
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
                     reason = describe_error(error)
+                else:
+                    self._reads_sizes |= reading.reads_sizes
+                    return results
             del self._leaves[number:]
             return self._keep_whole(layer, args, kwargs, reason)
 

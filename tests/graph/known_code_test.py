@@ -1,4 +1,9 @@
-"""Layers that users write: `optimize_graph` and `graph.optimize` are never another model."""
+"""Layers that users write: `optimize_graph` and `graph.optimize` are never another model.
+
+`tests/oracles/foreign_layers.py` and `user_layers.py` have the layers.
+"""
+
+import logging
 
 import keras
 import numpy as np
@@ -6,13 +11,39 @@ import pytest
 from keras import layers
 
 from keras_deepseek import graph
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.errors import ExportError
+from keras_deepseek.graph.known_code import find_foreign_code
+from keras_deepseek.inference import ServingEngine
 from keras_deepseek.training import Trainer
 from tests.oracles.foreign_layers import FACTOR, FORMS
+from tests.oracles.user_layers import EXPECTED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*You are using a softmax over axis:UserWarning")
 
 FEW = ["triples_length_one", "reverses_the_gradient"]
 FEW_ON_TORCH = ["keeps_a_running_mean", "counts_values", "draws_without_a_seed", "counts_calls"]
+FEW_ADMITTED = ["is_a_model_of_its_own_call", "reads_a_callbacks_attribute", "limits_length"]
+ADMITTED = {
+    *("divides_by_rows", "limits_length", "pads_to_block", "adds_positions", "loops_over_steps"),
+    *("takes_square_root_of_length", "reads_a_callbacks_attribute", "doubles_in_training"),
+    *("asks_if_it_is_trainable", "reads_the_global_policy", "stops_the_gradient"),
+    *("draws_by_a_generator", "drops_out", "assigns_a_counter", "assigns_a_moving_mean"),
+    *("changes_a_weight", "an_operation_named_add", "uses_a_weight"),
+    "an_attribute_that_a_callback_changes",
+}
+"""The forms of `foreign_layers.py` whose code is admitted."""
+FEW_ADMITTED = ["is_a_model_of_its_own_call", "reads_a_callbacks_attribute", "limits_length"]
+ADMITTED = {
+    *("divides_by_rows", "limits_length", "pads_to_block", "adds_positions", "loops_over_steps"),
+    *("takes_square_root_of_length", "reads_a_callbacks_attribute", "doubles_in_training"),
+    *("asks_if_it_is_trainable", "reads_the_global_policy", "stops_the_gradient"),
+    *("draws_by_a_generator", "drops_out", "assigns_a_counter", "assigns_a_moving_mean"),
+    *("changes_a_weight", "an_operation_named_add", "uses_a_weight"),
+    "an_attribute_that_a_callback_changes",
+}
+"""The forms of `foreign_layers.py` whose code is admitted."""
 LENGTHS = (6, 1) if keras.backend.backend() == "jax" else (6, 1, 3, 9)  # JAX compiles each.
 
 
@@ -22,7 +53,7 @@ def draw(rows, length):
 
 def build(name):
     keras.utils.set_random_seed(0)
-    x = inputs = keras.Input((None, 4))
+    x = inputs = keras.Input((None, 4), name="inputs")
     x = layers.Dense(4)(x)
     layer = FORMS[name]()
     x = layer(x)
@@ -68,7 +99,23 @@ def check_training(name):
 
 
 @pytest.mark.each_backend
-@pytest.mark.parametrize("names", [FEW, FEW_ON_TORCH])
+def test_code_is_admitted_or_refused_with_its_reason():
+    wrong = []
+    for name, make in FORMS.items():
+        layer = make()
+        layer(keras.Input((None, 4)))
+        reasons = [
+            reason for inner in flatten_layers(layer) if (reason := find_foreign_code(inner))
+        ]
+        expected = EXPECTED.get(name, None if name in ADMITTED else "")
+        is_right = not reasons if expected is None else any(expected in text for text in reasons)
+        if not is_right:
+            wrong.append((name, expected, reasons))
+    assert wrong == []
+
+
+@pytest.mark.each_backend
+@pytest.mark.parametrize("names", [FEW, FEW_ON_TORCH, FEW_ADMITTED])
 def test_training_by_programs_is_that_of_the_model(names):
     for name in filter(FORMS.get, names):
         check_training(name)
@@ -92,3 +139,94 @@ def test_each_layer_is_the_same_at_other_sizes(name):
         np.testing.assert_allclose(
             optimized.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-4, atol=1e-5
         )
+
+
+class Network(keras.Model):
+    """A model that reads one row, with a `call` of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = layers.Dense(4), layers.Dense(2)
+        self.factor = 1.0
+
+    def call(self, x):
+        return self.head((x + self.block(x) * self.factor)[:, 0])
+
+
+def test_a_model_with_a_call_of_its_own_is_run_by_a_program_of_its_settings():
+    model = Network()
+    x = keras.ops.convert_to_tensor(draw(3, 6))
+    model(x)
+    optimized = graph.optimize(model, x, measure=False)
+    assert "unread_rows" in optimized.report.rewrites
+    for factor in (1.0, 2.0, 2, 1.0):
+        model.factor = factor
+        np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (optimized(x), model(x))), 1e-5)
+        assert optimized.has_program(x)
+
+
+def scaling(x):
+    return 2.0 * x
+
+
+def test_a_function_that_is_replaced_later_gets_a_program_of_its_own(monkeypatch):
+    model = keras.Sequential([keras.Input((6, 4)), layers.Lambda(lambda x: scaling(x)[:, 0])])
+    x = keras.ops.convert_to_tensor(draw(3, 6))
+    optimized = graph.optimize(model, x, measure=False)
+    expected = keras.ops.convert_to_numpy(optimized(x))
+    assert optimized.has_program(x)
+    monkeypatch.setitem(globals(), "scaling", lambda x: 3.0 * x)
+    assert not optimized.has_program(x)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(optimized(x)), 1.5 * expected, 1e-6)
+
+
+def test_a_source_file_that_was_edited_is_not_trusted(tmp_path):
+    path = tmp_path / "edited.py"
+    path.write_text("from keras import ops\n\ndef run(x):\n    return ops.tanh(x)\n")
+    scope = {"__name__": "edited"}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    layer = layers.Dense(4, activation=scope["run"])
+    assert find_foreign_code(layer) is None
+    path.write_text("from keras import ops\n\ndef run(x):\n    return ops.relu(x)\n")
+    layer = layers.Dense(4, activation=scope["run"])
+    assert "no longer that of its code" in find_foreign_code(layer)
+
+
+def test_a_program_that_differs_later_is_dropped_with_one_line(monkeypatch, caplog):
+    """The code of Keras itself is replaced, which no key holds."""
+    x = keras.ops.convert_to_tensor(draw(3, 6))
+    model = keras.Sequential([keras.Input((6, 4)), layers.Dense(4, name="inner"), layers.Flatten()])
+    optimized = graph.optimize(model, x, measure=False)
+    optimized(x)
+    call = layers.Dense.call
+
+    def other_call(layer, x, **kwargs):
+        return call(layer, x, **kwargs) * (1.0 if isinstance(x, keras.KerasTensor) else 2.0)
+
+    monkeypatch.setattr(layers.Dense, "call", other_call)
+    with caplog.at_level(logging.WARNING):
+        outputs = [optimized(x) for _ in range(3)]
+    assert not optimized.has_program(x)
+    for output in outputs:
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (output, model(x))))
+    (record,) = caplog.records
+    assert "inner, which now has code that is not known" in record.getMessage()
+    assert "Dense.call, which calls call in line" in record.getMessage()
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FORMS)
+def test_each_layer_is_exported_and_served_as_it_is(name, tmp_path):
+    model, _ = build(name)
+    x = draw(3, 6)
+    expected = model.predict(x, verbose=0)
+    try:
+        Exporter(model, "onnx", optimize_graph=True).export(tmp_path / "out")
+    except ExportError:  # Then the model can't be exported without it either.
+        with pytest.raises(ExportError):
+            Exporter(model, "onnx").export(tmp_path / "plain")
+        return
+    with ServingEngine(tmp_path / "out") as engine:
+        received = engine.predict(x)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
