@@ -131,9 +131,10 @@ class Trainer:
             operations that `graph.optimize` has rewritten to do less work; its outputs are equal
             except for rounding, but dropout may draw other numbers. For each new shape both are
             compared first; after a difference the model runs, and a line of the log says why. Your
-            own layers run as they are. Costs alone decide, and nothing is timed: to see what it
-            brings, use `graph.optimize(model, batch, mode="train")` and train that. Choose it for
-            models that read few of their rows (classifiers by the first token), and for LoRA.
+            own layers run as they are if a trace can't see all that they do. Costs alone decide,
+            and nothing is timed: to see what it brings, use `graph.optimize(model, batch,
+            mode="train")` and train that. Choose it for models that read few of their rows
+            (classifiers by the first token), and for LoRA.
             Normalizations then keep more memory in half precision.
             Defaults to `False`.
         tune_malloc: boolean. Keeps the memory that a step frees for the next step. On a CPU,
