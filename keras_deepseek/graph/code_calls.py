@@ -119,7 +119,7 @@ class CallReader:
         self, function: Any, arguments: Arguments, node: ast.Call, frame: Frame, frames: Any
     ) -> Values:
         name = ast.unparse(node.func)
-        if function is super:
+        if function is super and not node.args:
             return {self._super(frame)}
         if id(function) in allowed_calls.BUILTINS:
             return self._call_builtin(function, arguments, node, frame)

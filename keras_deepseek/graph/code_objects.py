@@ -51,6 +51,8 @@ class ObjectReader:
         """Returns the kind of an existing object. `text` is the code that stands for it."""
         if isinstance(value, (*PLAIN_TYPES, np.generic)):
             return {Kind.PLAIN}
+        if isinstance(value, keras.Variable):  # On TensorFlow it is a tensor too.
+            return {Fixed(value)}
         if isinstance(value, np.ndarray) or ops.is_tensor(value):
             if hasattr(type(value), "__iadd__"):
                 raise UnreadableCodeError(f"reads {text}, an array whose numbers may change")

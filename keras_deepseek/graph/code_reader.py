@@ -288,9 +288,7 @@ def _is_alone(frame: Frame, name: str) -> bool:
                 (target, is_new and isinstance(target, ast.Name) and len(targets) == 1)
                 for target in targets
             ]
-        elif isinstance(node, ast.Return):
-            waiting += [(inner, True) for inner in ast.walk(node) if inner is not node]
-        else:
+        elif not isinstance(node, ast.Return):
             is_operand = isinstance(node, ast.BinOp)
             waiting += [
                 (inner, is_operand and isinstance(inner, ast.Name))

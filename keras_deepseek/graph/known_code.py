@@ -221,7 +221,7 @@ def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
         functions = [cell.cell_contents for cell in member.__closure__ or () if cell != _EMPTY_CELL]
     elif isinstance(member, functools.partial):
         module, functions = "functools", [member.func, *member.args, *member.keywords.values()]
-    elif _package(type(member).__module__) == "keras":  # As by `ops.custom_gradient` on PyTorch.
+    else:  # As by `ops.custom_gradient` on PyTorch and `keras.remat` on TensorFlow.
         functions = list(getattr(member, "__dict__", {}).values())
     return _package(module) in _PACKAGES | _OF_BASES and all(
         _is_known(function, type(function), depth - 1) for function in filter(callable, functions)
