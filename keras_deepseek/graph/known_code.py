@@ -69,6 +69,10 @@ class Reading:
     code: tuple[Any, ...] = ()
     """The foreign methods and functions that were read."""
 
+    def is_current(self) -> bool:
+        """Returns True while the names that the code reads are unchanged."""
+        return self.watch.is_current()
+
     def __deepcopy__(self, _memo: Any) -> "Reading":
         return Reading()
 
@@ -95,7 +99,7 @@ def read_layer(layer: keras.Layer) -> Reading:
     if not code:
         return Reading()
     reading: Reading | None = vars(layer).get("_code_reading")
-    if reading is None or reading.code != code or not reading.watch.is_current():
+    if reading is None or reading.code != code or not reading.is_current():
         reading = _read(layer, code)
         object.__setattr__(layer, "_code_reading", reading)
     return reading

@@ -72,6 +72,9 @@ class PythonState:
         self._own_classes = [
             vars(base) for base in mro if base.__module__.partition(".")[0] not in _STEADY
         ]
+        # The rule for code, `graph/known_code.py`, leaves in layers what it read of users' code.
+        readings = (vars(layer).get("_code_reading") for layer in self.layers)
+        self._readings = [reading for reading in readings if reading is not None]
         self._state = self._read()
 
     def restore(self) -> None:
@@ -85,6 +88,8 @@ class PythonState:
 
     def is_same(self) -> bool:
         """Returns True if the state is the one that was remembered."""
+        if not all(reading.is_current() for reading in self._readings):
+            return False  # A global, a closure, or an object that a layer holds.
         try:
             return self._state == self._read() and self._containers == self._copies
         except (RuntimeError, ValueError):  # An array or a tensor was replaced by another.
