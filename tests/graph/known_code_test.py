@@ -17,6 +17,7 @@ from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.known_code import find_foreign_code
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.training import Trainer
+from tests.oracles import user_layers
 from tests.oracles.foreign_layers import FACTOR, FORMS
 from tests.oracles.user_layers import EXPECTED
 
@@ -24,7 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*You are using a softmax over a
 
 FEW = ["triples_length_one", "reverses_the_gradient"]
 FEW_ON_TORCH = ["keeps_a_running_mean", "counts_values", "draws_without_a_seed", "counts_calls"]
-FEW_ADMITTED = ["is_a_model_of_its_own_call", "reads_a_callbacks_attribute", "limits_length"]
+FEW_ADMITTED = [
+    "is_a_model_of_its_own_call",
+    "reads_a_global_number",
+    "reads_a_callbacks_attribute",
+    "limits_length",
+]
 ADMITTED = {
     *("divides_by_rows", "limits_length", "pads_to_block", "adds_positions", "loops_over_steps"),
     *("takes_square_root_of_length", "reads_a_callbacks_attribute", "doubles_in_training"),
@@ -69,6 +75,9 @@ class SetFlag(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         self.layer.flag = float(batch)
         FACTOR["value"] = 1.0 + 0.3 * batch
+        user_layers.FACTOR = 1.0 + 0.3 * batch
+        if isinstance(self.layer, user_layers.Rich) and keras.backend.backend() == "torch":
+            self.layer.config.factor = 0.5 + 0.3 * batch  # Others have compiled it.
         if isinstance(self.layer, layers.LeakyReLU):
             self.layer.negative_slope = 0.3 + 0.3 * batch
 
@@ -78,7 +87,7 @@ def train(name, *, is_eager=False, **options):
 
     On PyTorch a trainer records its steps, but for eager ones.
     """
-    FACTOR["value"] = 1.0
+    FACTOR["value"] = user_layers.FACTOR = 1.0
     model, layer = build(name)
     model.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=is_eager)
     trainer = Trainer(model, seed=1, **options)

@@ -19,6 +19,8 @@ EXPECTED = {}
 WIDTH = 4
 SLOPE = 0.3
 SHIFTS = [0.5, 0.25]
+FACTOR = 1.0
+"""A number that a callback changes at each batch."""
 
 
 @dataclasses.dataclass
@@ -513,6 +515,11 @@ def reads_lists_of_numbers(self, x):
 @form()
 def reads_a_config(self, x):
     return x * self.config.factor
+
+
+@form("torch")
+def reads_a_global_number(self, x):
+    return x * FACTOR
 
 
 @form()
