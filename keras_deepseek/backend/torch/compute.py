@@ -16,6 +16,12 @@ from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.keras_private.variables import keras_torch_device
 from keras_deepseek.backend.protocols.compute import Compute
 
+_DTYPES = {
+    *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),
+    *map(np.dtype, ("float16", "float32", "float64")),
+}
+"""The dtypes that PyTorch and NumPy have in common."""
+
 
 class TorchCompute(Compute):
     """Implements `Compute` by PyTorch."""
@@ -133,7 +139,7 @@ class TorchCompute(Compute):
         target = variable.value
         with torch.no_grad():
             for index in cut_pieces(tuple(target.shape), target.element_size()):
-                target[index].copy_(_to_tensor(np.asarray(source[index])))
+                target[index].copy_(_share(np.asarray(source[index])))
 
 
 def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -194,13 +200,26 @@ def _make_keys(values: torch.Tensor) -> torch.Tensor:
     return (ascending << 32) + (values.shape[-1] - positions)
 
 
-def _to_tensor(piece: Array) -> torch.Tensor:
+def _share(piece: Array) -> torch.Tensor:
     """Returns a tensor that shares an array's memory if PyTorch can read its layout."""
-    if not (piece.flags.writeable and piece.flags.aligned and min(piece.strides, default=0) >= 0):
+    if not _can_share(piece):
         piece = piece.copy()
     if piece.dtype.name == "bfloat16":  # PyTorch knows no other package's dtypes.
         return torch.from_numpy(piece.view("int16")).view(torch.bfloat16)
     return torch.from_numpy(piece)
+
+
+def to_tensor(array: Any) -> Any:
+    """Converts an array to a tensor, which shares its memory if possible."""
+    if type(array) is np.ndarray and array.dtype in _DTYPES and _can_share(array):
+        array = torch.from_numpy(array)
+    return keras.ops.convert_to_tensor(array)
+
+
+def _can_share(array: Array) -> bool:
+    """Returns True if PyTorch can read the layout of an array, and may write to it."""
+    flags = array.flags
+    return flags.writeable and flags.aligned and min(array.strides, default=0) >= 0
 
 
 IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)

@@ -20,6 +20,7 @@ from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.variables import raw_value
 from keras_deepseek.backend.protocols.inference import Inference
+from keras_deepseek.backend.torch.compute import to_tensor
 from keras_deepseek.backend.torch.recorded_function import RecordedFunction
 from keras_deepseek.backend.torch.recording import CannotRecordError, record, record_call
 from keras_deepseek.backend.torch.recurrent_layers import fuse_recurrent_layers
@@ -37,16 +38,14 @@ class TorchInference(Inference):
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
     ) -> InferenceFunction:
-        run: Callable[[Any], Any] = model
-        if find_obstacle is not None:
-            run = RecordedFunction(model, model.model, find_obstacle, is_pure=True)
-        infer = _make_inference(model, run)
-
-        def infer_fused(inputs: dict[str, Array]) -> dict[str, Array]:
+        def run(tensors: dict[str, Any]) -> dict[str, Any]:
             with fuse_recurrent_layers(model.model):
-                return infer(inputs)
+                return model(tensors)
 
-        return infer_fused
+        if find_obstacle is None:
+            return _make_inference(model, run)
+        recorded = RecordedFunction(run, model.model, find_obstacle, is_pure=True)
+        return _make_inference(model, recorded)
 
     def plain_inference(self, model: NamedModel) -> InferenceFunction:
         return _make_inference(model, model)
@@ -97,7 +96,7 @@ def _make_inference(model: NamedModel, run: Callable[[Any], Any]) -> InferenceFu
 
     def infer(inputs: dict[str, Array]) -> dict[str, Array]:
         with torch.inference_mode():
-            tensors = {name: keras.ops.convert_to_tensor(array) for name, array in inputs.items()}
+            tensors = {name: to_tensor(array) for name, array in inputs.items()}
             return {
                 name: keras.ops.convert_to_numpy(tensor) for name, tensor in run(tensors).items()
             }

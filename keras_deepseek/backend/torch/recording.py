@@ -21,7 +21,13 @@ from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.keras_private.seeds import drawn_seed, replaced_generators
 from keras_deepseek.backend.torch.compute import IS_RECORDED
-from keras_deepseek.backend.torch.tape import Call, Storage, Value, write_program
+from keras_deepseek.backend.torch.tape import (
+    Call,
+    Storage,
+    Value,
+    leaves_of,
+    write_program,
+)
 
 _MOST_CALLS = 20_000
 """The most operations of a recording: compiling those of a long loop takes minutes."""
@@ -212,7 +218,12 @@ class _Recorder(TorchDispatchMode):
         draws = self._generators.have_drawn or any(
             isinstance(leaf, torch.Generator) for call in self._calls for leaf in call.leaves()
         )
-        program, tensors = write_program(self._calls, self._inputs, self._describe(result))
+        described = self._describe(result)
+        for leaf in leaves_of(described):
+            # The caller may overwrite it, so that the program may not hold it.
+            if isinstance(leaf, Value) and not leaf.is_outside:
+                leaf.storage.is_written |= leaf.is_literal
+        program, tensors = write_program(self._calls, self._inputs, described)
         self._calls = []
         written = [tensor for tensor, _ in self._undo.values()]
         return Recording(program, tensors, written, draws=draws)

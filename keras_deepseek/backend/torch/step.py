@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
-import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
@@ -20,15 +19,10 @@ from keras_deepseek.backend.keras_private.temporary_attributes import own_attrib
 from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step, WeightChange
 from keras_deepseek.backend.torch import profiling
+from keras_deepseek.backend.torch.compute import to_tensor
 from keras_deepseek.backend.torch.optimizer_update import apply_update
 from keras_deepseek.backend.torch.recorded_function import RecordedFunction
 from keras_deepseek.backend.torch.recurrent_layers import fuse_recurrent_layers
-
-_DTYPES = {
-    *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),
-    *map(np.dtype, ("float16", "float32", "float64")),
-}
-"""The dtypes that PyTorch and NumPy have in common."""
 
 _PART = 2**18
 """The number of squares that float32 adds up to five digits."""
@@ -176,7 +170,7 @@ class TorchStep(Step):
         return function
 
     def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
-        return dict(model.train_function([keras.tree.map_structure(_to_tensor, batch)]))
+        return dict(model.train_function([keras.tree.map_structure(to_tensor, batch)]))
 
     def run_before_step(
         self, model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
@@ -185,7 +179,7 @@ class TorchStep(Step):
 
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
         # No `DataLoader`: each draws a number from PyTorch's global generator when it starts.
-        return Epochs(make_batches, _to_tensor)
+        return Epochs(make_batches, to_tensor)
 
     def prefers_own_feed(self, x: Any) -> bool:
         return not isinstance(x, torch.utils.data.DataLoader)  # Keras passes its batches on.
@@ -208,7 +202,7 @@ class TorchStep(Step):
     def write_buffers(self, model: keras.Model, buffers: dict[str, Array]) -> None:
         with torch.no_grad():
             for name, buffer in _buffers(model).items():
-                buffer.copy_(keras.ops.convert_to_tensor(buffers[name]))
+                buffer.copy_(keras.ops.convertto_tensor(buffers[name]))
 
     def draw_seed(self) -> int:
         return int(torch.randint(2**31, ()))  # The same as a `DataLoader`.
@@ -290,13 +284,6 @@ class _Kept:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-
-
-def _to_tensor(array: Any) -> Any:
-    """Converts an array to a tensor, which shares its memory if possible."""
-    if type(array) is np.ndarray and array.dtype in _DTYPES and array.flags.writeable:
-        array = torch.from_numpy(array)
-    return keras.ops.convert_to_tensor(array)
 
 
 def _buffers(model: keras.Model) -> dict[str, torch.Tensor]:
