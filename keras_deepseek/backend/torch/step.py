@@ -202,7 +202,7 @@ class TorchStep(Step):
     def write_buffers(self, model: keras.Model, buffers: dict[str, Array]) -> None:
         with torch.no_grad():
             for name, buffer in _buffers(model).items():
-                buffer.copy_(keras.ops.convertto_tensor(buffers[name]))
+                buffer.copy_(keras.ops.convert_to_tensor(buffers[name]))
 
     def draw_seed(self) -> int:
         return int(torch.randint(2**31, ()))  # The same as a `DataLoader`.
