@@ -121,7 +121,7 @@ def splits_heads(self, x):
     return ops.reshape(ops.einsum("bhqk,bkhd->bqhd", scores, heads), ops.shape(x))
 
 
-@form()
+@form("torch", "jax")  # TensorFlow's `fit` has no length.
 def splits_heads_by_division(self, x):
     _, t, c = x.shape
     y = ops.reshape(x, (-1, t or 1, self.config.heads, c // self.config.heads))
