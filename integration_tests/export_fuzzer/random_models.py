@@ -256,7 +256,16 @@ _SEQUENCES: list[_Operation] = [
     lambda r, x: ops.arange(ops.shape(x)[1], dtype="float32")[None, :, None] * 0.1 + x,
     lambda r, x: ops.concatenate([x, ops.zeros_like(x[:, :1])], axis=1),
     lambda r, x: our_layers.RotaryEmbedding()(x) if x.shape[-1] % 2 == 0 else x * 1.0,
-    lambda r, x: our_layers.SlidingWindowAttention(num_heads=2, head_dim=4, window_size=5)(x),
+    lambda r, x: our_layers.SlidingWindowAttention(
+        2,
+        head_dim=4,
+        rope_head_dim=2,
+        query_lora_rank=4,
+        num_output_groups=2,
+        output_lora_rank=4,
+        sliding_window=5,
+        rotary=our_layers.RotaryEmbedding(use_interleaved_pairs=True),
+    )(x),
     lambda r, x: our_layers.LinearAttention(num_heads=2, head_dim=4)(x),
 ]
 

@@ -75,7 +75,11 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "ExpertRouter": {"num_experts": 4, "num_experts_per_token": 2},
     "HashRouter": {"num_experts": 4, "num_experts_per_token": 2, "vocabulary_size": 9},
-    "LightningIndexer": {"num_heads": 2, "head_dim": 4, "rope_head_dim": 2},
+    "LightningIndexer": {
+        "num_heads": 2,
+        "head_dim": 4,
+        "rotary": lambda: keras_deepseek.layers.RotaryEmbedding(rotary_dim=2),
+    },
     "ManifoldConstrainedHyperConnections": {"layer": lambda: keras_deepseek.layers.SwiGLU(5)},
     "MaskedPositionHead": {"vocabulary_size": 9},
     "MultiTokenPrediction": {
