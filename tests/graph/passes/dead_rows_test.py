@@ -41,7 +41,6 @@ READS = {
 }
 
 
-@pytest.mark.each_backend
 @pytest.mark.parametrize("name", READS)
 def test_computes_the_rows_that_are_read(name):
     model = make(READS[name], lambda x: block(block(x)))

@@ -359,6 +359,7 @@ def test_with_an_output_norm_the_head_is_given_normed_states():
     assert revived.use_output_norm
 
 
+@pytest.mark.torch_alone
 def test_a_module_goes_on_from_the_cache_of_its_block():
     hidden, tokens = draw(2, 5)
     layer = make_layer(make_attention())

@@ -180,6 +180,7 @@ def test_a_damaged_model_is_told():
         model.generate([1], max_new_tokens=2)
 
 
+@pytest.mark.torch_alone
 def test_half_precision_generates(monkeypatch):
     keras.config.set_dtype_policy("bfloat16")
     try:

@@ -133,6 +133,7 @@ class Silent(Reader):
         return super().fit(x, y, epochs=2, verbose=0)
 
 
+@pytest.mark.torch_alone
 def test_arguments_with_defaults_are_not_passed():
     model = Silent()
     history = make(model).fit(TEXTS, LABELS)
