@@ -141,7 +141,7 @@ def train_in_lightning(module: nn.Module, batches: Sequence[Any]) -> Run:
             return make_optimizer(self)
 
     lightning_module = Module()
-    loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
     names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     options = {"max_epochs": 1, "accelerator": "cpu", **dict.fromkeys(names, False)}
     return lambda: lightning.Trainer(**options).fit(lightning_module, loader)
