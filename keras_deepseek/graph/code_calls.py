@@ -12,6 +12,11 @@ from keras_deepseek.graph import allowed_calls
 from keras_deepseek.graph.code_objects import is_container, is_of_known_package
 from keras_deepseek.graph.code_state import ReadingState, function_frame, is_generator, is_variable
 from keras_deepseek.graph.code_values import (
+    DATA,
+    DTYPE,
+    PLAIN,
+    SHAPE,
+    SIZE,
     Arguments,
     Bound,
     Fixed,
@@ -24,8 +29,6 @@ from keras_deepseek.graph.code_values import (
     Values,
 )
 from keras_deepseek.graph.function_source import UnreadableCodeError
-
-DATA, PLAIN, SIZE, SHAPE, DTYPE = Kind.DATA, Kind.PLAIN, Kind.SIZE, Kind.SHAPE, Kind.DTYPE
 
 
 class CallReader:

@@ -11,6 +11,11 @@ from keras_deepseek.graph.code_calls import CallReader
 from keras_deepseek.graph.code_objects import is_container
 from keras_deepseek.graph.code_state import ReadingState, function_frame, is_variable
 from keras_deepseek.graph.code_values import (
+    DATA,
+    DTYPE,
+    PLAIN,
+    SHAPE,
+    SIZE,
     Arguments,
     Bound,
     Fixed,
@@ -25,7 +30,6 @@ from keras_deepseek.graph.code_values import (
 from keras_deepseek.graph.function_source import UnreadableCodeError
 from keras_deepseek.graph.watched_names import MISSING, PLAIN_TYPES
 
-DATA, PLAIN, SIZE, SHAPE, DTYPE = Kind.DATA, Kind.PLAIN, Kind.SIZE, Kind.SHAPE, Kind.DTYPE
 _DATA_ATTRIBUTES = {"shape": SHAPE, "dtype": DTYPE, "ndim": PLAIN}
 KEYWORDS = {
     "try": "try",
@@ -316,8 +320,8 @@ class ExpressionReader:
         for argument in node.args:
             if isinstance(argument, ast.Starred):
                 values = self.value(argument.value, frame)
-                (value, *others) = values or {PLAIN}
-                is_first = not others and not arguments.starred
+                (value, *alternatives) = values or {PLAIN}
+                is_first = not alternatives and not arguments.starred
                 if isinstance(value, Fresh) and value.positions is not None and is_first:
                     arguments.positional += value.positions
                     arguments.starred |= value.rest

@@ -16,11 +16,12 @@ from keras_deepseek.graph.code_calls import CallReader
 from keras_deepseek.graph.code_expressions import KEYWORDS, ExpressionReader
 from keras_deepseek.graph.code_state import ReadingState, function_frame
 from keras_deepseek.graph.code_values import (
+    DATA,
+    PLAIN,
     Arguments,
     Fixed,
     Frame,
     Fresh,
-    Kind,
     Local,
     Values,
 )
@@ -31,7 +32,6 @@ from keras_deepseek.graph.function_source import (
 )
 from keras_deepseek.graph.watched_names import Watch
 
-DATA, PLAIN, SIZE, SHAPE, DTYPE = Kind.DATA, Kind.PLAIN, Kind.SIZE, Kind.SHAPE, Kind.DTYPE
 _MOST_ROUNDS = 30
 _A_CALL = ast.Call(ast.Name("the function"), [], [])
 _CALLER = types.FunctionType(compile("", "", "exec"), {})

@@ -1,4 +1,4 @@
-"""What reading code has learnt so far: the values of names, the lookups, and the current line."""
+"""The state of reading code: the values of names, the lookups, and the current line."""
 
 from typing import Any
 

@@ -19,6 +19,9 @@ class Kind(enum.Enum):
     ASSIGN = "the method of a variable that assigns it"
 
 
+DATA, PLAIN, SIZE, SHAPE, DTYPE = Kind.DATA, Kind.PLAIN, Kind.SIZE, Kind.SHAPE, Kind.DTYPE
+
+
 @dataclasses.dataclass(frozen=True)
 class Fixed:
     """An object that exists already, such as a layer, a function or a module."""

@@ -235,6 +235,14 @@ def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
 _EMPTY_CELL = types.CellType()
 
 
+def find_unrecordable_layer(model: keras.Model) -> str | None:
+    """Returns a reason why the layers of a model can't be recorded, or `None`."""
+    for layer in flatten_layers(model):
+        if code := find_foreign_code(layer):
+            return f"layer {layer.name!r} has code that is not known, {code}"
+    return None
+
+
 @contextlib.contextmanager
 def protected_attributes(model: keras.Model) -> Iterator[None]:
     """Context manager in which foreign code writes to copies of its layers' attributes.

@@ -41,8 +41,8 @@ class Watch:
     def add(self, watches: "Iterable[Watch]") -> None:
         """Adds the lookups of other watches."""
         for watch in watches:
-            for lookups, others in zip(self.lookups(), watch.lookups(), strict=True):
-                lookups.update(others)
+            for lookups, further_lookups in zip(self.lookups(), watch.lookups(), strict=True):
+                lookups.update(further_lookups)
 
     def lookups(self) -> tuple[dict[Any, Any], ...]:
         """Returns the lookups: of items, of attributes, and the elements of containers."""

@@ -49,6 +49,7 @@ class GroupedCallbackList(keras.callbacks.CallbackList):
 @contextlib.contextmanager
 def grouped_callbacks() -> Iterator[None]:
     """Context manager in which `model.fit` makes a `GroupedCallbackList` of its callbacks."""
+    # Not what the module had before: trainings of two threads may overlap.
     module, original = keras.src.callbacks, keras.callbacks.CallbackList
     module.CallbackList = GroupedCallbackList
     try:

@@ -1,4 +1,4 @@
-"""What a recording can't see: Python's state, hooks and modes on which its operations depend."""
+"""The state that a recording can't see: Python's attributes, hooks, and modes of PyTorch."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -52,10 +52,10 @@ class PythonState:
         self.layers = flatten_layers(model)
         self.variables = _variables_of(model)
         models = [layer for layer in self.layers if isinstance(layer, keras.Model)]
-        others = [layer for layer in self.layers if not isinstance(layer, keras.Model)]
+        plain_layers = [layer for layer in self.layers if not isinstance(layer, keras.Model)]
         owners = list(_objects_in(self.layers))
         self._models = [vars(layer) for layer in models]
-        self._attributes = [vars(owner) for owner in (*others, *owners)]
+        self._attributes = [vars(owner) for owner in (*plain_layers, *owners)]
         self._names = list(map(list, self._attributes))
         self._containers = [
             value
@@ -196,13 +196,13 @@ def _variables_of(model: keras.Model) -> list[keras.Variable]:
 def _objects_in(owners: Sequence[Any]) -> Iterator[Any]:
     """Yields the losses, metrics and regularizers that objects hold, at any depth."""
     kinds = (keras.losses.Loss, keras.metrics.Metric, keras.regularizers.Regularizer)
-    seen: set[int] = set()
+    visited: set[int] = set()
     to_visit = list(owners)
     while to_visit:
         for value in vars(to_visit.pop()).values():
             elements = list(value.values()) if isinstance(value, dict) else value
             for element in elements if isinstance(elements, list | tuple) else [value]:
-                if isinstance(element, kinds) and id(element) not in seen:
-                    seen.add(id(element))
+                if isinstance(element, kinds) and id(element) not in visited:
+                    visited.add(id(element))
                     to_visit.append(element)
                     yield element

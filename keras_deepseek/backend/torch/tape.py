@@ -107,10 +107,10 @@ def write_program(
         for value in (*call.values(), *filter(None, call.results)):
             if not writer.is_held(value):
                 last_uses[value.number] = position
-    kept = {value.number for value in (*inputs, *outputs)}
+    never_freed = {value.number for value in (*inputs, *outputs)}
     freed: dict[int, list[str]] = {}
     for number, position in last_uses.items():
-        if number in used and number not in kept:
+        if number in used and number not in never_freed:
             freed.setdefault(position, []).append(f"v{number}")
     lines = []
     for position, call in enumerate(calls):

@@ -11,7 +11,7 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.keras_file import load_keras_file
-from keras_deepseek.graph.recordable import find_obstacle
+from keras_deepseek.graph.known_code import find_unrecordable_layer
 from keras_deepseek.inference.executors.executor import Executor
 
 
@@ -23,7 +23,7 @@ class KerasModel(Executor):
             backend.current().devices.limit_threads(threads)
         named_model = NamedModel(model)
         self._signature = named_model.signature
-        find_reason = functools.partial(find_obstacle, named_model.model)
+        find_reason = functools.partial(find_unrecordable_layer, named_model.model)
         self._infer = backend.current().inference.compile_inference(named_model, find_reason)
 
     @classmethod

@@ -6,8 +6,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_private.trainers import compile_arguments
-from keras_deepseek.graph import recordable
-from keras_deepseek.graph.known_code import find_foreign_code
+from keras_deepseek.graph.known_code import find_foreign_code, find_unrecordable_layer
 
 _OF_LOSS = ("compute_loss", "compute_metrics")
 _COMPILED = ("loss", "metrics", "weighted_metrics")
@@ -46,7 +45,7 @@ def _find(model: keras.Model, methods: Sequence[str], parts: dict[str, Any]) -> 
                 continue
             if code := find_foreign_code(_Holder(leaf)) or find_foreign_code(leaf):
                 return f"the {name} has code that is not known, {code}"
-    return recordable.find_obstacle(model)
+    return find_unrecordable_layer(model)
 
 
 class _Holder:
