@@ -5,6 +5,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
@@ -17,6 +18,9 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _MAX_CONNECTIONS = 64
 _POLL_SECONDS = 0.05
 """Seconds between two looks whether the server is to stop."""
+_MAX_DISCARDED_BYTES = 2**20
+_DISCARD_SECONDS = 1.0
+"""The most that is read of a body that was refused."""
 
 _logger = logging.getLogger(__name__)
 
@@ -155,8 +159,21 @@ class _Handler(BaseHTTPRequestHandler):
         method = "GET" if self.command == "HEAD" else self.command
         path = self.path.partition("?")[0]
         self._send(self.server.respond(Request(method, path, self.headers, body)))
+        if body is None:
+            self._discard_body()
 
     do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_POST = do_PUT = do_GET  # noqa: N815
+
+    def _discard_body(self) -> None:
+        """Reads what the client still sends: a close before would lose the answer."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(_DISCARD_SECONDS)
+        end, size = time.monotonic() + _DISCARD_SECONDS, 0
+        while size < _MAX_DISCARDED_BYTES and time.monotonic() < end:
+            chunk = self.connection.recv(2**16)
+            if not chunk:
+                break
+            size += len(chunk)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answers a malformed request by an error in JSON. The base class would send HTML."""

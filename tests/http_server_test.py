@@ -1,6 +1,7 @@
 import http.client
 import json
 import socket
+import time
 from contextlib import contextmanager
 from http import HTTPStatus
 
@@ -64,6 +65,18 @@ def test_a_body_without_an_allowed_length_ends_the_connection(body, headers):
         assert json.loads(ask(connection, "POST", "/", body, **headers)[2])["body"] is None
         assert connection.sock is None or connection.sock.recv(1) == b""
         connection.close()
+
+
+def test_a_client_that_still_sends_a_refused_body_gets_the_answer():
+    with (
+        serving(echo, max_body_bytes=3) as server,
+        socket.create_connection(("127.0.0.1", server.server_port), 10) as connection,
+    ):
+        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 400000\r\n\r\n")
+        for _ in range(4):
+            time.sleep(0.02)
+            connection.sendall(bytes(100_000))
+        assert b'"body": null' in connection.makefile("rb").read()
 
 
 @pytest.mark.parametrize(
