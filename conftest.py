@@ -4,6 +4,7 @@ A plain `pytest` runs every case of every test. `pytest --gate` runs what the ga
 backend, or where no framework is installed.
 """
 
+import gc
 import importlib.util
 import os
 import re
@@ -120,6 +121,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen_tests.add(test)
     config.hook.pytest_deselected(items=left_out)
     items[:] = selected
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from what imports made: it took a sixth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -129,7 +129,6 @@ def test_code_is_admitted_or_refused_with_its_reason():
     assert wrong == []
 
 
-@pytest.mark.each_backend
 @pytest.mark.parametrize("names", [FEW, FEW_ON_TORCH, FEW_ADMITTED])
 def test_training_by_programs_is_that_of_the_model(names):
     for name in filter(FORMS.get, names):

@@ -146,6 +146,7 @@ def assert_same_update(received, expected, within=1e-6):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"remat": ["chunked*"]}])
+@pytest.mark.torch_alone
 def test_losses_that_layers_add_weigh_tokens_as_the_whole_batch(arguments):
     """Of 26 rows there is a part of another size; of the classes a third is ignored."""
     data = [TOKENS, CLASSES]
@@ -210,6 +211,7 @@ def test_weights_of_masked_tokens_train_as_in_keras(number):
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.torch_alone
 def test_micro_batches_of_dicts_and_several_outputs(reduction):
     def build_two():
         keras.utils.set_random_seed(1)
@@ -328,6 +330,7 @@ def test_gradients_are_clipped_after_they_were_unscaled():
 @pytest.mark.parametrize(
     ("kind", "name"), [("global_norm", "global_clipnorm"), ("norm", "clipnorm")]
 )
+@pytest.mark.torch_alone
 def test_accumulated_gradients_are_clipped_as_in_keras(kind, name):
     results = []
     for options in ({name: 0.1}, {}):
@@ -402,6 +405,7 @@ def test_an_error_in_a_step_is_the_one_that_is_raised():
         fit(build(), x=X[:, :4], optimizer=keras.optimizers.Adam(use_ema=True))
 
 
+@pytest.mark.torch_alone
 def test_layer_losses_and_states_are_those_of_the_batch():
     """Batch normalisation goes by each micro-batch, so only without them."""
 

@@ -63,6 +63,7 @@ def test_a_process_that_is_alone_is_the_first_and_has_all_of_each_variable(dtype
 
 
 @in_each_way
+@pytest.mark.torch_alone
 def test_several_processes_find_what_one_does(trained):
     alone, *ranks = trained
     for name in alone.files:

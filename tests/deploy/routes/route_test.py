@@ -63,7 +63,7 @@ class Tripling(keras.layers.Layer):
 """
 
 
-@pytest.mark.each_backend
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("with_a_file", [False, True])
 def test_a_class_of_the_running_script_reaches_the_other_process(tmp_path, with_a_file):
     pytest.importorskip("cloudpickle")

@@ -206,6 +206,7 @@ def test_a_stale_cache_is_a_fresh_one(name):
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.torch_alone
 def test_a_compiled_step_hides_what_is_stale_too(name):
     layer, rng = make_attention(name), np.random.default_rng(0)
     inputs, stale = rng.normal(size=(2, 2, 10, DIM)).astype("float32")

@@ -184,6 +184,7 @@ def test_the_states_are_of_one_size_and_in_float32():
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
 
 
+@pytest.mark.torch_alone
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make(length=5, rotary=ROTARY)
     outputs = decode_last_compiled(layer, inputs, 4, 8)
@@ -213,6 +214,7 @@ def test_a_functional_model_may_hand_the_cache_through():
     assert_close(to_numpy(results["outputs"]), to_numpy(layer(inputs)))
 
 
+@pytest.mark.torch_alone
 def test_a_model_takes_sequences_of_any_length():
     layer, _ = make()
     inputs = keras.Input((None, 6))
@@ -223,6 +225,7 @@ def test_a_model_takes_sequences_of_any_length():
         assert_close(model.predict(batch, verbose=0), to_numpy(layer(batch)))
 
 
+@pytest.mark.torch_alone
 def test_a_length_that_is_known_to_the_graph_alone_works():
     layer, inputs = make()
     infer = backend.current().inference.compile_inference(

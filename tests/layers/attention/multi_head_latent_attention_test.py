@@ -88,6 +88,7 @@ def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.torch_alone
 def test_outputs_and_gradients_are_those_of_transformers(name):
     case = GOLDEN[name]
     check_case(MultiHeadLatentAttention(**read_arguments(case)), case)
@@ -196,12 +197,14 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side):
         assert_close(outputs[row : row + 1, real[row]], alone)
 
 
+@pytest.mark.torch_alone
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(), draw(2, 5, 6)
     outputs = decode_last_compiled(layer, inputs, 4, 8)
     assert_close(outputs, run(layer, inputs)[:, 4:])
 
 
+@pytest.mark.torch_alone
 def test_a_model_takes_sequences_of_any_length():
     layer, inputs = make_layer(rotary=YARN_ROTARY), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))

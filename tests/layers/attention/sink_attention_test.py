@@ -47,6 +47,7 @@ def test_a_window_reaches_over_blocks_and_recent_tokens(length, window, dtype):
     assert_close(outputs, expected, dtype)
 
 
+@pytest.mark.torch_alone
 def test_entries_are_seen_in_one_softmax_with_the_window():
     queries, keys, entries = draw(1, 4, 2, 4), draw(1, 4, 4), draw(1, 3, 4)
     counts = np.array([[0, 1, 2, 3]], "int32")

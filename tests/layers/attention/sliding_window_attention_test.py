@@ -147,6 +147,7 @@ def test_a_model_takes_sequences_of_any_length(kind):
         assert_close(model.predict(given_array, verbose=0), run(layer, given_array))
 
 
+@pytest.mark.torch_alone
 def test_a_functional_model_may_hand_the_cache_through():
     layer, inputs = make_layer(), draw(2, 1, 6)
     cache = layer.make_cache(2, 4)

@@ -211,6 +211,7 @@ def make_models(head):
     "jit_compile",
     ["auto", False] if keras.backend.backend() == "tensorflow" else ["auto"],
 )
+@pytest.mark.torch_alone
 def test_a_plain_fit_trains_as_with_a_dense_layer_and_a_loss(jit_compile):
     tokens, targets = draw(6, 5)[1], draw(6, 5, seed=1)[1]
     head = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=4)

@@ -22,6 +22,7 @@ def draw(*shape):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.torch_alone
 def test_outputs_and_gradients_are_those_of_bert(name):
     check_case(make_layer(CASES[name]), CASES[name])
 

@@ -103,6 +103,7 @@ def test_it_passes_the_layer_routine(return_logits):
 
 @settings(max_examples=4)
 @given(length=st.integers(2, 6), batch_size=st.integers(1, 2), depth=st.integers(1, 3))
+@pytest.mark.torch_alone
 def test_logits_and_loss_are_those_of_the_formula(length, batch_size, depth):
     hidden, tokens = draw(batch_size, length)
     layer = make_layer(depth=depth, loss_weight=0.7)

@@ -36,6 +36,7 @@ def expected_losses(head, hidden, targets, drawn):
 
 @pytest.mark.parametrize("weights", [None, np.arange(CLASSES) + 1.0])
 @pytest.mark.parametrize("shape", [(4,), (2, 3)])
+@pytest.mark.torch_alone
 def test_it_computes_the_formula_of_what_was_drawn(weights, shape):
     hidden, targets = draw(*shape)
     head, twin = (make_head(class_weights=weights) for _ in range(2))

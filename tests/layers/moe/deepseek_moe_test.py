@@ -121,6 +121,7 @@ def test_blocks_in_a_loop_compute_the_same(monkeypatch, shape):
 
 
 @pytest.mark.parametrize("num_experts", [3, 12])
+@pytest.mark.torch_alone
 def test_a_compiled_model_computes_the_same_at_any_number_of_tokens(monkeypatch, num_experts):
     monkeypatch.setattr(expert_dispatch, "_LEAST_WORK", 0)
     layer = DeepSeekMoE(ExpertRouter(num_experts, 3), 5, num_shared_experts=0)
@@ -164,6 +165,7 @@ def test_a_capacity_that_suffices_changes_nothing():
 
 @pytest.mark.parametrize(("way", "capacity_factor"), [("loads", None), (4, None), (4, 1.0)])
 @pytest.mark.parametrize("num_hidden", [9, 12])
+@pytest.mark.torch_alone
 def test_hidden_tokens_use_no_expert_and_take_nobodys_place(
     monkeypatch, way, capacity_factor, num_hidden
 ):

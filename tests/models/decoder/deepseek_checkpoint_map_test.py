@@ -30,6 +30,7 @@ FAMILIES = {
     "name",
     ["deepseek_v3", "deepseek_v2", "deepseek_v32"],
 )
+@pytest.mark.torch_alone
 def test_a_checkpoint_of_transformers_gives_its_logits_loss_and_gradients(name):
     case, task = read_case(name), FAMILIES[name]
     model = task(task.config_class.from_checkpoint_config(case.config))

@@ -35,6 +35,7 @@ def test_a_cache_with_states_cant_grow(model):
     assert not holds_only_slots(OneLayer(LinearAttention(2, head_dim=4)).make_cache)
 
 
+@pytest.mark.torch_alone
 def test_a_grown_cache_holds_what_it_held(model):
     cache = model.make_cache(1, 4)
     tokens = np.asarray([[1, 2, 3]], "int32")

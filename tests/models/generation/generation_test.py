@@ -32,6 +32,7 @@ def test_greedy_is_what_whole_calls_choose(model):
     assert len({tuple(row[-6:]) for row in expected}) == 3  # Else the prompts had no say.
 
 
+@pytest.mark.torch_alone
 def test_prompts_as_arrays_and_without_them_in_the_output(model):
     prompts = np.asarray([[5, 6], [7, 8]])
     expected = [generate_greedily(model, list(prompt), 4)[2:] for prompt in prompts.tolist()]
@@ -54,6 +55,7 @@ def test_stop_tokens_end_a_row(model):
     assert rows == [expected[:end], expected]
 
 
+@pytest.mark.torch_alone
 def test_the_same_seed_gives_the_same_tokens(model):
     sampler = Sampler(1.0, top_p=0.95)
     first = model.generate(PROMPTS, max_new_tokens=6, sampler=sampler, seed=3)
@@ -65,6 +67,7 @@ def test_the_same_seed_gives_the_same_tokens(model):
     assert without[0] != without[1]
 
 
+@pytest.mark.torch_alone
 def test_at_a_low_temperature_only_the_likeliest_are_drawn(model):
     expected = model.generate(PROMPTS[:1], max_new_tokens=20)
     for temperature in (1e-12, 1e-30):

@@ -39,6 +39,7 @@ def fit(trainer, x, y=Y, **arguments):
     return trainer.fit(x, y, batch_size=4, shuffle=False, verbose=0, **arguments).history
 
 
+@pytest.mark.torch_alone
 def test_a_bad_step_stops_the_training_and_leaves_the_weights_before_it():
     model, reference = build(), build()
     with pytest.raises(TrainingDivergedError, match="loss of batch 3 of epoch 1 is nan; its"):

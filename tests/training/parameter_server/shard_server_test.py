@@ -85,6 +85,7 @@ def values_of(model):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.torch_alone
 def test_servers_together_update_as_the_optimizer_does(name):
     alone, served = build_model(OPTIMIZERS[name]()), build_model(OPTIMIZERS[name]())
     variables, servers = start(served, 2)

@@ -61,6 +61,7 @@ def test_half_precision_halves_the_activations_and_keeps_its_weights():
     assert half.activations - cast < 0.75 * full.activations
 
 
+@pytest.mark.torch_alone
 def test_a_loop_counts_each_of_its_rounds():
     tokens = np.ones((8, 30), "int32")
     activations = []

@@ -45,6 +45,7 @@ def assert_same(old_state, new_state):
         np.testing.assert_array_equal(old_array, new_array)
 
 
+@pytest.mark.torch_alone
 def test_a_profile_leaves_the_training_as_it_was(tmp_path):
     trainer = Trainer(build, optimizer="adam", loss="mse", metrics=["mae"], seed=1)
     path = trainer.record_run(tmp_path / "run.sqlite")

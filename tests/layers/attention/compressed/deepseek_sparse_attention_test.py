@@ -150,6 +150,7 @@ def test_it_passes_some_of_the_routine_without_a_causal_mask_and_in_chunks():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.torch_alone
 def test_outputs_gradients_and_chosen_keys_are_those_of_transformers(name):
     case = GOLDEN[name]
     layer = DeepSeekSparseAttention(**read_arguments(case))
@@ -254,6 +255,7 @@ def test_a_model_takes_and_learns_from_sequences_of_any_length():
         assert np.any(weight != old_weights[path]), path
 
 
+@pytest.mark.torch_alone
 def test_a_graph_that_does_not_know_the_length_takes_any():
     layer, inputs = make_layer(), keras.Input((None, 6))
     model = NamedModel(keras.Model(inputs, layer(inputs)))

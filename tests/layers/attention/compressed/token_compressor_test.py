@@ -33,6 +33,7 @@ def compress(compressor, inputs, **kwargs):
 
 
 @pytest.mark.parametrize("use_overlap", [False, True])
+@pytest.mark.torch_alone
 def test_an_entry_is_the_gated_sum_of_its_window(use_overlap):
     compressor, inputs = make_compressor(use_overlap=use_overlap), draw(1, 8, 5)
     value, gate, bias = (

@@ -121,6 +121,7 @@ def test_a_query_that_sees_nothing_gives_zeros_and_a_gradient_of_zero():
         assert (gradient[:, 4:] == 0).all()
 
 
+@pytest.mark.torch_alone
 def test_where_all_keys_are_hidden_nothing_of_them_shows():
     arrays = draw(6)
     outputs = attend(BlockLayout(4, sliding_window=9), arrays, key_mask=np.zeros((2, 6), bool))

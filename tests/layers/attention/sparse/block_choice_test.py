@@ -78,6 +78,7 @@ def mask_of(chosen, group):
 
 @pytest.mark.parametrize("tile", [1, 2, 16, None])
 @pytest.mark.parametrize("num_chosen", [1, 4])
+@pytest.mark.torch_alone
 def test_gathered_is_masked_dense(num_chosen, tile, monkeypatch):
     if tile is not None:
         monkeypatch.setattr(block_choice, "_choose_tile", lambda *_: tile)

@@ -96,6 +96,7 @@ def test_a_window_and_a_causal_mask_are_those_of_the_layer_of_keras():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.torch_alone
 def test_it_computes_what_longformer_and_big_bird_of_transformers_compute(name):
     check_case(make_layer(GOLDEN[name]), GOLDEN[name])
 
@@ -175,6 +176,7 @@ def test_a_step_of_decoding_works_in_a_compiled_model(length):
     assert_close(outputs, to_numpy(layer(inputs))[:, 9:])
 
 
+@pytest.mark.torch_alone
 def test_a_functional_model_may_hand_the_cache_through():
     layer, inputs = make(length=1, use_causal_mask=True)
     cache = layer.make_cache(2, 4)
@@ -284,6 +286,7 @@ def test_the_beginning_of_a_sequence_does_not_reach_a_global_block():
     assert_close(to_numpy(layer(inputs[:, :9])), outputs[:, :9])
 
 
+@pytest.mark.torch_alone
 def test_random_blocks_are_the_same_after_saving_and_differ_by_seed():
     layer, inputs = make(num_random_blocks=2, layout_seed=5)
     outputs = to_numpy(layer(inputs))
@@ -329,6 +332,7 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     }
 
 
+@pytest.mark.torch_alone
 def test_rotary_positions_count_distances_and_continue_from_the_cache():
     layer, inputs = make(length=9, use_causal_mask=True, rotary=RotaryEmbedding())
     outputs = to_numpy(layer(inputs))
@@ -341,6 +345,7 @@ def test_rotary_positions_count_distances_and_continue_from_the_cache():
         make(length=9)[0](inputs, positions=positions)
 
 
+@pytest.mark.torch_alone
 def test_all_keys_in_sight_it_is_keras_attention_with_the_same_rotary_embedding():
     rotary = RotaryEmbedding(100.0)
     layer, inputs = make(sliding_window=64, use_causal_mask=True, rotary=rotary)

@@ -56,6 +56,7 @@ def test_queries_see_what_the_layout_shows_them_of_the_cache(
     assert_close(outputs, expected)
 
 
+@pytest.mark.torch_alone
 def test_the_start_may_be_a_tensor():
     layout, arrays = BlockLayout(4, True, 6), draw(3)
     start = ops.convert_to_tensor(5, "int32")
