@@ -209,6 +209,7 @@ def test_ten_threads_that_call_while_lengths_are_traced_get_no_symbols():
     assert wrong == []
 
 
+@pytest.mark.nightly
 def test_threads_may_optimize_one_model_and_call_its_optimized_models():
     model = classifier()
     optimized = optimize(model, draw(2, 5, 8))

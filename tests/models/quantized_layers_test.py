@@ -75,6 +75,7 @@ def test_a_quantized_model_is_the_same_after_loading(make, inputs, mode, tmp_pat
     )
 
 
+@pytest.mark.nightly
 def test_quantized_heads_compute_nearly_what_they_did():
     bert = make_bert()
     old_outputs = keras.ops.convert_to_numpy(bert(TOKEN_INPUTS))
@@ -83,6 +84,7 @@ def test_quantized_heads_compute_nearly_what_they_did():
     assert np.abs(quantized_outputs - old_outputs).max() < 0.05 * np.abs(old_outputs).max()
 
 
+@pytest.mark.nightly
 def test_a_quantized_recommender_has_nearly_the_loss_that_it_had():
     recommender = make_recommender()
     losses = []

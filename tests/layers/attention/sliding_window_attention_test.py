@@ -42,7 +42,7 @@ def test_it_passes_the_layer_routine():
     )
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
     arguments = {**WINDOW, "head_dim": 4, "dropout": 0.2, "seed": 3}
     arguments["rotary"] = make_rotary(max_wavelength=50.0, scaling=YARN, max_length=64)

@@ -130,6 +130,7 @@ def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path, task):
     assert_close(compute(model), tuned, 1e-5)
 
 
+@pytest.mark.nightly
 def test_a_model_that_has_one_is_exported_and_computes_the_same(tmp_path):
     if keras.backend.backend() == "jax":
         pytest.importorskip("jax2onnx")

@@ -23,6 +23,7 @@ def draw_images(*shape):
     return np.random.default_rng(0).uniform(size=shape).astype("float32")
 
 
+@pytest.mark.nightly
 def test_it_learns_the_digits():
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8, 1) / 16).astype("float32")

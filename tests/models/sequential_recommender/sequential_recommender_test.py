@@ -197,6 +197,7 @@ def test_under_a_mixed_policy_scores_are_in_float32():
     assert recommender.backbone.transformer_layers[0].compute_dtype == "bfloat16"
 
 
+@pytest.mark.nightly
 def test_what_is_served_is_exported_and_recommends_the_same(tmp_path):
     recommender = make_recommender()
     serving_model = recommender.make_serving_model(5)

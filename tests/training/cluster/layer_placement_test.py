@@ -55,7 +55,7 @@ def make_trainer(device_map, model=None, **options):
     return Trainer(model or build(), device_map=device_map, **options)
 
 
-@pytest.mark.torch_alone
+@pytest.mark.tensorflow_alone
 @not_on_jax
 def test_two_devices_make_the_steps_of_one():
     """With micro-batches, clip, guard, remat and moving averages together."""

@@ -374,7 +374,7 @@ def test_dropout_acts_in_training_alone():
     assert np.abs(run(layer, inputs, training=True) - run(layer, inputs)).max() > 1e-3
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 def test_quantized_kernels_are_used_as_their_own_layers_use_them():
     layer, inputs = make_layer(index_top_k=5, indexer_loss_weight=1.0), draw(2, 5, 6)
     for up in (layer.key_up, layer.value_up):
