@@ -24,31 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*You are using a softmax over a
 
 FEW = ["triples_length_one", "reverses_the_gradient"]
 FEW_ON_TORCH = ["keeps_a_running_mean", "counts_values", "draws_without_a_seed", "counts_calls"]
-FEW_ADMITTED = [
-    "is_a_model_of_its_own_call",
-    "reads_a_global_number",
-    "reads_a_callbacks_attribute",
-    "limits_length",
-]
-ADMITTED = {
-    *("divides_by_rows", "limits_length", "pads_to_block", "adds_positions", "loops_over_steps"),
-    *("takes_square_root_of_length", "reads_a_callbacks_attribute", "doubles_in_training"),
-    *("asks_if_it_is_trainable", "reads_the_global_policy", "stops_the_gradient"),
-    *("draws_by_a_generator", "drops_out", "assigns_a_counter", "assigns_a_moving_mean"),
-    *("changes_a_weight", "an_operation_named_add", "uses_a_weight"),
-    "an_attribute_that_a_callback_changes",
-}
-"""The forms of `foreign_layers.py` whose code is admitted."""
 FEW_ADMITTED = ["is_a_model_of_its_own_call", "reads_a_callbacks_attribute", "limits_length"]
-ADMITTED = {
-    *("divides_by_rows", "limits_length", "pads_to_block", "adds_positions", "loops_over_steps"),
-    *("takes_square_root_of_length", "reads_a_callbacks_attribute", "doubles_in_training"),
-    *("asks_if_it_is_trainable", "reads_the_global_policy", "stops_the_gradient"),
-    *("draws_by_a_generator", "drops_out", "assigns_a_counter", "assigns_a_moving_mean"),
-    *("changes_a_weight", "an_operation_named_add", "uses_a_weight"),
-    "an_attribute_that_a_callback_changes",
-}
-"""The forms of `foreign_layers.py` whose code is admitted."""
 LENGTHS = (6, 1) if keras.backend.backend() == "jax" else (6, 1, 3, 9)  # JAX compiles each.
 
 
@@ -122,7 +98,7 @@ def test_code_is_admitted_or_refused_with_its_reason():
         reasons = [
             reason for inner in flatten_layers(layer) if (reason := find_foreign_code(inner))
         ]
-        expected = EXPECTED.get(name, None if name in ADMITTED else "")
+        expected = EXPECTED[name]
         is_right = not reasons if expected is None else any(expected in text for text in reasons)
         if not is_right:
             wrong.append((name, expected, reasons))
