@@ -50,13 +50,21 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
     """Makes an artifact by the first route whose outputs are verified.
 
     `folder` is empty; a source goes into a folder beside it. `say` shows each stage as it begins.
-    If all routes fail, the `ExportError` names each with its reason.
+    If all routes fail, the `ExportError` names each with its reason. A model whose optimized form
+    can't be exported is exported as it is.
     """
     job.export_format.check_signature(job.model.signature)
     job.export_format.check_precision(job.precision)
-    if job.source is None:
+    if job.source is not None:
+        return _make_from_source(job, job.source, folder, say)
+    if job.reference is None:
         return _make_by_routes(job, folder, say)
-    return _make_from_source(job, job.source, folder, say)
+    try:
+        return _make_by_routes(job, folder, say)
+    except ExportError as error:
+        say(f"{job.export_format.name}: leaving the graph as it is")
+        artifact = _make_by_routes(replace(job, model=job.reference, reference=None), folder, say)
+        return replace(artifact, passed_over=(f"optimized: {error}", *artifact.passed_over))
 
 
 def check_artifact(job: ExportJob, folder: Path) -> Verification:

@@ -15,6 +15,8 @@ from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.known_code import find_foreign_code
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.executors.keras_model import KerasModel
 from keras_deepseek.training import Trainer
 from tests.oracles import user_layers
 from tests.oracles.foreign_layers import FACTOR, FORMS
@@ -204,20 +206,51 @@ def test_a_program_that_differs_later_is_dropped_with_one_line(monkeypatch, capl
     assert "Dense.call, which calls call in line" in record.getMessage()
 
 
+def assert_same(received, expected):
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FORMS)
 def test_each_layer_is_exported_as_it_is(name, tmp_path):
     model, _ = build(name)
-    x = draw(3, 6)
+    x = draw(4, 6)
+    model.predict(x, verbose=0)  # The first call of some layers differs.
     expected = model.predict(x, verbose=0)
+    exporter = Exporter(model, "onnx", optimize_graph=True)
+    reason = None
     try:
-        exporter = Exporter(model, "onnx", optimize_graph=True)
-        exporter.export(tmp_path / "out")
-    except ExportError:  # Then the model can't be exported without it either.
-        with pytest.raises(ExportError):
-            Exporter(model, "onnx").export(tmp_path / "plain")
+        exporter.export(tmp_path / "1")
+    except ExportError as error:
+        reason = str(error)
+    if reason is not None:
+        assert "can't be exported as onnx: through" in reason
         return
-    # An engine adds rows to a batch, on which the outputs of some layers depend.
-    (received,) = exporter.load(tmp_path / "out")({"inputs": x}).values()
-    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
+    (received,) = exporter.load(tmp_path / "1")({"inputs": x}).values()
+    assert_same(received, expected)
+    # Full batches: an engine would add rows, on which the outputs of some layers depend.
+    with ServingEngine(tmp_path / "1", batch_size=4) as engine:
+        assert_same(engine.predict(x), expected)
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FORMS)
+def test_each_layer_is_served_as_it_is(name, caplog):
+    """On PyTorch the second batch of a shape is recorded, or a line says why not."""
+    model, twin, fresh = (build(name)[0] for _ in range(3))
+    batches = [(1.0 + i) * draw(4, length) for i, length in enumerate((6, 6, 6, 3, 3, 3, 6))]
+    expected = [twin.predict(x, batch_size=4, verbose=0) for x in batches]
+    has_state = not np.allclose(fresh.predict(batches[1], verbose=0), expected[1])
+    with caplog.at_level(logging.INFO):
+        if has_state:  # An engine tries a model at its start, which would change the state.
+            executor = KerasModel(model)
+            received = [next(iter(executor.run({"inputs": x}).values())) for x in batches]
+        else:
+            with ServingEngine(model, batch_size=4) as engine:
+                received = [engine.predict(x) for x in batches]
+    for outputs, reference in zip(received, expected, strict=True):
+        assert_same(outputs, reference)
+    if keras.backend.backend() == "torch" and (has_state or EXPECTED[name] is not None):
+        assert "runs as it is, not recorded" in caplog.text

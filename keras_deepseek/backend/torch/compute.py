@@ -1,12 +1,14 @@
 """Operations on tensors, loops and values of variables on PyTorch."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
 import keras
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 from keras_deepseek.artifacts.signature import Array
@@ -25,6 +27,10 @@ _DTYPES = {
 
 class TorchCompute(Compute):
     """Implements `Compute` by PyTorch."""
+
+    def outside_compilation(self) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = _disable_current_modes()
+        return context
 
     def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
         # PyTorch's counter lacks only the CPU kernel of attention.

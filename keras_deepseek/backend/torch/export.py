@@ -51,7 +51,7 @@ class TorchExport(Export):
                 verbose=False,
             )
 
-        with _quietly(), _unrolled(model.model), temporary_moments(_moments):
+        with _quietly(), _unrolled(model.model), temporary_moments(_moments), _left_transforms():
             with_named_axes(model.signature, write)
 
 
@@ -110,6 +110,20 @@ def _unrolled(model: keras.Model) -> Iterator[None]:
     finally:
         for layer, was_unrolled in zip(recurrent, were_unrolled, strict=True):
             layer.unroll = was_unrolled
+
+
+@contextlib.contextmanager
+def _left_transforms() -> Iterator[None]:
+    """Context manager that leaves a `vmap` in which `torch.export` failed.
+
+    PyTorch would run all later operations of this thread in it.
+    """
+    functorch = torch._C._functorch  # noqa: SLF001
+    depth = functorch.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    finally:
+        functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
 
 
 class _Positional(torch.nn.Module):
