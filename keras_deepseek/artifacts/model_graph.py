@@ -18,7 +18,8 @@ class GraphNode:
         path: string. The path of the layer, which no other layer has; `""` for an operation.
         params: integer. The numbers in its weights, those of inner layers included.
         flops: integer. The floating-point operations of a forward pass in products, convolutions
-            and attention, a multiply-add counted as two; `None` if the layer could not be opened.
+            and attention, a multiply-add counted as two; `None` if the layer could not be opened,
+            or if the sizes of an operation are not known.
         out: list of `(shape, dtype)` pairs, one for each output.
         children: list of `GraphNode`s, in the order in which they are computed.
         edges: list of `(from, to)` pairs between the children. `from` may be `"in"` or `"const"`,

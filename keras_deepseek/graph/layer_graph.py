@@ -26,7 +26,7 @@ def draw_layers(
     A layer that can't be opened has no children, and says why. Layers that compute nothing at
     inference, such as dropout, are missing. Calls of one layer are drawn as one.
 
-    The inputs are tensors or `KerasTensor`s of known shapes. With `passes`, the result is the graph
+    The inputs are tensors or `KerasTensor`s. With `passes`, the result is the graph
     of the training step, as these passes have rewritten it.
     """
     with unique_paths(model) as layers:
@@ -83,7 +83,7 @@ class _Drawing:
             outer.flops, outer.reason = None, graph.leaves[node.layer].reason
             outer.out = [_describe(spec) for spec in node.outputs]
         else:
-            drawn = GraphNode("op", node.kind, node.kind, flops=2 * multiply_adds(node))
+            drawn = GraphNode("op", node.kind, node.kind, flops=_count_flops(node))
             drawn.kind = "input" if node.operation is None else "op"
             drawn.out = [_describe(spec) for spec in node.outputs]
             outer.children.append(drawn)
@@ -120,6 +120,12 @@ class _Drawing:
             if (id(inner), value) not in self._exits:
                 self._exits.add((id(inner), value))
                 inner.out.append(_describe(value))
+
+
+def _count_flops(node: Node) -> int | None:
+    """Returns the floating-point operations of products, or `None` if sizes are not known."""
+    is_known = all(None not in tensor.shape for tensor in (*node.values(), *node.outputs))
+    return 2 * multiply_adds(node) if is_known else None
 
 
 def _describe_layer(layer: keras.Layer) -> GraphNode:

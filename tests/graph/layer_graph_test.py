@@ -85,6 +85,17 @@ def test_operations_are_those_that_the_framework_counts(build):
     assert draw_layers(model, batch).flops == count_training_flops(model, x) / 3
 
 
+def test_sizes_that_are_not_known_are_drawn_without_a_count():
+    x = inputs = keras.Input((None, 8))
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x[:, 0]))
+    root = draw_layers(model, keras.KerasTensor((2, None, 8)))
+    attention, head = child(root, "attention"), child(root, "head")
+    query = child(attention, "query").children[0]
+    assert (query.name, query.out[0][0], query.flops) == ("Einsum", [2, None, 2, 4], None)
+    assert head.flops == 2 * 2 * 8 * 3
+
+
 def test_a_layer_that_cannot_be_opened_says_why():
     model = keras.Sequential([keras.Input((5, 3)), layers.LSTM(4, name="lstm"), layers.Dense(1)])
     lstm = child(draw_layers(model, batch_for(model)), "lstm")
