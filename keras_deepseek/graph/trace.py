@@ -250,6 +250,7 @@ class _Trace:
         for symbol, node in zip(symbols, nodes, strict=True):
             self._history.set_value(symbol, Value(node))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_restored_generators())
             stack.enter_context(protected_attributes(self._model))
             stack.enter_context(without_new_nodes(self._model))
             stack.enter_context(_restored_names())
@@ -258,7 +259,6 @@ class _Trace:
                 call = functools.partial(self._call_layer, layer)
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
             stack.enter_context(kept_global_seed())
-            stack.enter_context(_restored_generators())
             for reading in self._readings.values():
                 if reading.outer_reason is not None and not self._opens_foreign:
                     raise CannotOpenError(f"has code that is not known: {reading.outer_reason}")
