@@ -3,6 +3,7 @@
 A format with a `source` is built from the verified artifact of that format instead.
 """
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ from keras_deepseek.errors import (
     MissingExtraError,
     NotSupportedError,
 )
+from keras_deepseek.graph.known_code import CannotOpenError, protected_attributes
 
 _LEAST_FREE_BYTES = 2**13
 """Bytes. With less free space than this, a route's error is taken for that of a full disk."""
@@ -173,10 +175,14 @@ def _try_route(
 ) -> MadeArtifact | Exception:
     """Returns the artifact of a route, verified or not, or the error with which the route failed.
 
-    An `InvalidInputError` is raised, since all routes would fail with it.
+    An `InvalidInputError` is raised, since all routes would fail with it. Layers of users keep the
+    attributes that they have: a trace would leave symbols there.
     """
     try:
-        return _run_route(job, route, expected, folder, say)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(CannotOpenError):  # One can't be copied.
+                stack.enter_context(protected_attributes(job.expected_model.model))
+            return _run_route(job, route, expected, folder, say)
     except InvalidInputError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever was raised, the next route is tried.

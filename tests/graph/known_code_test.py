@@ -224,6 +224,7 @@ def test_each_layer_is_exported_as_it_is(name, tmp_path):
         exporter.export(tmp_path / "1")
     except ExportError as error:
         reason = str(error)
+    model.predict(x, verbose=0)  # No attribute of the layer holds a symbol of the trace.
     if reason is not None:
         assert "can't be exported as onnx: through" in reason
         return
