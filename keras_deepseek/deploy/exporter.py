@@ -91,7 +91,8 @@ class Exporter:
             modules are found without it; so are classes of a notebook if `cloudpickle` is
             installed. Defaults to `()`.
         optimize_graph: boolean. Writes the model as `graph.optimize` rewrites it to compute less,
-            by cost alone, and compares the artifact with the model itself. Defaults to `False`.
+            by cost alone, and compares the artifact with the model itself. Where that can't be
+            exported, the model is written as it is. Defaults to `False`.
         verify: string. `"raise"`, or `"warn"`: if no route gives a right artifact, the first wrong
             one is written with the state `failed`, and a warning is issued. Defaults to `"raise"`.
         verbose: `"auto"` or `1` for each stage, on a terminal with its time; `2` for plain lines;

@@ -1,6 +1,6 @@
 """Random compositions of the layers that users write: no program is another model.
 
-`COMPOSITIONS=2000 COMPOSITIONS_SEED=7` tries others.
+`COMPOSITIONS=2000 COMPOSITIONS_SEED=7 pytest --timeout 0 -o faulthandler_timeout=0` tries others.
 """
 
 import os
