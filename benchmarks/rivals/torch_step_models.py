@@ -117,8 +117,11 @@ def _build_resnet() -> keras.Model:
     make = Made()
 
     def convolve(x: Any, width: int, size: int, stride: int) -> Any:
-        x = layers.ZeroPadding2D(size // 2)(x)
-        x = make(layers.Conv2D(width, size, stride, use_bias=False))(x)
+        # As Keras's own ResNets: with a stride, "same" pads other sides than PyTorch does.
+        padding = "same" if stride == 1 else "valid"
+        if stride > 1 and size > 1:
+            x = layers.ZeroPadding2D(size // 2)(x)
+        x = make(layers.Conv2D(width, size, stride, padding, use_bias=False))(x)
         return make(layers.BatchNormalization(epsilon=1e-5, momentum=0.9))(x)
 
     inputs = keras.Input((16, 16, 3), name="x")

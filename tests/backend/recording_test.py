@@ -92,6 +92,33 @@ def test_copies_of_copies_have_the_layout_of_the_last():
 
 
 @pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((3, 3, 128, 512), (3, 2, 0, 1)),  # The kernel of a convolution.
+        ((1, 1, 512, 640), (3, 2, 0, 1)),
+        ((3, 3, 3, 64, 256), (4, 3, 0, 1, 2)),
+        ((64, 64, 512), (2, 0, 1)),
+        ((64, 64, 512), (0, 2, 1)),  # Many matrices.
+        ((64, 8, 8, 512), (2, 1, 0, 3)),
+    ],
+)
+@pytest.mark.parametrize("is_part", [False, True])
+def test_large_tensors_are_copied_to_the_layout_that_was_asked_for(shape, axes, is_part):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    memory_format = formats.get(len(axes), torch.contiguous_format)
+    x = torch.randn(2, *shape).transpose(0, 1)[:, 1] if is_part else torch.randn(shape)
+    x = x[..., 1:] if is_part else x
+
+    def copy(x):
+        permuted = x.permute(axes)
+        return permuted.contiguous(memory_format=memory_format) + 0, permuted.contiguous()
+
+    for copied, expected in zip(record_one(copy, x)(x), copy(x), strict=True):
+        assert torch.equal(copied, expected)
+        assert copied.stride() == expected.stride()
+
+
+@pytest.mark.parametrize(
     "read",
     [
         lambda x: x * float(x.sum()),
