@@ -11,6 +11,7 @@ class in `protocols/`. The folders beside them need no such object:
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -91,7 +92,12 @@ def current() -> Backend:
     """Returns the backend of the framework that Keras runs on. It is the same object each time."""
     import keras
 
-    backend: Backend = importlib.import_module(f"{__name__}.{keras.backend.backend()}").BACKEND
+    return _load(keras.backend.backend())
+
+
+@functools.cache
+def _load(name: str) -> Backend:
+    backend: Backend = importlib.import_module(f"{__name__}.{name}").BACKEND
     return backend
 
 

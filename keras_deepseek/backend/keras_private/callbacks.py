@@ -29,6 +29,16 @@ class GroupedCallbackList(keras.callbacks.CallbackList):
         self._waiting: list[Callable[[], None]] = []
         self._next_hand_over = 0.0
 
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls the callbacks, if there are any."""
+        if self.callbacks:
+            super().on_test_batch_end(batch, logs)
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls the callbacks, if there are any."""
+        if self.callbacks:
+            super().on_predict_batch_end(batch, logs)
+
     def _async_dispatch(self, function: Callable[..., None], *arguments: Any) -> None:
         self._waiting.append(functools.partial(function, *arguments))
         now = time.monotonic()
@@ -48,7 +58,7 @@ class GroupedCallbackList(keras.callbacks.CallbackList):
 
 @contextlib.contextmanager
 def grouped_callbacks() -> Iterator[None]:
-    """Context manager in which `model.fit` makes a `GroupedCallbackList` of its callbacks."""
+    """Context manager in which Keras's loops make a `GroupedCallbackList` of their callbacks."""
     # Not what the module had before: trainings of two threads may overlap.
     module, original = keras.src.callbacks, keras.callbacks.CallbackList
     module.CallbackList = GroupedCallbackList

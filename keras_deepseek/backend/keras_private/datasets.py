@@ -5,12 +5,15 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 __all__ = [
+    "ArrayDataAdapter",
     "DataAdapter",
     "array_slices",
     "batch_specs",
+    "cast_arrays",
     "copied_batches",
     "find_data_adapter",
     "from_scipy",
@@ -57,6 +60,17 @@ def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
         )
 
     return adapter._num_samples, take
+
+
+def cast_arrays(adapter: Any) -> list[Any]:
+    """Returns the arrays of an adapter as they are cut, with floats in Keras's `floatx`.
+
+    JAX's become NumPy's. What needs a conversion after cutting, as pandas's do, is `None`.
+    """
+    slicing = keras.src.trainers.data_adapters.array_slicing
+    parts = slicing.convert_to_sliceable(adapter._inputs, target_backend="numpy")
+    kinds = (slicing.NumpySliceable, slicing.TensorflowSliceable, slicing.TorchSliceable)
+    return [part.array if type(part) in kinds else None for part in keras.tree.flatten(parts)]
 
 
 def numpy_batches(batches: Iterable[Any]) -> Iterator[Any]:

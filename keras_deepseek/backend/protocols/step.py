@@ -288,6 +288,17 @@ class Step(abc.ABC):
         """Returns True if `feed_batches` is faster for the given data than Keras's adapter."""
         return False
 
+    @abc.abstractmethod
+    def can_feed_arrays(self, model: keras.Model, method: str, shuffle: bool | str) -> bool:
+        """Returns True if `feed_arrays` is faster than Keras's own way, and equal to it.
+
+        `method` is `"fit"`, `"evaluate"` or `"predict"`.
+        """
+
+    @abc.abstractmethod
+    def feed_arrays(self, feed: Any) -> Iterable[Any]:
+        """Returns what Keras's loop takes the batches of an `ArrayFeed` from."""
+
     # The profile of steps.
 
     @abc.abstractmethod

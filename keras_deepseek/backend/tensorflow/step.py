@@ -10,13 +10,22 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.data.array_feed import ArrayFeed
 from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
 from keras_deepseek.backend.keras_private.layer_calls import recomputed_call
 from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step
 from keras_deepseek.backend.tensor_values import multiply_gradients
 from keras_deepseek.backend.tensorflow import profiling
+from keras_deepseek.backend.tensorflow.array_batches import (
+    ArrayEvaluation,
+    ArrayPasses,
+    ArrayStep,
+    is_in_use,
+)
 from keras_deepseek.backend.tensorflow.distribution import translate_peer_errors
+
+_DEFAULT_STRATEGY = tf.distribute.get_strategy()  # Each process begins with it.
 
 
 class TensorFlowStep(Step):
@@ -114,11 +123,11 @@ class TensorFlowStep(Step):
         self, model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
     ) -> Callable[..., Any]:
         type(model).make_train_function(model, force=force)
-        train_function = model.train_function
+        train_function = ArrayStep(model, model.train_step, model.train_function)
 
-        def run(*arguments: Any) -> Any:
+        def run(iterator: Any) -> Any:
             with translate_peer_errors("make a step"):
-                return train_function(*arguments)
+                return train_function(iterator)
 
         return run
 
@@ -153,6 +162,22 @@ class TensorFlowStep(Step):
         options.experimental_optimization.inject_prefetch = False
         fed: Iterable[Any] = dataset.with_options(options)
         return fed
+
+    def recorded_evaluation(
+        self, model: keras.Model, find_obstacle: Callable[[str], str | None]
+    ) -> Callable[[], AbstractContextManager[None]]:
+        return ArrayEvaluation(model).in_use
+
+    def can_feed_arrays(self, model: keras.Model, method: str, shuffle: bool | str) -> bool:
+        # Elsewhere, a pipeline copies the next batches to the device while a step runs.
+        is_on_cpu = all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+        has_strategy = type(model.distribute_strategy) is not type(_DEFAULT_STRATEGY)
+        can_evaluate = method != "evaluate" or is_in_use(model)
+        is_eager = model.run_eagerly
+        return is_on_cpu and not (has_strategy or is_eager or shuffle == "batch") and can_evaluate
+
+    def feed_arrays(self, feed: ArrayFeed) -> Iterable[Any]:
+        return ArrayPasses(feed)
 
     def mark(self, name: str) -> AbstractContextManager[object]:
         scope: AbstractContextManager[object] = tf.name_scope(name)

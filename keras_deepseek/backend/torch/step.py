@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.data.array_feed import ArrayFeed
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.keras_private.layer_calls import recomputed_call
 from keras_deepseek.backend.keras_private.layers import flatten_layers
@@ -181,6 +183,12 @@ class TorchStep(Step):
         # No `DataLoader`: each draws a number from PyTorch's global generator when it starts.
         return Epochs(make_batches, to_tensor)
 
+    def can_feed_arrays(self, model: keras.Model, method: str, shuffle: bool | str) -> bool:
+        return not shuffle  # `fit` takes a stream of batches.
+
+    def feed_arrays(self, feed: ArrayFeed) -> Iterable[Any]:
+        return _ArrayPasses(feed)
+
     def prefers_own_feed(self, x: Any) -> bool:
         return not isinstance(x, torch.utils.data.DataLoader)  # Keras passes its batches on.
 
@@ -218,6 +226,18 @@ class TorchStep(Step):
         for index in range(torch.cuda.device_count()):
             if f"cuda:{index}" in state:
                 torch.cuda.set_rng_state(torch.from_numpy(state[f"cuda:{index}"].copy()), index)
+
+
+class _ArrayPasses:
+    """An iterable over the batches of arrays, in place of a `DataLoader`."""
+
+    def __init__(self, feed: ArrayFeed) -> None:
+        self._feed = feed
+
+    def __iter__(self) -> Iterator[Any]:
+        torch.empty((), dtype=torch.int64).random_()  # A `DataLoader` draws a number here.
+        # Copies of the rows: a step may write to its batch.
+        return self._feed.batches(np.arange(self._feed.num_rows), to_tensor)
 
 
 class _WeightChange(WeightChange):

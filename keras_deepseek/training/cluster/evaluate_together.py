@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek.backend.data.array_feed import fed
+from keras_deepseek.backend.keras_private.callbacks import grouped_callbacks
 from keras_deepseek.backend.keras_private.loss_and_metrics import order_metrics
 from keras_deepseek.backend.keras_private.trainers import (
     is_validation_of_fit,
@@ -34,7 +36,9 @@ def evaluate_together(
     data = x, y, options.get("sample_weight")
     evaluate = functools.partial(type(model).evaluate, model)  # Not that of `validating_together`.
     if options.get("callbacks") or not _is_shared(model, data, options.get("steps"), processes):
-        return evaluate(**without_none(x=x, y=y, batch_size=batch_size), **options)
+        arguments = {**without_none(x=x, y=y, batch_size=batch_size), **options}
+        with grouped_callbacks():
+            return evaluate(**fed(model, "evaluate", arguments))
     batch_size = batch_size or _BATCH_SIZE
     num_rows = int(_arrays(data)[0].shape[0])
     num_batches = -(-num_rows // batch_size)
@@ -153,7 +157,8 @@ def predict_together(model: keras.Model, x: Any, processes: Processes, **options
     data come in batches, each predicts all.
     """
     if processes.world_size == 1:
-        return model.predict(x, **options)
+        with grouped_callbacks():
+            return model.predict(**fed(model, "predict", {"x": x, **options}))
     if processes.rank > 0:
         options["verbose"] = 0
     if processes.is_one_program:

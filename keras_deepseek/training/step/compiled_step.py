@@ -166,6 +166,7 @@ class CompiledStep:
 
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the compiled function: counts its calls, profiles them, and takes their metrics."""
+        step = backend.current().step
 
         def run(*arguments: Any) -> Any:
             self.is_running = True
@@ -174,10 +175,10 @@ class CompiledStep:
             if self._step_metrics.are_wanted:
                 arguments = self._step_metrics.begin(arguments)
             try:
-                with backend.current().step.fuse_recurrent_layers(self._model):
+                with step.fuse_recurrent_layers(self._model):
                     result = function(*arguments)
             except Exception as error:
-                self.is_running = not backend.current().step.is_end_of_data(error)
+                self.is_running = not step.is_end_of_data(error)
                 raise
             self.is_running = False
             self.num_calls += 1
