@@ -28,6 +28,7 @@ PLACES = {
     "tests/backend": "each_backend",
     "tests/backend/gradient_sums_test.py": "torch_alone",
     "tests/backend/recurrent_layers_test.py": "torch_alone",
+    "tests/chat": "no_framework",
     "tests/checks_test.py": "no_framework",
     "tests/cli_test.py": "no_framework",
     "tests/command_parser_test.py": "no_framework",

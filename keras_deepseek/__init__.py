@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _PUBLIC_MODULES = (
     "artifacts",
     "callbacks",
+    "chat",
     "deploy",
     "errors",
     "graph",

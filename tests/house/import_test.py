@@ -25,7 +25,7 @@ def test_the_package_loads_no_framework_and_no_numpy():
     assert loaded_by("import keras_deepseek") & (FRAMEWORKS | {"numpy"}) == set()
 
 
-@pytest.mark.parametrize("room", ["artifacts", "inference"])
+@pytest.mark.parametrize("room", ["artifacts", "chat", "inference"])
 def test_a_room_that_serves_without_keras_loads_no_framework(room):
     assert loaded_by(f"import keras_deepseek.{room}") & FRAMEWORKS == set()
 

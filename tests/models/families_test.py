@@ -1,6 +1,7 @@
 import pytest
 
 from keras_deepseek import models
+from keras_deepseek.chat.chat_style import STYLES
 from keras_deepseek.deploy.routes.config_check import check_configs
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.families import FAMILIES
@@ -31,6 +32,11 @@ def test_every_layer_of_a_family_can_be_made_again_by_an_export(family):
     config_class = task.config_class
     config = config_class.from_preset("tiny", **open_values(config_class))
     check_configs(task(config, dtype="mixed_bfloat16"))
+
+
+def test_a_message_format_belongs_to_a_family():
+    model_types = {family.model_type for family in FAMILIES}
+    assert {style.model_type for style in STYLES.values()} <= {*model_types, None}
 
 
 def open_values(config_class):
