@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the text to continue; - reads it from the standard input",
     )
     parser.add_argument(
-        "--chat", action="store_true", help="format the prompt with the model's chat template"
+        "--chat",
+        action="store_true",
+        help="format the prompt with the model's chat template, or its family's message format",
     )
     parser.add_argument(
         "--max-new-tokens",
@@ -121,7 +123,7 @@ def _end_without_reader() -> NoReturn:
 def _check_before_loading(arguments: argparse.Namespace) -> None:
     """Checks the command's arguments before the model is loaded, which may take minutes."""
     from keras_deepseek.checks import check_integer
-    from keras_deepseek.models.checkpoints.preset_folder import find_preset
+    from keras_deepseek.models.checkpoints.preset_folder import find_preset, read_chat_style
     from keras_deepseek.models.tokenizers.tokenizer_files import (
         find_chat_template,
         read_chat_templates,
@@ -132,8 +134,10 @@ def _check_before_loading(arguments: argparse.Namespace) -> None:
     if arguments.seed is not None:
         check_integer("seed", arguments.seed, minimum=0)
     if arguments.chat:
-        files = read_tokenizer_files(find_preset(arguments.folder))
-        find_chat_template(read_chat_templates(files), "default")
+        folder = find_preset(arguments.folder)
+        templates = read_chat_templates(read_tokenizer_files(folder))
+        if templates or read_chat_style(folder) is None:
+            find_chat_template(templates, "default")
 
 
 def _make_sampler(arguments: argparse.Namespace) -> Any:

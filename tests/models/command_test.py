@@ -3,12 +3,20 @@ import io
 import os
 import sys
 
+import keras
 import pytest
 
 from keras_deepseek import cli
-from keras_deepseek.models import CausalLM, command
+from keras_deepseek.models import (
+    CausalLM,
+    DeepSeekV4CausalLM,
+    DeepSeekV32CausalLM,
+    Tokenizer,
+    command,
+)
 from keras_deepseek.models.generation.sampler import GREEDY, Sampler
 from tests.oracles.small_language_model import WordTokenizer, make_small_model
+from tests.oracles.trained_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +102,30 @@ def test_a_chat_is_written_by_the_template(generate, model, capsys, tmp_path, mo
     tokens = WordTokenizer().tokenize("<user>hi")
     generated = model.generate(tokens, max_new_tokens=4, strip_prompt=True)
     assert capsys.readouterr().out == WordTokenizer().detokenize(generated) + "\n"
+
+
+@pytest.mark.parametrize(
+    "task", [DeepSeekV32CausalLM, pytest.param(DeepSeekV4CausalLM, marks=pytest.mark.nightly)]
+)
+def test_a_family_without_a_template_chats(task, tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    train_tokenizer(tmp_path / "tokenizer", chat_template=None)
+    config = task.config_class.from_preset("tiny", vocabulary_size=320)
+    model = task(config)
+    model.tokenizer = Tokenizer.from_preset(tmp_path / "tokenizer")
+    model.save_to_preset(tmp_path / "model")
+    code = cli.main(
+        ["generate", str(tmp_path / "model"), "--prompt=A fox?", "--chat", "--max-new-tokens=3"]
+    )
+    assert code == 0
+    text = "<｜begin▁of▁sentence｜><｜User｜>A fox?<｜Assistant｜></think>"
+    tokens = model.tokenizer.tokenize(text, add_special_tokens=False)
+    generated = model.generate(tokens, max_new_tokens=3, strip_prompt=True)
+    assert capsys.readouterr().out == model.tokenizer.detokenize(generated) + "\n"
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    messages = [{"role": "user", "content": "A fox?"}]
+    assert again.tokenizer.apply_chat_template(messages) == text
 
 
 def test_what_is_wrong_is_one_line(generate, model, capsys):

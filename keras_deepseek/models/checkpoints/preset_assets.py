@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from keras_deepseek.chat import find_chat_style
 from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.preset_folder import GENERATION_CONFIG_NAME, read_json
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
@@ -28,10 +29,12 @@ class PresetAssets:
     generation_config: Mapping[str, Any] | None
 
 
-def read_assets(folder: Path) -> PresetAssets:
+def read_assets(folder: Path, model_type: object) -> PresetAssets:
     """Reads the tokenizer files and the generation config of a preset folder."""
     files = MappingProxyType(read_tokenizer_files(folder))
-    tokenizer = Tokenizer(files) if TOKENIZER_NAME in files and is_installed() else None
+    tokenizer = None
+    if TOKENIZER_NAME in files and is_installed():
+        tokenizer = Tokenizer(files, chat_style=find_chat_style(model_type))
     generation_config = None
     if (folder / GENERATION_CONFIG_NAME).exists():
         generation_config = MappingProxyType(read_json(folder, GENERATION_CONFIG_NAME))

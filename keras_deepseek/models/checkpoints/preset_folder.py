@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.staging_folder import flush_to_disk, replace_folder, staging_folder
+from keras_deepseek.chat import find_chat_style
 from keras_deepseek.checks import check_path
 from keras_deepseek.errors import (
     BundleError,
@@ -92,6 +93,13 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{str(folder / name)!r} must hold a JSON object.")
     return content
+
+
+def read_chat_style(folder: Path) -> str | None:
+    """Returns the message format of a preset's family, or `None` if it has none."""
+    if not (folder / CONFIG_NAME).exists():
+        return None
+    return find_chat_style(read_json(folder, CONFIG_NAME).get("model_type"))
 
 
 def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:

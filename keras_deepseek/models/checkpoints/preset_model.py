@@ -147,7 +147,7 @@ class PresetModel(ConfigModel):
         weights_name = read_weights_name(folder, checkpoint_config)
         config = reader.config_class.from_checkpoint_config(checkpoint_config)
         config = override_config(config, config_overrides)
-        assets = read_assets(folder)
+        assets = read_assets(folder, checkpoint_config.get("model_type"))
         _check_tokenizer(assets.tokenizer_files, config)
         weights = WeightsFolder(folder, weights_name) if load_weights else None
         model: Self = (
@@ -301,7 +301,8 @@ class PresetModel(ConfigModel):
         Args:
             folder: string. The folder with the files.
         """
-        self._take_assets(read_assets(Path(folder)))
+        family = getattr(self.config_class, "family", None)  # A model of one's own has none.
+        self._take_assets(read_assets(Path(folder), family.model_type if family else None))
 
     def _take_assets(self, assets: PresetAssets) -> None:
         if assets.tokenizer is not None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.chat import encode_chat
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import (
     CheckpointError,
@@ -47,6 +48,9 @@ class Tokenizer:
 
     Args:
         files: dict of bytes by name. The files of the tokenizer, including `"tokenizer.json"`.
+        chat_style: string or `None`. The message format for a checkpoint without a chat template,
+            `"v3.2"`, `"v4"` or `"v4.1"`. `from_preset` takes that of the model's family. Defaults
+            to `None`.
 
     Call arguments:
         texts: string or list of strings.
@@ -74,7 +78,7 @@ class Tokenizer:
     >>> tokenizer([prompt], padding_side="left", add_special_tokens=False)  # doctest: +SKIP
     """
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    def __init__(self, files: Mapping[str, bytes], *, chat_style: str | None = None) -> None:
         if not isinstance(files, Mapping):
             raise InvalidInputError(
                 f"`files` must be a dict of bytes by name, received {files!r}. For a folder use "
@@ -89,6 +93,7 @@ class Tokenizer:
             import tokenizers
         except ImportError as error:
             raise MissingExtraError("tokenizers", "text", "to tokenize text") from error
+        self.chat_style = chat_style
         self.files: Mapping[str, bytes] = MappingProxyType(dict(files))
         self.config = read_json_file(files, TOKENIZER_CONFIG_NAME)
         try:
@@ -114,9 +119,10 @@ class Tokenizer:
             InvalidInputError: There is no such preset, or it has no tokenizer.
         """
         # The package of checkpoints imports that of tokenizers.
-        from keras_deepseek.models.checkpoints.preset_folder import find_preset
+        from keras_deepseek.models.checkpoints.preset_folder import find_preset, read_chat_style
 
-        return cls(read_tokenizer_files(find_preset(preset)))
+        folder = find_preset(preset)
+        return cls(read_tokenizer_files(folder), chat_style=read_chat_style(folder))
 
     def __call__(
         self,
@@ -240,7 +246,9 @@ class Tokenizer:
     ) -> str:
         """Formats a conversation with the chat template of the checkpoint.
 
-        The text contains its special tokens, so tokenize it with `add_special_tokens=False`.
+        A checkpoint without one is formatted by `keras_deepseek.chat.encode_chat`, if the family
+        has a message format, as DeepSeek-V3.2 and V4 have. The text contains its special tokens, so
+        tokenize it with `add_special_tokens=False`.
 
         Args:
             messages: list of dicts, as in `{"role": "user", "content": "Hello"}`.
@@ -248,7 +256,8 @@ class Tokenizer:
                 `True`.
             template: string. The name of the template, if the checkpoint has several. Defaults to
                 `"default"`.
-            **variables: Further variables of the template, such as `tools`.
+            **variables: Further variables of the template, or arguments of `encode_chat`, such as
+                `tools` and `thinking`.
 
         Raises:
             InvalidInputError: There is no such template, or it refuses the messages.
@@ -257,6 +266,17 @@ class Tokenizer:
         Returns:
             A string.
         """
+        if self.chat_style is not None and not self._chat_templates:
+            if template != "default":
+                raise InvalidInputError(
+                    unknown_name_message("chat template", template, ["default"])
+                )
+            return encode_chat(
+                messages,
+                style=self.chat_style,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            )
         text = find_chat_template(self._chat_templates, template)
         tokens = {
             name: self.id_to_token(token_id) for name, token_id in self.special_token_ids.items()

@@ -222,6 +222,22 @@ def test_without_a_template_there_is_no_conversation(tmp_path):
     assert CHAT_TEMPLATE
 
 
+def test_without_a_template_the_family_has_a_message_format(tmp_path):
+    folder = tmp_path / "tokenizer"
+    train_tokenizer(folder, chat_template=None)
+    (folder / "config.json").write_text('{"model_type": "deepseek_v32"}')
+    tokenizer = Tokenizer.from_preset(folder)
+    text = "<｜begin▁of▁sentence｜><｜User｜>A fox?"
+    assert tokenizer.apply_chat_template(MESSAGES) == f"{text}<｜Assistant｜></think>"
+    thinking = tokenizer.apply_chat_template(MESSAGES, thinking=True)
+    assert thinking == f"{text}<｜Assistant｜><think>"
+    assert tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=False) == text
+    with pytest.raises(InvalidInputError, match="Unknown chat template 'tool_use'"):
+        tokenizer.apply_chat_template(MESSAGES, template="tool_use")
+    (folder / "chat_template.jinja").write_text("F")
+    assert Tokenizer.from_preset(folder).apply_chat_template(MESSAGES) == "F"
+
+
 def test_a_missing_or_torn_file_is_told(tmp_path, folder):
     with pytest.raises(InvalidInputError, match=r"lack 'tokenizer\.json'"):
         Tokenizer.from_preset(tmp_path)
