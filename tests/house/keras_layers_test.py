@@ -1,6 +1,5 @@
 """`keras_deepseek.layers` has every public layer of the installed Keras."""
 
-
 import keras
 import pytest
 
