@@ -137,6 +137,12 @@ def test_what_depends_on_numbers_is_refused(read):
         record_one(read, torch.ones(3))
 
 
+def test_a_tensor_of_numbers_is_recorded_in_inference_mode_too():
+    with torch.inference_mode():
+        run = record_one(lambda x: x + torch.tensor([1.0, 2.0]).detach_(), torch.ones(2))
+        assert run(torch.zeros(2)).tolist() == [1.0, 2.0]
+
+
 def test_numbers_of_python_may_be_read():
     run = record_one(lambda x: x * float(torch.tensor(2.0) + 1), torch.ones(3))
     assert run(torch.ones(3)).tolist() == [3.0, 3.0, 3.0]

@@ -145,7 +145,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._is_paused:
+        if self._is_paused or func is _aten.detach_.default:  # That one is Autograd's alone.
             return func(*args, **kwargs)
         values: list[Value] = []
         own_args = self._encode(args, values)
