@@ -1,41 +1,45 @@
 """A reader of functions that says whether a trace sees all that they do.
 
-It evaluates the syntax tree of a function on kinds of values (`code_values.py`): both sides of each
-branch, and the functions that it calls. It has a list of what a trace sees; anything else raises an
-`UnreadableCodeError` with the reason. A name stands for the union of all values that it ever gets.
+It runs a function, rewritten to check all that it does (`code_rewriter.py`), on the layer's own
+settings, with stand-ins for tensors and sizes (`code_values.py`). What a trace does not see raises
+an `UnreadableCodeError` with the reason. Where a branch depends on what a caller chooses, as on
+`training`, the function runs once for each choice.
 """
 
-import ast
+import builtins
+import contextlib
+import inspect
+import linecache
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
-from keras_deepseek.graph.code_calls import CallReader
-from keras_deepseek.graph.code_expressions import KEYWORDS, ExpressionReader
-from keras_deepseek.graph.code_state import ReadingState, function_frame
+from keras_deepseek.graph.code_calls import Operations
+from keras_deepseek.graph.code_rewriter import REWRITTEN, UnreadableCodeError, refuse, rewrite
 from keras_deepseek.graph.code_values import (
-    DATA,
-    PLAIN,
-    Arguments,
-    Fixed,
-    Frame,
-    Fresh,
-    Local,
-    Values,
+    CHOICE,
+    CONTAINERS,
+    SHAPE,
+    SIZE,
+    Data,
+    Kind,
+    ObjectReader,
+    is_container,
+    is_of_known_package,
+    is_plain,
+    is_tensor,
 )
-from keras_deepseek.graph.function_source import (
-    UnreadableCodeError,
-    bound_names,
-    find_node,
-)
-from keras_deepseek.graph.watched_names import Watch
+from keras_deepseek.graph.watched_names import MISSING, Watch, is_constant
 
-_MOST_ROUNDS = 30
-_A_CALL = ast.Call(ast.Name("the function"), [], [])
-_CALLER = types.FunctionType(compile("", "", "exec"), {})
-"""They stand for a call from outside of the code, and for the function around it."""
+_MOST_CHECKS = 100_000
+_CHECKS = ("call", "operator", "truth", "logic", "raises", "elements")
+_CHECKS_OF_VALUES = ("item", "set_item", "slice", "fit", "change", "share", "keep", "constant")
+
+
+class _RaisedError(Exception):
+    """An error that the code raises, as the model then does too."""
 
 
 class CodeReader:
@@ -47,19 +51,18 @@ class CodeReader:
     """
 
     def __init__(self, layer: Any, tracked: set[int]) -> None:
-        self._state = ReadingState(layer, tracked)
-        self._calls = CallReader(self._state, self._run)
-        self._expressions = ExpressionReader(self._state, self._calls)
-
-    @property
-    def watch(self) -> Watch:
-        """The names that the code reads."""
-        return self._state.watch
+        self.watch = Watch()
+        self._operations = Operations(layer, tracked, self.watch, self._run)
+        self._objects = ObjectReader(layer, self.watch, self._run)
+        self._rewritten: dict[Any, Any] = {}
+        self._path: list[int] = []
+        self._waiting: list[list[int]] = []
+        self._position = self._num_checks = 0
 
     @property
     def reads_sizes(self) -> bool:
         """True if the code computes with sizes in ways that may differ at sizes never tried."""
-        return self._state.reads_sizes
+        return self._operations.reads_sizes
 
     def read(self, function: Any, owner: Any = None) -> None:
         """Reads a function, called with tensors; as a method, if it has an owner.
@@ -67,231 +70,170 @@ class CodeReader:
         Raises:
             UnreadableCodeError: A trace would not see all that it does.
         """
-        frame = Frame(_CALLER, set())
-        frames: dict[Any, Frame] = {}
-        call = Arguments([], {}, {DATA})
+        self._waiting, self._num_checks = [[]], 0
         try:
-            for _ in range(_MOST_ROUNDS):
-                changes = self._state.changes
-                if owner is None:
-                    self._calls.call(Fixed(function), call, _A_CALL, frame, frames)
-                else:
-                    self._run(function, self._entry_arguments(function, owner), frames)
-                if changes == self._state.changes:  # No name gets another value.
-                    return
-            raise UnreadableCodeError("is too long")  # noqa: TRY301
-        except UnreadableCodeError as error:
-            line = f" in line {self._state.line}" if self._state.line else ""
-            raise UnreadableCodeError(f"{error}{line}") from None
+            while self._waiting:
+                self._path, self._position = self._waiting.pop(), 0
+                with contextlib.suppress(_RaisedError):
+                    self._enter(function, [] if owner is None else [owner])
+        except Exception as error:  # noqa: BLE001 - what is wrong in a run may raise anything
+            is_reason = isinstance(error, UnreadableCodeError)
+            reason = (
+                str(error) if is_reason else f"raises a {type(error).__name__} when read: {error}"
+            )
+            raise UnreadableCodeError(reason + _find_line(error)) from None
 
-    def _entry_arguments(self, function: types.FunctionType, owner: Any) -> Arguments:
-        """Returns tensors for the arguments of a method; settings, where the default is one."""
-        code = function.__code__
-        names = code.co_varnames[1 : code.co_argcount]
-        defaults = dict(zip(reversed(names), reversed(function.__defaults__ or ()), strict=False))
-        defaults |= function.__kwdefaults__ or {}
-        keywords: dict[str, Values] = {}
-        for name in (*names, *code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]):
-            default = defaults.get(name)
-            if name == "training" or isinstance(default, bool | int | str):
-                keywords[name] = {PLAIN}
-            elif default is None:
-                keywords[name] = {DATA}
+    def _choose(self, options: Sequence[Any]) -> Any:
+        """Returns one of the options. The code runs again for each of the others."""
+        if self._position == len(self._path):
+            self._waiting += [[*self._path, index] for index in range(1, len(options))]
+            self._path.append(0)
+        self._position += 1
+        return options[self._path[self._position - 1]]
+
+    def _enter(self, function: types.FunctionType, args: list[Any]) -> None:
+        """Runs a function with stand-ins for its arguments."""
+        if not isinstance(function, types.FunctionType) or is_of_known_package(function):
+            refuse(f"is an object of the class {type(function).__name__}")
+        if "__signature__" in vars(function):
+            refuse("has a signature of its own")
+        kwargs: dict[str, Any] = {}
+        parameters = inspect.signature(function, follow_wrapped=False).parameters
+        for parameter in list(parameters.values())[len(args) :]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                refuse(f"takes any arguments, by `{parameter}`")
+            value: Any = Data()
+            if parameter.name == "training":
+                value = self._choose([True, False, None])
+            elif type(parameter.default) in (bool, int, str):
+                value = CHOICE
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                kwargs[parameter.name] = value
             else:
-                keywords[name] = {DATA} | self._state.objects.wrap(
-                    default, f"the default of {name}"
-                )
-        return Arguments([{Fixed(owner)}], keywords, {DATA})
+                args.append(value)
+        self._run(function, args, kwargs)
 
-    def _run(self, function: Any, arguments: Arguments, frames: dict[Any, Any]) -> Values:
-        """Reads the body of a function; returns the values that it returns.
+    def _run(self, function: types.FunctionType, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Returns the result of a function of a user, rewritten."""
+        if function not in self._rewritten:
+            self._rewritten[function] = self._rewrite(function)
+        return self._rewritten[function](*args, **kwargs)
 
-        `frames` has the frames of the calls that are made at the same position of the code.
-        """
-        if isinstance(function, Local):
-            node, outer, around = function.node, function.frame, function.frame.function
-            defaults = outer.made_by[node, "defaults"]
-        else:
-            node, outer, around = find_node(function), None, function
-            defaults = self._defaults(function)
-        frame = frames.get(function)
-        if frame is None:
-            frame = frames[function] = Frame(around, bound_names(node), outer, node)
-            self._state.changes += 1
-        self._bind(node.args, arguments, defaults, frame)
-        line, self._state.line = self._state.line, node.lineno
-        self._state.enter_function()
-        if isinstance(node, ast.Lambda):
-            self._state.grow(frame.result, self._expressions.value(node.body, frame))
-        else:
-            self._statements(node.body, frame)
-        self._state.line = line
-        self._state.depth -= 1
-        return frame.result
-
-    def _defaults(self, function: types.FunctionType) -> tuple[list[Values], dict[str, Values]]:
-        """Returns the defaults of a function's arguments: of the last ones, and by keyword."""
-        self._state.watch.get_attribute(function, "__code__")
-        positional = self._state.watch.get_attribute(function, "__defaults__") or ()
-        keywords = self._state.watch.get_attribute(function, "__kwdefaults__") or {}
-        self._state.watch.get_elements(keywords)
-        for value in (*positional, *keywords.values()):
+    def _rewrite(self, function: types.FunctionType) -> types.FunctionType:
+        self.watch.get_attribute(function, "__code__")
+        defaults = self.watch.get_attribute(function, "__defaults__") or ()
+        keyword_defaults = self.watch.get_attribute(function, "__kwdefaults__") or {}
+        self.watch.get_elements(keyword_defaults)
+        for value in (*defaults, *keyword_defaults.values()):
             if isinstance(value, list | dict | set):
-                raise UnreadableCodeError(f"has the default {value!r}, which may change")
-        return (
-            [self._state.objects.wrap(value, "a default") for value in positional],
-            {
-                name: self._state.objects.wrap(value, "a default")
-                for name, value in keywords.items()
-            },
+                refuse(f"has the default {value!r}, which may change")
+
+        def outside(name: str) -> Any:
+            return self._look_up(function, name)
+
+        def call_super(owner: Any) -> Any:
+            if outside("super") is not super or "__class__" not in function.__code__.co_freevars:
+                refuse("calls super() outside of a method")
+            return super(outside("__class__"), owner)
+
+        checks = {name: getattr(self, f"_{name}") for name in _CHECKS}
+        checks |= {name: getattr(self._operations, name) for name in _CHECKS_OF_VALUES}
+        checks |= {"outside": outside, "super": call_super, "attribute": self._objects.attribute}
+        result = rewrite(function, checks)
+        wrap = self._objects.wrap
+        result.__defaults__ = tuple(wrap(value, "a default") for value in defaults)
+        result.__kwdefaults__ = {k: wrap(v, "a default") for k, v in keyword_defaults.items()}
+        return result
+
+    def _look_up(self, function: types.FunctionType, name: str) -> Any:
+        """Returns the value of a name from outside of a function."""
+        names, cells = function.__code__.co_freevars, function.__closure__ or ()
+        if name in names:
+            value = self.watch.get_attribute(cells[names.index(name)], "cell_contents")
+        else:
+            value = self.watch.look_up(function.__globals__, name)
+            if value is MISSING:
+                value = self.watch.look_up(vars(builtins), name)
+        is_list = is_container(value) and not (type(value) is tuple and is_plain(value))
+        if value is MISSING or isinstance(value, keras.Variable | keras.Layer) or is_list:
+            refuse(f"reads `{name}` from outside, which may change")
+        return self._objects.wrap(value, name)
+
+    def _count(self) -> None:
+        self._num_checks += 1
+        if self._num_checks > _MOST_CHECKS:
+            refuse("is too long, or has too many branches")
+
+    def _call(self, text: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self._count()
+        return self._operations.call(text, function, args, kwargs)
+
+    def _elements(self, value: Any, pattern: Any = None) -> Iterator[Any]:
+        for element in self._operations.elements(value):
+            self._count()
+            yield self._operations.fit(element, pattern)
+
+    def _truth(self, value: Any) -> bool:
+        """Returns the truth of a condition, which must be known or up to a caller."""
+        self._count()
+        if value is CHOICE:
+            return bool(self._choose([True, False]))
+        if is_tensor(value) or isinstance(value, Kind):
+            kind = "a size" if value is SIZE or value is SHAPE else "a tensor or an argument"
+            refuse(f"branches by {kind}")
+        if is_constant(value) or type(value) in CONTAINERS:
+            return bool(value)
+        if any(hasattr(type(value), name) for name in ("__bool__", "__len__")):
+            refuse("asks whether an object is true")
+        return True
+
+    def _raises(self, what: str, value: Any) -> None:
+        """Checks a condition that only raises an error: it may depend on sizes."""
+        self._operations.reads_sizes |= value is SIZE
+        is_known = value is not SIZE and value is not CHOICE
+        if is_known and self._truth(value) is (what == "error"):
+            raise _RaisedError
+
+    def _logic(self, is_and: bool, value: Any, *others: Callable[[], Any]) -> Any:
+        """Returns the result of `and` or `or`."""
+        for other in others:
+            if self._truth(value) != is_and:
+                break
+            value = other()
+        return value
+
+    def _operator(self, name: str, run: Callable[..., Any], *values: Any) -> Any:
+        """Returns the result of an operator; `run` computes it from constants."""
+        first, second = values[0], values[-1]
+        if name == "Not":
+            return not self._truth(first)
+        if name in ("In", "NotIn"):
+            elements = list(second) if type(second) in (dict, types.MappingProxyType) else second
+            return (
+                run(first, elements) if is_plain([first, elements]) else refuse("asks what is in")
+            )
+        if name not in ("Is", "IsNot"):
+            return self._operations.operator(name, run, *values)
+        if (first is SIZE or first is CHOICE) and is_constant(second):
+            self._operations.reads_sizes |= first is SIZE
+            return CHOICE
+        if isinstance(first, Data) and second is None:
+            if first.is_none is None:
+                first.is_none = self._choose([False, True])
+            return first.is_none is (name == "Is")
+        are_objects = not any(
+            isinstance(value, Data | Kind) or type(value) in CONTAINERS for value in values
         )
-
-    def _bind(
-        self, signature: ast.arguments, arguments: Arguments, defaults: Any, frame: Frame
-    ) -> None:
-        names = [argument.arg for argument in (*signature.posonlyargs, *signature.args)]
-        positional_defaults, keyword_defaults = defaults
-        by_name = dict(zip(reversed(names), reversed(positional_defaults), strict=False))
-        by_name |= keyword_defaults
-        extra = arguments.positional[len(names) :]
-        keywords = dict(arguments.keywords)
-        for index, name in enumerate(names):
-            values = arguments.positional[index] if index < len(arguments.positional) else set()
-            if index >= len(arguments.positional):
-                values = keywords.pop(name, set()) or by_name.get(name, set()) | arguments.starred
-            self._state.bind(frame, name, values)
-        for argument in signature.kwonlyargs:
-            values = keywords.pop(argument.arg, set())
-            self._state.bind(
-                frame, argument.arg, values or by_name.get(argument.arg, set()) | arguments.starred
-            )
-        if signature.vararg:
-            tail = self._state.positions(signature.vararg, frame, extra)
-            self._state.grow(tail.elements, arguments.starred)
-            self._state.grow(tail.rest, arguments.starred)
-            self._state.bind(frame, signature.vararg.arg, {tail})
-        if signature.kwarg:
-            values = set().union(arguments.starred, *keywords.values())
-            self._state.bind(
-                frame, signature.kwarg.arg, {self._state.fresh(signature.kwarg, frame, values)}
-            )
-
-    def _statements(self, nodes: Iterable[ast.stmt], frame: Frame) -> None:
-        for node in nodes:
-            self._state.line = node.lineno
-            name = type(node).__name__.lower()
-            method = getattr(self, f"_do_{name}", None)
-            if method is None:
-                raise UnreadableCodeError(f"uses `{KEYWORDS.get(name, name)}`")
-            method(node, frame)
-
-    def _do_expr(self, node: ast.Expr, frame: Frame) -> None:
-        self._expressions.value(node.value, frame)
-
-    def _do_assign(self, node: ast.Assign, frame: Frame) -> None:
-        values = self._expressions.value(node.value, frame)
-        for target in node.targets:
-            self._expressions.assign(target, values, frame)
-
-    def _do_annassign(self, node: ast.AnnAssign, frame: Frame) -> None:
-        if node.value is not None:
-            self._expressions.assign(node.target, self._expressions.value(node.value, frame), frame)
-
-    def _do_augassign(self, node: ast.AugAssign, frame: Frame) -> None:
-        target = node.target
-        if not isinstance(target, ast.Name):
-            raise UnreadableCodeError(f"writes {ast.unparse(target)}")
-        values = self._expressions.value(ast.Name(target.id, ast.Load(), lineno=node.lineno), frame)
-        added = self._expressions.value(node.value, frame)
-        for value in values:
-            if isinstance(value, Fixed) or (
-                value is DATA and _writes_in_place() and not _is_alone(frame, target.id)
-            ):
-                raise UnreadableCodeError(
-                    f"changes {target.id} in place, which others may hold (`{ast.unparse(node)}`)"
-                )
-            if isinstance(value, Fresh):
-                self._state.change(value, self._state.iterate(added))
-        self._state.bind(frame, target.id, self._calls.combine(node.op, values, added, node, frame))
-
-    def _do_return(self, node: ast.Return, frame: Frame) -> None:
-        values: Values = {PLAIN}
-        if node.value is not None:
-            values = self._expressions.value(node.value, frame)
-        self._state.grow(function_frame(frame).result, values)
-
-    def _do_if(self, node: ast.If, frame: Frame) -> None:
-        is_check = all(isinstance(inner, ast.Raise) for inner in node.body) and not node.orelse
-        self._expressions.condition(node.test, frame, is_check)
-        self._statements((*node.body, *node.orelse), frame)
-
-    def _do_while(self, node: ast.While, frame: Frame) -> None:
-        self._expressions.condition(node.test, frame)
-        self._statements((*node.body, *node.orelse), frame)
-
-    def _do_for(self, node: ast.For, frame: Frame) -> None:
-        self._expressions.assign(
-            node.target, self._state.iterate(self._expressions.value(node.iter, frame)), frame
-        )
-        self._statements((*node.body, *node.orelse), frame)
-
-    def _do_assert(self, node: ast.Assert, frame: Frame) -> None:
-        self._expressions.condition(node.test, frame, is_check=True)
-
-    def _do_raise(self, node: ast.Raise, frame: Frame) -> None:
-        """Reads nothing: the model raises the error too."""
-
-    def _do_pass(self, node: ast.Pass, frame: Frame) -> None:
-        """Does nothing."""
-
-    _do_break = _do_continue = _do_pass
-
-    def _do_delete(self, node: ast.Delete, frame: Frame) -> None:
-        for target in node.targets:
-            if not isinstance(target, ast.Name):
-                raise UnreadableCodeError(f"deletes {ast.unparse(target)}")
-
-    def _do_functiondef(self, node: ast.FunctionDef, frame: Frame) -> None:
-        if node.decorator_list:
-            raise UnreadableCodeError(f"decorates {node.name}")
-        self._state.bind(frame, node.name, self._expressions.define(node, frame))
+        return run(*values) if second is None or are_objects else refuse("asks which object it is")
 
 
-def _writes_in_place() -> bool:
-    """Returns True if `+=` changes a tensor of the framework, and not only the name."""
-    return hasattr(type(keras.ops.zeros(())), "__iadd__")
-
-
-def _is_alone(frame: Frame, name: str) -> bool:
-    """Returns True if a tensor of this name has no other reference when `+=` changes it.
-
-    The name is bound to results of operators and to constants alone. It is only read as an operand,
-    or where the function returns.
-    """
-    waiting: list[tuple[ast.AST, bool]] = [(frame.node or _A_CALL, False)]
-    while waiting:
-        node, may_read = waiting.pop()
-        if isinstance(node, ast.Name) and node.id == name and not may_read:
-            return False
-        if isinstance(node, ast.arg) and node.arg == name:
-            return False
-        is_inner = isinstance(node, ast.FunctionDef) and node is not frame.node
-        if is_inner and any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node)):
-            return False
-        if isinstance(node, ast.Assign | ast.AugAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            is_new = isinstance(node, ast.AugAssign) or isinstance(
-                node.value, ast.BinOp | ast.Constant
-            )
-            waiting.append((node.value, False))
-            waiting += [
-                (target, is_new and isinstance(target, ast.Name) and len(targets) == 1)
-                for target in targets
-            ]
-        elif not isinstance(node, ast.Return):
-            is_operand = isinstance(node, ast.BinOp)
-            waiting += [
-                (inner, is_operand and isinstance(inner, ast.Name))
-                for inner in ast.iter_child_nodes(node)
-            ]
-    return True
+def _find_line(error: Exception) -> str:
+    """Returns the line of the code that is read in which an error was raised."""
+    line, text, traceback = getattr(error, "line", 0), "", error.__traceback__
+    while traceback is not None:
+        name = traceback.tb_frame.f_code.co_filename
+        if name.startswith(REWRITTEN) and not getattr(error, "line", 0):
+            line = traceback.tb_lineno
+            text = linecache.getline(name.removeprefix(REWRITTEN), line).strip()
+        traceback = traceback.tb_next
+    return (f" in line {line}" if line else "") + (f": `{text}`" if text else "")

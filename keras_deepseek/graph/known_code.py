@@ -18,9 +18,9 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
-from keras_deepseek.graph.code_objects import is_container
 from keras_deepseek.graph.code_reader import CodeReader
-from keras_deepseek.graph.function_source import UnreadableCodeError
+from keras_deepseek.graph.code_rewriter import UnreadableCodeError
+from keras_deepseek.graph.code_values import is_container
 from keras_deepseek.graph.watched_names import Watch
 
 _PACKAGES = {"keras", "keras_hub", "keras_deepseek"}

@@ -13,7 +13,7 @@ from keras import layers, ops
 BACKEND = keras.backend.backend()
 FORMS = {}
 ADMITTED = {
-    *("divides_by_rows", "limits_length", "pads_to_block", "adds_positions", "loops_over_steps"),
+    *("divides_by_rows", "limits_length", "pads_to_block", "adds_positions"),
     *("takes_square_root_of_length", "reads_a_callbacks_attribute", "doubles_in_training"),
     *("asks_if_it_is_trainable", "reads_the_global_policy", "stops_the_gradient"),
     *("draws_by_a_generator", "drops_out", "assigns_a_counter", "assigns_a_moving_mean"),

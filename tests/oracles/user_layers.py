@@ -121,7 +121,7 @@ def splits_heads(self, x):
     return ops.reshape(ops.einsum("bhqk,bkhd->bqhd", scores, heads), ops.shape(x))
 
 
-@form("torch", "jax")  # TensorFlow's `fit` has no length.
+@form("torch", "jax", reason="branches by a size")  # TensorFlow's `fit` has no length.
 def splits_heads_by_division(self, x):
     _, t, c = x.shape
     y = ops.reshape(x, (-1, t or 1, self.config.heads, c // self.config.heads))
@@ -282,7 +282,7 @@ def halves_the_length(self, x):
     return x - ops.mean(x[:, : (x.shape[1] + 1) // 2], axis=1, keepdims=True)
 
 
-@form("torch", "jax")
+@form("torch", "jax", reason="counts to a size")
 def unrolls_a_recurrence(self, x):
     state = ops.zeros_like(x[:, 0])
     outputs = []
@@ -427,7 +427,7 @@ def has_an_activation_of_a_closure():
     return layers.Dense(WIDTH, activation=of(0.5))
 
 
-@made()
+@made(reason="partial")
 def has_a_partial_activation():
     return layers.Dense(WIDTH, activation=functools.partial(slope, by=0.1))
 
@@ -450,7 +450,7 @@ def doubled(function):
     return wrapper
 
 
-@form()
+@form(reason="any arguments")
 @doubled
 def is_wrapped(self, x):
     return self.dense(x)
@@ -552,7 +552,7 @@ def branches_by_rank(self, x):
     return x if x.ndim == 3 else ops.expand_dims(x, 1)
 
 
-@form()
+@form(reason="writes *some")
 def makes_lists_and_dicts(self, x):
     outputs, named = [], {}
     for name, layer in self.named.items():
