@@ -23,8 +23,7 @@ class CallArguments:
     def __init__(self, parameter_names: Collection[str] = ()) -> None:
         self._parameter_names = parameter_names
         self._num_values = 0
-        self._is_streamed = False
-        self._is_wrapper = False
+        self._is_in_value = self._is_streamed = self._is_wrapper = False
         self._head = ""
         self._pieces: list[str] = []
         self._wrapped: str | None = None  # The value of a wrapper, until the call ends.
@@ -40,6 +39,7 @@ class CallArguments:
             and name not in self._parameter_names
         )
         self._num_values += 1
+        self._is_in_value = True
         self._is_streamed = is_string and not self._is_wrapper
         self._is_string = is_string
         return f'{text}{self._head}"' if self._is_streamed else text
@@ -53,6 +53,7 @@ class CallArguments:
 
     def end_value(self) -> str:
         """Ends a value."""
+        self._is_in_value = False
         if self._is_streamed:
             return '"'
         text = self._take_pieces()
@@ -72,9 +73,9 @@ class CallArguments:
 
         The JSON stays incomplete, so that nobody runs a call that was not finished.
         """
-        if self._pieces:
-            return self._head + self._take_pieces()
-        return self._unwrap()
+        if not self._is_in_value:
+            return self._unwrap()
+        return "" if self._is_streamed else self._head + self._take_pieces()
 
     def _take_pieces(self) -> str:
         text = "".join(self._pieces)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from keras_deepseek.chat.chat_messages import (
@@ -11,6 +12,7 @@ from keras_deepseek.chat.chat_messages import (
     read_response_schema,
     read_tools,
     read_turns,
+    show,
 )
 from keras_deepseek.chat.chat_style import (
     ASSISTANT_TOKEN,
@@ -103,7 +105,7 @@ def _read_effort(effort: Any, name: str, style: ChatStyle) -> str:
         numbers = " or an integer from 1 to 100" if len(style.efforts) > len(names) else ""
         expected = f"must be one of {names}{numbers}" if names else "must be None"
         raise ChatInputError(
-            "reasoning_effort", f"{expected} in style {name!r}, received {effort!r}."
+            "reasoning_effort", f"{expected} in style {name!r}, received {show(effort)}."
         )
     return style.efforts[effort]
 
@@ -198,14 +200,18 @@ def _encode_v4(
 def _merge_user_turns(turns: Sequence[Turn]) -> list[Turn]:
     """Joins tool results and user messages that follow each other to one turn of the user."""
     merged: list[Turn] = []
-    for turn in turns:
-        if turn.role == "tool":
-            results = tuple(f"<tool_result>{part}</tool_result>" for part in turn.parts)
-            merged.append(replace(turn, role="user", parts=results, has_text=False))
-        elif turn.role == "user" and merged and merged[-1].role == "user":
-            merged[-1] = replace(merged[-1], parts=merged[-1].parts + turn.parts, has_text=True)
-        else:
-            merged.append(turn)
+    for is_user, group in groupby(turns, key=lambda turn: turn.role in ("user", "tool")):
+        joined = list(group)
+        if not is_user:
+            merged += joined
+            continue
+        parts = (
+            f"<tool_result>{part}</tool_result>" if turn.role == "tool" else part
+            for turn in joined
+            for part in turn.parts
+        )
+        has_text = joined[-1].role == "user"
+        merged.append(Turn("user", tuple(parts), joined[0].field, has_text=has_text))
     return merged
 
 

@@ -1,7 +1,8 @@
 """Checks of OpenAI's messages, tools and response formats, with errors that name the field."""
 
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,16 @@ class ChatInputError(InvalidInputError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"`{field}` {message}")
         self.field = field
+
+
+def unknown_name(field: str, received: Any, names: Iterable[str]) -> ChatInputError:
+    """Returns the error for a field that is none of some names."""
+    text = received[:50] if isinstance(received, str) else show(received)
+    return ChatInputError(field, f"is wrong. {unknown_name_message('name', text, names)}")
+
+
+show = reprlib.Repr().repr
+"""Shows a received value in a few words, however large and deep it is."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +83,10 @@ class _PendingResults:
             raise ChatInputError(
                 f"{field}.tool_call_id",
                 f"must be the `id` of a call in the assistant message before it, as in "
-                f"{list(self._results)}; received {call_id!r}.",
+                f"{show(list(self._results))}; received {show(call_id)}.",
             )
         if self._results[call_id] is not None:
-            raise ChatInputError(f"{field}.tool_call_id", f"has a result already: {call_id!r}.")
+            raise ChatInputError(f"{field}.tool_call_id", f"has a result already: {show(call_id)}.")
         self._results[call_id] = text
 
     def take(self) -> list[Turn]:
@@ -85,7 +96,7 @@ class _PendingResults:
             missing = next(name for name, text in self._results.items() if text is None)
             raise ChatInputError(
                 f"{self._field}.tool_calls",
-                f"needs a tool message for each call, and {missing!r} has none.",
+                f"needs a tool message for each call, and {show(missing)} has none.",
             )
         return [Turn("tool", tuple(texts), self._field)] if texts else []
 
@@ -100,7 +111,7 @@ def read_turns(messages: Any, style: ChatStyle) -> list[Turn]:
         raise ChatInputError(
             "messages",
             f'must be a list such as [{{"role": "user", "content": "Hello"}}], received '
-            f"{messages!r}.",
+            f"{show(messages)}.",
         )
     roles = (*_ROLES, "latest_reminder") if style.reminder_token else _ROLES
     turns: list[Turn] = []
@@ -109,9 +120,7 @@ def read_turns(messages: Any, style: ChatStyle) -> list[Turn]:
         field = f"messages[{number}]"
         role = _read_mapping(message, field).get("role")
         if not isinstance(role, str) or role not in roles:
-            raise ChatInputError(
-                f"{field}.role", f"is wrong. {unknown_name_message('role', role, roles)}"
-            )
+            raise unknown_name(f"{field}.role", role, roles)
         if role == "assistant":
             turn = _read_answer(message, field, style)
         else:
@@ -139,7 +148,7 @@ def _read_answer(message: Mapping[str, Any], field: str, style: ChatStyle) -> Tu
         call = _read_call(received, f"{field}.tool_calls[{number}]")
         if call.id in read_calls:
             raise ChatInputError(
-                f"{field}.tool_calls[{number}].id", f"is that of another call: {call.id!r}."
+                f"{field}.tool_calls[{number}].id", f"is that of another call: {show(call.id)}."
             )
         read_calls[call.id] = call
     return Turn("assistant", (text,), field, reasoning, tuple(read_calls.values()))
@@ -155,7 +164,7 @@ def _read_call(call: Any, field: str) -> ToolCall:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
             raise ChatInputError(
-                f"{field}.function.arguments", f"must be JSON: {error}; received {arguments!r}."
+                f"{field}.function.arguments", f"must be JSON: {error}; received {show(arguments)}."
             ) from error
     return ToolCall(call_id, name, _read_mapping(arguments, f"{field}.function.arguments"))
 
@@ -170,7 +179,9 @@ def read_tools(tools: Any) -> list[Mapping[str, Any]]:
     for number, tool in enumerate(_read_list(tools, "tools")):
         field = f"tools[{number}]"
         if _read_mapping(tool, field).get("type", "function") != "function":
-            raise ChatInputError(f"{field}.type", f"must be 'function', received {tool['type']!r}.")
+            raise ChatInputError(
+                f"{field}.type", f"must be 'function', received {show(tool['type'])}."
+            )
         function = _read_mapping(tool.get("function"), f"{field}.function")
         _read_name(function.get("name"), f"{field}.function.name")
         functions.append(function)
@@ -191,10 +202,7 @@ def read_response_schema(response_format: Any) -> Any:
     if kind == "json_object":
         return {"type": "object"}
     if kind != "json_schema":
-        names = ("text", "json_object", "json_schema")
-        raise ChatInputError(
-            "response_format.type", f"is wrong. {unknown_name_message('type', kind, names)}"
-        )
+        raise unknown_name("response_format.type", kind, ("text", "json_object", "json_schema"))
     field = "response_format.json_schema"
     schema = _read_mapping(response_format.get("json_schema"), field).get("schema")
     return _read_mapping(schema, f"{field}.schema")
@@ -206,7 +214,8 @@ def _read_text(content: Any, field: str, separator: str) -> str:
     if not isinstance(content, list):
         raise ChatInputError(
             field,
-            f'must be a string or a list of {{"type": "text", "text": ...}}, received {content!r}.',
+            'must be a string or a list of {"type": "text", "text": ...}, received '
+            f"{show(content)}.",
         )
     texts = []
     for number, part in enumerate(content):
@@ -214,7 +223,7 @@ def _read_text(content: Any, field: str, separator: str) -> str:
         if kind != "text":
             raise ChatInputError(
                 f"{field}[{number}].type",
-                f"must be 'text', as this model reads text alone; received {kind!r}.",
+                f"must be 'text', as this model reads text alone; received {show(kind)}.",
             )
         texts.append(_read_string(part.get("text"), f"{field}[{number}].text"))
     return separator.join(texts)
@@ -222,23 +231,23 @@ def _read_text(content: Any, field: str, separator: str) -> str:
 
 def _read_mapping(value: Any, field: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ChatInputError(field, f"must be an object, received {value!r}.")
+        raise ChatInputError(field, f"must be an object, received {show(value)}.")
     return value
 
 
 def _read_list(value: Any, field: str) -> Sequence[Any]:
     if value is not None and not isinstance(value, list | tuple):
-        raise ChatInputError(field, f"must be a list, received {value!r}.")
+        raise ChatInputError(field, f"must be a list, received {show(value)}.")
     return value or ()
 
 
 def _read_string(value: Any, field: str) -> str:
     if not isinstance(value, str):
-        raise ChatInputError(field, f"must be a string, received {value!r}.")
+        raise ChatInputError(field, f"must be a string, received {show(value)}.")
     return value
 
 
 def _read_name(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value:
-        raise ChatInputError(field, f"must be a string that is not empty, received {value!r}.")
+        raise ChatInputError(field, f"must be a string that is not empty, received {show(value)}.")
     return value

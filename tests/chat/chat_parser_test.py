@@ -215,9 +215,12 @@ def test_a_parameter_that_is_not_all_arguments_is_not_unwrapped(values):
 @pytest.mark.parametrize("more", [' string="true"', ' string="false"'])
 def test_a_call_that_is_cut_off_is_no_json(value, more):
     text = block(invoke(parameter("arguments", value, more)))
-    for length in range(text.index("\n<｜DSML｜parameter"), text.index(value) + len(value)):
+    end = text.index("</｜DSML｜invoke>") + len("</｜DSML｜invoke>")
+    for length in range(text.index("\n<｜DSML｜parameter"), end):
+        arguments = arguments_of(text[:length], tools=TOOLS)
+        assert ('"arguments": ' in arguments) is (text.index(">", 60) < length)
         with pytest.raises(ValueError, match="line 1"):
-            json.loads(arguments_of(text[:length], tools=TOOLS))
+            json.loads(arguments)
 
 
 def test_a_text_that_might_become_a_tag_is_held_back_to_a_limit():
@@ -226,6 +229,19 @@ def test_a_text_that_might_become_a_tag_is_held_back_to_a_limit():
     released = sum(len(event.text) for piece in text for event in parser.feed(piece))
     assert len(text) - released < 1024
     assert parser.feed('">') + parser.finish() == [ContentText(text[released:] + '">')]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "text", ["<", "\n", "</think", '<｜DSML｜invoke name="', "<｜DSML｜invoke    ", "</｜DSML｜"]
+)
+def test_a_megabyte_of_what_might_become_a_tag_passes(text):
+    """In a time that is not linear it would not end."""
+    text = text * (10**6 // len(text))
+    for style in STYLES:
+        pieces = (text[start : start + 3] for start in range(0, len(text), 3))
+        message = join_events(parse(*pieces, style=style))
+        assert message["content"] == text.replace("</think>", "")
 
 
 def test_each_call_has_a_name_of_its_own():
