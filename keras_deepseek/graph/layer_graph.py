@@ -124,7 +124,8 @@ class _Drawing:
 
 def _count_flops(node: Node) -> int | None:
     """Returns the floating-point operations of products, or `None` if sizes are not known."""
-    is_known = all(None not in tensor.shape for tensor in (*node.values(), *node.outputs))
+    shapes = [*(value.shape for value in node.values()), *(spec.shape for spec in node.outputs)]
+    is_known = all(None not in shape for shape in shapes)
     return 2 * multiply_adds(node) if is_known else None
 
 
