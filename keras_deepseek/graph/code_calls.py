@@ -288,10 +288,6 @@ class Operations:
         pairs = zip(self.elements(value), pattern, strict=True)
         return [self.fit(*pair) for pair in pairs]
 
-    def slice(self, *bounds: Any) -> Any:
-        """Returns a slice, whose bounds `item` looks at."""
-        return slice(*bounds)
-
     def constant(self, value: Any) -> Any:
         """Returns a value in a text, or a key, which must be a constant."""
         return value if is_constant(value) else refuse("has a tensor or a size in a text or a key")

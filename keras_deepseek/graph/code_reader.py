@@ -35,7 +35,7 @@ from keras_deepseek.graph.watched_names import MISSING, Watch, is_constant
 
 _MOST_CHECKS = 100_000
 _CHECKS = ("call", "operator", "truth", "logic", "raises", "elements")
-_CHECKS_OF_VALUES = ("item", "set_item", "slice", "fit", "change", "share", "keep", "constant")
+_CHECKS_OF_VALUES = ("item", "set_item", "fit", "change", "share", "keep", "constant")
 
 
 class _RaisedError(Exception):
@@ -78,10 +78,8 @@ class CodeReader:
                     self._enter(function, [] if owner is None else [owner])
         except Exception as error:  # noqa: BLE001 - what is wrong in a run may raise anything
             is_reason = isinstance(error, UnreadableCodeError)
-            reason = (
-                str(error) if is_reason else f"raises a {type(error).__name__} when read: {error}"
-            )
-            raise UnreadableCodeError(reason + _find_line(error)) from None
+            what = "" if is_reason else f"raises a {type(error).__name__} when it is read: "
+            raise UnreadableCodeError(f"{what}{error}{_find_line(error)}") from None
 
     def _choose(self, options: Sequence[Any]) -> Any:
         """Returns one of the options. The code runs again for each of the others."""
@@ -138,7 +136,8 @@ class CodeReader:
 
         checks = {name: getattr(self, f"_{name}") for name in _CHECKS}
         checks |= {name: getattr(self._operations, name) for name in _CHECKS_OF_VALUES}
-        checks |= {"outside": outside, "super": call_super, "attribute": self._objects.attribute}
+        checks |= {"attribute": self._objects.attribute, "slice": slice}
+        checks |= {"outside": outside, "super": call_super}
         result = rewrite(function, checks)
         wrap = self._objects.wrap
         result.__defaults__ = tuple(wrap(value, "a default") for value in defaults)

@@ -10,7 +10,6 @@ import copy
 import functools
 import linecache
 import types
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 REWRITTEN = "<read> "
@@ -93,10 +92,8 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> Any:
         if isinstance(node.ctx, ast.Store):
             return node
-        is_local = node.id in self._names
-        return (
-            self._check("share", node, node) if is_local else self._check("outside", node, node.id)
-        )
+        name, value = ("share", node) if node.id in self._names else ("outside", node.id)
+        return self._check(name, node, value)
 
     def visit_Attribute(self, node: ast.Attribute) -> Any:
         return self._check("attribute", node, self.visit(node.value), node.attr)
@@ -109,7 +106,7 @@ class _Rewriter(ast.NodeTransformer):
         return self._check("slice", node, *bounds)
 
     def visit_Call(self, node: ast.Call) -> Any:
-        is_super = isinstance(node.func, ast.Name) and node.func.id == "super"
+        is_super = isinstance(node.func, ast.Name) and node.func.id == "super" not in self._names
         if is_super and not node.args and self._first:
             return self._check("super", node, ast.Name(self._first[0], ast.Load()))
         result = self._check("call", node, ast.unparse(node.func), self.visit(node.func))
@@ -145,20 +142,27 @@ class _Rewriter(ast.NodeTransformer):
             n if isinstance(n, ast.Name) and n.id in self._names else self.visit(n)
             for n in (node.left, node.right)
         ]
-        name = type(node.op).__name__
-        return self._check("operator", node, name, _operator(node.op), *operands)
+        return self._operator("operator", node, node.op, *operands)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
-        function = _function(ast.UnaryOp(node.op, ast.Name("first", ast.Load())), "first")
-        name = type(node.op).__name__
-        return self._check("operator", node, name, function, self.visit(node.operand))
+        return self._operator("operator", node, node.op, self.visit(node.operand))
 
     def visit_Compare(self, node: ast.Compare) -> Any:
-        values = list(map(self.visit, (node.left, *node.comparators)))
         if len(node.ops) > 1:
             refuse("compares twice", node.lineno)
-        name, function = type(node.ops[0]).__name__, _operator(node.ops[0])
-        return self._check("operator", node, name, function, *values)
+        values = map(self.visit, (node.left, *node.comparators))
+        return self._operator("operator", node, node.ops[0], *values)
+
+    def _operator(self, name: str, node: ast.AST, op: Any, *operands: Any) -> ast.Call:
+        """Returns a call of a check with the name of an operator, and a function that runs it."""
+        first, second = ast.Name("first", ast.Load()), ast.Name("second", ast.Load())
+        if isinstance(op, ast.unaryop):
+            function = _function(ast.UnaryOp(op, first), "first")
+        elif isinstance(op, ast.operator):
+            function = _function(ast.BinOp(first, op, second), "first", "second")
+        else:
+            function = _function(ast.Compare(first, [op], [second]), "first", "second")
+        return self._check(name, node, type(op).__name__, function, *operands)
 
     def visit_BoolOp(self, node: ast.BoolOp) -> Any:
         first, *others = node.values
@@ -214,8 +218,7 @@ class _Rewriter(ast.NodeTransformer):
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
         _pattern(node.target)
         values = ast.Name(ast.unparse(node.target), ast.Load()), self.visit(node.value)
-        name, function = type(node.op).__name__, _operator(node.op)
-        result = self._check("change", node, name, function, *values)
+        result = self._operator("change", node, node.op, *values)
         return ast.copy_location(ast.Assign([node.target], result), node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
@@ -231,14 +234,6 @@ class _Rewriter(ast.NodeTransformer):
 def _function(body: ast.expr, *names: str) -> ast.Lambda:
     arguments = [ast.arg(name) for name in names]
     return ast.Lambda(ast.arguments([], arguments, None, [], [], None, []), body)
-
-
-def _operator(op: Any) -> ast.Lambda:
-    """Returns a function of two values that runs an operator."""
-    first, second = ast.Name("first", ast.Load()), ast.Name("second", ast.Load())
-    is_comparison = isinstance(op, ast.cmpop)
-    body = ast.Compare(first, [op], [second]) if is_comparison else ast.BinOp(first, op, second)
-    return _function(body, "first", "second")
 
 
 def _pattern(target: ast.expr) -> Any:
@@ -261,22 +256,22 @@ def _find_node(function: types.FunctionType) -> ast.FunctionDef | ast.Lambda:
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines:
         refuse("has no source")
-    key = code.co_firstlineno, code.co_name
     try:
         nodes, codes = _parse("".join(lines))
     except (SyntaxError, ValueError):
-        nodes, codes = {}, {}
-    if code not in codes.get(key, ()) or key not in nodes:
+        nodes, codes = {}, set()
+    candidates = nodes.get((code.co_firstlineno, code.co_name), []) if code in codes else []
+    if not candidates:
         refuse("has a source that is no longer that of its code")
-    node = nodes[key][0]
-    if len(nodes[key]) > 1 or not isinstance(node, ast.FunctionDef | ast.Lambda):
+    (node, *others) = candidates
+    if others or not isinstance(node, ast.FunctionDef | ast.Lambda):
         refuse("shares its line with another function, or is asynchronous")
     return node
 
 
 @functools.lru_cache(maxsize=32)
-def _parse(text: str) -> tuple[dict[Any, list[ast.AST]], dict[Any, list[types.CodeType]]]:
-    """Returns the functions of a file and their code, by first line and name."""
+def _parse(text: str) -> tuple[dict[Any, list[ast.AST]], set[types.CodeType]]:
+    """Returns the functions of a file by first line and name, and all code of it."""
     nodes: dict[Any, list[ast.AST]] = {}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Lambda):
@@ -284,14 +279,7 @@ def _parse(text: str) -> tuple[dict[Any, list[ast.AST]], dict[Any, list[types.Co
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             nodes.setdefault((line, node.name), []).append(node)
-    codes: dict[Any, list[types.CodeType]] = {}
-    for code in _walk_code(compile(text, "<source>", "exec", dont_inherit=True)):
-        codes.setdefault((code.co_firstlineno, code.co_name), []).append(code)
-    return nodes, codes
-
-
-def _walk_code(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _walk_code(constant)
+    codes = [compile(text, "<source>", "exec", dont_inherit=True)]
+    for code in codes:  # The list grows: a function's code is a constant of that around it.
+        codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
+    return nodes, set(codes)

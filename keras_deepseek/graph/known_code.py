@@ -20,10 +20,9 @@ import keras
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.graph.code_reader import CodeReader
 from keras_deepseek.graph.code_rewriter import UnreadableCodeError
-from keras_deepseek.graph.code_values import is_container
+from keras_deepseek.graph.code_values import PACKAGES, is_container, package_of
 from keras_deepseek.graph.watched_names import Watch
 
-_PACKAGES = {"keras", "keras_hub", "keras_deepseek"}
 _OF_BASES = {"tensorflow", "jax", "flax", "torch", "builtins", "abc", "typing", "functools"}
 """The packages whose classes are bases of Keras's."""
 
@@ -182,7 +181,7 @@ def _find_foreign_methods(kind: Any, _fingerprint: int) -> tuple[tuple[str, Any]
     A class that only adds methods, or overrides those of training and saving, has none.
     """
     methods = []
-    bases = [base for base in kind.__mro__ if _package(base.__module__) in _PACKAGES]
+    bases = [base for base in kind.__mro__ if package_of(base.__module__) in PACKAGES]
     for owner in kind.__mro__:
         for name, member in vars(owner).items():
             if name in _NOT_IN_CALL or not _is_code(member) or _is_known(member, owner):
@@ -192,10 +191,6 @@ def _find_foreign_methods(kind: Any, _fingerprint: int) -> tuple[tuple[str, Any]
             if is_attribute or any(hasattr(base, name) for base in bases):
                 methods.append((f"{owner.__name__}.{name}", member))
     return tuple(methods)
-
-
-def _package(module: str) -> str:
-    return module.partition(".")[0]
 
 
 def _is_code(member: Any) -> bool:
@@ -227,7 +222,7 @@ def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
         module, functions = "functools", [member.func, *member.args, *member.keywords.values()]
     else:  # As by `ops.custom_gradient` on PyTorch and `keras.remat` on TensorFlow.
         functions = list(getattr(member, "__dict__", {}).values())
-    return _package(module) in _PACKAGES | _OF_BASES and all(
+    return package_of(module) in PACKAGES | _OF_BASES and all(
         _is_known(function, type(function), depth - 1) for function in filter(callable, functions)
     )
 
@@ -293,8 +288,8 @@ def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
 def _is_shared(value: Any) -> bool:
     if isinstance(value, dict | list | tuple | set):
         return False
-    packages = {_package(base.__module__) for base in type(value).__mro__}
-    return bool(packages & _PACKAGES) or getattr(value, "grad_fn", None) is not None
+    packages = {package_of(base.__module__) for base in type(value).__mro__}
+    return bool(packages & PACKAGES) or getattr(value, "grad_fn", None) is not None
 
 
 def _find_shared(value: Any) -> Iterator[Any]:

@@ -7,6 +7,6 @@ from keras_deepseek.graph import known_code
 def _layers_of_the_tests_are_known(monkeypatch):
     """The passes are shown on layers that the tests write, as if they were this package's."""
     known_code._find_foreign_methods.cache_clear()
-    monkeypatch.setattr(known_code, "_PACKAGES", {*known_code._PACKAGES, "tests"})
+    monkeypatch.setattr(known_code, "PACKAGES", {*known_code.PACKAGES, "tests"})
     yield
     known_code._find_foreign_methods.cache_clear()
