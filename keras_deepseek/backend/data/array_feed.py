@@ -159,10 +159,8 @@ def _is_of_keras(model: keras.Model, method: str) -> bool:
 
 
 def _has_numbers(array: Any) -> bool:
-    """Returns True for a tensor, and for an array of NumPy that any framework can read."""
-    kinds = "biuf"
-    return array is not None and (
-        array.dtype.kind in kinds
-        if type(array) in (np.ndarray, np.memmap)
-        else keras.ops.is_tensor(array)
-    )
+    """Returns True for a plain array of numbers, and for a tensor of them."""
+    if type(array) in (np.ndarray, np.memmap):
+        return array.dtype.kind in "biuf"
+    is_tensor = array is not None and keras.ops.is_tensor(array)
+    return is_tensor and keras.backend.standardize_dtype(array.dtype) != "string"

@@ -5,6 +5,7 @@ its pipeline take longer than the step.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,10 +41,9 @@ class ArrayPasses:
     def _batches(self, orders: Iterator[Any] | None) -> Iterator[Any]:
         num_rows, size = self._feed.num_rows, self._feed.batch_size
         order = np.arange(num_rows) if orders is None else next(orders).numpy()
-        row_bytes = sum(
-            tensor.dtype.size * tensor[0].shape.num_elements() for tensor in self._tensors
-        )
-        num_at_once = min(max(1, _MOST_BYTES // (size * row_bytes)), _MOST_BATCHES)
+        num_bytes = sum(tensor.dtype.size * math.prod(tensor.shape) for tensor in self._tensors)
+        batch_bytes = max(1, num_bytes // num_rows * size)
+        num_at_once = min(max(1, _MOST_BYTES // batch_bytes), _MOST_BATCHES)
         for start in range(0, num_rows, size * num_at_once):
             rows = order[start : start + size * num_at_once]
             sizes = [min(size, len(rows) - first) for first in range(0, len(rows), size)]

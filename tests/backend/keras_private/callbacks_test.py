@@ -125,3 +125,15 @@ def test_callbacks_that_are_not_safe_in_a_thread_are_called_after_each_batch():
         callbacks.on_train_batch_end(batch)
         assert seeing.batches[-1] == batch
     callbacks.on_train_end()
+
+
+def test_without_callbacks_no_thread_is_started():
+    callbacks = GroupedCallbackList([], add_history=False)
+    before = threading.active_count()
+    callbacks.on_predict_begin()
+    callbacks.on_predict_batch_end(0, {"outputs": np.ones(2)})
+    callbacks.on_predict_end()
+    callbacks.on_test_begin()
+    callbacks.on_test_batch_end(0, {"loss": np.ones(())})
+    assert threading.active_count() == before
+    callbacks.on_test_end()

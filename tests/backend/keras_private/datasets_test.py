@@ -8,6 +8,7 @@ from keras_deepseek.backend.keras_private.datasets import (
     DataAdapter,
     array_slices,
     batch_specs,
+    cast_arrays,
     copied_batches,
     find_data_adapter,
     from_scipy,
@@ -47,6 +48,11 @@ def test_training_data_of_each_kind_have_an_adapter():
     num_rows, take = array_slices(adapter)
     assert num_rows == 6
     np.testing.assert_array_equal(take(np.array([4, 1])), [[4.0], [1.0]])
+
+    (array,) = cast_arrays(adapter)
+    assert array.dtype == keras.config.floatx()
+    sparse = pytest.importorskip("scipy.sparse").csr_matrix(x)
+    assert cast_arrays(find_data_adapter(sparse, **arguments)[1]) == [None]
 
     batches = list(py_dataset_batches(Batches(), None))
     assert len(batches) == 2
