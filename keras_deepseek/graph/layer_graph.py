@@ -125,8 +125,7 @@ class _Drawing:
 def _count_flops(node: Node) -> int | None:
     """Returns the floating-point operations of products, or `None` if sizes are not known."""
     shapes = [*(value.shape for value in node.values()), *(spec.shape for spec in node.outputs)]
-    is_known = all(None not in shape for shape in shapes)
-    return 2 * multiply_adds(node) if is_known else None
+    return None if any(None in shape for shape in shapes) else 2 * multiply_adds(node)
 
 
 def _describe_layer(layer: keras.Layer) -> GraphNode:
