@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 
@@ -54,3 +55,13 @@ class JaxInference(Inference):
             return outputs
 
         return step
+
+    def write_slots_by_row(self, tensor: Any, starts: Any, update: Any) -> Any:
+        rows = jnp.arange(update.shape[0])[:, None]
+        slots = starts[:, None] + jnp.arange(update.shape[1])
+        # Without these promises XLA checks bounds, and sorts out repeated indices.
+        return (
+            jnp.asarray(tensor)
+            .at[rows, slots]
+            .set(update, mode="promise_in_bounds", unique_indices=True)
+        )

@@ -56,6 +56,13 @@ class Inference(abc.ABC):
         """
         return keras.ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)
 
+    @abc.abstractmethod
+    def write_slots_by_row(self, tensor: Any, starts: Any, update: Any) -> Any:
+        """Returns what `write_slots` does, where each sequence has its own first slot.
+
+        `starts` is an int32 tensor of shape `(batch_size,)`.
+        """
+
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
         """Returns the tensor `function(*tensors)`, without recording the function's operations.
 

@@ -83,13 +83,19 @@ class TensorFlowInference(Inference):
         return step
 
     def write_slots(self, tensor: Any, start: Any, update: Any) -> Any:
-        if isinstance(tensor, tf.Variable):
-            tensor[:, start : start + tf.shape(update)[1]].assign(update)
-            # Without this, each read from now on would copy all of it. Tensors that were read
-            # before the next write keep a copy.
-            tf.raw_ops.DisableCopyOnRead(resource=tensor.handle)
-            return tensor
-        return super().write_slots(tensor, start, update)
+        if not isinstance(tensor, tf.Variable):
+            return super().write_slots(tensor, start, update)
+        tensor[:, start : start + tf.shape(update)[1]].assign(update)
+        return _read_without_copy(tensor)
+
+    def write_slots_by_row(self, tensor: Any, starts: Any, update: Any) -> Any:
+        batch_size, length = tf.unstack(tf.shape(update)[:2])
+        rows = tf.repeat(tf.range(batch_size)[:, None], length, axis=1)
+        indices = tf.stack([rows, starts[:, None] + tf.range(length)], axis=-1)
+        if not isinstance(tensor, tf.Variable):
+            return tf.tensor_scatter_nd_update(tensor, indices, update)
+        tensor.scatter_nd_update(indices, update)
+        return _read_without_copy(tensor)
 
 
 def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
@@ -104,6 +110,15 @@ def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
     except Exception as error:
         if any(words in str(error) for words in _OF_NEGATIVE_SIZES):
             raise
+
+
+def _read_without_copy(variable: Any) -> Any:
+    """Returns a variable whose reads copy nothing from now on.
+
+    Tensors that were read before the next write keep a copy.
+    """
+    tf.raw_ops.DisableCopyOnRead(resource=variable.handle)
+    return variable
 
 
 def _flatten(state: Any) -> list[Any]:

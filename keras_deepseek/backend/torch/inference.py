@@ -84,6 +84,12 @@ class TorchInference(Inference):
         slots = torch.arange(update.shape[1], device=tensor.device) + start
         return tensor.index_copy_(1, slots, update)
 
+    def write_slots_by_row(self, tensor: Any, starts: Any, update: Any) -> Any:
+        rows = torch.arange(update.shape[0], device=tensor.device)[:, None]
+        slots = starts[:, None] + torch.arange(update.shape[1], device=tensor.device)
+        write = torch.Tensor.index_put_ if _OWNS_STATE.get() else torch.index_put
+        return write(tensor, (rows, slots), update)
+
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
         if tensors[0].device.type != "cpu":
             return function(*tensors)

@@ -14,9 +14,14 @@ pass each token's own number as `positions`, here counted from a boolean mask:
 
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
 
-`cache_index` is the number of slots that earlier calls have filled. Skipped slots count as padding.
-A layer that keeps all tokens accepts a smaller index: it overwrites the slots from there and
-forgets the tokens after those of the call.
+`cache_index` is the number of slots that earlier calls have filled: an integer for all sequences,
+or an integer tensor of shape `(batch_size,)` with one for each. With one for each, sequences of
+different lengths need no padding on the left: a token's slot is its position. A sequence may begin
+at 0 while others are in the middle; a sequence whose tokens are all masked stays as it is, or is
+empty if its index is 0.
+
+Skipped slots count as padding. A layer that keeps all tokens accepts a smaller index: it overwrites
+the slots from there and forgets the tokens after those of the call.
 
 A layer may also keep states: data of a sequence as a whole, such as a sum over its tokens. A call
 replaces them, so they cover exactly the tokens of earlier calls. `LinearAttention` and the layers
@@ -36,9 +41,17 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.input_check import Shape, is_shape
+from keras_deepseek.layers.position.start_index import (
+    by_row,
+    describe_start,
+    is_by_row,
+    is_start,
+    read_starts,
+)
 
 Cache = dict[str, Any]
 
@@ -79,10 +92,11 @@ def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
     if cache is None:
         return
     _check_kinds(cache)
-    if tuple(getattr(cache_index, "shape", ())) or not _is_integer(cache_index):
+    batch_size = cache["mask"].shape[0] if "mask" in cache and cache["mask"].shape else None
+    if not is_start(cache_index, batch_size):
         raise InvalidInputError(
-            f"`cache_index` must be one integer for all sequences of a batch, received "
-            f"{cache_index!r}. Pad shorter sequences on the left."
+            f"`cache_index` must be one integer for all sequences, or an integer tensor of shape "
+            f"(batch_size,), here ({batch_size},); received {describe_start(cache_index)}."
         )
     if isinstance(cache_index, int) and cache_index < 0:
         raise InvalidInputError(
@@ -111,27 +125,47 @@ def check_states(
 def continue_cache(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
     """Returns the cache to continue from, for a layer that can't remove tokens from its states.
 
-    At index 0 the mask and the states of `resets` are set to zero. Raises an `InvalidInputError` if
-    the cache holds tokens at or after the index, but only where the mask can be read at no cost.
+    Where the index is 0 the mask and the states of `resets` are set to zero. Raises an
+    `InvalidInputError` if the cache holds tokens at or after the index, but only where the mask can
+    be read at no cost.
     """
-    start = backend.current().compute.read_integer(cache_index)
+    starts = read_starts(cache_index)
     changed = {name: cache[name] for name in ("mask", *resets)}
-    if start == 0:
+    if starts is not None and not starts.any():
         return cache | {name: ops.zeros_like(x) for name, x in changed.items()}
-    if start is None:
-        goes_on = ops.cast(cache_index, "int32") > 0
-        return cache | {
-            name: ops.where(goes_on, x, ops.zeros_like(x)) for name, x in changed.items()
-        }
-    mask = backend.current().compute.read_array(cache["mask"])
-    if mask is not None and start > 0 and mask[:, start:].any():
-        last = int(np.flatnonzero(mask.any(axis=0))[-1])
+    mask = None if starts is None else backend.current().compute.read_array(cache["mask"])
+    if starts is not None and mask is not None:
+        _check_direction(starts, mask)
+    if starts is not None and starts.all():
+        return cache
+    goes_on = by_row(cache_index) > 0
+    return cache | {
+        name: ops.where(ops.reshape(goes_on, (-1, *[1] * (len(x.shape) - 1))), x, ops.zeros_like(x))
+        for name, x in changed.items()
+    }
+
+
+def _check_direction(starts: Array, mask: Array) -> None:
+    """Raises an error if a sequence has tokens at or after the slot from which it continues.
+
+    `starts` has one slot for all sequences, or one each. `mask` is `(batch_size, max_length)`.
+    """
+    slots = np.arange(mask.shape[1])
+    is_behind = mask & (slots >= starts[:, None]) & (starts[:, None] > 0)
+    if is_behind.any():
+        row = int(np.flatnonzero(is_behind.any(axis=1))[0]) if len(starts) > 1 else 0
+        start, slot_mask = starts[row], mask[row] if len(starts) > 1 else mask.any(axis=0)
+        last = int(np.flatnonzero(slot_mask)[-1])
         raise InvalidInputError(
-            f"`cache_index` goes backwards: received {start}, but the cache has tokens up to slot "
-            f"{last}, which can't be removed. Continue from {last + 1}, start again at 0, or keep "
-            f"the cache that was returned before these tokens."
+            f"`cache_index` goes backwards{_name_row(starts, row)}: received {start}, but the "
+            f"cache has tokens up to slot {last}, which can't be removed. Continue from "
+            f"{last + 1}, start again at 0, or keep the cache that was returned before these "
+            f"tokens."
         )
-    return cache
+
+
+def _name_row(starts: Array, row: int) -> str:
+    return f" for sequence {row}" if len(starts) > 1 else ""
 
 
 def _check_shapes_of(cache: Cache, shapes: Mapping[str, Shape]) -> None:
@@ -154,14 +188,15 @@ def append_to_cache(
 ) -> Cache:
     """Returns the cache with a call's tokens written to its slots, and later slots cleared.
 
-    `cache_index` is the slot of the first token. `updates` has `(batch_size, length, ...)` for each
-    name except `"mask"` and the states. `mask`, `(batch_size, length)`, is required if `updates` is
-    empty. The given dict is unchanged, except inside a function made by the backend's
-    `compile_with_state`.
+    `cache_index` is the slot of the first token, of all sequences or of each. `updates` has
+    `(batch_size, length, ...)` for each name except `"mask"` and the states. `mask`, `(batch_size,
+    length)`, is required if `updates` is empty. The given dict is unchanged, except inside a
+    function made by the backend's `compile_with_state`.
 
     Raises an `InvalidInputError` if the cache is full. Inside a traced function `cache_index` can't
-    be read, so the caller must count slots: a full cache has its last slots overwritten, or the
-    backend raises its own error.
+    be read, so the caller must count slots: a full cache has its last slots overwritten, loses the
+    tokens, or the backend raises its own error. An index for each sequence is also not read from an
+    accelerator.
     """
     check_cache_arguments(cache, cache_index)
     if mask is None:
@@ -169,8 +204,10 @@ def append_to_cache(
     updates, states = {**updates, "mask": mask}, states or {}
     _check_shapes(cache, updates, states)
     start = _read_start(cache, cache_index, updates["mask"].shape[1])
-    stop = start + ops.shape(updates["mask"])[1]
-    write = backend.current().inference.write_slots
+    stop, inference = start + ops.shape(updates["mask"])[1], backend.current().inference
+    write: Callable[[Any, Any, Any], Any] = inference.write_slots
+    if is_by_row(start):
+        stop, write = ops.expand_dims(stop, 1), inference.write_slots_by_row
     written = {
         name: write(cache[name], start, ops.cast(update, cache[name].dtype))
         for name, update in updates.items()
@@ -201,7 +238,8 @@ def make_attention_mask(
         query_length: Integer or scalar tensor.
         key_length: Integer or scalar tensor.
         key_mask: Boolean tensor of shape `(batch_size, key_length)`, or `None` for no padding.
-        start_index: Integer or scalar tensor. The slot of the first query.
+        start_index: Integer, or integer tensor, scalar or of shape `(batch_size,)`. The slot of the
+            first query.
         query_slots: Integer tensor of shape `(query_length,)`. The slots of the queries, counted
             from `start_index`, if they are not consecutive.
         use_causal_mask: If true, a query sees no later slot.
@@ -211,10 +249,10 @@ def make_attention_mask(
     mask = None if key_mask is None else ops.expand_dims(ops.cast(key_mask, "bool"), 1)
     if query_slots is None:
         query_slots = ops.arange(query_length, dtype="int32")
-    queries = query_slots + ops.cast(start_index, "int32")
+    queries = by_row(start_index) + query_slots
     keys = ops.arange(key_length, dtype="int32")
-    # Slots from a key to a query, (1, query_length, key_length); negative for a later key.
-    distance = ops.expand_dims(ops.expand_dims(queries, 1) - ops.expand_dims(keys, 0), 0)
+    # Slots from a key to a query; negative for a later key. The batch is 1 if all start alike.
+    distance = ops.expand_dims(queries, 2) - keys
     rules = [] if attention_mask is None else [attention_mask]
     if use_causal_mask:
         rules.append(distance >= 0)
@@ -245,12 +283,6 @@ def _check_kinds(cache: Any) -> None:
             )
 
 
-def _is_integer(value: Any) -> bool:
-    if hasattr(value, "dtype"):
-        return "int" in keras.backend.standardize_dtype(value.dtype)
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check_names(cache: Cache, names: Set[str]) -> None:
     if set(cache) != names:
         raise InvalidInputError(
@@ -274,20 +306,21 @@ def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str,
 def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:
     """Returns the index of the first slot to write, after checking that the tokens fit.
 
-    It is an integer if its value can be read, and a tensor inside compiled code.
+    It is an integer if there is one for all sequences and its value can be read; else a tensor.
     """
-    start = backend.current().compute.read_integer(cache_index)
-    if start is None:
+    starts, max_length = read_starts(cache_index), cache["mask"].shape[1]
+    if starts is not None and starts.size:
+        if (starts < 0).any():
+            raise InvalidInputError(
+                f"`cache_index` must be 0 or more, the number of slots that earlier calls have "
+                f"filled; received {starts.min()}."
+            )
+        row = int(starts.argmax())
+        if length is not None and max_length and starts[row] + length > max_length:
+            raise InvalidInputError(
+                f"The cache has {max_length} slots, received {length} tokens for the slots from "
+                f"{starts[row]}{_name_row(starts, row)}. Create a cache with a larger `max_length`."
+            )
+    if starts is None or is_by_row(cache_index):
         return ops.cast(cache_index, "int32")
-    max_length = cache["mask"].shape[1]
-    if start < 0:
-        raise InvalidInputError(
-            "`cache_index` must be 0 or more, the number of slots that earlier calls have filled; "
-            f"received {start}."
-        )
-    if length is not None and max_length and start + length > max_length:
-        raise InvalidInputError(
-            f"The cache has {max_length} slots, received {length} tokens for the slots from "
-            f"{start}. Create a cache with a larger `max_length`."
-        )
-    return start
+    return int(starts[0])

@@ -233,8 +233,8 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
                 from `cache_index`. Defaults to `None`.
             cache: dict of tensors from `make_cache` or an earlier call, or `None`. Defaults to
                 `None`.
-            cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
-                Defaults to `None`.
+            cache_index: integer, or integer tensor, scalar or of shape `(batch_size,)`. The cache
+                slot of the call's first token, of all sequences or of each. Defaults to `None`.
             training: boolean or `None`. Whether to drop attention weights, and to add the loss of
                 an indexer. `None` takes the value of the surrounding call. Defaults to `None`.
             inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors.

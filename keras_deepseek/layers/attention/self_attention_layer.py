@@ -16,7 +16,7 @@ from keras_deepseek.layers.attention.key_value_cache import Cache, check_cache_a
 from keras_deepseek.layers.input_check import Shape, check_floating, check_shape
 from keras_deepseek.layers.last_tokens import shape_of_last
 from keras_deepseek.layers.masks import check_mask
-from keras_deepseek.layers.position.rotary_embedding import check_length
+from keras_deepseek.layers.position.start_index import check_length
 
 _MASKS = ("query_mask", "value_mask", "key_mask")
 
@@ -70,8 +70,9 @@ class SelfAttentionLayer(keras.Layer):
                 continuing from the cache. Only with a `rotary`. Defaults to `None`.
             cache: dict of tensors from `make_cache` or an earlier call, or `None`. Defaults to
                 `None`.
-            cache_index: integer or integer scalar tensor. The cache slot of the call's first token:
-                the number of tokens in the cache, padding included. Defaults to `None`.
+            cache_index: integer, or integer tensor, scalar or of shape `(batch_size,)`. The cache
+                slot of the call's first token, of all sequences or of each: the number of tokens
+                in the cache, padding included. Defaults to `None`.
             training: boolean or `None`. Whether to drop attention weights. `None` takes the value
                 of the surrounding call. Defaults to `None`.
             inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors.

@@ -6,11 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_last_dim
 from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
+from keras_deepseek.layers.position.start_index import by_row, check_length, check_start
 
 _MIN_RANK = 3
 
@@ -46,10 +46,10 @@ class RotaryEmbedding(FloatingInputLayer):
 `short_factor`, `long_factor`; may have `attention_factor` |
 
     L is `original_max_position_embeddings`, the trained length in tokens. With `"dynamic"` and
-    `"longrope"` the angles depend on the largest position of a call; keys that were cached before a
-    sequence grew beyond L are not rotated again. The other kinds use one formula for all positions.
-    Beyond the trained length the quality of a model falls without an error: set `max_length` to get
-    an error.
+    `"longrope"` the angles depend on the largest position that a sequence has in a call; keys that
+    were cached before it grew beyond L are not rotated again. The other kinds use one formula for
+    all positions. Beyond the trained length the quality of a model falls without an error: set
+    `max_length` to get an error.
 
     Masked positions are rotated like all others, and a mask is passed on unchanged.
 
@@ -70,8 +70,8 @@ class RotaryEmbedding(FloatingInputLayer):
             heads, are rotated in the same way.
         positions: Integer tensor of shape `(batch_size, length)` or `(1, length)`, or `None` to
             count from `start_index`.
-        start_index: integer or integer scalar tensor. The position of the first token if
-            `positions` is `None`. Defaults to `0`.
+        start_index: integer, or integer tensor, scalar or of shape `(batch_size,)`. The position of
+            the first token, of all sequences or of each, if `positions` is `None`. Defaults to `0`.
 
     Returns:
         A tensor of the shape of `inputs`, in the layer's compute dtype.
@@ -134,10 +134,9 @@ class RotaryEmbedding(FloatingInputLayer):
 
     def call(self, inputs: Any, positions: Any = None, start_index: Any = 0) -> Any:
         if positions is None:
-            check_start(start_index)
+            check_start(start_index, inputs.shape[0])
             check_length(self.name, self.max_length, inputs.shape[1], start_index)
-            positions = ops.expand_dims(ops.arange(ops.shape(inputs)[1], dtype="int32"), 0)
-            positions = positions + ops.cast(start_index, "int32")
+            positions = by_row(start_index) + ops.arange(ops.shape(inputs)[1], dtype="int32")
         else:
             positions = ops.convert_to_tensor(positions)
             check_positions(positions, inputs)
@@ -148,12 +147,14 @@ class RotaryEmbedding(FloatingInputLayer):
         return self._rotate(inputs, ops.cos(angles) * amplitude, ops.sin(angles) * amplitude)
 
     def _angles_of(self, positions: Any) -> Any:
-        """Returns the rotation angle of each pair of features at each position."""
+        """Returns the angle of each pair of features at position 1, for each token's sequence."""
         frequencies = self._frequencies
         base = ops.convert_to_tensor(frequencies.base, "float32")
         if frequencies.long is None and frequencies.stretch_exponents is None:
             return base
-        length = ops.cast(ops.max(positions, initial=0) + 1, "float32")
+        # Each sequence has its own length: its angles must not depend on its neighbours.
+        length = ops.max(positions, axis=1, keepdims=True, initial=0) + 1
+        length = ops.cast(ops.expand_dims(length, -1), "float32")
         trained = float(self._scaling["original_max_position_embeddings"])
         if frequencies.long is not None:
             return ops.where(length > trained, ops.cast(frequencies.long, "float32"), base)
@@ -236,22 +237,6 @@ def _count_rotated(rotary_dim: int | None, dim: int, name: str) -> int:
     return rotary_dim
 
 
-def check_length(name: str, max_length: int | None, length: int | None, start_index: Any) -> None:
-    """Raises an error if a call has positions at or beyond the `max_length` of a layer.
-
-    `start_index` is the position of the first token. A `length` of `None` is unknown.
-    """
-    if max_length is None or length is None:
-        return
-    start = backend.current().compute.read_integer(start_index) or 0
-    if start + length > max_length:
-        raise InvalidInputError(
-            f"{name!r} has a `max_length` of {max_length} positions, received "
-            f"{length} tokens from position {start}. Shorten the sequence, or raise "
-            f"`max_length` and set a `scaling` for longer sequences."
-        )
-
-
 def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
     """Raises an error if a layer got the unknown argument `rope_theta`, and names the right one.
 
@@ -261,22 +246,6 @@ def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
         raise InvalidInputError(
             f"`rope_theta`, the base of the rotary angles, is `{name}` here: pass "
             f"{name}={arguments['rope_theta']!r}."
-        )
-
-
-def check_start(start_index: Any) -> None:
-    """Raises an error if `start_index` is no integer from 0 on, and no integer scalar tensor."""
-    if hasattr(start_index, "dtype") and hasattr(start_index, "shape"):
-        dtype = keras.backend.standardize_dtype(start_index.dtype)
-        shape = tuple(start_index.shape)  # TensorFlow's empty `TensorShape` is true.
-        fits, received = "int" in dtype and not shape, f"{dtype} of shape {shape}"
-    else:
-        fits = isinstance(start_index, int) and not isinstance(start_index, bool)
-        received = repr(start_index)
-    if not fits or (backend.current().compute.read_integer(start_index) or 0) < 0:
-        raise InvalidInputError(
-            "`start_index` must be an integer of at least 0, or an integer scalar tensor, received "
-            f"{received}."
         )
 
 

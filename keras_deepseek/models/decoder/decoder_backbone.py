@@ -119,9 +119,11 @@ class DecoderBackbone(ConfigModel):
         Args:
             token_ids: Integer tensor of shape `(batch_size, length)`.
             cache: list of dicts, from `make_cache` or an earlier call.
-            cache_index: integer or integer scalar tensor. The slot of the first token.
+            cache_index: integer, or integer tensor, scalar or of shape `(batch_size,)`. The slot of
+                the first token, of all sequences or of each. With one each, sequences may begin,
+                wait and end by themselves: their slots are their positions.
             padding_mask: Tensor of the shape of `token_ids`, 0 for padding, or `None` for no
-                padding. Defaults to `None`.
+                padding. A sequence that waits has only padding. Defaults to `None`.
             positions: Integer tensor of the shape of `token_ids`, or `None` to count slots.
                 Defaults to `None`.
             num_hidden_states: integer or `None`. Number of last tokens to return hidden states for;

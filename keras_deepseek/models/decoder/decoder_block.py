@@ -42,7 +42,8 @@ class DecoderBlock(keras.Layer):
             mask that `inputs` carry.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count slots.
         cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        cache_index: integer, or integer tensor, scalar or of shape `(batch_size,)`. The slot of the
+            first token in the cache, of all sequences or of each.
         attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
             `None`. For an attention layer that takes one.
         token_ids: Integer tensor of shape `(batch_size, length)`, or `None`. For a feed-forward

@@ -59,7 +59,8 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the tokens
             without padding.
         cache: dict of tensors from `make_cache` or an earlier call, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        cache_index: integer, or integer tensor, scalar or of shape `(batch_size,)`. The slot of the
+            first token in the cache, of all sequences or of each.
         training: boolean. Given to the attention and the experts, as Keras does.
         inputs_mask: As `mask`. Keras fills it in from `inputs` if there are further tensors.
 

@@ -143,10 +143,11 @@ def test_a_spec_is_refused_where_the_call_would_be(name):
     refuse("`mask` must be boolean, .* received float32", mask=keras.KerasTensor((2, 5)))
     refuse(r"`mask` must have .* \(2, 5\), received", mask=keras.KerasTensor((2, 4), "bool"))
     refuse("`cache` without a `cache_index`", cache=cache)
-    refuse("must be one integer", cache=cache, cache_index=keras.KerasTensor((2,), "int32"))
-    index = keras.KerasTensor((), "int32")
-    outputs, _ = layer.compute_output_spec(inputs, cache=cache, cache_index=index)
-    assert outputs.shape == (2, 5, DIM)
+    refuse("must be one integer", cache=cache, cache_index=keras.KerasTensor((3,), "int32"))
+    for shape in ((), (2,)):
+        index = keras.KerasTensor(shape, "int32")
+        outputs, _ = layer.compute_output_spec(inputs, cache=cache, cache_index=index)
+        assert outputs.shape == (2, 5, DIM)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)

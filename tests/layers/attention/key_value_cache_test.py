@@ -289,8 +289,21 @@ def test_without_padding_and_causality_there_is_no_attention_mask():
     assert make_attention_mask(2, 4) is None
 
 
-@pytest.mark.parametrize("index", [0.5, np.float32(1), np.array([0, 1]), True, "1"])
-def test_an_index_is_one_integer(cache, index):
+@pytest.mark.parametrize(
+    "index",
+    [
+        0.5,
+        np.float32(1),
+        True,
+        "1",
+        [0, 1],
+        np.array([0, 1, 2]),
+        np.array([0]),
+        np.array([[0, 1]]),
+        np.array([0.0, 1.0]),
+    ],
+)
+def test_an_index_is_one_integer_or_one_for_each_sequence(cache, index):
     with pytest.raises(InvalidInputError, match="`cache_index` must be one integer"):
         append_to_cache(cache, index, {"latent": draw(1)})
 

@@ -4,15 +4,21 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers.position.rotary_embedding import (
-    check_length,
     check_no_theta,
     check_positions,
-    check_start,
 )
+from keras_deepseek.layers.position.start_index import check_length, check_start
 
 
 @pytest.mark.parametrize(
-    ("max_length", "length", "start"), [(None, 9, 9), (4, None, 9), (4, 4, 0), (4, 1, 3)]
+    ("max_length", "length", "start"),
+    [
+        (None, 9, 9),
+        (4, None, 9),
+        (4, 4, 0),
+        (4, 1, 3),
+        (4, 2, np.array([2, 0])),
+    ],
 )
 def test_a_call_within_the_positions_passes(max_length, length, start):
     check_length("layer", max_length, length, start)
@@ -38,18 +44,31 @@ def test_other_positions_are_refused(shape, dtype):
         check_positions(np.zeros(shape, dtype), np.zeros((2, 3, 4)))
 
 
-@pytest.mark.parametrize("start_index", [0, 3, np.int64(2), np.array(2)])
-def test_a_start_is_an_integer(start_index):
-    check_start(start_index)
-    check_start(keras.ops.convert_to_tensor(start_index))
+@pytest.mark.parametrize("start_index", [0, 3, np.int64(2), np.array(2), np.array([0, 2])])
+def test_a_start_is_an_integer_for_all_or_each(start_index):
+    check_start(start_index, 2)
+    check_start(keras.ops.convert_to_tensor(start_index), 2)
 
 
 @pytest.mark.parametrize(
-    "start_index", [1.5, -3, np.int64(-3), True, "1", None, np.nan, np.array([1, 2])]
+    "start_index",
+    [
+        1.5,
+        -3,
+        np.int64(-3),
+        True,
+        "1",
+        None,
+        np.nan,
+        np.array([1, 2, 3]),
+        np.array([[1, 2]]),
+        np.array([1, -2]),
+        np.array([1.0, 2.0]),
+    ],
 )
 def test_what_is_no_start_is_refused(start_index):
     with pytest.raises(InvalidInputError, match="`start_index` must be an integer of at least 0"):
-        check_start(start_index)
+        check_start(start_index, 2)
 
 
 def test_the_name_that_checkpoints_give_the_base_has_a_hint():

@@ -119,6 +119,21 @@ def test_a_dynamic_scaling_begins_beyond_the_trained_length():
     assert np.abs(rotate(scaled, inputs) - rotate(plain, inputs)).max() > 1e-2
 
 
+@pytest.mark.torch_alone
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_long_neighbour_changes_no_angle(kind):
+    factors = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]} if kind == "longrope" else {}
+    layer = RotaryEmbedding(scaling=DYNAMIC | {"rope_type": kind} | factors)
+    inputs = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
+    alone = [
+        rotate(layer, inputs[row : row + 1], start_index=start) for row, start in enumerate((1, 9))
+    ]
+    starts = np.array([1, 9])
+    positions = starts[:, None] + np.arange(3)
+    for arguments in ({"start_index": starts}, {"positions": positions}):
+        np.testing.assert_array_equal(rotate(layer, inputs, **arguments), np.concatenate(alone))
+
+
 def test_what_lies_beyond_the_rotary_dim_stays():
     inputs = np.random.default_rng(0).normal(size=(1, 4, 7)).astype("float32")
     outputs = rotate(RotaryEmbedding(rotary_dim=4), inputs)

@@ -60,8 +60,8 @@ class LightningIndexer(keras.Layer):
             queries, such as the compressed queries of an attention layer. `None` uses `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from
             `start_index`. Only with `rotary`.
-        start_index: integer or integer scalar tensor. The position of the first token if
-            `positions` is `None`. Defaults to `0`.
+        start_index: integer, or integer tensor, scalar or of shape `(batch_size,)`. The position of
+            the first token if `positions` is `None`. Defaults to `0`.
 
     Returns:
         Three tensors: queries of shape `(batch_size, length, num_heads, head_dim)`, weights of

@@ -16,6 +16,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek.layers.position.start_index import by_row
+
 
 @dataclass(frozen=True, eq=False)
 class PackedTokens:
@@ -78,9 +80,12 @@ def pack_tokens(
 
 
 def count_tokens(mask: Any, index: Any) -> Any:
-    """Returns the number of real tokens (B) before a cache slot, from the slots' mask (BS)."""
+    """Returns the number of real tokens (B) before a cache slot, from the slots' mask (BS).
+
+    The index is that slot: one for all sequences, or one each.
+    """
     slots = ops.arange(mask.shape[1], dtype="int32")
-    is_before = ops.logical_and(mask, slots < ops.cast(index, "int32"))
+    is_before = ops.logical_and(mask, slots < by_row(index))
     return ops.sum(ops.cast(is_before, "int32"), axis=1)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.layers.attention.compressed.token_packing import take_rows
 from keras_deepseek.layers.attention.sparse.block_plan import (
     BlockLayout,
     BlockPlan,
@@ -30,6 +31,7 @@ from keras_deepseek.layers.attention.sparse.block_plan import (
 )
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.masks import HIDDEN
+from keras_deepseek.layers.position.start_index import by_row
 
 
 def attend_to_blocks(
@@ -176,9 +178,9 @@ def attend_to_cached_blocks(
 ) -> Any:
     """Returns softmax(QKᵀ / sqrt(H)) V over the keys of a cache that a causal layout shows (BLNH).
 
-    Queries (BLNH) are those of the slots from `start` on. The cache has `"key"` and `"value"`
-    (BSGH) and `"mask"` (BS), with the new tokens in them. The H of values may differ; the result
-    has this H. The layout covers S positions.
+    Queries (BLNH) are those of the slots from `start` on, one slot for all sequences or one each.
+    The cache has `"key"` and `"value"` (BSGH) and `"mask"` (BS), with the new tokens in them. The H
+    of values may differ; the result has this H. The layout covers S positions.
     """
     length, num_heads, dim = query.shape[1:]
     num_groups = cache["key"].shape[2]
@@ -186,36 +188,36 @@ def attend_to_cached_blocks(
     # and the last row may be partly filled with copies, whose outputs are dropped.
     size = 1 if length == 1 else layout.block_size
     num_rows = (length + size - 2) // size + 1  # The most blocks that the tokens can touch.
-    start = ops.cast(start, "int32")
-    offset = start % size  # Copies in front of the first token in the first row.
-    indices = ops.arange(num_rows * size, dtype="int32") - offset
+    start_B1 = by_row(start)
+    offset_B1 = start_B1 % size  # Copies in front of the first token in the first row.
+    indices = ops.arange(num_rows * size, dtype="int32") - offset_B1
     query_BGRQH = split_rows(
-        ops.take(query * dim**-0.5, ops.clip(indices, 0, length - 1), axis=1), num_rows, num_groups
+        take_rows(query * dim**-0.5, ops.clip(indices, 0, length - 1)), num_rows, num_groups
     )
-    positions_RQ1 = ops.reshape(start + indices, (num_rows, size, 1))
-    rows_R = start // layout.block_size + ops.arange(num_rows, dtype="int32")
-    slots_RK, first_RK, last_RK = _look_up(layout, cache["mask"].shape[1], rows_R)
+    positions_BRQ1 = ops.reshape(start_B1 + indices, (-1, num_rows, size, 1))
+    rows_BR = start_B1 // layout.block_size + ops.arange(num_rows, dtype="int32")
+    slots_BRK, first_BRK, last_BRK = _look_up(layout, cache["mask"].shape[1], rows_BR)
 
-    is_visible_RQK = ops.logical_and(
-        first_RK[:, None] <= positions_RQ1, positions_RQ1 <= last_RK[:, None]
+    is_visible_BRQK = ops.logical_and(
+        first_BRK[:, :, None] <= positions_BRQ1, positions_BRQ1 <= last_BRK[:, :, None]
     )
-    is_real_BRK = ops.take(cache["mask"], slots_RK, axis=1)
-    is_visible_BRQK = ops.logical_and(is_visible_RQK, is_real_BRK[:, :, None])
+    is_real_BRK = take_rows(cache["mask"], slots_BRK)
+    is_visible_BRQK = ops.logical_and(is_visible_BRQK, is_real_BRK[:, :, None])
     # Heads of queries that share a head of keys are further queries of a row.
     is_visible_B1RQK = ops.tile(is_visible_BRQK, (1, 1, num_heads // num_groups, 1))[:, None]
     key_BGRKH, value_BGRKH = (
-        ops.transpose(ops.take(cache[name], slots_RK, axis=1), (0, 3, 1, 2, 4))
+        ops.transpose(take_rows(cache[name], slots_BRK), (0, 3, 1, 2, 4))
         for name in ("key", "value")
     )
     outputs_BGRQH = attend_rows(query_BGRQH, key_BGRKH, value_BGRKH, is_visible_B1RQK, dropout)
     outputs = join_rows(outputs_BGRQH, num_heads)
-    return ops.take(outputs, offset + ops.arange(length, dtype="int32"), axis=1)
+    return take_rows(outputs, offset_B1 + ops.arange(length, dtype="int32"))
 
 
 def _look_up(layout: BlockLayout, num_slots: int, numbers: Any) -> list[Any]:
-    """Returns the cache slots that rows see, and the first and last query that sees each one (RK).
+    """Returns the cache slots that rows see, and the first and last query that sees each (BRK).
 
-    `numbers` (R) are the numbers of the rows in the whole sequence.
+    `numbers` (BR) are the numbers of the rows in the whole sequence.
     """
     table = plan_rows(layout, num_slots)
     slots = table.keys[..., None] * layout.block_size + np.arange(layout.block_size)

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
@@ -26,6 +25,7 @@ from keras_deepseek.layers.attention.sparse.block_plan import BlockLayout, plan_
 from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.position.rotary_embedding import read_rotary
+from keras_deepseek.layers.position.start_index import all_start_at_zero
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -247,7 +247,7 @@ class BlockSparseAttention(SelfAttentionLayer):
         if cache is not None:
             cache = append_to_cache(cache, cache_index, {"key": key, "value": value}, mask)
         # At the beginning of a sequence there are no earlier tokens in the cache.
-        if cache is None or not length or backend.current().compute.read_integer(cache_index) == 0:
+        if cache is None or not length or all_start_at_zero(cache_index):
             plan = plan_blocks(self._layout, length)
             heads = attend_to_blocks(query, key, value, plan, mask, dropout)
         else:

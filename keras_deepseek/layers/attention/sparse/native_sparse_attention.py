@@ -10,7 +10,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.compressed.token_packing import (
@@ -40,6 +39,7 @@ from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.masks import complete_mask
 from keras_deepseek.layers.position.rotary_embedding import check_positions, read_rotary
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
+from keras_deepseek.layers.position.start_index import all_start_at_zero
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -268,7 +268,7 @@ class NativeSparseAttention(SelfAttentionLayer):
         offsets = None if positions is None else tokens.positions - numbers
 
         # At the beginning of a sequence there are no earlier tokens in the cache.
-        is_first = cache is None or backend.current().compute.read_integer(cache_index) == 0
+        is_first = cache is None or all_start_at_zero(cache_index)
         # Positions are then 0, 1, 2, ..., which the rotary embedding computes by itself.
         is_counted = mask is None and positions is None and is_first
         query, keys = self._project(tokens.inputs, None if is_counted else tokens.positions)
