@@ -7,7 +7,8 @@ remainder, max(p - q, 0) normalized. If all are kept, a token of p follows. A gr
 if it is the model's choice. So the distribution of tokens is the model's own.
 
 The modules then read the tokens that stayed, and make the next drafts. Both caches are overwritten
-from the first slot that did not stay, so they must hold only slots.
+from the first slot that did not stay, so they must hold only slots. Each row goes on from its own
+slot.
 
 Slot `i` of a module holds its result for the model's hidden states at `i` and a later token: the
 next one for the first module, the second next for the second module, and so on.
@@ -19,6 +20,8 @@ from typing import Any
 from keras import ops
 
 from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.layers.attention.compressed.token_packing import take_rows
+from keras_deepseek.layers.position.start_index import by_row
 from keras_deepseek.models.generation.compiled_steps import (
     StepKind,
     begin_text,
@@ -64,21 +67,20 @@ class DraftModules:
             hidden: Tensor of shape `(batch_size, length, dim)`: the model's hidden states.
             token_ids: int32 tensor of shape `(batch_size, length)`: the next token at each place.
             cache: The caches of the modules.
-            slot: The slot of the first of these tokens, an integer or scalar tensor.
-            last: The index of the last of these tokens that stays, an integer or scalar tensor.
+            slot: The slot of the first of these tokens, an integer or one each.
+            last: The index of the last of these tokens that stays, an integer or one each.
             sample: Function from the index of a module and logits `(batch_size, vocabulary_size)`
                 to tokens and scores.
             **kwargs: `mask` and `positions` of the blocks.
         """
-        steps = ops.expand_dims(ops.arange(token_ids.shape[1], dtype="int32"), 0)
+        steps, last = ops.arange(token_ids.shape[1], dtype="int32"), by_row(last)
         drafts, scores, written = [], [], []
         for index in range(self.num_modules):
             hidden, module_cache = self._prediction.call_module(
                 index, hidden, token_ids, cache=cache[index], cache_index=slot, **kwargs
             )
             written.append(module_cache)
-            last_hidden = ops.take(hidden, ops.reshape(ops.cast(last, "int32"), (1,)), axis=1)
-            logits = self._prediction.compute_logits(index, last_hidden)[:, 0]
+            logits = self._prediction.compute_logits(index, take_rows(hidden, last))[:, 0]
             token, score = sample(index, logits)
             drafts.append(token)
             scores.append(score)
@@ -101,8 +103,8 @@ def begin_speculation(
 ) -> tuple[Any, Any]:
     """Runs the prefill of speculative decoding, and makes the first drafts.
 
-    Returns the outputs with the number of tokens to take, as `continue_speculation` does, and the
-    first state.
+    Returns the outputs with each row's number of tokens to take, as `continue_speculation` does,
+    and the first state.
 
     Args:
         model: `CausalLM`.
@@ -136,7 +138,7 @@ def begin_speculation(
         draft_cache = grow_cache(modules.make_cache, draft_cache, capacity)
     state["draft_cache"] = draft_cache
     outputs = {name: ops.expand_dims(tensor, 1) for name, tensor in outputs.items()}
-    num_tokens = 1  # The drafts are verified in the next round.
+    num_tokens = ops.ones_like(token)  # The drafts are verified in the next round.
     return (outputs, num_tokens), {**state, "token": token, "drafts": drafts, "scores": scores}
 
 
@@ -146,19 +148,18 @@ def continue_speculation(
     state: Mapping[str, Any],
     slot: Any,
     positions: Any,
-    is_running: Any,
     uniforms: Any,
     numbers: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """Verifies drafts and makes new ones: returns the tokens, the number to take, and the state.
+    """Verifies drafts and makes new ones: returns the tokens, how many to take, and the state.
 
     Args:
         model: `CausalLM`.
         kind: The options of the step.
         state: The state of the last round.
-        slot: The slot of the last token, which the model has yet to read.
+        slot: int32 tensor of shape `(batch_size,)`. The slot of each row's last token, which the
+            model has yet to read.
         positions: int32 tensor of shape `(batch_size,)`. The position of that token.
-        is_running: Boolean tensor of shape `(batch_size,)`.
         uniforms: float32 tensor of shape `(batch_size, 2 * num_drafts + 1)`.
         numbers: float32 scalars of the sampler, by name.
     """
@@ -175,7 +176,6 @@ def continue_speculation(
         drafts,
         state["scores"],
         uniforms[:, : num_drafts + 1],
-        is_running,
         kind.rules,
     )
     seen_tokens = state["seen"]
@@ -185,8 +185,8 @@ def continue_speculation(
     if kind.has_log_probabilities:
         logs = [log_probabilities(logits[:, i], tokens[:, i]) for i in range(num_drafts + 1)]
         outputs["log_probabilities"] = ops.stack(logs, axis=1)
-    # The last token that every row takes.
-    token = ops.squeeze(ops.take(tokens, ops.reshape(num_accepted - 1, (1,)), axis=1), 1)
+    # The last token that each row takes.
+    token = ops.squeeze(take_rows(tokens, by_row(num_accepted - 1)), 1)
     sample = _make_sample(kind, seen_tokens, token, uniforms[:, num_drafts + 1 :], numbers)
     drafts, draft_scores, draft_cache = modules.draft(
         hidden, tokens, state["draft_cache"], slot, num_accepted - 1, sample, positions=positions
@@ -215,8 +215,7 @@ def _mark_round(
     seen_tokens: Any, read: Any, tokens: Any, num_accepted: Any, vocabulary_size: int
 ) -> Any:
     """Marks a round's tokens as seen: the last token of the previous round, and those taken."""
-    steps = ops.expand_dims(ops.arange(tokens.shape[1], dtype="int32"), 0)
-    is_taken = ops.logical_and(steps < num_accepted, ops.ones_like(tokens, "bool"))
+    is_taken = ops.arange(tokens.shape[1], dtype="int32") < by_row(num_accepted)
     newly = mark_tokens(tokens, is_taken, vocabulary_size)
     first = mark_tokens(read[:, :1], None, vocabulary_size)
     return ops.logical_or(ops.logical_or(seen_tokens, first), newly)
@@ -284,15 +283,12 @@ def accept_drafts(
     drafts: Any,
     draft_scores: Any,
     uniforms: Any,
-    is_running: Any,
     rules: SamplingRules,
 ) -> tuple[Any, Any]:
-    """Accepts or rejects draft tokens; returns each row's tokens, and how many all rows take.
+    """Accepts or rejects draft tokens; returns each row's tokens, and how many of them it takes.
 
-    All rows take as many as the row that takes the fewest, so that they stay aligned. A row that
-    could take more then has its draft at a place where another row has a replacement. The int32
-    tokens are `(batch_size, num_drafts + 1)`; those after the taken ones have no meaning. The
-    number, an int32 scalar, is at least 1.
+    The int32 tokens are `(batch_size, num_drafts + 1)`; those after the taken ones have no meaning.
+    The numbers, int32 of shape `(batch_size,)`, are at least 1.
 
     Args:
         scores: float32 tensor of shape `(batch_size, num_drafts + 1, vocabulary_size)`: the
@@ -301,8 +297,6 @@ def accept_drafts(
         draft_scores: float32 tensor of shape `(batch_size, num_drafts, vocabulary_size)`: the
             scores from which the drafts were drawn.
         uniforms: float32 tensor of shape `(batch_size, num_drafts + 1)`.
-        is_running: Boolean tensor of shape `(batch_size,)`, false for rows that have ended and do
-            not count.
         rules: The sampling rules.
     """
     num_drafts = drafts.shape[1]
@@ -314,12 +308,11 @@ def accept_drafts(
     # 1 for drafts before the first that is rejected.
     prefix_mask = ops.cumprod(ops.cast(is_kept, "int32"), axis=1)
     num_kept = ops.cast(ops.sum(prefix_mask, axis=1), "int32")
-    fewest = ops.min(ops.where(is_running, num_kept, num_drafts))
     steps = ops.expand_dims(ops.arange(num_drafts + 1, dtype="int32"), 0)
     # Drafts up to a row's first rejected one, then its replacement. The pad is never read.
     padded_drafts = ops.pad(drafts, [[0, 0], [0, 1]])
     tokens = ops.where(steps < ops.expand_dims(num_kept, 1), padded_drafts, replacements)
-    return tokens, fewest + 1
+    return tokens, num_kept + 1
 
 
 def _reject(scores: Any, drafts: Any, draft_scores: Any, uniforms: Any) -> tuple[Any, Any]:

@@ -3,10 +3,13 @@
 It handles token ids only; `generation` handles the arguments and results of users.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
@@ -118,16 +121,20 @@ def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[lis
     """
     rows = _RunningRows(request)
     compute = _speculate if request.uses_drafts else _compute_one_by_one
-    for step in compute(steps, request, rows):
-        yield rows.take(step)
-        if not rows.are_running:
+    for outputs, num_tokens in compute(steps, request, rows):
+        rows.take(outputs, num_tokens)
+        yield from rows.align()
+        if not any(rows.running):
             return
 
 
 def _compute_one_by_one(
     steps: CompiledSteps, request: TokenRequest, _: "_RunningRows"
-) -> Iterator[dict[str, Array]]:
-    """Yields the outputs of each decode step, as arrays by name with one token a row."""
+) -> Iterator[tuple[dict[str, Array], Array]]:
+    """Yields the outputs of each decode step, as arrays by name, and the number of tokens by row.
+
+    The arrays are `(num_rows, 1)`.
+    """
     slots = _SlotCounter(request, can_grow=holds_only_slots(steps.model.make_cache))
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
     numbers, noise = request.sampler.numbers, RowNoise(request.seed, len(request.prompts.rows))
@@ -135,19 +142,24 @@ def _compute_one_by_one(
     decode = steps.decode(kind)
     while True:
         step = to_numpy(outputs)
-        yield step
+        ones = np.ones_like(step["tokens"])
+        yield {name: array[:, None] for name, array in step.items()}, ones
         if slots.need(1):
             _, state = steps.grow(slots.capacity)(None, state)
-        outputs, state = decode(
-            state, step["tokens"], slots.next, slots.positions, noise.draw(), numbers
-        )
-        slots.advance(1)
+        # One slot for all rows: they stay aligned.
+        slot = int(slots.next[0])
+        outputs, state = decode(state, step["tokens"], slot, slots.positions, noise.draw(), numbers)
+        slots.advance(ones)
 
 
 def _speculate(
     steps: CompiledSteps, request: TokenRequest, rows: "_RunningRows"
-) -> Iterator[dict[str, Array]]:
-    """Yields what `_compute_one_by_one` does, by speculative decoding: several tokens a round."""
+) -> Iterator[tuple[dict[str, Array], Array]]:
+    """Yields what `_compute_one_by_one` does, by speculative decoding: several tokens a round.
+
+    Each row takes the tokens that it accepts, and goes on from its own slot. A row that has ended
+    stays where it is.
+    """
     model = steps.model
     num_drafts = DraftModules(model).num_modules
     slots = _SlotCounter(request, can_grow=True, num_drafts=num_drafts)
@@ -157,18 +169,17 @@ def _speculate(
     begin = steps.get(("begin", kind, slots.capacity), begin_speculation, kind, slots.capacity)
     (outputs, num_accepted), state = begin(None, *slots.padded, noise.draw(), numbers)
     next_round = steps.get(("continue", kind), continue_speculation, kind)
+    yield to_numpy(outputs), ops.convert_to_numpy(num_accepted)
     while True:
-        step, num_accepted = to_numpy(outputs), int(num_accepted)
-        for index in range(num_accepted):
-            yield {name: tensor[:, index] for name, tensor in step.items()}
         if slots.need(num_drafts + 1):
             grow = steps.get(("grow all", slots.capacity), grow_speculation, slots.capacity)
             _, state = grow(None, state)
-        running = np.asarray(rows.running)
         (outputs, num_accepted), state = next_round(
-            state, slots.next, slots.positions, running, noise.draw(), numbers
+            state, slots.next, slots.positions, noise.draw(), numbers
         )
-        slots.advance(int(num_accepted))
+        num_tokens = ops.convert_to_numpy(num_accepted)
+        yield to_numpy(outputs), num_tokens
+        slots.advance(num_tokens * np.asarray(rows.running))
 
 
 class _SlotCounter:
@@ -186,55 +197,69 @@ class _SlotCounter:
         # Each different number of slots would be compiled, or captured in a graph, again.
         self._total = total_slots(length + max(request.budgets) + num_drafts, context)
         self.capacity = first_capacity(length, self._total) if can_grow else self._total
-        self.next = length
+        self.next = np.full(len(rows), length, "int32")
         self.positions = np.asarray([len(row) for row in rows], "int32")
         token_ids, mask = request.prompts.pad(length)
         self.padded = token_ids, None if mask.all() else mask
 
     def need(self, number: int) -> bool:
         """Enlarges the capacity if `number` more slots do not fit; returns true if it did."""
-        if self.next + number <= self.capacity:
+        if self.next.max() + number <= self.capacity:
             return False
         self.capacity = next_capacity(self.capacity, self._total)
         return True
 
-    def advance(self, number: int) -> None:
-        """Moves the next free slot on by a number of accepted tokens."""
-        self.next += number
-        self.positions = self.positions + np.int32(number)
+    def advance(self, numbers: Array) -> None:
+        """Moves each row's next free slot on by its number of accepted tokens."""
+        # Not in place: a step may still read the arrays.
+        self.next = self.next + numbers
+        self.positions = self.positions + numbers
 
 
 class _RunningRows:
-    """The rows of a request that still generate, each with the number of tokens left to it."""
+    """The rows of a request that still generate, each with the number of tokens left to it.
+
+    The tokens of a row that is ahead wait for those of the others.
+    """
 
     def __init__(self, request: TokenRequest) -> None:
         self._request = request
         self._budgets = list(request.budgets)
+        self._waiting = [deque[NewToken]() for _ in self._budgets]
 
     @property
     def running(self) -> list[bool]:
         return [budget > 0 for budget in self._budgets]
 
-    @property
-    def are_running(self) -> bool:
-        return any(self._budgets)
+    def take(self, outputs: dict[str, Array], num_tokens: Array) -> None:
+        """Takes the first tokens of the rows that are still running, and counts them.
 
-    def take(self, step: dict[str, Array]) -> list[NewToken | None]:
-        """Returns the tokens of a step for the rows that are still running, and counts them."""
-        new_tokens: list[NewToken | None] = []
-        for row, token in enumerate(step["tokens"].tolist()):
-            if not self._budgets[row]:
-                new_tokens.append(None)
-                continue
-            if not step["is_finite"][row]:
-                raise InvalidInputError(
-                    f"The model's logits for prompt {row} are not finite numbers. Its weights are "
-                    "damaged, or too large for its dtype policy."
-                )
-            self._budgets[row] -= 1
-            if token in self._request.stop_tokens[row]:
-                self._budgets[row] = 0
-            log_probabilities = step.get("log_probabilities")
-            log_probability = None if log_probabilities is None else float(log_probabilities[row])
-            new_tokens.append(NewToken(token, log_probability, is_last=not self._budgets[row]))
-        return new_tokens
+        The outputs are `(num_rows, length)`; of each row the first `num_tokens` count.
+        """
+        for row, number in enumerate(num_tokens.tolist()):
+            for index in range(min(number, self._budgets[row])):
+                if self._budgets[row]:
+                    token = {name: array[row, index] for name, array in outputs.items()}
+                    self._waiting[row].append(self._take_token(row, **token))
+
+    def _take_token(
+        self, row: int, tokens: Any, is_finite: Any, log_probabilities: Any = None
+    ) -> NewToken:
+        if not is_finite:
+            raise InvalidInputError(
+                f"The model's logits for prompt {row} are not finite numbers. Its weights are "
+                "damaged, or too large for its dtype policy."
+            )
+        token = int(tokens)
+        is_stop = token in self._request.stop_tokens[row]
+        self._budgets[row] = 0 if is_stop else self._budgets[row] - 1
+        log_probability = None if log_probabilities is None else float(log_probabilities)
+        return NewToken(token, log_probability, is_last=not self._budgets[row])
+
+    def align(self) -> Iterator[list[NewToken | None]]:
+        """Yields the next token of each row while all that are still running have one."""
+        while any(self._waiting):
+            pairs = list(zip(self._waiting, self.running, strict=True))
+            if any(is_running and not queue for queue, is_running in pairs):
+                return
+            yield [queue.popleft() if queue else None for queue in self._waiting]

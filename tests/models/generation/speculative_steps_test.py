@@ -39,7 +39,7 @@ def count_rounds(model, *args, **kwargs):
 
     steps.get = count
     try:
-        return model.generate(*args, **kwargs), counts.count("go on")
+        return model.generate(*args, **kwargs), counts.count("continue")
     finally:
         del steps.get
 
@@ -70,6 +70,26 @@ def test_a_batch_is_as_without_drafts(model):
     assert [len(row) for row in plain] == [20, 17, 18]
 
 
+def test_a_row_needs_no_more_rounds_beside_others(model):
+    alone = [
+        count_rounds(model, prompt, max_new_tokens=40, use_drafts=True)[1] for prompt in PROMPTS
+    ]
+    tokens, rounds = count_rounds(model, PROMPTS, max_new_tokens=40, use_drafts=True)
+    assert tokens == model.generate(PROMPTS, max_new_tokens=40)
+    assert rounds == max(alone)
+
+
+def test_rows_end_by_themselves_and_stream_together(model):
+    plain = [model.generate(p, max_new_tokens=16, strip_prompt=True) for p in PROMPTS]
+    stops = [row[number] for row, number in zip(plain, (2, 9, 5), strict=True)]
+    arguments = {"max_new_tokens": 16, "stop_token_ids": [[stop] for stop in stops]}
+    expected = [row[: row.index(stop) + 1] for row, stop in zip(plain, stops, strict=True)]
+    steps = list(model.stream(PROMPTS, use_drafts=True, **arguments))
+    columns = [list(column) for column in zip(*steps, strict=True)]
+    longest = max(map(len, expected))
+    assert columns == [row + [None] * (longest - len(row)) for row in expected]
+
+
 def test_a_penalty_is_as_without_drafts(model):
     sampler = Sampler(0.0, repetition_penalty=1.8)
     plain = model.generate(PROMPTS, max_new_tokens=16, sampler=sampler)
@@ -97,6 +117,8 @@ def test_a_cache_grows_amid_drafts(model, monkeypatch):
     monkeypatch.setattr(token_loop, "first_capacity", lambda length, needed: length + 4)
     plain = model.generate(PROMPTS[1], max_new_tokens=12)
     assert model.generate(PROMPTS[1], max_new_tokens=12, use_drafts=True) == plain
+    plain = model.generate(PROMPTS, max_new_tokens=12)
+    assert model.generate(PROMPTS, max_new_tokens=12, use_drafts=True) == plain
 
 
 def test_drawn_tokens_have_the_models_own_distribution(model):
