@@ -39,7 +39,16 @@ def refuse(reason: str, line: int = 0) -> NoReturn:
 
 def rewrite(function: types.FunctionType, checks: dict[str, Any]) -> types.FunctionType:
     """Returns a function that does the same by calls of `checks`; its defaults are `None`."""
-    node: Any = copy.deepcopy(_find_node(function))
+    scope = {"__builtins__": {}, **{_PREFIX + name: check for name, check in checks.items()}}
+    exec(_compile(_find_node(function), function.__code__), scope)
+    result: types.FunctionType = scope[_PREFIX]
+    return result
+
+
+@functools.lru_cache(maxsize=256)
+def _compile(original_node: ast.AST, code: types.CodeType) -> types.CodeType:
+    """Returns the code of a module that defines a rewritten function."""
+    node: Any = copy.deepcopy(original_node)
     inner_nodes = list(ast.walk(node))
     names = {n.id for n in inner_nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     names |= {n.arg for n in inner_nodes if isinstance(n, ast.arg)}
@@ -53,14 +62,11 @@ def rewrite(function: types.FunctionType, checks: dict[str, Any]) -> types.Funct
             argument.annotation = None
     if isinstance(node, ast.FunctionDef):
         node.name, node.decorator_list, node.returns = _PREFIX, [], None
-    tree: Any = _Rewriter(names, function.__code__.co_varnames[:1]).generic_visit(node)
+    tree: Any = _Rewriter(names, code.co_varnames[:1]).generic_visit(node)
     if isinstance(node, ast.Lambda):
         tree = ast.copy_location(ast.Assign([ast.Name(_PREFIX, ast.Store())], tree), node)
     module = ast.fix_missing_locations(ast.Module([tree], []))
-    scope = {"__builtins__": {}, **{_PREFIX + name: check for name, check in checks.items()}}
-    exec(compile(module, REWRITTEN + function.__code__.co_filename, "exec"), scope)
-    result: types.FunctionType = scope[_PREFIX]
-    return result
+    return compile(module, REWRITTEN + code.co_filename, "exec")
 
 
 class _Rewriter(ast.NodeTransformer):
