@@ -25,8 +25,6 @@ from keras_deepseek.backend.tensorflow.array_batches import (
 )
 from keras_deepseek.backend.tensorflow.distribution import translate_peer_errors
 
-_DEFAULT_STRATEGY = tf.distribute.get_strategy()  # Each process begins with it.
-
 
 class TensorFlowStep(Step):
     """Implements `Step` by TensorFlow."""
@@ -169,12 +167,14 @@ class TensorFlowStep(Step):
         return ArrayEvaluation(model).in_use
 
     def can_feed_arrays(self, model: keras.Model, method: str, shuffle: bool | str) -> bool:
-        # Elsewhere, a pipeline copies the next batches to the device while a step runs.
-        is_on_cpu = all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
-        has_strategy = type(model.distribute_strategy) is not type(_DEFAULT_STRATEGY)
-        can_evaluate = method != "evaluate" or is_in_use(model)
-        is_eager = model.run_eagerly
-        return is_on_cpu and not (has_strategy or is_eager or shuffle == "batch") and can_evaluate
+        has_strategy = model.distribute_strategy is not tf.distribute.get_strategy()
+        # With an accelerator, a pipeline copies the next batches to it while a step runs.
+        return (
+            shuffle != "batch"
+            and not (model.run_eagerly or has_strategy or tf.distribute.has_strategy())
+            and (method != "evaluate" or is_in_use(model))
+            and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+        )
 
     def feed_arrays(self, feed: ArrayFeed) -> Iterable[Any]:
         return ArrayPasses(feed)

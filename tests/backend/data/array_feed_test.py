@@ -18,15 +18,15 @@ NOT_ON_TORCH = pytest.mark.skipif(BACKEND == "torch", reason="Trainer has its ow
 @pytest.fixture
 def feeds(monkeypatch):
     """The feeds that were made."""
-    made = []
+    created = []
     create = ArrayFeed.__init__
 
     def init(self, *arguments, **options):
         create(self, *arguments, **options)
-        made.append(self)
+        created.append(self)
 
     monkeypatch.setattr(ArrayFeed, "__init__", init)
-    return made
+    return created
 
 
 class Params(keras.callbacks.Callback):
