@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
+from keras_deepseek.inference.batching.fair_scheduler import NUM_KEPT, FairOrder, FairScheduler
 
 
 class Models:
@@ -60,7 +60,7 @@ def test_one_that_slept_is_not_owed_what_it_missed(models):
     with models.scheduler.take("busy"):
         models.now += 10.0
         models.ask("sleeper", 1.0)
-        assert models.scheduler._served["sleeper"] == models.scheduler._served["busy"]
+        assert models.scheduler._order.seconds["sleeper"] == models.scheduler._order.seconds["busy"]
     models.join()
 
 
@@ -84,3 +84,25 @@ def test_a_batch_that_fails_gives_its_turn_back(models):
         raise ArithmeticError
     with models.scheduler.take("a"):
         pass
+
+
+def test_a_newcomer_begins_at_the_share_of_those_that_were_always_there():
+    order = FairOrder()
+    for name in ("modest", "busy"):
+        order.join(name)
+    order.charge("busy", 10.0)  # "modest" has had nothing to do, and keeps that advantage.
+    order.join("newcomer")
+    assert order.seconds == {"modest": 0.0, "busy": 10.0, "newcomer": 5.0}
+
+
+def test_idle_names_are_forgotten_except_those_that_had_the_most():
+    order = FairOrder()
+    order.join("always")
+    for number in range(5 * NUM_KEPT):
+        order.join(f"once {number}")
+        order.charge(f"once {number}", 1e6 if number == 7 else 1.0)
+        order.leave(f"once {number}")
+    assert len(order.seconds) <= NUM_KEPT + 2
+    assert "always" in order.seconds
+    order.join("once 7")
+    assert order.seconds["once 7"] > order.level
