@@ -90,7 +90,7 @@ class ArrayFeed(ArrayDataAdapter):
         return backend.current().step.feed_arrays(self)
 
 
-def fed(model: keras.Model, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def with_fed_arrays(model: keras.Model, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Replaces arrays in the arguments of `fit`, `evaluate` or `predict` by an `ArrayFeed`.
 
     Other data stay as they are, and so do arrays where Keras's own way is as fast.
@@ -110,8 +110,9 @@ def fed(model: keras.Model, method: str, arguments: dict[str, Any]) -> dict[str,
     feed = ArrayFeed(**data, steps=steps)
     if feed.arrays is None:
         return arguments
-    if data.get("batch_size") is not None and method == "fit":
-        options.setdefault("validation_batch_size", data["batch_size"])
+    if method == "fit":
+        size = options.get("validation_batch_size") or data.get("batch_size")
+        options["validation_batch_size"] = size
     return {**options, "x": feed}
 
 
@@ -128,7 +129,7 @@ def with_fed_validation(model: keras.Model, arguments: dict[str, Any]) -> dict[s
         "batch_size": arguments.get("validation_batch_size") or arguments.get("batch_size"),
         "steps": arguments.get("validation_steps"),
     }
-    fed_arguments = fed(model, "evaluate", test_arguments)
+    fed_arguments = with_fed_arrays(model, "evaluate", test_arguments)
     if fed_arguments is test_arguments:
         return arguments
     return {**arguments, "validation_data": fed_arguments["x"]}

@@ -26,7 +26,10 @@ class ArrayPasses:
 
     def __init__(self, feed: ArrayFeed) -> None:
         # A copy, as in a pipeline: the user may write to the arrays.
-        self._tensors = [tf.constant(array) for array in feed.arrays or ()]
+        self._tensors = [
+            tf.constant(array) if isinstance(array, np.ndarray) else tf.convert_to_tensor(array)
+            for array in feed.arrays or ()
+        ]
         self._orders = feed.row_orders() if feed.shuffles else None
         self._feed = feed
         # As in Keras's pipeline: a step that is traced for other sizes may round differently.

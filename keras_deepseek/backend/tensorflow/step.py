@@ -167,11 +167,12 @@ class TensorFlowStep(Step):
         return ArrayEvaluation(model).in_use
 
     def can_feed_arrays(self, model: keras.Model, method: str, shuffle: bool | str) -> bool:
+        is_eager = model.run_eagerly or tf.config.functions_run_eagerly()
         has_strategy = model.distribute_strategy is not tf.distribute.get_strategy()
         # With an accelerator, a pipeline copies the next batches to it while a step runs.
         return (
             shuffle != "batch"
-            and not (model.run_eagerly or has_strategy or tf.distribute.has_strategy())
+            and not (is_eager or has_strategy or tf.distribute.has_strategy())
             and (method != "evaluate" or is_in_use(model))
             and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
         )

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.data.array_feed import fed
+from keras_deepseek.backend.data.array_feed import with_fed_arrays
 from keras_deepseek.backend.keras_private.callbacks import grouped_callbacks
 from keras_deepseek.backend.keras_private.loss_and_metrics import order_metrics
 from keras_deepseek.backend.keras_private.trainers import (
@@ -38,7 +38,7 @@ def evaluate_together(
     if options.get("callbacks") or not _is_shared(model, data, options.get("steps"), processes):
         arguments = {**without_none(x=x, y=y, batch_size=batch_size), **options}
         with grouped_callbacks():
-            return evaluate(**fed(model, "evaluate", arguments))
+            return evaluate(**with_fed_arrays(model, "evaluate", arguments))
     batch_size = batch_size or _BATCH_SIZE
     num_rows = int(_arrays(data)[0].shape[0])
     num_batches = -(-num_rows // batch_size)
@@ -158,7 +158,7 @@ def predict_together(model: keras.Model, x: Any, processes: Processes, **options
     """
     if processes.world_size == 1:
         with grouped_callbacks():
-            return model.predict(**fed(model, "predict", {"x": x, **options}))
+            return model.predict(**with_fed_arrays(model, "predict", {"x": x, **options}))
     if processes.rank > 0:
         options["verbose"] = 0
     if processes.is_one_program:

@@ -10,7 +10,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.backend.data.array_feed import fed, with_fed_validation
+from keras_deepseek.backend.data.array_feed import with_fed_arrays, with_fed_validation
 from keras_deepseek.backend.data.positioned_data import PositionedData
 from keras_deepseek.backend.keras_private.callbacks import grouped_callbacks
 from keras_deepseek.backend.processes.processes import Processes
@@ -266,7 +266,7 @@ class Session:
                 )
             else:
                 stack.enter_context(grouped_callbacks())
-                arguments = fed(self._model, "fit", arguments)
+                arguments = with_fed_arrays(self._model, "fit", arguments)
             if self._processes.world_size == 1:
                 arguments = with_fed_validation(self._model, arguments)
             if run_workers is not None:

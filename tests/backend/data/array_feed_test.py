@@ -177,7 +177,7 @@ def test_callbacks_get_the_params_and_logs_of_keras(feeds):
     "options",
     [
         {},
-        {"validation_split": 0.3},
+        {"validation_split": 0.3, "validation_batch_size": None},
         {"validation_data": (random_rows(1), random_rows(1)), "validation_steps": 2},
         {"steps_per_epoch": 3},
         {"class_weight": {0: 2.0, 1: 3.0}},
@@ -296,4 +296,4 @@ def test_arrays_that_change_during_an_epoch_are_trained_on_as_they_were():
 def test_the_function_that_feeds_keeps_the_arguments_of_others():
     model, x = one_input()
     arguments = {"x": iter([x]), "verbose": 0}
-    assert array_feed.fed(model, "predict", arguments) is arguments
+    assert array_feed.with_fed_arrays(model, "predict", arguments) is arguments
