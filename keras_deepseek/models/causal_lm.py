@@ -164,8 +164,9 @@ class CausalLM(PresetModel):
         """Continues prompts, and returns them with the new tokens.
 
         The prompts of a batch may have different lengths. A row ends with a stop token or at its
-        maximum length; the batch ends with its last row. On TensorFlow and JAX, the first call with
-        prompts of about the same length compiles.
+        maximum length. Once at most half of the rows are left, the others leave the batch and cost
+        nothing. On TensorFlow and JAX, the first call with prompts of about the same length, or
+        with as many rows left, compiles.
 
         Args:
             inputs: A string, or a list or array of token ids. For a batch, a list of either, or an

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -72,6 +73,20 @@ class CompiledSteps:
     def grow(self, capacity: int) -> Step:
         """Returns the compiled function that copies the state into caches with more slots."""
         return self.get(("grow", capacity), _grow, capacity)
+
+    def keep_rows(self) -> Step:
+        """Returns the compiled function that copies the state of some rows into a smaller batch.
+
+        It takes the state and the places of these rows.
+        """
+        return self.get("keep rows", _keep_rows)
+
+
+def _keep_rows(_: Any, __: None, state: Any, places: Any) -> tuple[Any, Any]:
+    def keep(tensor: Any) -> Any:
+        return None if tensor is None else ops.take(tensor, places, axis=0)
+
+    return (), keras.tree.map_structure(keep, state)
 
 
 def _grow(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any, Any]:

@@ -32,6 +32,9 @@ from keras_deepseek.models.generation.speculative_steps import (
 _STEPS_AN_OCTAVE = 4
 _LEAST = 16
 
+_IDLE_STEPS = 64
+"""The steps for rows that have ended, summed over these rows, after which they leave the batch."""
+
 
 def round_up(length: int) -> int:
     """Rounds a number of tokens up to a length that steps are compiled for.
@@ -122,18 +125,18 @@ def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[lis
     rows = _RunningRows(request)
     compute = _speculate if request.uses_drafts else _compute_one_by_one
     for outputs, num_tokens in compute(steps, request, rows):
-        rows.take(outputs, num_tokens)
+        rows.take(outputs, num_tokens)  # Before the next step, which reads who is running.
         yield from rows.align()
         if not any(rows.running):
             return
 
 
 def _compute_one_by_one(
-    steps: CompiledSteps, request: TokenRequest, _: "_RunningRows"
+    steps: CompiledSteps, request: TokenRequest, rows: "_RunningRows"
 ) -> Iterator[tuple[dict[str, Array], Array]]:
     """Yields the outputs of each decode step, as arrays by name, and the number of tokens by row.
 
-    The arrays are `(num_rows, 1)`.
+    The arrays are `(batch_size, 1)`, for the rows of `rows.batch`.
     """
     slots = _SlotCounter(request, can_grow=holds_only_slots(steps.model.make_cache))
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
@@ -142,14 +145,17 @@ def _compute_one_by_one(
     decode = steps.decode(kind)
     while True:
         step = to_numpy(outputs)
-        ones = np.ones_like(step["tokens"])
-        yield {name: array[:, None] for name, array in step.items()}, ones
+        yield {name: array[:, None] for name, array in step.items()}, np.ones_like(step["tokens"])
+        tokens, places = step["tokens"], rows.leave()
+        if places is not None:
+            tokens, (_, state) = tokens[places], steps.keep_rows()(None, state, places)
         if slots.need(1):
             _, state = steps.grow(slots.capacity)(None, state)
+        batch = rows.batch
         # One slot for all rows: they stay aligned.
-        slot = int(slots.next[0])
-        outputs, state = decode(state, step["tokens"], slot, slots.positions, noise.draw(), numbers)
-        slots.advance(ones)
+        slot, positions = int(slots.next[0]), slots.positions[batch]
+        outputs, state = decode(state, tokens, slot, positions, noise.draw()[batch], numbers)
+        slots.advance(np.ones_like(slots.next))
 
 
 def _speculate(
@@ -171,14 +177,19 @@ def _speculate(
     next_round = steps.get(("continue", kind), continue_speculation, kind)
     yield to_numpy(outputs), ops.convert_to_numpy(num_accepted)
     while True:
+        places = rows.leave()
+        if places is not None:
+            _, state = steps.keep_rows()(None, state, places)
         if slots.need(num_drafts + 1):
             grow = steps.get(("grow all", slots.capacity), grow_speculation, slots.capacity)
             _, state = grow(None, state)
+        batch = rows.batch
         (outputs, num_accepted), state = next_round(
-            state, slots.next, slots.positions, noise.draw(), numbers
+            state, slots.next[batch], slots.positions[batch], noise.draw()[batch], numbers
         )
-        num_tokens = ops.convert_to_numpy(num_accepted)
-        yield to_numpy(outputs), num_tokens
+        num_tokens = np.zeros_like(slots.next)
+        num_tokens[batch] = ops.convert_to_numpy(num_accepted)
+        yield to_numpy(outputs), num_tokens[batch]
         slots.advance(num_tokens * np.asarray(rows.running))
 
 
@@ -219,27 +230,48 @@ class _SlotCounter:
 class _RunningRows:
     """The rows of a request that still generate, each with the number of tokens left to it.
 
-    The tokens of a row that is ahead wait for those of the others.
+    The tokens of a row that is ahead wait for those of the others. `batch` has the numbers of the
+    rows that the steps compute.
     """
 
     def __init__(self, request: TokenRequest) -> None:
         self._request = request
         self._budgets = list(request.budgets)
+        self._idle_steps = 0
+        self.batch = np.arange(len(self._budgets))
         self._waiting = [deque[NewToken]() for _ in self._budgets]
 
     @property
     def running(self) -> list[bool]:
         return [budget > 0 for budget in self._budgets]
 
+    def leave(self) -> Array | None:
+        """Takes ended rows out of the batch; returns the places of those that stay, or `None`.
+
+        A batch's size becomes a power of two, at most half of what it was, since each size is
+        compiled. So the idle rows must have cost some steps first.
+        """
+        is_running = np.asarray(self.running)[self.batch]
+        size = 1 << max(int(is_running.sum()) - 1, 0).bit_length()
+        if 2 * size <= len(self.batch):
+            self._idle_steps += len(self.batch) - size
+        if self._idle_steps < _IDLE_STEPS:
+            return None
+        self._idle_steps = 0
+        # Running rows first; ended ones fill up the size.
+        places = np.sort(np.argsort(~is_running, kind="stable")[:size])
+        self.batch = self.batch[places]
+        return places.astype("int32")
+
     def take(self, outputs: dict[str, Array], num_tokens: Array) -> None:
         """Takes the first tokens of the rows that are still running, and counts them.
 
-        The outputs are `(num_rows, length)`; of each row the first `num_tokens` count.
+        The outputs are `(batch_size, length)`; at each place the first `num_tokens` count.
         """
-        for row, number in enumerate(num_tokens.tolist()):
-            for index in range(min(number, self._budgets[row])):
+        for place, row in enumerate(self.batch.tolist()):
+            for index in range(num_tokens[place]):
                 if self._budgets[row]:
-                    token = {name: array[row, index] for name, array in outputs.items()}
+                    token = {name: array[place, index] for name, array in outputs.items()}
                     self._waiting[row].append(self._take_token(row, **token))
 
     def _take_token(

@@ -90,6 +90,16 @@ def test_rows_end_by_themselves_and_stream_together(model):
     assert columns == [row + [None] * (longest - len(row)) for row in expected]
 
 
+def test_rows_that_have_ended_leave_the_batch(model):
+    prompts = [*PROMPTS, [1, 4]]
+    plain = [model.generate(p, max_new_tokens=90, strip_prompt=True) for p in prompts]
+    stops = [[row[2]] for row in plain[:3]]
+    expected = [row[: row.index(*stop) + 1] for row, stop in zip(plain, stops, strict=False)]
+    arguments = {"max_new_tokens": 90, "strip_prompt": True, "use_drafts": True}
+    tokens = model.generate(prompts, stop_token_ids=[*stops, []], **arguments)
+    assert tokens == [*expected, plain[3]]
+
+
 def test_a_penalty_is_as_without_drafts(model):
     sampler = Sampler(0.0, repetition_penalty=1.8)
     plain = model.generate(PROMPTS, max_new_tokens=16, sampler=sampler)

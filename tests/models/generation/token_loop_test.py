@@ -33,6 +33,33 @@ def test_rows_end_by_themselves(model):
     assert [step[1].is_last for step in steps] == [False, False, True]
 
 
+@pytest.mark.torch_alone
+def test_rows_that_have_ended_leave_the_batch(model):
+    sizes = []
+
+    class Noting(CompiledSteps):
+        def decode(self, kind):
+            function = super().decode(kind)
+
+            def note(state, tokens, *args):
+                sizes.append(len(tokens))
+                return function(state, tokens, *args)
+
+            return note
+
+    prompts = [[5, 6], [9], [7, 8, 5], [5], [3, 1], [2], [1, 1], [8]]
+    budgets = [2, 28, 4, 1, 3, 9, 1, 2]
+    columns = list(
+        zip(*generate_tokens(Noting(model), make_request(prompts, budgets)), strict=True)
+    )
+    for prompt, budget, column in zip(prompts, budgets, columns, strict=True):
+        tokens = [token.token for token in column if token is not None]
+        assert [*prompt, *tokens] == generate_greedily(model, prompt, budget)
+    assert len(sizes) == max(budgets) - 1
+    assert set(sizes) == {8, 1}
+    assert sizes == sorted(sizes, reverse=True)
+
+
 def test_nothing_is_computed_before_it_is_asked_for(model):
     class Counting(CompiledSteps):
         calls = 0
