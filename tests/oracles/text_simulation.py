@@ -194,9 +194,9 @@ def simulate(
     """
     rng = random.Random(seed)
     server = SimulatedServer(RowScheduler(shapes, 64, reading_share=share), **seconds)
-    for _ in range(20):  # What a warm-up would have measured.
-        server.scheduler.pace.add_chunk(512, 0.1)
-        server.scheduler.pace.add_step(math.prod(shapes[0]), 0.045)
+    server.scheduler.pace.add_chunk(512, 0.1)  # A warm-up measures these.
+    for shape in shapes:
+        server.scheduler.pace.add_step(math.prod(shape), 0.045)
     requests, arrival, cancels = [], 0.0, []
     order = itertools.count()
     for _ in range(number):

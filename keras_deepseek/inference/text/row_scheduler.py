@@ -139,15 +139,20 @@ class RowScheduler:
 
     def predict_first_token(self, requests: Sequence[TextRequest]) -> float:
         """Returns the seconds to the first token of the last of these, if they came now."""
-        turns = Counter({requests[0].client: 0})
-        last_turn = self._count_waiting(requests[0].client) + len(requests)
+        request = requests[0]
+        last_turn = self._count_waiting(request.client) + len(requests)
+        active = (*self._waiting, *self._reading, *self.running)
+        turns = Counter(dict.fromkeys([other.client for other in active], 0))
         ahead = []
-        for request in self._waiting:
-            turns[request.client] += 1
+        for other in self._waiting:
+            turns[other.client] += 1
             # Clients take turns, so nobody waits for all requests of another one.
-            key = (-request.priority, turns[request.client])
-            if key <= (-requests[0].priority, last_turn):
-                ahead.append(request)
+            if (-other.priority, turns[other.client]) <= (-request.priority, last_turn):
+                ahead.append(other)
+        # The others will take as many turns, with requests that come later. These are like its own.
+        turns.pop(request.client, None)
+        num_later = sum(max(last_turn - 1 - turn, 0) for turn in turns.values())
+        ahead += [request] * min(num_later, self._max_waiting)
         return self.pace.forecast(
             running=self.running,
             reading=self._reading,
