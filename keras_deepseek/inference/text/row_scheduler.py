@@ -205,11 +205,9 @@ class RowScheduler:
             seats[request.client] += 1
 
     def _choose_reading(self, now: float) -> TextRequest | None:
-        num_running = len(self.running)
-        if not num_running:
+        if not self.running:
             self._debt, self._owes_step = 0.0, False
-        is_indebted = self._debt > 0 and 2 * num_running >= self.num_seats
-        if not self._reading or self._owes_step or is_indebted:
+        if not self._reading or self._owes_step or self._debt > 0:
             return None
         # An old request is never overtaken for longer than its age.
         return min(

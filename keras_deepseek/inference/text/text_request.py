@@ -52,7 +52,7 @@ class TextRequest:
         own_ends = () if self.sampling.ignore_eos else end_tokens
         self.stop_tokens = frozenset((*self.sampling.stop_token_ids, *own_ends))
         # The scheduler writes these.
-        self.max_tokens = 0
+        self.max_tokens = self.sampling.max_tokens or 0
         self.tokens: list[int] = []
         self.num_read = 0
         self.row: int | None = None

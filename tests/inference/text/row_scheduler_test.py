@@ -245,14 +245,30 @@ def test_rows_that_are_free_at_once_are_shared_by_clients():
     }
 
 
-def test_the_client_for_which_the_model_has_worked_least_is_next():
+@pytest.mark.parametrize(("length", "max_tokens"), [(100, 1), (8, 100)])
+def test_the_client_for_which_the_model_has_worked_least_is_next(length, max_tokens):
     server = make_server(((1, 256),))
-    first, second = request_of(100, client="busy"), request_of(client="busy")
-    other = request_of(client="other")
-    for request in (first, second, other):
+    busy = [request_of(length, max_tokens, client="busy"), request_of(8, 1, client="busy")]
+    other = [request_of(8, 1, client="other") for _ in range(2)]
+    for request in (*busy, *other):
         server.submit(request)
     server.run()
-    assert list(server.outcomes) == [first, other, second]
+    assert list(server.outcomes) == [busy[0], *other, busy[1]]
+
+
+def test_a_new_client_has_no_advantage_over_one_that_was_always_there():
+    server = make_server(((1, 256),))
+    for number in range(50):
+        server.submit(request_of(client=f"gone {number}"))
+        server.run()
+    for _ in range(20):
+        server.submit(request_of(client="old"))
+    while len(server.outcomes) < 60:
+        server.end(server.begin())
+    for _ in range(10):
+        server.submit(request_of(client="new"))
+    server.run()
+    assert Counter(request.client for request in list(server.outcomes)[61:67])["old"] == 3
 
 
 def test_nobody_starves_behind_clients_that_are_new_each_time():
@@ -305,6 +321,30 @@ def test_the_cache_grows_at_once_and_shrinks_after_a_pause():
     server.end(work)
     assert scheduler.next_time() == math.inf
     server.check_answers()
+
+
+def test_the_pause_begins_anew_when_the_rows_are_needed():
+    server = make_server(((1, 256), (4, 256)), shrink_seconds=2.0)
+    server.submit(request_of(8, 200))
+    for start in (0.0, 1.5):
+        server.run(until=start)
+        server.submit(request_of(8, 2))
+    server.run(until=3.5)
+    assert server.scheduler.shape.rows == 4
+    server.run(until=4.5)
+    assert server.scheduler.shape.rows == 1
+
+
+def test_a_resize_takes_the_turn_of_a_chunk():
+    server = make_server(((1, 1024), (4, 1024)), shrink_seconds=0.5)
+    server.submit(request_of(8, 200))
+    server.submit(request_of(1000, 2))
+    for time in (1.0, 3.0, 5.0):
+        server.run(until=time)
+        server.submit(request_of(8, 2))
+    server.run()
+    assert server.works["Resize"] >= 6
+    assert max(server.gaps()) == pytest.approx(0.145)
 
 
 def test_an_answer_of_a_call_with_a_lost_cache_fails_and_prompts_go_on():
@@ -389,7 +429,8 @@ def test_all_answers_to_a_prompt_are_accepted_or_none():
         server.scheduler.submit(answers, 0.0)
     assert caught.value.field == "n"
     assert server.submit(*answers[:4])
-    assert not server.submit(*answers[4:] * 3)
+    others = TextRequest.choices([1], SamplingOptions(n=4, max_tokens=3), client="other")
+    assert not server.submit(*others)  # Three wait, five may come, and one client leaves some.
     server.run()
     assert list(server.outcomes) == answers[:4]
     assert answers[0].prompt is answers[1].prompt
@@ -404,6 +445,35 @@ def test_a_request_that_would_be_late_is_refused_with_the_seconds_to_wait():
         server.scheduler.submit([request_of(deadline=5.0)], 0.0)
     assert caught.value.retry_after == pytest.approx(200 * 0.045, abs=1)
     assert server.submit(request_of(deadline=20.0))
+
+
+def test_a_forecast_counts_the_turns_of_clients_and_not_all_that_wait():
+    server = make_server(((1, 256),))
+    server.scheduler.pace.add_chunk(16, 0.1)
+    server.scheduler.pace.add_step(256, 0.045)
+    for _ in range(11):
+        server.submit(request_of(max_tokens=20, client="heavy"))
+    request = 0.1 + 20 * 0.045
+    for options, number in (
+        ({"client": "light"}, 2),
+        ({"client": "heavy"}, 11),
+        ({"client": "heavy", "priority": 1}, 1),
+    ):
+        wait = server.scheduler.predict_first_token([request_of(**options)])
+        assert wait == pytest.approx(number * request + 0.1)
+    # Once "light" is there, it will also take its turns beside those of "heavy".
+    server.submit(request_of(max_tokens=20, client="light"))
+    wait = server.scheduler.predict_first_token([request_of(max_tokens=20, client="heavy")])
+    assert wait > 19 * request
+
+
+def test_an_idle_server_refuses_nothing_so_that_it_learns_new_times():
+    server = make_server()
+    server.scheduler.pace.add_chunk(16, 100.0)
+    request = request_of(deadline=1.0)
+    assert server.submit(request)
+    server.run()
+    assert server.outcomes == {request: "length"}
 
 
 def test_a_request_without_a_first_token_by_its_deadline_ends():
@@ -423,9 +493,21 @@ def test_forecasts_learn_which_share_of_their_tokens_answers_use():
         server.run()
     server.scheduler.pace.add_step(256, 0.045)
     server.submit(request_of(max_tokens=200))
+    wait = server.scheduler.predict_first_token([request_of()])
+    assert wait == pytest.approx(0.2 + 0.045, abs=0.01)
     server.end(server.begin())
     wait = server.scheduler.predict_first_token([request_of()])
     assert wait == pytest.approx(0.1 + 0.045, abs=0.01)
+
+
+@pytest.mark.parametrize(("max_tokens", "seconds"), [(200, 2.0), (10, 1.45)])
+def test_a_forecast_reads_beside_the_answers_until_these_end(max_tokens, seconds):
+    server = make_server(((2, 256),), reading_share=0.5)
+    server.scheduler.pace.add_chunk(160, 0.1)
+    server.scheduler.pace.add_step(512, 0.045)
+    server.submit(request_of(1, max_tokens + 1))
+    server.end(server.begin())
+    assert server.scheduler.predict_first_token([request_of(160)]) == pytest.approx(seconds)
 
 
 def test_the_largest_shape_has_the_most_rows_and_slots():
