@@ -140,6 +140,8 @@ class SimulatedServer:
         self.deliver(self.scheduler.failed(RuntimeError(), self.now, is_cache_lost=is_cache_lost))
         if isinstance(work, ReadChunk):
             assert work.request in self.outcomes
+        if isinstance(work, Resize):
+            assert not self.scheduler.num_reading
         if is_cache_lost:
             assert not self.scheduler.running
             self._make_cache()

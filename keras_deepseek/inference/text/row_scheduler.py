@@ -2,7 +2,8 @@
 
 It never waits, and every call gets the time as an argument. A thread asks for `next_work`, runs it
 and reports it by `read_done`, `decode_done`, `resize_done` or `failed`. Between these it may
-`submit`, `cancel` and `expire` requests, also while a piece of work runs.
+`submit`, `cancel` and `expire` requests, also while a piece of work runs. If several threads call
+it, they hold a lock.
 """
 
 import math
@@ -297,11 +298,15 @@ class RowScheduler:
         """Reports that the last piece of work has failed, and ends its requests.
 
         With `is_cache_lost`, the requests of all rows end, and the caller makes a new cache of the
-        same shape. Prompts that are being read have caches of their own, and go on.
+        same shape. Prompts that are being read have caches of their own, and go on. They end with a
+        resize that has failed, which they would ask for again.
         """
         work, self._work = self._work, None
+        self._roomy_since = math.inf
         lost = self.running if is_cache_lost else []
-        if isinstance(work, ReadChunk) and work.request in self._reading:
+        if isinstance(work, Resize):
+            lost += self._reading
+        elif isinstance(work, ReadChunk) and work.request in self._reading:
             lost.append(work.request)
         return [self._end(request, "failed", now, error) for request in lost]
 

@@ -23,7 +23,8 @@ class ReadChunk:
     """Read a chunk of a prompt, with a batch of one, into a cache of the prompt's own.
 
     The first chunk begins that cache. The last one gives the first token of the answer, and then
-    the cache is placed into the row.
+    the cache is placed into the row, which has slots for all tokens of the prompt and one more, but
+    maybe for fewer than the cache of the prompt.
 
     Args:
         start: The number of the prompt's tokens that were read before.

@@ -377,6 +377,21 @@ def test_a_failed_chunk_ends_its_own_request_alone():
     assert server.outcomes[running] == "length"
 
 
+def test_a_resize_that_always_fails_ends_requests_and_is_not_tried_for_ever():
+    server = make_server(LADDER)
+    server.submit(request_of(100))
+    server.submit(request_of(8, 100))
+    number = 0
+    while work := server.begin():
+        if isinstance(work, Resize):
+            server.fail(work, is_cache_lost=True)
+            number += 1
+        else:
+            server.end(work)
+    assert 0 < number <= 2
+    server.check_answers()
+
+
 def test_work_is_reported_before_the_next():
     server = make_server()
     server.submit(request_of())
