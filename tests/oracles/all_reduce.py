@@ -21,6 +21,7 @@ from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training import Trainer, join_cluster
 from keras_deepseek.training.cluster.start_processes import start_processes
+from keras_deepseek.training.step.gradients.batch_part import BatchPart
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(49, 6)).astype("float32")  # Of four batches of 16 the last has one row.
@@ -126,6 +127,35 @@ def train(way: str) -> dict[str, Any]:
     return results
 
 
+def train_by_python() -> dict[str, Any]:
+    """Returns the weights of a training whose steps a hook keeps from being recorded on PyTorch.
+
+    And the number of the batches that Keras's Python computed, with the hook and without it.
+    """
+    calls: list[None] = []
+    compute = BatchPart.__call__
+
+    def count(*arguments: Any) -> Any:
+        calls.append(None)
+        return compute(*arguments)
+
+    BatchPart.__call__ = count  # type: ignore[method-assign]
+    results = {}
+    for name, is_hooked in {"hooked": True, "free": False}.items():
+        trainer = make("plain")
+        trainer.fit(X, Y, batch_size=16, epochs=1, verbose=0, shuffle=False)
+        if is_hooked:
+            trainer.model.layers[0].register_forward_hook(lambda *_: None)
+        calls.clear()
+        trainer.fit(X, Y, batch_size=16, epochs=5, verbose=0, shuffle=False)
+        results[f"{name} weights"] = np.concatenate(
+            [weight.ravel() for weight in trainer.model.get_weights()]
+        )
+        results[f"{name} calls"] = np.array([len(calls)])
+    BatchPart.__call__ = compute  # type: ignore[method-assign]
+    return results
+
+
 def talk(processes: Processes) -> dict[str, Any]:
     """Returns what each rank hears of the others; it is the same on all."""
     rank = processes.rank
@@ -195,6 +225,8 @@ def main() -> None:
         processes = start_processes(cluster)
         if is_first:
             results |= talk(processes)
+            if keras.backend.backend() == "torch":
+                results |= train_by_python()
         if processes.replicas is not None:
             results |= resume("reduced in bfloat16" if is_first else "in low rank")
         if is_first and keras.backend.backend() != "jax":  # It ends a process that is left alone.

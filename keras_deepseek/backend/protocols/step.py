@@ -132,6 +132,19 @@ class Step(abc.ABC):
         """
         return function
 
+    def make_recorded_parts(
+        self,
+        function: Callable[[Any], Any],
+        model: keras.Model,
+        find_obstacle: Callable[[], str | None],
+    ) -> Callable[[Any], Any]:
+        """Does the same as `make_recorded` for a function in two parts.
+
+        The function returns a result of tensors, and its second part. That is a function of a
+        divisor, a scalar like the result's first tensor, and of a `Receive`.
+        """
+        return function
+
     def recorded_evaluation(
         self, model: keras.Model, find_obstacle: Callable[[str], str | None]
     ) -> Callable[[], AbstractContextManager[None]]:

@@ -1,10 +1,12 @@
 """Functions of batches that are recorded at the second batch of a shape."""
 
+import contextlib
+import functools
 import hashlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +19,7 @@ from keras_deepseek.backend.torch.recording import (
     Recording,
     differ,
     is_recording,
+    pause_recording,
     read_generators,
     record,
     write_generators,
@@ -97,8 +100,8 @@ class RecordedFunction:
             if entry is None and self._can_record(key):
                 return self._try_to_record(batch, key, tensors)
             if entry is not None and entry.num_calls in _PROVED_AGAIN_AT:
-                return self._compare(entry.recording, batch, tensors)[0]
-        return self._function(batch) if entry is None else entry.recording(tensors)
+                return self._compare(key, entry.recording, batch, tensors)
+        return self._function(batch) if entry is None else self._replay(entry.recording, tensors)
 
     def _find(self, key: Any) -> _Entry | None:
         entry = self._entries.get(key)
@@ -144,17 +147,14 @@ class RecordedFunction:
         recording = self._record(batch, key, tensors)
         if recording is None:
             return self._function(batch)
-        result, is_equal = self._compare(recording, batch, tensors)
-        if is_equal:
-            self._keep(key, recording)
-        return result
+        return self._compare(key, recording, batch, tensors)
 
     def _record(self, batch: Any, key: Any, tensors: list[torch.Tensor]) -> Recording | None:
         """Returns a recording, or `None` if there can be none. Variables stay as they are."""
         assert self._state is not None
         states = read_generators()
         try:
-            recording = record(lambda: self._function(batch), tensors)
+            recording = record(lambda: self._run_for_recording(batch), tensors)
         except (CannotRecordError, Exception) as error:  # noqa: BLE001 - the function raises it too
             self._state.restore()  # As a dropout mask that a recurrent layer holds in its call.
             reason = str(error).partition("\n")[0]
@@ -168,35 +168,51 @@ class RecordedFunction:
         self._notify(logging.INFO, reason)
         return None
 
-    def _compare(
-        self, recording: Recording, batch: Any, tensors: list[torch.Tensor]
-    ) -> tuple[Any, bool]:
-        """Returns the function's own result, and True if the recording has the same.
+    def _run_for_recording(self, batch: Any) -> Any:
+        return self._function(batch)
 
-        After a difference nothing is recorded any more.
-        """
-        assert self._state is not None
+    def _replay(self, recording: Recording, tensors: list[torch.Tensor]) -> Any:
+        return recording(tensors)
+
+    def _compare(
+        self, key: Any, recording: Recording, batch: Any, tensors: list[torch.Tensor]
+    ) -> Any:
+        """Returns the function's own result; keeps a recording that has the same."""
+        with self._undone(recording):
+            expected = _Outcome(recording, recording(tensors))
+        result = self._function(batch)
+        if self._is_equal(expected, _Outcome(recording, result)):
+            self._keep(key, recording)
+        return result
+
+    @contextlib.contextmanager
+    def _undone(self, recording: Recording) -> Iterator[None]:
+        """Context manager that undoes what a recording writes and draws."""
         states = read_generators()
         old_values = [tensor.detach().clone() for tensor in recording.written]
         try:
-            digests = list(_digests(recording(tensors), recording.written))
-            new_states = read_generators()
+            yield
         finally:
             write_generators(states)
             with torch.no_grad():
                 for tensor, old_value in zip(recording.written, old_values, strict=True):
                     tensor.copy_(old_value)
-        result = self._function(batch)
+
+    def _is_equal(self, recorded: "_Outcome", own: "_Outcome") -> bool:
+        """Returns True if a recording did the same. Else nothing is recorded any more."""
+        assert self._state is not None
         if not self._state.is_same():
             self._turn_off(logging.WARNING, "a step changes attributes of its layers")
-        elif digests != list(_digests(result, recording.written)):
+        elif recorded.digests != own.digests:
             self._turn_off(logging.WARNING, "its recorded operations give other numbers")
-        elif differ(new_states, read_generators()):
+        elif differ(recorded.generators, own.generators):
             self._turn_off(logging.WARNING, "its recorded operations draw other random numbers")
-        return result, not self._is_off
+        return not self._is_off
 
     def _keep(self, key: Any, recording: Recording) -> None:
         assert self._state is not None
+        if key in self._entries:
+            return
         self._entries[key] = _Entry(recording, self._state.variables)
         if len(self._entries) > _MOST_RECORDINGS:
             self._drop(next(iter(self._entries)))
@@ -228,6 +244,76 @@ class RecordedFunction:
         if reason not in self._notices:
             self._notices.add(reason)
             _log.log(level, "Model %r runs as it is, not recorded: %s.", self._model.name, reason)
+
+
+class RecordedParts(RecordedFunction):
+    """A function of a batch in two parts, between which something else may run.
+
+    Args:
+        function: Function of a batch that returns a result and the second part. That is a function
+            of a scalar like the result's first tensor, and of a function which it calls by index
+            and tensor as soon as a part of its own result is known.
+    """
+
+    def _run_for_recording(self, batch: Any) -> Any:
+        result, finish = self._function(batch)
+        scalar = torch.ones_like(next(leaves_of(result)))
+        pause_recording(result, scalar)
+        return finish(scalar, lambda index, tensor: pause_recording((index, tensor)))
+
+    def _replay(self, recording: Recording, tensors: list[torch.Tensor]) -> Any:
+        steps = recording.run_in_parts(tensors)
+        return next(steps), functools.partial(_finish, steps)
+
+    def _compare(
+        self, key: Any, recording: Recording, batch: Any, tensors: list[torch.Tensor]
+    ) -> Any:
+        with self._undone(recording):
+            steps = recording.run_in_parts(tensors)
+            expected = _Outcome(recording, next(steps))
+        result, finish = self._function(batch)
+        if not self._is_equal(expected, _Outcome(recording, result)):
+            return result, finish
+
+        def compare_rest(scalar: Any, receive: Callable[[int, Any], None]) -> Any:
+            sent: list[Any] = []
+            own_sent: list[Any] = []
+
+            def send(index: int, tensor: Any) -> None:
+                own_sent.append((index, tensor.detach().clone()))
+                receive(index, tensor)
+
+            with self._undone(recording):
+                rest = _finish(steps, scalar, lambda *parts: sent.append(parts))
+                expected = _Outcome(recording, (sent, rest))
+            rest = finish(scalar, send)
+            with self._lock:
+                if self._is_equal(expected, _Outcome(recording, (own_sent, rest))):
+                    self._keep(key, recording)
+            return rest
+
+        return result, compare_rest
+
+
+def _finish(
+    steps: Generator[Any, Any, Any], scalar: Any, receive: Callable[[int, Any], None]
+) -> Any:
+    """Runs the second part of a recording."""
+    try:
+        parts = steps.send(scalar)
+        while True:
+            receive(*parts)
+            parts = next(steps)
+    except StopIteration as stop:
+        return stop.value
+
+
+class _Outcome:
+    """What must be equal of two runs: their results, what they have written and drawn."""
+
+    def __init__(self, recording: Recording, result: Any) -> None:
+        self.digests = list(_digests(result, recording.written))
+        self.generators = read_generators()
 
 
 def _describe(structure: Any, tensors: list[torch.Tensor]) -> Any:

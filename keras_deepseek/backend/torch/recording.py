@@ -7,7 +7,7 @@ random numbers. It frees each tensor after its last use.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,7 +25,7 @@ from keras_deepseek.backend.torch.tape import (
     Call,
     Storage,
     Value,
-    leaves_of,
+    pause,
     write_program,
 )
 
@@ -83,6 +83,20 @@ class Recording:
             torch.autograd.graph.increment_version(self.written)
         return result
 
+    def run_in_parts(self, inputs: Sequence[torch.Tensor]) -> Generator[Any, Any, Any]:
+        """Runs the operations of a function that pauses, and yields what it paused with."""
+        steps, reply, written = self._program(*inputs), None, self.written
+        while True:
+            try:
+                with torch._C._AutoDispatchBelowAutograd():  # noqa: SLF001
+                    result = steps.send(reply)
+            except StopIteration as stop:
+                return stop.value
+            if written:  # Nothing is written after the first pause, where gradients begin.
+                torch.autograd.graph.increment_version(written)
+                written = []
+            reply = yield result
+
 
 def record(
     function: Callable[[], Any], inputs: Sequence[torch.Tensor], *, may_write_inputs: bool = False
@@ -115,6 +129,16 @@ def record_call(function: Callable[..., torch.Tensor], tensors: Sequence[torch.T
     """Returns `function(*tensors)`; a recording that is being made will call the function too."""
     recorder = _CURRENT.get()
     return function(*tensors) if recorder is None else recorder.call(function, tensors)
+
+
+def pause_recording(result: Any, reply: torch.Tensor | None = None) -> None:
+    """Has the recording that is being made yield a result here.
+
+    What is sent to it takes the place of `reply`, a new tensor.
+    """
+    recorder = _CURRENT.get()
+    assert recorder is not None
+    recorder.pause(result, reply)
 
 
 def is_recording() -> bool:
@@ -196,6 +220,12 @@ class _Recorder(TorchDispatchMode):
         self._calls.append(Call(function, arguments, {}, [result], is_needed=True))
         return output
 
+    def pause(self, result: Any, reply: torch.Tensor | None) -> None:
+        """Records that the program yields a result, and is sent a tensor."""
+        results = [] if reply is None else [self._add(reply, Storage(_identify(reply)))]
+        call = Call(pause, (self._describe(result),), {}, results, is_needed=True)
+        self._calls.append(call)
+
     def note_literal(self, source: Any, tensor: Any) -> None:
         """Notes that a tensor which Python has made of `source` holds Python's own numbers."""
         if not isinstance(source, torch.Tensor) and tensor not in self._values:
@@ -219,10 +249,6 @@ class _Recorder(TorchDispatchMode):
             isinstance(leaf, torch.Generator) for call in self._calls for leaf in call.leaves()
         )
         described = self._describe(result)
-        for leaf in leaves_of(described):
-            # The caller may overwrite it, so that the program may not hold it.
-            if isinstance(leaf, Value) and not leaf.is_outside:
-                leaf.storage.is_written |= leaf.is_literal
         program, tensors = write_program(self._calls, self._inputs, described)
         self._calls = []
         written = [tensor for tensor, _ in self._undo.values()]
@@ -231,7 +257,10 @@ class _Recorder(TorchDispatchMode):
     def _describe(self, result: Any) -> Any:
         """Returns a result with a `Value` for each tensor."""
         if isinstance(result, torch.Tensor):
-            return self._value_of(result)
+            value = self._value_of(result)
+            # The caller may overwrite it, so that the program may not hold it.
+            value.storage.is_written |= value.is_literal and not value.is_outside
+            return value
         if type(result) in (list, tuple):
             return type(result)(map(self._describe, result))
         if type(result) is dict:

@@ -23,7 +23,7 @@ from keras_deepseek.backend.protocols.step import Step, WeightChange
 from keras_deepseek.backend.torch import profiling
 from keras_deepseek.backend.torch.compute import to_tensor
 from keras_deepseek.backend.torch.optimizer_update import apply_update
-from keras_deepseek.backend.torch.recorded_function import RecordedFunction
+from keras_deepseek.backend.torch.recorded_function import RecordedFunction, RecordedParts
 from keras_deepseek.backend.torch.recurrent_layers import fuse_recurrent_layers
 
 _PART = 2**18
@@ -132,6 +132,14 @@ class TorchStep(Step):
         find_obstacle: Callable[[], str | None],
     ) -> Callable[[Any], Any]:
         return RecordedFunction(function, model, find_obstacle)
+
+    def make_recorded_parts(
+        self,
+        function: Callable[[Any], Any],
+        model: keras.Model,
+        find_obstacle: Callable[[], str | None],
+    ) -> Callable[[Any], Any]:
+        return RecordedParts(function, model, find_obstacle)
 
     def recorded_evaluation(
         self, model: keras.Model, find_obstacle: Callable[[str], str | None]

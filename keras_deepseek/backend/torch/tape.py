@@ -92,6 +92,10 @@ class Call:
         return (leaf for leaf in self.leaves() if isinstance(leaf, Value))
 
 
+def pause(result: Any) -> Any:
+    """Stands for `yield result` in a program, which returns what is sent to it."""
+
+
 def write_program(
     calls: Sequence[Call], inputs: Sequence[Value], result: Any
 ) -> tuple[Callable[..., Any], list[torch.Tensor]]:
@@ -99,9 +103,10 @@ def write_program(
 
     It makes no call whose result nothing uses, and no copy that can't be told from the original.
     Each tensor is freed after its last use. `result` is what the function returns: a structure
-    with `Value`s in place of tensors.
+    with `Value`s in place of tensors. With a call of `pause`, it is a generator function.
     """
     outputs = [leaf for leaf in leaves_of(result) if isinstance(leaf, Value)]
+    outputs += [value for call in calls if call.function is pause for value in call.values()]
     calls = _without_unused(_without_copies(calls, inputs, outputs), outputs)
     calls = list(map(_with_transposition, calls))
     writer = _Writer(inputs)
@@ -148,6 +153,8 @@ class _Writer:
         arguments = [self.spell(argument) for argument in call.args]
         arguments += [f"{name}={self.spell(leaf)}" for name, leaf in call.kwargs.items()]
         line = f"{self._bind(call.function)}({', '.join(arguments)})"
+        if call.function is pause:
+            line = f"yield {arguments[0]}"
         targets = [
             "_" if value is None or value.number not in used else f"v{value.number}"
             for value in call.results

@@ -27,12 +27,14 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradient_update import LayerStatistics
 from keras_deepseek.training.step.gradients.batch_part import (
     BatchPart,
+    Part,
     PartFunction,
     check_log_names,
 )
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.micro_batches import MicroBatches, sum_micro_batches
 from keras_deepseek.training.step.gradients.replicas import sum_devices, sum_processes
+from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 from keras_deepseek.training.step.loss.batch_loss import Batch, BatchLoss, count_rows
 from keras_deepseek.training.step.rematerialization import (
     find_blocks,
@@ -137,6 +139,7 @@ class TrainingStep:
         """The compiled loss, which an override may call by `super().train_step`."""
         self._model = model
         self._batch_part = BatchPart(model, compute or self.loss, self.loss)
+        self._find_obstacle = find_obstacle
         self._compute_part = self._divide(self._batch_part, options.micro_batches, parallelism)
         self._update = update
         self._options = options
@@ -297,17 +300,46 @@ class TrainingStep:
         A batch is divided among processes, each part into micro-batches, and each of these among
         the devices of the process.
         """
-        model, compute = self._model, part.__call__
+        model = self._model
+        compute: PartFunction = part.__call__
         if parallelism.devices is not None:
             compute = functools.partial(sum_devices, compute, model, parallelism.devices)
         if micro_batches > 1:
             compute = functools.partial(sum_micro_batches, compute, micro_batches, part.assigned)
         if parallelism.replicas is not None:
             replicas, residual = parallelism.replicas, parallelism.residual
+            if parallelism.devices is None and parallelism.place_layers is None:
+                compute = self._record(compute)
             compute = functools.partial(
                 sum_processes, compute, model, replicas, self.loss, residual
             )
         return compute
+
+    def _record(self, compute: PartFunction) -> PartFunction:
+        """Returns the computation of a process's rows by a recording, where that is possible.
+
+        What processes send to each other is outside of it.
+        """
+        if self._find_obstacle is None:
+            return compute
+
+        def start(batch: Batch) -> Any:
+            part = compute(batch, self._model.trainable_variables)
+            sums = part.sums
+            return (sums.weight, sums.loss, sums.logs, part.factor), part.backward
+
+        make_recorded = backend.current().step.make_recorded_parts
+        recorded = make_recorded(start, self._model, self._find_obstacle)
+
+        def run(batch: Batch, variables: Sequence[keras.Variable]) -> Part:
+            is_eager = self._model.run_eagerly or self._model.jit_compile
+            # A sum needs the rows of all processes.
+            if is_eager or self.loss.is_sum or self.find_blocks():
+                return compute(batch, variables)
+            (weight, loss, logs, factor), backward = recorded(batch)
+            return Part(WeightedSums(weight, loss, logs, []), count_rows(batch), backward, factor)
+
+        return run
 
 
 def build_for_step(model: keras.Model, batch: Any) -> None:

@@ -92,6 +92,15 @@ def test_ranks_hear_of_each_other(trained):
         np.testing.assert_array_equal(rank["wishes"], expected)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others are compiled.")
+def test_recorded_steps_of_several_processes_are_those_of_keras_to_the_bit(trained):
+    for rank in trained[1:]:
+        np.testing.assert_array_equal(rank["free weights"], rank["hooked weights"])
+        assert rank["hooked calls"] == 20
+        # The second batch of one row, and its recording.
+        assert rank["free calls"] == 2
+
+
 @in_each_way
 def test_a_training_with_compressed_gradients_is_resumed_to_the_bit(trained):
     for rank in trained[1:]:
