@@ -52,6 +52,7 @@ class ChatStyle:
 
 
 # The texts below are data of the models: one changed character, and a model reads another prompt.
+# DeepSeek publishes them beside its checkpoints, in the folders named `encoding`.
 
 _CALL_EXAMPLE = """\
 <{calls}>
