@@ -193,12 +193,12 @@ class CodeReader:
         if is_known and self._truth(value) is (what == "error"):
             raise _RaisedError
 
-    def _logic(self, is_and: bool, value: Any, *others: Callable[[], Any]) -> Any:
+    def _logic(self, is_and: bool, value: Any, *operands: Callable[[], Any]) -> Any:
         """Returns the result of `and` or `or`."""
-        for other in others:
+        for operand in operands:
             if self._truth(value) != is_and:
                 break
-            value = other()
+            value = operand()
         return value
 
     def _operator(self, name: str, run: Callable[..., Any], *values: Any) -> Any:

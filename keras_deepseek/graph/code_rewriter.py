@@ -98,6 +98,8 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> Any:
         if isinstance(node.ctx, ast.Store):
             return node
+        if node.id.startswith("__") and not node.id.endswith("__"):
+            refuse(f"reads {node.id}, which has another name in a class", node.lineno)
         name, value = ("share", node) if node.id in self._names else ("outside", node.id)
         return self._check(name, node, value)
 
@@ -171,10 +173,10 @@ class _Rewriter(ast.NodeTransformer):
         return self._check(name, node, type(op).__name__, function, *operands)
 
     def visit_BoolOp(self, node: ast.BoolOp) -> Any:
-        first, *others = node.values
-        if any(isinstance(n, ast.NamedExpr) for value in others for n in ast.walk(value)):
+        first, *operands = node.values
+        if any(isinstance(n, ast.NamedExpr) for value in operands for n in ast.walk(value)):
             refuse("uses `:=` after `and` or `or`", node.lineno)
-        later = [_function(self.visit(value)) for value in others]
+        later = [_function(self.visit(value)) for value in operands]
         return self._check("logic", node, isinstance(node.op, ast.And), self.visit(first), *later)
 
     def visit_IfExp(self, node: ast.IfExp) -> Any:
@@ -269,8 +271,8 @@ def _find_node(function: types.FunctionType) -> ast.FunctionDef | ast.Lambda:
     candidates = nodes.get((code.co_firstlineno, code.co_name), []) if code in codes else []
     if not candidates:
         refuse("has a source that is no longer that of its code")
-    (node, *others) = candidates
-    if others or not isinstance(node, ast.FunctionDef | ast.Lambda):
+    (node, *same_line) = candidates
+    if same_line or not isinstance(node, ast.FunctionDef | ast.Lambda):
         refuse("shares its line with another function, or is asynchronous")
     return node
 

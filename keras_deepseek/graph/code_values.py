@@ -117,8 +117,11 @@ class ObjectReader:
 
     def wrap(self, value: Any, text: str) -> Any:
         """Returns the value of an existing object. `text` is the code that stands for it."""
-        if isinstance(value, keras.Variable) or is_constant(value):
-            return value  # On TensorFlow a variable is a tensor too.
+        if isinstance(value, keras.Variable | keras.random.SeedGenerator):
+            is_of_keras = package_of(type(value).__module__) in PACKAGES
+            return (
+                value if is_of_keras else refuse(f"reads {text}, an object of a class of its own")
+            )
         if isinstance(value, np.ndarray) or ops.is_tensor(value):
             if hasattr(type(value), "__iadd__"):
                 refuse(f"reads {text}, an array whose numbers may change")
@@ -153,12 +156,13 @@ class ObjectReader:
             if name not in _READING_METHODS and not may_change:
                 refuse(f"uses .{name}, which may change a list or dict")
             return getattr(owner, name)
-        if isinstance(owner, types.ModuleType):
+        if type(owner) is types.ModuleType:
             value = self._watch.look_up(vars(owner), name)
             if value is MISSING or (is_container(value) and not isinstance(value, tuple)):
                 refuse(f"reads .{name}, which may change")
             return self.wrap(value, name)
         if isinstance(owner, type):
+            _check_class(owner, name)
             if not is_constant(find_in_class(owner, name)):
                 refuse(f"uses .{name} of a class")
             return self._watch.get_attribute(owner, name)
@@ -187,10 +191,11 @@ class ObjectReader:
         kind = type(owner)
         if find_in_class(kind, "__getattribute__") is not object.__getattribute__:
             refuse(f"reads .{name} by a `__getattribute__`")
-        self._watch.get_attribute(owner, "__class__")
+        _check_class(kind, name)
+        for source, attribute in ((owner, "__class__"), (owner, "__dict__"), (kind, name)):
+            self._watch.get_attribute(source, attribute)
         member = find_in_class(kind, name)
         if isinstance(member, property):
-            self._watch.get_attribute(kind, name)
             if isinstance(member.fget, types.FunctionType) and not is_of_known_package(member.fget):
                 return self._run(member.fget, [owner], {})
             return self._known_property(owner, name)
@@ -199,7 +204,6 @@ class ObjectReader:
         value = self._watch.look_up(vars(owner), name)
         if value is not MISSING:
             return self.wrap(value, name)
-        self._watch.get_attribute(kind, name)
         if member is MISSING:  # PyTorch's `__getattr__` looks in a dict of layers.
             getter = find_in_class(kind, "__getattr__")
             if getter is MISSING or package_of(getter.__module__) != "torch":
@@ -221,6 +225,13 @@ class ObjectReader:
         if isinstance(value, keras.Variable) or is_constant(value):
             return self._watch.get_attribute(owner, name)
         return refuse(f"reads .{name}, a property of Keras")
+
+
+def _check_class(kind: type, name: str) -> None:
+    """Raises an error if a metaclass decides what an attribute of a class is."""
+    getter = find_in_class(type(kind), "__getattribute__")
+    if getter is not type.__getattribute__ or find_in_class(type(kind), name) is not MISSING:
+        refuse(f"reads .{name} by a metaclass")
 
 
 def _attribute_of_tensor(owner: Any, name: str) -> Any:

@@ -4,16 +4,13 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
 MISSING = object()
 _CONSTANTS = {type(None), bool, int, float, complex, str, bytes, type(Ellipsis)}
 
 
 def is_constant(value: Any) -> bool:
-    """Returns True for a number, a text or `None`, whose methods are those of Python or NumPy."""
-    kind = type(value)
-    return kind in _CONSTANTS or (isinstance(value, np.generic) and kind.__module__ == "numpy")
+    """Returns True for a number, a text or `None`, of a class of Python itself."""
+    return type(value) in _CONSTANTS
 
 
 class Watch:

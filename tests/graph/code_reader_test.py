@@ -1,11 +1,15 @@
 """Attempts to get past the reader of code. Each does what a trace does not see."""
 
+import time
 import types
 
+import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 
 from keras_deepseek.graph.known_code import find_foreign_code, read_layer
+from tests.oracles.foreign_layers import BACKEND
 from tests.oracles.user_layers import Number, Rich
 
 ATTEMPTS = []
@@ -32,6 +36,31 @@ class Pair:
         return iter((1.0, float(self.count)))
 
 
+class Generator(keras.random.SeedGenerator):
+    """A source of seeds that always has the same one."""
+
+    def next(self, ordered=True):
+        return self.state
+
+
+class WithMeta(type):
+    @property
+    def factor(cls):
+        Odd.uses += 1
+        return float(Odd.uses)
+
+
+class Factors(metaclass=WithMeta):
+    pass
+
+
+class Module(types.ModuleType):
+    factor = property(lambda self: float(time.time()))
+
+
+module = Module("module")
+
+
 class Layer(Rich):
     def build(self, shape):
         super().build(shape)
@@ -40,11 +69,18 @@ class Layer(Rich):
         self.numbers = (value for value in (1.0, 2.0))
         self.view = types.MappingProxyType(self.__dict__)
         self.pairs_of_objects = [self.pair]
+        self.draws = Generator(1)
+        self.half = np.float32(0.5)
 
 
 def attempt(call):
     ATTEMPTS.append(call)
     return call
+
+
+def attempt_on_torch(call):
+    """Adds an attempt to change a tensor in place, which only PyTorch does."""
+    return attempt(call) if BACKEND == "torch" else call
 
 
 def admitted(call):
@@ -162,6 +198,31 @@ def multiplies_by_a_number_of_its_own(self, x):
 
 
 @attempt
+def multiplies_a_weight_by_a_number_of_numpy(self, x):
+    return x * (self.half * self.scale)
+
+
+@attempt
+def draws_by_a_generator_of_its_own(self, x):
+    return x + keras.random.normal(ops.shape(x), seed=self.draws)
+
+
+@attempt
+def reads_by_a_metaclass(self, x):
+    return x * Factors.factor
+
+
+@attempt
+def reads_a_module_of_a_class_of_its_own(self, x):
+    return x * module.factor
+
+
+@attempt
+def reads_a_name_of_a_class(self, x):
+    return x * __factor  # noqa: F821 - in a class it is `_Class__factor`
+
+
+@attempt
 def unpacks_an_object(self, x):
     first, second = self.pair
     return x * first * second
@@ -268,7 +329,7 @@ def calls_a_base_by_name(self, x):
     return x
 
 
-@attempt
+@attempt_on_torch
 def changes_a_tensor_that_a_list_holds(self, x):
     tensors = [x * 1.0]
     for y in tensors:
@@ -276,14 +337,14 @@ def changes_a_tensor_that_a_list_holds(self, x):
     return tensors[0]
 
 
-@attempt
+@attempt_on_torch
 def changes_a_tensor_of_two_names(self, x):
     y = z = x * 1.0
     y += 1.0
     return y + z
 
 
-@attempt
+@attempt_on_torch
 def changes_a_tensor_that_a_function_reads(self, x):
     y = x * 1.0
     get = lambda: y  # noqa: E731
@@ -327,6 +388,36 @@ def test_code_that_a_trace_sees_is_admitted(call):
 
 def test_a_method_that_only_calls_the_one_of_keras_is_no_better_than_it():
     assert "super().add_loss" in find_foreign_code(Adding())
+
+
+class Setting:
+    def __init__(self):
+        self.factor = 1.0
+
+
+def replace_dict(setting):
+    setting.__dict__ = {"factor": 2.0}
+
+
+def add_property(setting):
+    type(setting).factor = property(lambda _: 2.0)
+
+
+def change_class(setting):
+    setting.__class__ = type("Other", (Setting,), {"factor": property(lambda _: 2.0)})
+
+
+@pytest.mark.parametrize("change", [replace_dict, add_property, change_class])
+def test_an_attribute_that_changes_by_its_object_is_noticed(change):
+    layer = type("Reading", (Layer,), {"call": lambda self, x: x * self.setting.factor})()
+    layer.setting = type("Own", (Setting,), {})()
+    layer.build((None, None, 4))
+    layer.built = True
+    reading = read_layer(layer)
+    assert reading.reason is None
+    assert reading.is_current()
+    change(layer.setting)
+    assert not reading.is_current()
 
 
 def test_the_branch_of_another_setting_is_read_when_it_is_taken():
