@@ -220,8 +220,7 @@ class ObjectReader:
     def _known_property(self, owner: Any, name: str) -> Any:
         value = getattr(owner, name)
         if isinstance(value, list) and all(isinstance(layer, keras.Layer) for layer in value):
-            self._watch.get_elements(vars(owner).get("_layers", ()))
-            return Stored(value)
+            return Stored(self._watch.get_elements(owner, name))
         if isinstance(value, keras.Variable) or is_constant(value):
             return self._watch.get_attribute(owner, name)
         return refuse(f"reads .{name}, a property of Keras")

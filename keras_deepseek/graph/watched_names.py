@@ -31,9 +31,9 @@ class Watch:
         """Returns an attribute, or `MISSING`."""
         return self._read(_get_attribute, owner, name)
 
-    def get_elements(self, container: Any) -> list[Any]:
-        """Returns the elements of a list, tuple or dict, keys included."""
-        elements: list[Any] = self._read(_get_elements, container, "")
+    def get_elements(self, container: Any, name: str = "") -> list[Any]:
+        """Returns the elements of a list, tuple or dict, keys included, or of an attribute."""
+        elements: list[Any] = self._read(_get_elements, container, name)
         return elements
 
     def _read(self, read: Callable[..., Any], owner: Any, name: str) -> Any:
@@ -74,7 +74,9 @@ def _get_attribute(owner: Any, name: str) -> Any:
     return getattr(owner, name, MISSING)
 
 
-def _get_elements(container: Any, _: str) -> list[Any]:
+def _get_elements(container: Any, name: str) -> list[Any]:
+    if name:
+        container = getattr(container, name)
     if isinstance(container, dict):
         return [*container.keys(), *container.values()]
     return list(container)
