@@ -15,7 +15,6 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Literal
 
 from keras_deepseek.backend.call_context import collect_loss_means, set_loss_normalizer
-from keras_deepseek.backend.data.array_feed import ArrayFeed
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.jax import profiling
 from keras_deepseek.backend.jax.distribution import place_batch, translate_peer_errors
@@ -295,7 +294,7 @@ class JaxStep(Step):
     def can_feed_arrays(self, model: keras.Model, method: str, shuffle: bool | str) -> bool:
         return shuffle != "batch"
 
-    def feed_arrays(self, feed: ArrayFeed) -> Iterator[Any]:
+    def feed_arrays(self, feed: Any) -> Iterable[Any]:
         # As Keras: from NumPy's global generator, when the first batch is drawn.
         order = np.random.permutation(feed.num_rows) if feed.shuffles else None  # noqa: NPY002
         yield from feed.batches(order)

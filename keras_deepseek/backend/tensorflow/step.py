@@ -10,7 +10,6 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.data.array_feed import ArrayFeed
 from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
 from keras_deepseek.backend.keras_private.layer_calls import recomputed_call
 from keras_deepseek.backend.profiling.step_trace import Line
@@ -177,7 +176,7 @@ class TensorFlowStep(Step):
             and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
         )
 
-    def feed_arrays(self, feed: ArrayFeed) -> Iterable[Any]:
+    def feed_arrays(self, feed: Any) -> Iterable[Any]:
         return ArrayPasses(feed)
 
     def mark(self, name: str) -> AbstractContextManager[object]:

@@ -194,7 +194,7 @@ class TorchStep(Step):
     def can_feed_arrays(self, model: keras.Model, method: str, shuffle: bool | str) -> bool:
         return not shuffle  # `fit` takes a stream of batches.
 
-    def feed_arrays(self, feed: ArrayFeed) -> Iterable[Any]:
+    def feed_arrays(self, feed: Any) -> Iterable[Any]:
         return _ArrayPasses(feed)
 
     def prefers_own_feed(self, x: Any) -> bool:
