@@ -58,7 +58,7 @@ _OF_NUMBERS = {getattr(builtins, name) for name in _NUMBERS.split()}
 _OF_NUMBERS |= {f for f in vars(math).values() if isinstance(f, types.BuiltinFunctionType)}
 _OUTSIDE = {"numpy", "torch", "jax", "tensorflow", "scipy"} | sys.stdlib_module_names - {"__main__"}
 _ARGUMENTS_OF_WHERE = 3
-_MOST_ELEMENTS = 100_000
+_MOST_ELEMENTS = 20_000
 
 _COMPARISONS = {"Eq", "NotEq", "Lt", "LtE", "Gt", "GtE"}
 
@@ -160,10 +160,12 @@ class Operations:
         if function in _OF_NUMBERS:
             return self._call_for_number(function, args, kwargs)
         owner = getattr(function, "__self__", None)
-        if owner is not None and (type(owner) in CONTAINERS or is_constant(owner)):
+        is_method = isinstance(function, types.BuiltinFunctionType) and owner is not None
+        if is_method and (type(owner) in CONTAINERS or is_constant(owner)):
             return self._call_method_of_list(function, args, kwargs, text)
         if isinstance(function, types.FunctionType) and not is_of_known_package(function):
-            if function.__code__.co_filename.startswith(REWRITTEN):  # Defined in the code itself.
+            is_rewritten = function.__code__.co_filename.startswith(REWRITTEN)
+            if is_rewritten and not function.__builtins__:  # Defined in the code itself.
                 return function(*args, **kwargs)
             if package_of(function.__globals__.get("__name__", "")) not in _OUTSIDE:
                 return self._run(function, args, kwargs)

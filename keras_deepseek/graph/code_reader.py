@@ -6,7 +6,6 @@ an `UnreadableCodeError` with the reason. Where a branch depends on what a calle
 `training`, the function runs once for each choice.
 """
 
-import builtins
 import contextlib
 import inspect
 import linecache
@@ -33,7 +32,7 @@ from keras_deepseek.graph.code_values import (
 )
 from keras_deepseek.graph.watched_names import MISSING, Watch, is_constant
 
-_MOST_CHECKS = 100_000
+_MOST_CHECKS = 20_000
 _CHECKS = ("call", "operator", "truth", "logic", "raises", "elements")
 _CHECKS_OF_VALUES = ("item", "set_item", "fit", "change", "share", "keep", "constant")
 
@@ -124,7 +123,7 @@ class CodeReader:
         self.watch.get_elements(keyword_defaults)
         for value in (*defaults, *keyword_defaults.values()):
             if isinstance(value, list | dict | set):
-                refuse(f"has the default {value!r}, which may change")
+                refuse("has a list, dict or set as a default, which may change")
 
         def outside(name: str) -> Any:
             return self._look_up(function, name)
@@ -146,17 +145,20 @@ class CodeReader:
 
     def _look_up(self, function: types.FunctionType, name: str) -> Any:
         """Returns the value of a name from outside of a function."""
+        if name.startswith("__") and not name.endswith("__"):
+            refuse(f"reads `{name}`, which has another name within a class")
         names, cells = function.__code__.co_freevars, function.__closure__ or ()
         if name in names:
             value = self.watch.get_attribute(cells[names.index(name)], "cell_contents")
         else:
             value = self.watch.look_up(function.__globals__, name)
             if value is MISSING:
-                value = self.watch.look_up(vars(builtins), name)
+                value = self.watch.look_up(function.__builtins__, name)
+        result = self._objects.wrap(value, name)
         is_list = is_container(value) and not (type(value) is tuple and is_plain(value))
         if value is MISSING or isinstance(value, keras.Variable | keras.Layer) or is_list:
             refuse(f"reads `{name}` from outside, which may change")
-        return self._objects.wrap(value, name)
+        return result
 
     def _count(self) -> None:
         self._num_checks += 1

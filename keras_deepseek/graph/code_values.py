@@ -117,6 +117,10 @@ class ObjectReader:
 
     def wrap(self, value: Any, text: str) -> Any:
         """Returns the value of an existing object. `text` is the code that stands for it."""
+        for member in ("__getattribute__", "__class__"):  # `isinstance` runs them.
+            getter = find_in_class(type(value), member)
+            if isinstance(getter, property) or _is_of_user(getter):
+                refuse(f"reads {text}, an object with a `{member}` of its own")
         if isinstance(value, keras.Variable | keras.random.SeedGenerator):
             is_of_keras = package_of(type(value).__module__) in PACKAGES
             return (
@@ -224,6 +228,12 @@ class ObjectReader:
         if isinstance(value, keras.Variable) or is_constant(value):
             return self._watch.get_attribute(owner, name)
         return refuse(f"reads .{name}, a property of Keras")
+
+
+def _is_of_user(member: Any) -> bool:
+    packages = PACKAGES | {"torch", "tensorflow", "jax", "flax"}
+    is_function = isinstance(member, types.FunctionType)
+    return is_function and package_of(member.__globals__.get("__name__", "")) not in packages
 
 
 def _check_class(kind: type, name: str) -> None:

@@ -109,6 +109,7 @@ def _read(layer: keras.Layer, code: tuple[Any, ...]) -> Reading:
     for name, value in vars(layer).items():  # Of a known `call`, such as the arguments of `Lambda`.
         if is_container(value) and not name.startswith("_"):
             reader.watch.get_elements(value)
+    reader.watch.get_attribute(layer, "__class__")
     reason = outer_reason = None
     for name, member in code:
         try:

@@ -83,7 +83,7 @@ def _get_elements(container: Any, name: str) -> list[Any]:
 
 
 def _freeze(value: Any) -> Any:
-    return (type(value), value) if is_constant(value) else id(value)
+    return (type(value), repr(value)) if is_constant(value) else id(value)
 
 
 def find_in_class(kind: type, name: str) -> Any:

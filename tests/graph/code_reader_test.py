@@ -274,6 +274,11 @@ def compares_an_object(self, x):
     return x if self.number == 1 else x * 2.0
 
 
+@attempt
+def reads_a_name_that_a_class_changes(self, x):
+    return x * __hidden  # noqa: F821 - within a class it is `_Class__hidden`
+
+
 # Numbers of tensors, sizes and what a trace does not record.
 
 
@@ -444,3 +449,32 @@ def test_the_branch_of_another_setting_is_read_when_it_is_taken():
     assert read_layer(layer).reads_sizes
     layer.mode = "a"
     assert "which may change" in find_foreign_code(layer)
+
+
+class Touched:
+    """An object that tells when its attributes are read."""
+
+    uses = 0
+
+    def __getattribute__(self, name):
+        Touched.uses += 1
+        return super().__getattribute__(name)
+
+
+touched = Touched()
+
+
+def test_reading_code_runs_no_getter_of_an_object():
+    layer = type("Touching", (Layer,), {"call": lambda self, x: x if touched else x * 2.0})()
+    layer.build((None, None, 4))
+    old_uses = Touched.uses
+    assert find_foreign_code(layer) is not None
+    assert Touched.uses == old_uses
+
+
+def test_another_class_of_a_layer_is_noticed():
+    layer = type("First", (Layer,), {"call": lambda self, x: x * 2.0})()
+    layer.build((None, None, 4))
+    reading = read_layer(layer)
+    layer.__class__ = type("Second", (Layer,), {"call": lambda self, x: x * 3.0})
+    assert not reading.is_current()

@@ -103,6 +103,7 @@ class PythonState:
                 [value for name, value in attributes.items() if name not in _OF_TRAINING]
                 for attributes in self._models
             ],
+            list(map(type, self.layers)),
             [owner.call for owner in self._classes],
             [list(attributes.values()) for attributes in self._own_classes],
             _read_settings(),
