@@ -164,8 +164,8 @@ class Operations:
         if is_method and (type(owner) in CONTAINERS or is_constant(owner)):
             return self._call_method_of_list(function, args, kwargs, text)
         if isinstance(function, types.FunctionType) and not is_of_known_package(function):
-            is_rewritten = function.__code__.co_filename.startswith(REWRITTEN)
-            if is_rewritten and not function.__builtins__:  # Defined in the code itself.
+            scope, file = function.__globals__, function.__code__.co_filename
+            if file.startswith(REWRITTEN) and not scope["__builtins__"]:  # Of the code itself.
                 return function(*args, **kwargs)
             if package_of(function.__globals__.get("__name__", "")) not in _OUTSIDE:
                 return self._run(function, args, kwargs)

@@ -143,7 +143,7 @@ class CodeReader:
         result.__kwdefaults__ = {k: wrap(v, "a default") for k, v in keyword_defaults.items()}
         return result
 
-    def _look_up(self, function: types.FunctionType, name: str) -> Any:
+    def _look_up(self, function: Any, name: str) -> Any:
         """Returns the value of a name from outside of a function."""
         if name.startswith("__") and not name.endswith("__"):
             refuse(f"reads `{name}`, which has another name within a class")
