@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.datasets import (
-    ArrayDataAdapter,
+    ArrayAdapter,
     cast_arrays,
     split_validation,
 )
@@ -25,7 +25,7 @@ _FUNCTIONS = {
 """The method of a model that makes the function of a step, by the method that takes the data."""
 
 
-class ArrayFeed(ArrayDataAdapter):
+class ArrayFeed(ArrayAdapter):
     """Keras's adapter for dense arrays of numbers, whose batches are cut by `Step.feed_arrays`.
 
     The batches, their order, and the random number generators afterwards are those of Keras.
@@ -37,20 +37,10 @@ class ArrayFeed(ArrayDataAdapter):
         arrays = cast_arrays(self)
         return arrays if all(map(_has_numbers, arrays)) else None
 
-    @property
-    def shuffles(self) -> bool:
-        """True if each pass has another order of rows."""
-        return bool(self._shuffle)
-
-    @property
-    def num_rows(self) -> int:
-        """The number of rows of each array."""
-        return int(self._num_samples)
-
     @functools.cached_property
     def pack(self) -> Callable[[list[Any]], Any]:
         """A function that makes a batch of its arrays."""
-        structure = self._inputs
+        structure = self.structure
         if not keras.tree.is_nested(structure):
             return operator.itemgetter(0)
         if type(structure) is tuple and not any(map(keras.tree.is_nested, structure)):
@@ -76,7 +66,7 @@ class ArrayFeed(ArrayDataAdapter):
         arrays and batches.
         """
         numbers = np.arange(self.num_rows)
-        adapter = ArrayDataAdapter(numbers, batch_size=self.num_rows, shuffle=self._shuffle)
+        adapter = ArrayAdapter(numbers, batch_size=self.num_rows, shuffle=self.shuffles)
         orders: Iterable[Any] = adapter.get_tf_dataset()
         return orders
 

@@ -9,7 +9,7 @@ from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 __all__ = [
-    "ArrayDataAdapter",
+    "ArrayAdapter",
     "DataAdapter",
     "array_slices",
     "batch_specs",
@@ -60,6 +60,25 @@ def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
         )
 
     return adapter._num_samples, take
+
+
+class ArrayAdapter(ArrayDataAdapter):
+    """Keras's adapter for arrays, which tells what it holds."""
+
+    @property
+    def shuffles(self) -> bool:
+        """True if each pass has another order of rows."""
+        return bool(self._shuffle)
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of each array."""
+        return int(self._num_samples)
+
+    @property
+    def structure(self) -> Any:
+        """The nested arrays of a batch: inputs, or a tuple with targets and sample weights."""
+        return self._inputs
 
 
 def cast_arrays(adapter: Any) -> list[Any]:

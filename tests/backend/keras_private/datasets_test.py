@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.keras_private.datasets import (
+    ArrayAdapter,
     DataAdapter,
     array_slices,
     batch_specs,
@@ -49,6 +50,9 @@ def test_training_data_of_each_kind_have_an_adapter():
     assert num_rows == 6
     np.testing.assert_array_equal(take(np.array([4, 1])), [[4.0], [1.0]])
 
+    own_adapter = ArrayAdapter(x, shuffle=True)
+    assert (own_adapter.num_rows, own_adapter.shuffles) == (6, True)
+    assert own_adapter.structure is x
     (array,) = cast_arrays(adapter)
     assert array.dtype == keras.config.floatx()
     sparse = pytest.importorskip("scipy.sparse").csr_matrix(x)
