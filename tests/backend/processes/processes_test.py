@@ -47,7 +47,10 @@ def trained(request, make_once):
 
 in_each_way = pytest.mark.parametrize(
     "trained",
-    ["first", pytest.param("further", marks=pytest.mark.nightly)],
+    [
+        pytest.param("first", marks=pytest.mark.torch_alone),
+        pytest.param("further", marks=pytest.mark.nightly),
+    ],
     indirect=True,
 )
 
@@ -63,7 +66,6 @@ def test_a_process_that_is_alone_is_the_first_and_has_all_of_each_variable(dtype
 
 
 @in_each_way
-@pytest.mark.torch_alone
 def test_several_processes_find_what_one_does(trained):
     alone, *ranks = trained
     for name in alone.files:
