@@ -35,6 +35,15 @@ def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch, 
         assert not served.result(timeout=60).ready
 
 
+@pytest.fixture
+def pythons_thresholds():
+    thresholds_of_tests = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*thresholds_of_tests)
+
+
+@pytest.mark.usefixtures("pythons_thresholds")
 def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
     pytest.importorskip("uvicorn")
 

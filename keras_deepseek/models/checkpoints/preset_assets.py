@@ -29,7 +29,7 @@ class PresetAssets:
     generation_config: Mapping[str, Any] | None
 
 
-def read_assets(folder: Path, model_type: object) -> PresetAssets:
+def read_assets(folder: Path, model_type: object = None) -> PresetAssets:
     """Reads the tokenizer files and the generation config of a preset folder."""
     files = MappingProxyType(read_tokenizer_files(folder))
     tokenizer = None
