@@ -84,6 +84,7 @@ def test_all_ranks_have_the_same_weights_to_the_last_bit(trained):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
+@pytest.mark.torch_alone
 def test_ranks_hear_of_each_other(trained):
     for rank in trained[1:]:
         assert rank["heard"] == "from rank 0"
@@ -111,6 +112,7 @@ def test_a_training_with_compressed_gradients_is_resumed_to_the_bit(trained):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX ends a process left alone.")
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("when", ["in step", "between"])
 def test_who_is_left_alone_is_told(trained, when):
     (message,) = trained[1][f"lost {when}"]
