@@ -124,5 +124,6 @@ def position_data(
     source = open_batch_source(**data_arguments, shuffle=shuffle, seed=seed, share=share)
     data = PositionedData(BatchStream(source, data_arguments["steps_per_epoch"]))
     if data_arguments["batch_size"] is not None:
-        options.setdefault("validation_batch_size", data_arguments["batch_size"])
+        size = options.get("validation_batch_size") or data_arguments["batch_size"]
+        options["validation_batch_size"] = size
     return {**options, "x": data}, data
