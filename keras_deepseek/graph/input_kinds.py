@@ -14,7 +14,7 @@ from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.graph.ir import Shape
 from keras_deepseek.graph.known_code import CannotOpenError, CodeState, find_foreign_code
 
-_SETTINGS = (bool, int, float, str, types.FunctionType)
+_SETTINGS = (bool, int, float, str, types.FunctionType, types.NoneType)
 _NO_SETTINGS = {"_called", "built", "training", "call", "stop_training", "stop_evaluating"}
 """Attributes that Keras itself changes from call to call."""
 

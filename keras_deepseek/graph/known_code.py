@@ -28,7 +28,8 @@ _OF_BASES = {"tensorflow", "jax", "flax", "torch", "builtins", "abc", "typing", 
 
 _NOT_IN_CALL = {
     *("__init__", "__new__", "__repr__", "__reduce__", "__getstate__", "__setstate__"),
-    *("build", "build_from_config", "get_build_config", "get_config", "from_config"),
+    *("build", "build_from_config", "get_build_config", "get_config", "from_config", "quantize"),
+    "_symbolic_build",
     *("compile", "compile_from_config", "get_compile_config", "compute_loss", "compute_metrics"),
     *("compute_output_shape", "compute_output_spec", "metrics", "reset_metrics"),
     *("fit", "evaluate", "predict", "export", "summary", "save", "save_weights", "load_weights"),
@@ -41,6 +42,13 @@ _AROUND_CALL = ("__call__", "compute_mask")
 """The methods that Keras runs around a layer's `call`, besides properties."""
 
 _NOT_IN_CALL_SUFFIXES = ("_initializer", "_regularizer", "_constraint")
+_MOST_DEPTH = 4
+"""The depth to which what functions hold is looked at."""
+_WRAPPERS = tuple(
+    getattr(keras.layers, name)
+    for name in ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+)
+"""Keras's layers that run code of other libraries."""
 _SHARED = (type, types.ModuleType, types.FunctionType, types.MethodType, inspect.Signature)
 """The classes of attributes that are not copied."""
 
@@ -108,7 +116,7 @@ def _read(layer: keras.Layer, code: tuple[Any, ...]) -> Reading:
     reader = CodeReader(layer, {id(inner) for inner in flatten_layers(layer)})
     for name, value in vars(layer).items():  # Of a known `call`, such as the arguments of `Lambda`.
         if is_container(value) and not name.startswith("_"):
-            reader.watch.get_elements(value)
+            _watch_elements(reader.watch, value)
     reader.watch.get_attribute(layer, "__class__")
     reason = outer_reason = None
     for name, member in code:
@@ -130,6 +138,12 @@ def _read(layer: keras.Layer, code: tuple[Any, ...]) -> Reading:
             if isinstance(member, property) or name.rpartition(".")[2] in _AROUND_CALL:
                 outer_reason = outer_reason or text
     return Reading(reason, outer_reason, reader.reads_sizes, reader.watch, code)
+
+
+def _watch_elements(watch: Watch, container: Any) -> None:
+    for element in watch.get_elements(container):
+        if is_container(element):
+            _watch_elements(watch, element)
 
 
 class CodeState:
@@ -157,6 +171,8 @@ class CodeState:
 def _find_code(layer: Any) -> list[tuple[str, Any]]:
     """Returns the foreign methods and functions of a layer or operation, and their names."""
     kind: Any = type(layer)
+    if isinstance(layer, _WRAPPERS):
+        return [("what it wraps", layer)]
     # Anybody may replace a method of a class later.
     fingerprint = hash(
         tuple(id(member) for owner in kind.__mro__ for member in vars(owner).values())
@@ -198,7 +214,7 @@ def _is_code(member: Any) -> bool:
     return not isinstance(member, type) and (callable(member) or hasattr(member, "__get__"))
 
 
-def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
+def _is_known(member: Any, owner: type, depth: int = _MOST_DEPTH) -> bool:
     """Returns True for code of known packages, if all functions that it holds are known too.
 
     A function's module is read from its globals, since `functools.wraps` changes `__module__`.
@@ -208,12 +224,15 @@ def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
         return True
     if depth == 0:  # Nobody has looked at what it holds.
         return False
-    if isinstance(member, keras.Operation):  # A layer is asked by itself.
-        return isinstance(member, keras.Layer) or find_foreign_code(member) is None
-    if isinstance(member, types.MethodType | classmethod | staticmethod):
-        return _is_known(member.__func__, owner, depth)
-    if isinstance(member, property):
-        return _is_known(member.fget, owner, depth)
+    if isinstance(member, keras.Layer):  # One that Keras tracks is asked by itself.
+        return depth == _MOST_DEPTH or all(
+            package_of(type(inner).__module__) in PACKAGES for inner in flatten_layers(member)
+        )
+    if isinstance(member, keras.Operation):
+        return find_foreign_code(member) is None
+    if isinstance(member, types.MethodType | classmethod | staticmethod | property):
+        function = member.fget if isinstance(member, property) else member.__func__
+        return _is_known(function, owner, depth)
     module = owner.__module__
     functions: list[Any] = []
     if isinstance(member, types.FunctionType):
@@ -222,7 +241,8 @@ def _is_known(member: Any, owner: type, depth: int = 4) -> bool:
     elif isinstance(member, functools.partial):
         module, functions = "functools", [member.func, *member.args, *member.keywords.values()]
     else:  # As by `ops.custom_gradient` on PyTorch and `keras.remat` on TensorFlow.
-        functions = list(getattr(member, "__dict__", {}).values())
+        values = getattr(member, "__dict__", {}).values()
+        functions = [value for value in values if not isinstance(value, keras.Layer)]
     return package_of(module) in PACKAGES | _OF_BASES and all(
         _is_known(function, type(function), depth - 1) for function in filter(callable, functions)
     )
@@ -275,7 +295,7 @@ def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
     """
     copies = {}
     for name, value in attributes.items():
-        if isinstance(value, _SHARED) or _is_shared(value):
+        if name in _NOT_IN_CALL or isinstance(value, _SHARED) or _is_shared(value):
             continue
         memo = {id(shared): shared for shared in _find_shared(value)}
         tracker = getattr(value, "tracker", None)  # Of Keras's lists: it holds the layer's state.

@@ -36,7 +36,10 @@ class JaxInference(Inference):
         return infer
 
     def compile_with_state(
-        self, function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
+        self,
+        function: Callable[..., tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        model: keras.Model | None = None,
     ) -> Callable[..., tuple[Any, Any]]:
         variables = list(variables)
 

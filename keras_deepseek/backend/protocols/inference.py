@@ -35,13 +35,15 @@ class Inference(abc.ABC):
         self,
         function: Callable[..., tuple[Any, Any]],
         variables: Sequence[keras.Variable],
+        model: keras.Model | None = None,
     ) -> Callable[..., tuple[Any, Any]]:
         """Compiles `function(state, *inputs)`, which returns outputs and the next state.
 
         The state is `None` at first, then a structure of tensors whose shapes never change. It is
         donated: the next one may use its memory. The inputs are arrays, integers or `None`. On
         PyTorch the function is run as it is, and inputs that are integers stay integers.
-        `variables` are those that it reads.
+        `variables` are those that it reads. `model` has the layers that it runs: on PyTorch a step
+        is recorded anew when one of them has changed, and runs as it is with layers of users.
         """
 
     def compiles_by_shape(self) -> bool:

@@ -54,7 +54,10 @@ class TensorFlowInference(Inference):
         return infer
 
     def compile_with_state(
-        self, function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
+        self,
+        function: Callable[..., tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        model: keras.Model | None = None,
     ) -> Callable[..., tuple[Any, Any]]:
         @tf.function(autograph=False)
         def begin(inputs: tuple[Any, ...]) -> tuple[Any, Any]:

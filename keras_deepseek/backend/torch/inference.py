@@ -21,6 +21,7 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.variables import raw_value
 from keras_deepseek.backend.protocols.inference import Inference
 from keras_deepseek.backend.torch.compute import to_tensor
+from keras_deepseek.backend.torch.python_state import PythonState, is_watched
 from keras_deepseek.backend.torch.recorded_function import RecordedFunction
 from keras_deepseek.backend.torch.recording import CannotRecordError, record, record_call
 from keras_deepseek.backend.torch.recurrent_layers import fuse_recurrent_layers
@@ -51,14 +52,21 @@ class TorchInference(Inference):
         return _make_inference(model, model)
 
     def compile_with_state(
-        self, function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
+        self,
+        function: Callable[..., tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        model: keras.Model | None = None,
     ) -> Callable[..., tuple[Any, Any]]:
         variables, calls, recordings = list(variables), Counter[Any](), dict[Any, Any]()
+        layers = None if model is None else _WatchedLayers(model)
 
         def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
             inputs = keras.tree.map_structure(_make_tensor, inputs)
             with torch.inference_mode(), set_temporarily(_OWNS_STATE, value=True):
-                if state is None:
+                if layers is not None and layers.are_changed():
+                    calls.clear()
+                    recordings.clear()
+                if state is None or (layers is not None and not layers.may_be_recorded()):
                     return function(state, *inputs)
                 key = _describe(state, inputs), tuple(map(id, map(raw_value, variables)))
                 calls[key] += 1
@@ -94,6 +102,30 @@ class TorchInference(Inference):
         if tensors[0].device.type != "cpu":
             return function(*tensors)
         return record_call(function, tensors)
+
+
+class _WatchedLayers:
+    """The layers of a model, with the state in which a step of it was recorded."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        self._state: PythonState | None = None
+
+    def are_changed(self) -> bool:
+        """Returns True if a layer is another one than at the last call, or has other attributes."""
+        if self._state is not None and self._state.is_same():
+            return False
+        self._state = PythonState(self._model)
+        return True
+
+    def may_be_recorded(self) -> bool:
+        """Returns True if all layers are known, and nothing watches one."""
+        return (
+            self._state is not None
+            and self._state.has_known_layers
+            and not self._state.has_hooks()
+            and not is_watched()
+        )
 
 
 def _make_inference(model: NamedModel, run: Callable[[Any], Any]) -> InferenceFunction:

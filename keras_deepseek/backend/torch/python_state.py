@@ -66,12 +66,18 @@ class PythonState:
             and not name.endswith("_hooks")
             and name not in _OF_TRAINING
         ]
-        self._copies = [value.copy() for value in self._containers]
+        self._copies = list(map(_copy, self._containers))
         self._classes = list({type(layer) for layer in self.layers})
         mro = {base for owner in self._classes for base in owner.__mro__}
         self._own_classes = [
             vars(base) for base in mro if base.__module__.partition(".")[0] not in _STEADY
         ]
+        # An `__init__` runs no step.
+        self.has_known_layers = not any(
+            callable(member) and not isinstance(member, type) and name != "__init__"
+            for members in self._own_classes
+            for name, member in members.items()
+        )
         # The rule for code, `graph/known_code.py`, leaves in layers what it read of users' code.
         readings = (vars(layer).get("_code_reading") for layer in self.layers)
         self._readings = [reading for reading in readings if reading is not None]
@@ -169,6 +175,7 @@ def _read_settings() -> tuple[Any, ...]:
     """Returns the settings of Keras and PyTorch on which operations depend."""
     return (
         keras.config.floatx(),
+        keras.config.epsilon(),
         keras.config.image_data_format(),
         keras.config.is_flash_attention_enabled(),
         keras_torch_device(),
@@ -184,6 +191,13 @@ def _read_settings() -> tuple[Any, ...]:
         torch.backends.cuda.math_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),
     )
+
+
+def _copy(value: Any) -> Any:
+    """Returns a copy of nested lists and dicts, with what they hold."""
+    if isinstance(value, dict):
+        return {name: _copy(element) for name, element in value.items()}
+    return list(map(_copy, value)) if isinstance(value, list) else value
 
 
 def _variables_of(model: keras.Model) -> list[keras.Variable]:

@@ -50,7 +50,8 @@ class CompiledSteps:
 
         def make() -> Step:
             compile_step = backend.current().inference.compile_with_state
-            return compile_step(partial(function, self.model, *arguments), self.model.variables)
+            step = partial(function, self.model, *arguments)
+            return compile_step(step, self.model.variables, self.model)
 
         step: Step = self._functions.find(key, make)
         return step

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.trainers import compile_arguments
 from keras_deepseek.graph.known_code import find_foreign_code, find_unrecordable_layer
 
@@ -32,19 +33,25 @@ def find_evaluation_obstacle(model: keras.Model, step: str) -> str | None:
 
 def _compiled_parts(model: keras.Model) -> dict[str, Any]:
     settings = compile_arguments(model) if model.compiled else {}
-    return {name: settings.get(name) for name in _COMPILED}
+    regularizers = [
+        *(variable.regularizer for variable in model.trainable_variables),
+        *(getattr(layer, "activity_regularizer", None) for layer in flatten_layers(model)),
+    ]
+    return {**{name: settings.get(name) for name in _COMPILED}, "regularizer": regularizers}
 
 
 def _find(model: keras.Model, methods: Sequence[str], parts: dict[str, Any]) -> str | None:
     for name in methods:
-        if getattr(type(model), name) is not getattr(keras.Model, name):
+        is_replaced = name in _OF_LOSS and name in vars(model)
+        if is_replaced or getattr(type(model), name) is not getattr(keras.Model, name):
             return f"{type(model).__name__}.{name} is not known"
     for name, part in parts.items():
         for leaf in keras.tree.flatten(part):
             if leaf is None or isinstance(leaf, str):
                 continue
-            if code := find_foreign_code(_Holder(leaf)) or find_foreign_code(leaf):
-                return f"the {name} has code that is not known, {code}"
+            if find_foreign_code(_Holder(leaf)) or find_foreign_code(leaf):
+                text = getattr(leaf, "__name__", type(leaf).__name__)
+                return f"the {name} {text!r} has code that is not known"
     return find_unrecordable_layer(model)
 
 

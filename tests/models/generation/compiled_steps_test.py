@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -70,3 +71,18 @@ def test_a_prompt_and_a_token_are_one_prompt(model):
         np.testing.assert_allclose(
             ops.convert_to_numpy(decoded[name]), ops.convert_to_numpy(expected[name]), rtol=1e-4
         )
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others are compiled.")
+def test_a_layer_that_changed_is_run_as_it_is_now():
+    def generate(model):
+        return model.generate([[5, 9, 2]], max_new_tokens=20)[0]
+
+    changed, fresh = make_small_model(), make_small_model()
+    fresh.set_weights(changed.get_weights())
+    before = generate(changed)  # Its later steps are recorded.
+    for model in (changed, fresh):
+        model.backbone.final_norm.epsilon = 30.0
+        embeddings = model.backbone.token_embedding.embeddings
+        embeddings.assign(0.1 * embeddings)
+    assert generate(changed) == generate(fresh) != before

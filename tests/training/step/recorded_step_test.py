@@ -12,6 +12,7 @@ from keras import layers, ops
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.step.gradients.batch_part import BatchPart
 
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others are compiled.")
 
 RNG = np.random.default_rng(0)
@@ -281,6 +282,57 @@ def test_a_layer_with_code_of_its_own_runs_each_time(caplog):
     assert counting.calls >= before + 12
     assert "'counting'" in caplog.text
     assert "Counting.call" in caplog.text
+
+
+FACTOR = {"value": 1.0}
+HIDDEN = {
+    "a regularizer": lambda: layers.Dense(
+        6, kernel_regularizer=lambda kernel: FACTOR["value"] * ops.sum(kernel**2)
+    ),
+    "an activation": lambda: layers.Dense(6, activation=functools.partial(Counting())),
+    "arguments": lambda: layers.Lambda(
+        lambda x, numbers: x * numbers["inner"]["value"], arguments={"numbers": {"inner": FACTOR}}
+    ),
+    "a module of PyTorch": lambda: layers.TorchModuleWrapper(torch.nn.BatchNorm1d(6)),
+    "a setting that was None": layers.ReLU,
+}
+
+
+def change_hidden_numbers(model):
+    FACTOR["value"] = 3.0
+    if isinstance(model.layers[0], layers.ReLU):
+        model.layers[0].max_value = 0.5
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("optimize_graph", [False, True])
+def test_what_a_layer_hides_counts(name, optimize_graph):
+    results = []
+    for is_eager in (True, False):
+        FACTOR["value"] = 1.0
+        trainer = make_trainer(
+            lambda: keras.Sequential([keras.Input((6,)), HIDDEN[name](), layers.Dense(5)]),
+            is_eager=is_eager,
+            optimizer=keras.optimizers.SGD(0.01),
+            optimize_graph=optimize_graph and not is_eager,
+        )
+        weights = spy(trainer, change_hidden_numbers)
+        results.append([*weights, ops.convert_to_numpy(trainer.model(VECTORS, training=False))])
+    for received, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_of_the_model_itself_runs_each_time():
+    trainer = make_trainer(dense)
+    calls, compute_loss = [], trainer.model.compute_loss
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return compute_loss(*arguments, **options)
+
+    trainer.model.compute_loss = counted
+    spy(trainer, lambda model: None)
+    assert len(calls) >= 12
 
 
 def test_a_layer_that_reads_numbers_runs_each_time(caplog, eager_calls):
