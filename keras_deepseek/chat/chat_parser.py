@@ -250,11 +250,11 @@ class ChatParser:
         events, self._events = self._events, []
         joined: list[ChatEvent] = []
         for _, group in groupby(events, key=_kind_of):
-            first, *others = group
+            first, *later = group
             if isinstance(first, ToolCallStart):
-                joined += [first, *others]
+                joined += [first, *later]
             else:
-                text = "".join([first.text, *(event.text for event in others)])  # type: ignore[union-attr]
+                text = "".join([first.text, *(event.text for event in later)])  # type: ignore[union-attr]
                 joined.append(replace(first, text=text))
         return joined
 

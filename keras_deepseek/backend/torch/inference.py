@@ -63,10 +63,12 @@ class TorchInference(Inference):
         def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
             inputs = keras.tree.map_structure(_make_tensor, inputs)
             with torch.inference_mode(), set_temporarily(_OWNS_STATE, value=True):
+                if state is None:
+                    return function(state, *inputs)
                 if layers is not None and layers.are_changed():
                     calls.clear()
                     recordings.clear()
-                if state is None or (layers is not None and not layers.may_be_recorded()):
+                if layers is not None and not layers.may_be_recorded():
                     return function(state, *inputs)
                 key = _describe(state, inputs), tuple(map(id, map(raw_value, variables)))
                 calls[key] += 1

@@ -1,5 +1,6 @@
 """The state that a recording can't see: Python's attributes, hooks, and modes of PyTorch."""
 
+import functools
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -72,12 +73,6 @@ class PythonState:
         self._own_classes = [
             vars(base) for base in mro if base.__module__.partition(".")[0] not in _STEADY
         ]
-        # An `__init__` runs no step.
-        self.has_known_layers = not any(
-            callable(member) and not isinstance(member, type) and name != "__init__"
-            for members in self._own_classes
-            for name, member in members.items()
-        )
         # The rule for code, `graph/known_code.py`, leaves in layers what it read of users' code.
         readings = (vars(layer).get("_code_reading") for layer in self.layers)
         self._readings = [reading for reading in readings if reading is not None]
@@ -113,6 +108,15 @@ class PythonState:
             [owner.call for owner in self._classes],
             [list(attributes.values()) for attributes in self._own_classes],
             _read_settings(),
+        )
+
+    @functools.cached_property
+    def has_known_layers(self) -> bool:
+        """True if no class of a user adds a method to a layer. An `__init__` runs no step."""
+        return not any(
+            callable(member) and not isinstance(member, type) and name != "__init__"
+            for members in self._own_classes
+            for name, member in members.items()
         )
 
     def has_hooks(self) -> bool:

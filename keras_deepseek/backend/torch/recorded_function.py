@@ -198,14 +198,14 @@ class RecordedFunction:
                 for tensor, old_value in zip(recording.written, old_values, strict=True):
                     tensor.copy_(old_value)
 
-    def _is_equal(self, recorded: "_Outcome", own: "_Outcome") -> bool:
+    def _is_equal(self, recorded: "_Outcome", eager: "_Outcome") -> bool:
         """Returns True if a recording did the same. Else nothing is recorded any more."""
         assert self._state is not None
         if not self._state.is_same():
             self._turn_off(logging.WARNING, "a step changes attributes of its layers")
-        elif recorded.digests != own.digests:
+        elif recorded.digests != eager.digests:
             self._turn_off(logging.WARNING, "its recorded operations give other numbers")
-        elif differ(recorded.generators, own.generators):
+        elif differ(recorded.generators, eager.generators):
             self._turn_off(logging.WARNING, "its recorded operations draw other random numbers")
         return not self._is_off
 
@@ -275,24 +275,24 @@ class RecordedParts(RecordedFunction):
         if not self._is_equal(expected, _Outcome(recording, result)):
             return result, finish
 
-        def compare_rest(scalar: Any, receive: Callable[[int, Any], None]) -> Any:
+        def compare_second_part(scalar: Any, receive: Callable[[int, Any], None]) -> Any:
             sent: list[Any] = []
-            own_sent: list[Any] = []
+            eagerly_sent: list[Any] = []
 
             def send(index: int, tensor: Any) -> None:
-                own_sent.append((index, tensor.detach().clone()))
+                eagerly_sent.append((index, tensor.detach().clone()))
                 receive(index, tensor)
 
             with self._undone(recording):
-                rest = _finish(steps, scalar, lambda *parts: sent.append(parts))
-                expected = _Outcome(recording, (sent, rest))
-            rest = finish(scalar, send)
+                second_result = _finish(steps, scalar, lambda *parts: sent.append(parts))
+                expected = _Outcome(recording, (sent, second_result))
+            second_result = finish(scalar, send)
             with self._lock:
-                if self._is_equal(expected, _Outcome(recording, (own_sent, rest))):
+                if self._is_equal(expected, _Outcome(recording, (eagerly_sent, second_result))):
                     self._keep(key, recording)
-            return rest
+            return second_result
 
-        return result, compare_rest
+        return result, compare_second_part
 
 
 def _finish(
@@ -309,7 +309,7 @@ def _finish(
 
 
 class _Outcome:
-    """What must be equal of two runs: their results, what they have written and drawn."""
+    """The results of a run, with what it has written and drawn."""
 
     def __init__(self, recording: Recording, result: Any) -> None:
         self.digests = list(_digests(result, recording.written))

@@ -104,7 +104,7 @@ class TextRequest:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """What has happened to a request.
+    """An event of a request.
 
     Args:
         time: Seconds of the scheduler's clock.

@@ -78,14 +78,14 @@ class CompiledSteps:
     def keep_rows(self) -> Step:
         """Returns the compiled function that copies the state of some rows into a smaller batch.
 
-        It takes the state and the places of these rows.
+        It takes the state and the indices of these rows in the batch.
         """
         return self.get("keep rows", _keep_rows)
 
 
-def _keep_rows(_: Any, __: None, state: Any, places: Any) -> tuple[Any, Any]:
+def _keep_rows(_: Any, __: None, state: Any, indices: Any) -> tuple[Any, Any]:
     def keep(tensor: Any) -> Any:
-        return None if tensor is None else ops.take(tensor, places, axis=0)
+        return None if tensor is None else ops.take(tensor, indices, axis=0)
 
     return (), keras.tree.map_structure(keep, state)
 

@@ -146,9 +146,9 @@ def _compute_one_by_one(
     while True:
         step = to_numpy(outputs)
         yield {name: array[:, None] for name, array in step.items()}, np.ones_like(step["tokens"])
-        tokens, places = step["tokens"], rows.leave()
-        if places is not None:
-            tokens, (_, state) = tokens[places], steps.keep_rows()(None, state, places)
+        tokens, indices = step["tokens"], rows.leave()
+        if indices is not None:
+            tokens, (_, state) = tokens[indices], steps.keep_rows()(None, state, indices)
         if slots.need(1):
             _, state = steps.grow(slots.capacity)(None, state)
         batch = rows.batch
@@ -177,9 +177,9 @@ def _speculate(
     next_round = steps.get(("continue", kind), continue_speculation, kind)
     yield to_numpy(outputs), ops.convert_to_numpy(num_accepted)
     while True:
-        places = rows.leave()
-        if places is not None:
-            _, state = steps.keep_rows()(None, state, places)
+        indices = rows.leave()
+        if indices is not None:
+            _, state = steps.keep_rows()(None, state, indices)
         if slots.need(num_drafts + 1):
             grow = steps.get(("grow all", slots.capacity), grow_speculation, slots.capacity)
             _, state = grow(None, state)
@@ -246,7 +246,7 @@ class _RunningRows:
         return [budget > 0 for budget in self._budgets]
 
     def leave(self) -> Array | None:
-        """Takes ended rows out of the batch; returns the places of those that stay, or `None`.
+        """Takes ended rows out of the batch; returns the indices of those that stay, or `None`.
 
         A batch's size becomes a power of two, at most half of what it was, since each size is
         compiled. So the idle rows must have cost some steps first.
@@ -259,19 +259,19 @@ class _RunningRows:
             return None
         self._idle_steps = 0
         # Running rows first; ended ones fill up the size.
-        places = np.sort(np.argsort(~is_running, kind="stable")[:size])
-        self.batch = self.batch[places]
-        return places.astype("int32")
+        indices = np.sort(np.argsort(~is_running, kind="stable")[:size])
+        self.batch = self.batch[indices]
+        return indices.astype("int32")
 
     def take(self, outputs: dict[str, Array], num_tokens: Array) -> None:
         """Takes the first tokens of the rows that are still running, and counts them.
 
         The outputs are `(batch_size, length)`; at each place the first `num_tokens` count.
         """
-        for place, row in enumerate(self.batch.tolist()):
-            for index in range(num_tokens[place]):
+        for batch_index, row in enumerate(self.batch.tolist()):
+            for index in range(num_tokens[batch_index]):
                 if self._budgets[row]:
-                    token = {name: array[place, index] for name, array in outputs.items()}
+                    token = {name: array[batch_index, index] for name, array in outputs.items()}
                     self._waiting[row].append(self._take_token(row, **token))
 
     def _take_token(
