@@ -12,7 +12,7 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.datasets import (
     ArrayAdapter,
     cast_arrays,
-    split_validation,
+    set_aside_validation,
 )
 
 _OF_THE_DATA = ("x", "y", "sample_weight", "class_weight", "batch_size", "shuffle")
@@ -85,17 +85,11 @@ def with_fed_arrays(model: keras.Model, method: str, arguments: dict[str, Any]) 
 
     Other data stay as they are, and so do arrays where Keras's own way is as fast.
     """
-    options = dict(arguments)
-    data = {name: options.pop(name) for name in _OF_THE_DATA if name in options}
-    if method == "fit":
-        data.setdefault("shuffle", True)
-    if not _can_feed(model, method, data):
+    shuffle = arguments.get("shuffle", method == "fit")
+    if not _can_feed(model, method, {**arguments, "shuffle": shuffle}):
         return arguments
-    split = options.pop("validation_split", 0.0)
-    if split and options.get("validation_data") is None:
-        arrays = tuple(data.get(name) for name in ("x", "y", "sample_weight"))
-        train, options["validation_data"] = split_validation(arrays, split)
-        data.update(zip(("x", "y", "sample_weight"), train, strict=True))
+    options = {**set_aside_validation(arguments), "shuffle": shuffle}
+    data = {name: options.pop(name) for name in _OF_THE_DATA if name in options}
     steps = options.get("steps_per_epoch" if method == "fit" else "steps")
     feed = ArrayFeed(**data, steps=steps)
     if feed.arrays is None:

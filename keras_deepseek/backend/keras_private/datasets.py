@@ -1,6 +1,6 @@
 """Reading of training data through Keras's data adapters."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ __all__ = [
     "from_scipy",
     "numpy_batches",
     "py_dataset_batches",
+    "set_aside_validation",
     "split_validation",
     "tensorflow_specs",
 ]
@@ -90,6 +91,17 @@ def cast_arrays(adapter: Any) -> list[Any]:
     parts = slicing.convert_to_sliceable(adapter._inputs, target_backend="numpy")
     kinds = (slicing.NumpySliceable, slicing.TensorflowSliceable, slicing.TorchSliceable)
     return [part.array if type(part) in kinds else None for part in keras.tree.flatten(parts)]
+
+
+def set_aside_validation(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `fit` with the `validation_split` of their arrays carried out."""
+    options = dict(arguments)
+    split = options.pop("validation_split", 0.0)
+    if split and options.get("validation_data") is None:
+        names = ("x", "y", "sample_weight")
+        train, options["validation_data"] = split_validation(tuple(map(options.get, names)), split)
+        options.update(zip(names, train, strict=True))
+    return options
 
 
 def numpy_batches(batches: Iterable[Any]) -> Iterator[Any]:

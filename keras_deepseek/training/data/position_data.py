@@ -8,7 +8,7 @@ import keras
 from keras_deepseek.backend.data.batch_source import open_batch_source
 from keras_deepseek.backend.data.batch_stream import BatchStream
 from keras_deepseek.backend.data.positioned_data import PositionedData
-from keras_deepseek.backend.keras_private.datasets import split_validation
+from keras_deepseek.backend.keras_private.datasets import set_aside_validation
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 
@@ -113,12 +113,7 @@ def position_data(
     this process takes, and the distance to its next one. Returns the arguments with the wrapped
     data as `x`, and the wrapped data.
     """
-    options = dict(arguments)
-    split = options.pop("validation_split", 0.0)
-    if split and options.get("validation_data") is None:
-        arrays = tuple(options.get(name) for name in ("x", "y", "sample_weight"))
-        train, options["validation_data"] = split_validation(arrays, split)
-        options.update(zip(("x", "y", "sample_weight"), train, strict=True))
+    options = set_aside_validation(arguments)
     data_arguments = {name: options.pop(name, None) for name in _OF_THE_DATA}
     shuffle = options.pop("shuffle", None)
     source = open_batch_source(**data_arguments, shuffle=shuffle, seed=seed, share=share)
