@@ -33,20 +33,22 @@ from keras_deepseek.graph.watched_names import Watch, is_constant
 _NOT_RECORDED = {
     *("custom_gradient", "cond", "switch", "scan", "associative_scan", "while_loop", "fori_loop"),
     *("map", "vectorized_map", "vectorize", "jvp"),
-    *("convert_to_numpy", "is_tensor", "ndim", "size", "empty", "empty_like"),
+    *("convert_to_numpy", "is_tensor", "ndim", "empty", "empty_like"),
     *("nonzero", "unique", "bincount", "histogram"),
     *("segment_sum", "segment_max", "segment_min", "segment_prod"),
-    *("get", "serialize", "deserialize"),
+    *("elastic_transform", "get", "serialize", "deserialize"),
 }
 """The functions of `keras.ops` that run other functions, read numbers, ask questions, or return
-tensors whose size depends on numbers; and those of `keras.activations` that are no activations."""
+tensors whose size depends on numbers; and those of `keras.activations` that are no activations.
+
+`ndim` is one of them since Keras answers with a tensor for a symbol, and a branch by it differs."""
 _DRAWS = "normal uniform truncated_normal dropout categorical randint gamma beta binomial shuffle"
 _SETTINGS = ("epsilon", "floatx", "image_data_format")
 _NUMBERS = "abs min max round int float bool str range divmod pow"
 
 _OPERATIONS = {
     function
-    for module in (ops, keras.activations)
+    for module in (ops, ops.image, keras.activations)
     for name, function in vars(module).items()
     if isinstance(function, types.FunctionType) and name not in _NOT_RECORDED
     if function.__globals__["__name__"].startswith("keras.")
@@ -174,6 +176,7 @@ class Operations:
     def _call_keras(self, function: Any, values: list[Any], text: str) -> Any:
         if function is ops.shape:
             return SHAPE
+        self.reads_sizes |= function is ops.size
         if function in _OF_SETTINGS:
             return self._watch.get_attribute(_KERAS_SETTINGS, _OF_SETTINGS[function])
         if function in (ops.dtype, keras.backend.standardize_dtype):

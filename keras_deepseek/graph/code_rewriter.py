@@ -235,8 +235,10 @@ class _Rewriter(ast.NodeTransformer):
         return self.visit_Lambda(node)
 
     def visit_Lambda(self, node: ast.FunctionDef | ast.Lambda) -> Any:
-        self._first = ()  # A `super()` in it, or after it, is not followed.
-        return self.generic_visit(node)
+        first, self._first = self._first, ()  # A `super()` in it is not followed.
+        self.generic_visit(node)
+        self._first = first
+        return node
 
 
 def _function(body: ast.expr, *names: str) -> ast.Lambda:

@@ -358,6 +358,25 @@ def changes_a_tensor_that_a_function_reads(self, x):
     return y + z
 
 
+@attempt
+def calls_the_base_of_another_object_in_a_lambda(self, x):
+    add = lambda layer: super().add_loss(ops.mean(x))  # noqa: E731
+    add(self)
+    return x
+
+
+@attempt
+def deforms_images_without_a_generator(self, x):
+    return ops.image.elastic_transform(x[..., None])[..., 0]
+
+
+@attempt
+def loops_over_the_number_of_elements(self, x):
+    for _ in range(ops.size(x)):
+        x = 2.0 * x
+    return x
+
+
 # What users write.
 
 

@@ -387,6 +387,17 @@ def calls_a_chain_of_bases():
     return Below(WIDTH)
 
 
+class AfterALambda(layers.Dense):
+    def call(self, x):
+        double = lambda y: 2.0 * y * self.units  # noqa: E731
+        return super().call(double(x))
+
+
+@made()
+def calls_its_base_after_a_lambda():
+    return AfterALambda(WIDTH)
+
+
 class Scores(layers.Attention):
     def _calculate_scores(self, query, key):
         return 0.5 * super()._calculate_scores(query, key)
@@ -550,6 +561,21 @@ def checks_the_length(self, x):
 @form()
 def branches_by_rank(self, x):
     return x if x.ndim == 3 else ops.expand_dims(x, 1)
+
+
+@form(reason="ops.ndim")  # A tensor, where it is asked of a symbol.
+def branches_by_rank_of_an_operation(self, x):
+    return x if ops.ndim(x) == 3 else 2.0 * x
+
+
+@form()
+def divides_by_the_number_of_elements(self, x):
+    return x + ops.sum(x) / ops.cast(ops.size(x), x.dtype)
+
+
+@form()
+def resizes_images(self, x):
+    return x + ops.image.resize(x[..., None], (1, WIDTH), data_format="channels_last")[..., 0]
 
 
 @form(reason="writes *some")
