@@ -52,6 +52,7 @@ class PythonState:
         self._handles = -1
         self.layers = flatten_layers(model)
         self.variables = _variables_of(model)
+        self._optimizer = getattr(model, "optimizer", None)
         models = [layer for layer in self.layers if isinstance(layer, keras.Model)]
         plain_layers = [layer for layer in self.layers if not isinstance(layer, keras.Model)]
         owners = list(_objects_in(self.layers))
@@ -107,6 +108,7 @@ class PythonState:
             list(map(type, self.layers)),
             [owner.call for owner in self._classes],
             [list(attributes.values()) for attributes in self._own_classes],
+            getattr(self._optimizer, "loss_scale_factor", None),
             _read_settings(),
         )
 

@@ -11,6 +11,10 @@ from keras_deepseek.graph.known_code import find_foreign_code, find_unrecordable
 
 _OF_LOSS = ("compute_loss", "compute_metrics")
 _COMPILED = ("loss", "metrics", "weighted_metrics")
+_OF_SCALES = (
+    keras.optimizers.Optimizer.scale_loss,
+    keras.optimizers.LossScaleOptimizer.scale_loss,
+)
 
 
 def find_training_obstacle(model: keras.Model, compute: Callable[..., Any] | None) -> str | None:
@@ -20,8 +24,10 @@ def find_training_obstacle(model: keras.Model, compute: Callable[..., Any] | Non
     """
     if compute is not None:
         return "the trainer has its own `train_step`"
-    parts = {**_compiled_parts(model), "optimizer": getattr(model, "optimizer", None)}
-    return _find(model, _OF_LOSS, parts)
+    optimizer = model.optimizer  # The update is outside of the recording, and so is its rate.
+    if type(optimizer).scale_loss not in _OF_SCALES or "scale_loss" in vars(optimizer):
+        return f"{type(optimizer).__name__}.scale_loss is not known"
+    return _find(model, _OF_LOSS, _compiled_parts(model))
 
 
 def find_evaluation_obstacle(model: keras.Model, step: str) -> str | None:

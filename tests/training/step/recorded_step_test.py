@@ -188,9 +188,14 @@ def freeze_variable(model):
     model.layers[0].kernel.trainable = False
 
 
+def change_loss_scale(model):
+    model.optimizer.loss_scale_factor = 4.0
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        change_loss_scale,
         freeze,
         change_rate,
         change_regularizer,
@@ -320,6 +325,40 @@ def test_what_a_layer_hides_counts(name, optimize_graph):
         results.append([*weights, ops.convert_to_numpy(trainer.model(VECTORS, training=False))])
     for received, expected in zip(*results, strict=True):
         np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
+
+
+class CountedRate(keras.optimizers.schedules.LearningRateSchedule):
+    def __init__(self):
+        self.num_calls = 0
+
+    def __call__(self, step):
+        self.num_calls += 1
+        return 0.1 / (1.0 + float(step) + self.num_calls)
+
+
+class BySign(keras.optimizers.SGD):
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(ops.sign(gradient), variable, learning_rate)
+
+
+class Doubling(keras.optimizers.SGD):
+    def scale_loss(self, loss):
+        return 2.0 * loss
+
+
+def test_an_optimizer_and_a_rate_of_a_user_run_beside_the_recording(eager_calls):
+    results = []
+    for is_eager in (True, False):
+        eager_calls.clear()
+        trainer = make_trainer(dense, is_eager=is_eager, optimizer=BySign(CountedRate()))
+        results.append(spy(trainer, lambda model: None))
+    assert len(eager_calls) == 3
+    assert_equal_bits(results[1], results[0])
+
+
+def test_a_scale_of_a_user_keeps_a_step_from_being_recorded(eager_calls):
+    spy(make_trainer(dense, optimizer=Doubling(0.1)), lambda model: None)
+    assert len(eager_calls) == 12
 
 
 def test_a_loss_of_the_model_itself_runs_each_time():
