@@ -471,6 +471,49 @@ def test_repeated_tokens_count_once_in_the_norm():
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
+class OwnMetrics(keras.Sequential):
+    """A model that logs one number more, as the documentation of Keras shows."""
+
+    def compute_metrics(self, *arguments, **options):
+        return add_twice(super().compute_metrics(*arguments, **options))
+
+
+def add_twice(results):
+    return {**results, "twice": 2.0 * results["accuracy"]}
+
+
+@pytest.mark.each_backend
+@pytest.mark.parametrize("is_of_the_object", [True, False])
+def test_the_results_of_a_models_own_metrics_are_logged_as_in_keras(is_of_the_object):
+    histories = []
+    for by_keras in (True, False):
+        keras.utils.set_random_seed(1)
+        kind = keras.Sequential if is_of_the_object else OwnMetrics
+        model = kind([keras.Input((6,)), keras.layers.Dense(3)])
+        model.compile("sgd", crossentropy(), metrics=["accuracy"])
+        if is_of_the_object:
+            compute = model.compute_metrics
+            model.compute_metrics = lambda *arguments, compute=compute, **options: add_twice(
+                compute(*arguments, **options)
+            )
+        train = model.fit if by_keras else Trainer(model).fit
+        history = train(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+        histories.append(history.history)
+    assert histories[1].keys() == histories[0].keys() == {"accuracy", "loss", "twice"}
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.torch_alone
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"micro_batches": 2}])
+def test_the_results_of_a_models_own_metrics_are_logged_with_options(options):
+    keras.utils.set_random_seed(1)
+    model = OwnMetrics([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile("sgd", crossentropy(), metrics=["accuracy"])
+    history = Trainer(model, **options).fit(X, Y, batch_size=8, verbose=0).history
+    assert history.keys() >= {"accuracy", "loss", "twice"}
+
+
 class Telling(Trainer):
     """Tells the metrics of each batch, or does not."""
 

@@ -9,6 +9,9 @@ import keras
 
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 
+_OF_THE_MODEL = "of_the_model"
+"""The name under which a wrapper of a model's method holds that method."""
+
 
 def compute_training_loss(
     model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
@@ -48,6 +51,13 @@ def copy_weights(sample_weight: Any) -> Any:
     )
 
 
+def is_replaced(model: keras.Model, name: str) -> bool:
+    """Returns True if a model's class, or the model itself, has a method in place of Keras's."""
+    method = getattr(model, name)
+    method = getattr(method, _OF_THE_MODEL, method)
+    return getattr(method, "__func__", None) is not getattr(keras.Model, name)
+
+
 @contextmanager
 def losses_in_float32(model: keras.Model) -> Iterator[None]:
     """Makes a compiled model compute losses and metrics in float32 until the block ends.
@@ -62,6 +72,7 @@ def losses_in_float32(model: keras.Model) -> Iterator[None]:
         ) -> Any:
             return method(x, y, keras.tree.map_structure(in_float32, y_pred), *arguments, **more)
 
+        vars(call)[_OF_THE_MODEL] = method
         return call
 
     aggregate = model._aggregate_additional_loss
@@ -97,10 +108,12 @@ def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
     tracker.count.assign_add(num_rows)
 
 
-def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
+def update_metrics(
+    model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
+) -> dict[str, Any]:
     """Updates the metrics of a compiled model by a batch, with outputs in float32.
 
-    It respects an override of `compute_metrics`.
+    It respects an override of `compute_metrics`, and returns what its result has beside metrics.
     """
 
     def detach(output: Any) -> Any:
@@ -111,10 +124,13 @@ def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weigh
         return in_float32(detached)
 
     y_pred = keras.tree.map_structure(detach, y_pred)
-    if type(model).compute_metrics is not keras.Model.compute_metrics:
-        model.compute_metrics(x, y, y_pred, sample_weight)
-    elif model._compile_metrics is not None:  # Results are computed once, at the end of the step.
+    if is_replaced(model, "compute_metrics"):
+        results = model.compute_metrics(x, y, y_pred, sample_weight) or {}
+        of_metrics = model.get_metrics_result()
+        return {name: value for name, value in results.items() if name not in of_metrics}
+    if model._compile_metrics is not None:  # Results are computed once, at the end of the step.
         model._compile_metrics.update_state(y, y_pred, sample_weight)
+    return {}
 
 
 def order_metrics(model: keras.Model, logs: dict[str, Any]) -> Any:
@@ -126,11 +142,11 @@ def order_metrics(model: keras.Model, logs: dict[str, Any]) -> Any:
 def watch_metric_updates(model: keras.Model) -> Iterator[list[None]]:
     """Context manager that yields a list, non-empty once compiled metrics are updated.
 
-    It is non-empty from the start if there are none, or if the class overrides `compute_metrics`.
+    It is non-empty from the start if there are none, or if the model overrides `compute_metrics`.
     """
     metrics = model._compile_metrics
     updates: list[None] = []
-    if metrics is None or type(model).compute_metrics is not keras.Model.compute_metrics:
+    if metrics is None or is_replaced(model, "compute_metrics"):
         yield [None]
         return
 

@@ -148,6 +148,7 @@ class BatchPart:
             ):
                 result = self._compute(x, y, copy_weights(sample_weight))
             loss, weight, logs = read_result(result)
+            logs = {**self._loss.take_logs(), **logs}
             self.updates_metrics = bool(updates)
             if self._loss.is_in_parts:
                 weight = 1.0 if weight is None or self._loss.is_sum else weight

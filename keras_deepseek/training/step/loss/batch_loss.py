@@ -14,6 +14,7 @@ from keras_deepseek.backend.keras_private.loss_and_metrics import (
     compute_training_loss,
     copy_weights,
     count_rows_in_losses,
+    is_replaced,
     update_metrics,
 )
 from keras_deepseek.backend.keras_private.trainers import call_for_training
@@ -45,6 +46,7 @@ class BatchLoss:
         self.is_in_parts = is_in_parts
         self.is_sum = is_in_parts and find_reduction(model.loss) == "sum"
         self._num_rows: Any = None
+        self._logs: dict[str, Any] = {}
 
     @contextmanager
     def of_batch(self, num_rows: Any) -> Iterator[None]:
@@ -69,10 +71,10 @@ class BatchLoss:
         weights = copy_weights(sample_weight) if self.is_in_parts else sample_weight
         with backend.current().step.mark(LOSS):
             loss = compute_training_loss(model, x, y, y_pred, weights)
-            is_keras_default = type(model).compute_loss is keras.Model.compute_loss
-            if is_keras_default and model.loss is None and not model.losses:  # JAX would return 0.
+            is_default = not is_replaced(model, "compute_loss")
+            if is_default and model.loss is None and not model.losses:  # JAX would return 0.
                 raise missing_loss_error(model)
-            update_metrics(model, x, y, y_pred, sample_weight)
+            self._logs = update_metrics(model, x, y, y_pred, sample_weight)
         if not self.is_in_parts:
             return loss
         _check_added_losses(model)
@@ -82,6 +84,11 @@ class BatchLoss:
             return {"loss": loss, "weight": sum(map(ops.convert_to_tensor, means))}
         return {"loss": loss, "weight": compute_loss_weight(model.loss, y, y_pred, sample_weight)}
 
+    def take_logs(self) -> dict[str, Any]:
+        """Returns the logs that a model's own `compute_metrics` adds to its metrics."""
+        logs, self._logs = self._logs, {}  # The tensors belong to the graph of this step only.
+        return logs
+
     def _scale_added_losses(self, loss: Any, num_rows: Any) -> Any:
         """Multiplies the losses that layers add by this part's share of the rows.
 
@@ -89,7 +96,7 @@ class BatchLoss:
         so that it would count once for each part.
         """
         added = self._model.losses
-        if not added or type(self._model).compute_loss is not keras.Model.compute_loss:
+        if not added or is_replaced(self._model, "compute_loss"):
             return loss  # An overridden `compute_loss` may not include them.
         other_share = 1.0 - self._share(num_rows)
         return loss - other_share * sum(
@@ -125,8 +132,7 @@ def check_test_loss(model: keras.Model) -> None:
     Nothing is raised if the model has custom layers or regularizers, which may add a loss.
     """
     is_own = (
-        type(model).compute_loss is not keras.Model.compute_loss
-        or type(model).test_step is not keras.Model.test_step
+        is_replaced(model, "compute_loss") or type(model).test_step is not keras.Model.test_step
     )
     if model.loss is not None or is_own or not model.built or model.losses:
         return
