@@ -65,6 +65,18 @@ class Inference(abc.ABC):
         `starts` is an int32 tensor of shape `(batch_size,)`.
         """
 
+    def write_row(self, tensor: Any, row: Any, update: Any) -> Any:
+        """Returns a tensor with an update written into the beginning of one row.
+
+        The tensor has the shape `(rows, size, ...)`, the update `(1, new_size, ...)`, and `row` is
+        an int32 scalar tensor. It may write in place, as `write_slots` does.
+        """
+        return keras.ops.slice_update(tensor, [row, *[0] * (len(update.shape) - 1)], update)
+
+    def calls_to_compile(self) -> int:
+        """Returns the calls after which a step of `compile_with_state` is compiled or recorded."""
+        return 1
+
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
         """Returns the tensor `function(*tensors)`, without recording the function's operations.
 

@@ -100,6 +100,12 @@ class TensorFlowInference(Inference):
         tensor.scatter_nd_update(indices, update)
         return _read_without_copy(tensor)
 
+    def write_row(self, tensor: Any, row: Any, update: Any) -> Any:
+        if not isinstance(tensor, tf.Variable):
+            return super().write_row(tensor, row, update)
+        tensor[row : row + 1, : update.shape[1]].assign(update)
+        return _read_without_copy(tensor)
+
 
 def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
     """Raises an error if a convolution or pooling window is wider than its input.

@@ -100,6 +100,15 @@ class TorchInference(Inference):
         write = torch.Tensor.index_put_ if _OWNS_STATE.get() else torch.index_put
         return write(tensor, (rows, slots), update)
 
+    def write_row(self, tensor: Any, row: Any, update: Any) -> Any:
+        if not _OWNS_STATE.get():
+            return super().write_row(tensor, row, update)
+        tensor[:, : update.shape[1]].index_copy_(0, row.reshape(1).long(), update)
+        return tensor
+
+    def calls_to_compile(self) -> int:
+        return _CALLS_BEFORE_RECORDING
+
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
         if tensors[0].device.type != "cpu":
             return function(*tensors)
