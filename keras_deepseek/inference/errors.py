@@ -57,6 +57,14 @@ class NotPermittedError(KerasDeepSeekError):
     """A call that this server does not allow, or not with the token that the client sent."""
 
 
+class RequestCancelledError(KerasDeepSeekError):
+    """A request for a text that was cancelled before its answer was whole."""
+
+
+class TextFailedError(KerasDeepSeekError):
+    """A request for a text whose answer the model could not write. The log has the reason."""
+
+
 class ReplicaError(KerasDeepSeekError):
     """The error of a batch whose isolated model failed, crashed or hung."""
 
@@ -77,6 +85,7 @@ STATUSES: tuple[tuple[type[KerasDeepSeekError], int, str], ...] = (
     (ModelNotFoundError, 404, "NOT_FOUND"),
     (OverloadedError, 429, "RESOURCE_EXHAUSTED"),
     (LoadFailedError, 500, "INTERNAL"),
+    (TextFailedError, 500, "INTERNAL"),
     (ClosedError, 503, "UNAVAILABLE"),
     (DeadlineExceededError, 504, "DEADLINE_EXCEEDED"),
 )

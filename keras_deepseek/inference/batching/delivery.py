@@ -8,6 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from functools import partial
 from threading import RLock
 
 from keras_deepseek.artifacts.signature import Array
@@ -42,29 +43,37 @@ class LoopDelivery:
     """Collects finished requests until `flush` hands them to their event loops."""
 
     def __init__(self) -> None:
-        self._finished: dict[asyncio.AbstractEventLoop, deque[tuple[Settle, Request]]] = {}
+        self._calls: dict[asyncio.AbstractEventLoop, deque[Callable[[], None]]] = {}
 
     def to_loop(self, settle: Settle) -> Deliver:
         """Returns a function that any thread may call with a finished request.
 
         `settle` is called on the running event loop. The caller must call `flush` afterwards.
         """
+        call_soon = self.caller()
+        return lambda request: call_soon(partial(settle, request))
+
+    def caller(self) -> Callable[[Callable[[], None]], None]:
+        """Returns a function that any thread may call with a function.
+
+        The running event loop calls that one, after `flush`.
+        """
         loop = asyncio.get_running_loop()
-        finished = self._finished.get(loop)
-        if finished is None:
-            finished = self._finished.setdefault(loop, deque())
-        return lambda request: finished.append((settle, request))
+        calls = self._calls.get(loop)
+        if calls is None:
+            calls = self._calls.setdefault(loop, deque())
+        return calls.append
 
     def flush(self) -> None:
         """Hands finished requests to their event loops, by one wake-up for each loop."""
-        for loop, finished in tuple(self._finished.items()):
+        for loop, calls in tuple(self._calls.items()):
             if loop.is_closed():  # Nobody waits any more.
-                self._finished.pop(loop, None)
-            elif finished:
+                self._calls.pop(loop, None)
+            elif calls:
                 try:
-                    loop.call_soon_threadsafe(_settle_all, finished)
+                    loop.call_soon_threadsafe(_call_all, calls)
                 except RuntimeError:  # The loop was closed at this moment.
-                    self._finished.pop(loop, None)
+                    self._calls.pop(loop, None)
 
 
 def open_waiter() -> tuple[Waiter, Settle]:
@@ -82,11 +91,11 @@ def open_waiter() -> tuple[Waiter, Settle]:
     return waiter, settle
 
 
-def _settle_all(finished: deque[tuple[Settle, Request]]) -> None:
-    while finished:  # Requests that came after the wake-up are included.
-        settle, request = finished.popleft()
+def _call_all(calls: deque[Callable[[], None]]) -> None:
+    while calls:  # Requests that came after the wake-up are included.
+        call = calls.popleft()
         try:
-            settle(request)
+            call()
         except Exception:  # The other requests must be settled, too.
             _logger.exception("An answer could not be handed over.")
 

@@ -1,7 +1,8 @@
-"""Texts of language models: the requests, and which piece of work the model does next.
+"""Texts of language models: requests, the answers as they are written, and the thread of a model.
 
-Nothing here holds a tensor, starts a thread or waits: each call gets the time as an argument.
-`row_scheduler` shares the rows of one cache among requests (`text_request`), and gives out the
-work (`row_work`). `pace` forecasts how long they
-wait. `sampling` checks the settings of a request, and `stop_strings` ends its text.
+`TextEngine` (`text_engine`) checks a prompt, and makes its requests (`text_request`, `sampling`).
+`row_scheduler` shares the rows of one cache among them, and gives out the work (`row_work`); `pace`
+forecasts how long they wait. These never wait, and get the time as an argument. The thread of
+`text_loop` runs the work on a model (`row_model`). A `ChoiceWriter` writes the text of the new
+tokens (`choice_writer`, `stop_strings`) into the `TextAnswer` (`text_answer`).
 """

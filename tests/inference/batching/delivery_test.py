@@ -73,7 +73,7 @@ def test_a_closed_event_loop_is_passed_over():
     asyncio.run(main())
     opened[0][1].answer(0, {"y": 1}, 1)
     delivery.flush()
-    assert delivery._finished == {}
+    assert delivery._calls == {}
 
 
 def test_an_error_in_one_delivery_keeps_no_other_back(caplog):

@@ -1,0 +1,229 @@
+"""A language model that answers many requests at once."""
+
+import asyncio
+import contextlib
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from keras_deepseek.checks import check_number
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.batching.delivery import LoopDelivery
+from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.inference.text.choice_writer import ChoiceWriter, make_token_text
+from keras_deepseek.inference.text.row_model import RowModel, TextTokenizer
+from keras_deepseek.inference.text.row_scheduler import RowScheduler
+from keras_deepseek.inference.text.sampling import SamplingOptions
+from keras_deepseek.inference.text.stop_strings import StopStrings
+from keras_deepseek.inference.text.text_answer import TextAnswer
+from keras_deepseek.inference.text.text_loop import TextLoop
+from keras_deepseek.inference.text.text_request import TextRequest
+from keras_deepseek.inference.text.text_totals import TextStatistics
+
+SHORT_TEXT = 2**13
+"""The most characters that an event loop tokenizes itself: it takes some milliseconds."""
+
+
+class TextEngine:
+    """A language model that answers many requests at once, with continuous batching.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        shapes: Pairs of rows and slots that the cache may have. The last one has the most of both:
+            that many answers are written at once, with so many tokens of prompt and answer.
+        chunk_size: The tokens of a prompt that are read at once.
+        max_waiting: The most requests that wait.
+        reading_share: The share of the time that reading prompts may have.
+        end_tokens: The tokens that end an answer. Defaults to those of the tokenizer.
+        clock: A function that returns seconds.
+        take_turn: Returns a context manager in which the model runs, among other models.
+
+    Raises:
+        InvalidInputError: The shapes don't fit together, or have more slots than the model's
+            longest sequence.
+
+    Example:
+
+    >>> engine = TextEngine(  # doctest: +SKIP
+    ...     steps, tokenizer, shapes=[(1, 512), (8, 2048)], chunk_size=256
+    ... )
+    >>> engine.start()  # doctest: +SKIP
+    >>> engine.submit("Once upon", SamplingOptions(max_tokens=20)).result().text  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: RowModel,
+        tokenizer: TextTokenizer,
+        *,
+        shapes: Iterable[tuple[int, int]],
+        chunk_size: int,
+        max_waiting: int = 512,
+        reading_share: float = 0.75,
+        end_tokens: Iterable[int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        take_turn: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        scheduler = RowScheduler(
+            shapes, chunk_size, reading_share=reading_share, max_waiting=max_waiting
+        )
+        self.max_length = scheduler.shapes[-1].slots
+        """The most tokens of a prompt and its answer."""
+        if model.max_length is not None and self.max_length > model.max_length:
+            raise InvalidInputError(
+                f"The cache would have {self.max_length} slots, and the model's sequences have "
+                f"at most {model.max_length} tokens."
+            )
+        self._model = model
+        self._clock = clock
+        self._end_tokens = tuple(tokenizer.stop_token_ids if end_tokens is None else end_tokens)
+        self._token_text = make_token_text(tokenizer)
+        self._delivery = LoopDelivery()
+        self._loop = TextLoop(
+            model, scheduler, delivery=self._delivery, clock=clock, take_turn=take_turn
+        )
+        # One text after another, so that long ones need memory once.
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+
+    def start(self) -> None:
+        """Makes the cache, and starts the thread that writes the answers."""
+        self._loop.start()
+
+    def close(self, seconds: float | None = None) -> bool:
+        """Refuses new requests, and returns when the accepted ones are answered.
+
+        After `seconds`, requests without an answer get a `ClosedError`. Returns False if a call of
+        the model has not returned a second later: its thread goes on.
+        """
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        return self._loop.close(seconds)
+
+    def statistics(self) -> TextStatistics:
+        """Returns the state of the engine, and its totals."""
+        return self._loop.statistics()
+
+    def tokenize(self, text: str, *, adds_special_tokens: bool = True) -> Sequence[int]:
+        """Returns the tokens of a prompt.
+
+        It takes about a second for a million tokens, so that an event loop rather calls
+        `submit_async`. Raises an `InvalidFieldError` if the text is longer than any that fits, by
+        its number of bytes, and if it can't be tokenized.
+        """
+        try:
+            num_bytes = len(text) if text.isascii() else len(text.encode())
+            if (most_bytes := self.tokenizer.most_bytes_per_token) is not None:
+                fewest_tokens = math.ceil(num_bytes / most_bytes)
+                self._check_length(fewest_tokens, f"at least {fewest_tokens}")
+            return self.tokenizer.tokenize(text, add_special_tokens=adds_special_tokens)
+        except (InvalidFieldError, MemoryError):
+            raise
+        # The library raises several kinds, among them for half of a surrogate pair.
+        except Exception as error:
+            raise InvalidFieldError("prompt", f"The text can't be tokenized: {error}.") from error
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingOptions | None = None,
+        *,
+        client: str = "",
+        priority: int = 0,
+        timeout: float | None = None,
+        echo_details: bool = False,
+        adds_special_tokens: bool = True,
+        keeps_special_tokens: bool = False,
+    ) -> TextAnswer:
+        """Submits a prompt, and returns its answer before it is written.
+
+        Args:
+            prompt: A text, or token ids.
+            sampling: The settings of the answer.
+            client: The name of the client. Clients share the rows fairly.
+            priority: A request of higher priority is read first.
+            timeout: The seconds after which the first token is useless.
+            echo_details: True for the log-probabilities of the prompt's tokens. The settings have
+                to ask for log-probabilities.
+            adds_special_tokens: True if the tokenizer adds its start token to a text. A chat
+                template has it.
+            keeps_special_tokens: True if special tokens are part of the answer's text.
+
+        Raises:
+            InvalidFieldError: A value is wrong, or the prompt is empty or too long. It has the name
+                of the field.
+            OverloadedError: Too many requests wait, or the first token would come too late.
+            ClosedError: The engine is closed.
+        """
+        sampling = sampling or SamplingOptions()
+        if echo_details and sampling.num_alternatives is None:
+            raise InvalidFieldError("logprobs", "The prompt's log-probabilities need `logprobs`.")
+        deadline = math.inf
+        if timeout is not None:
+            deadline = self._clock() + check_number("timeout", timeout, above=0)
+        if isinstance(prompt, str):
+            prompt = self.tokenize(prompt, adds_special_tokens=adds_special_tokens)
+        if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sized):
+            raise InvalidFieldError(
+                "prompt", f"The prompt must be a text or token ids, received {type(prompt)}."
+            )
+        self._check_length(len(prompt), str(len(prompt)))
+        requests = TextRequest.choices(
+            prompt,
+            sampling,
+            client=client,
+            priority=priority,
+            deadline=deadline,
+            end_tokens=self._end_tokens,
+        )
+        requests[0].check_vocabulary(self._model.vocabulary_size)
+        answer = TextAnswer(requests, self._cancel, self._delivery)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
+        stops = StopStrings(sampling.stop) if sampling.stop else None
+        self._loop.submit(
+            [
+                ChoiceWriter(
+                    request,
+                    answer,
+                    tokenizer=self.tokenizer,
+                    token_text=self._token_text,
+                    seed=seed,
+                    stops=stops,
+                    wants_prompt=echo_details and not request.choice,
+                    keeps_special_tokens=keeps_special_tokens,
+                )
+                for request in requests
+            ]
+        )
+        return answer
+
+    async def submit_async(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingOptions | None = None,
+        *,
+        adds_special_tokens: bool = True,
+        **options: Any,
+    ) -> TextAnswer:
+        """Submits a prompt as `submit` does. A long text is tokenized on another thread."""
+        if isinstance(prompt, str) and len(prompt) > SHORT_TEXT:
+
+            def tokenize(text: str = prompt) -> Sequence[int]:
+                return self.tokenize(text, adds_special_tokens=adds_special_tokens)
+
+            prompt = await asyncio.get_running_loop().run_in_executor(self._tokenizing, tokenize)
+        return self.submit(prompt, sampling, adds_special_tokens=adds_special_tokens, **options)
+
+    def _cancel(self, answer: TextAnswer) -> None:
+        self._loop.cancel(answer.requests)
+
+    def _check_length(self, num_tokens: int, written: str) -> None:
+        if num_tokens >= self.max_length:
+            raise InvalidFieldError(
+                "prompt",
+                f"The prompt has {written} tokens. Prompt and answer may have {self.max_length} "
+                "together.",
+            )
