@@ -74,9 +74,11 @@ class FakeRowModel:
     vocabulary_size = 256
     max_length = None
 
-    def __init__(self, choose=next_token, *, clock=None, chunk_seconds=0.1, step_seconds=0.045):
+    def __init__(
+        self, choose=next_token, *, chunk_seconds=0.1, step_seconds=0.045, resize_seconds=0.0
+    ):
         self.choose = choose
-        self.clock = clock or Clock()
+        self.clock = Clock()
         self.num_compilations = 0
         self.failures = {}
         self.is_bad = lambda prompt: False
@@ -84,9 +86,11 @@ class FakeRowModel:
         self._is_released = threading.Event()
         self._hold = ("", 0)
         self.rows = None
-        self.chunk_times, self.step_times = [], []
-        self.noise = {}
+        self.num_steps = 0
+        self.longest_gap = 0.0
+        """The longest time between two tokens of a row."""
         self._chunk_seconds, self._step_seconds = chunk_seconds, step_seconds
+        self._resize_seconds = resize_seconds
 
     def hold(self, name="", number=1):
         """Stops the model in a call: of any method, or the `number`th one of a method."""
@@ -103,7 +107,7 @@ class FakeRowModel:
         self.rows, self.slots = [None] * rows, slots
 
     def resize(self, slots, sources):
-        self._run("resize")
+        self._run("resize", self._resize_seconds)
         self.rows = [None if source is None else self.rows[source] for source in sources]
         self.slots = slots
         assert all(row is None or len(row["tokens"]) < slots for row in self.rows)
@@ -114,7 +118,6 @@ class FakeRowModel:
 
     def read(self, cache, token_ids, start, *, sampling=None, prompt=(), uniform=0.0, targets=None):
         self._run("read", self._chunk_seconds)
-        self.chunk_times.append(self.clock())
         assert len(cache) == start
         cache = [*cache, *token_ids]
         prompt_outputs = None if targets is None else make_outputs(list(targets))
@@ -122,18 +125,22 @@ class FakeRowModel:
             return cache, None, prompt_outputs
         assert cache == list(prompt)
         token = self.choose(cache, [], uniform)
-        self.noise[tuple(prompt)] = [uniform]
         return cache, make_outputs([token], [not self.is_bad(cache)]), prompt_outputs
 
     def place(self, cache, row, prompt, sampling, first_token):
         self._run("place")
         assert cache == list(prompt)
         assert len(cache) < self.slots
-        self.rows[row] = {"tokens": cache, "next": first_token, "prompt": len(cache)}
+        self.rows[row] = {
+            "tokens": cache,
+            "next": first_token,
+            "prompt": len(cache),
+            "time": self.clock.now,
+        }
 
     def decode(self, tokens, positions, is_active, uniforms):
         self._run("decode", self._step_seconds)
-        self.step_times.append(self.clock())
+        self.num_steps += 1
         assert len(tokens) == len(positions) == len(is_active) == len(uniforms) == len(self.rows)
         outputs, is_finite = [], []
         for row, token, position, is_used, uniform in zip(
@@ -148,7 +155,8 @@ class FakeRowModel:
             row["tokens"].append(token)
             prompt, answer = row["tokens"][: row["prompt"]], row["tokens"][row["prompt"] :]
             row["next"] = self.choose(prompt, answer, uniform)
-            self.noise[tuple(prompt)].append(uniform)
+            self.longest_gap = max(self.longest_gap, self.clock.now - row["time"])
+            row["time"] = self.clock.now
             outputs.append(row["next"])
             is_finite.append(not self.is_bad(prompt))
         return make_outputs(outputs, is_finite)

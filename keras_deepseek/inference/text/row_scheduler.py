@@ -303,6 +303,7 @@ class RowScheduler:
         """
         work, self._work = self._work, None
         self._roomy_since = math.inf
+        self._owes_step = True  # It took its time.
         lost = self.running if is_cache_lost else []
         if isinstance(work, Resize):
             lost += self._reading

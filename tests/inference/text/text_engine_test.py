@@ -101,7 +101,7 @@ def test_a_character_comes_whole_and_a_stop_string_never():
         result = engine.submit("a", options(max_tokens=8, stop=["e STOP"])).result(60)
         assert (result.text, result.choices[0].finish_reason) == ("größe ", "length")
     # The row is free before the next step.
-    assert len(model.step_times) == len("größe STOP".encode()) - 1 + 7
+    assert model.num_steps == len("größe STOP".encode()) - 1 + 7
 
 
 def test_the_end_token_is_no_text_and_can_be_ignored():
@@ -183,7 +183,7 @@ def test_a_wrong_request_is_refused_with_the_name_of_the_field(field, prompt, se
         with pytest.raises(InvalidFieldError) as error:
             engine.submit(prompt, options(**settings))
         assert error.value.field == field
-        assert not model.step_times
+        assert not model.num_steps
         assert engine.submit("a", GREEDY).result(60)
 
 
