@@ -9,8 +9,12 @@ from collections import Counter
 from typing import Any
 
 from keras_deepseek.errors import KerasDeepSeekError
-from keras_deepseek.inference.errors import OverloadedError
-from keras_deepseek.inference.http import open_inference_rest, pages, tf_serving_rest
+from keras_deepseek.inference.errors import ClosedError, OverloadedError
+from keras_deepseek.inference.http import (
+    open_inference_rest,
+    pages,
+    tf_serving_rest,
+)
 from keras_deepseek.inference.http.answers import answer_error, answer_json, read_version
 from keras_deepseek.inference.http.message import (
     CLIENT_DISCONNECTED,
@@ -87,10 +91,13 @@ class HttpApplication:
             response = await self._respond(request, request.path if is_request else "")
             if self.service.access_log is not None:
                 self._name(request, response)
-            self.end(recorded, response)
+            if response.stream is not None:
+                await self._stream(request, response, send)
+                return
+            self.end(recorded, response, len(response.body))
             await _send(request, response, send)
         except ClientDisconnectError:
-            self.end(recorded, None)
+            self.end(recorded, None, 0)
         finally:
             if request.watcher is not None:
                 request.watcher.cancel()
@@ -181,17 +188,59 @@ class HttpApplication:
             self.service.model_control.check(request.headers.get("authorization"))
         return await route.handler(self.service, request)
 
+    async def _stream(self, request: HttpRequest, response: HttpResponse, send: Send) -> None:
+        """Sends a streamed answer, and records it at its end.
+
+        A client that has the head of an answer would take a closed connection for its end, so an
+        error is the last piece. The record has the status of the error.
+        """
+        sender = StreamSender(request, response, send)
+        answer: HttpResponse | None = None
+        try:
+            with request.ends_on_disconnect():
+                await sender.start()
+                try:
+                    await self._send_pieces(request, response, sender)
+                except ClientDisconnectError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - The client and the log are told.
+                    refusal = answer_error(error, self.router.error_form(request.path))
+                    response.status = refusal.status
+                    await sender.write(refusal.body)
+                await sender.finish()
+            answer = response
+        except ClientDisconnectError:
+            pass
+        finally:
+            if response.stream is not None:
+                await response.stream.aclose()
+            self.end(request, answer, sender.size)
+
+    async def _send_pieces(
+        self, request: HttpRequest, response: HttpResponse, sender: "StreamSender"
+    ) -> None:
+        """Sends the pieces of a stream. Raises a `ClosedError` if the server stops meanwhile."""
+        task = asyncio.current_task()
+        assert task is not None
+        if response.stream is None or request.method == "HEAD":
+            return
+        with self.service.ends_when_stopping(task):
+            async for piece in response.stream:
+                await sender.write(piece)
+            return
+        raise ClosedError("The server stops, so that the answer is not whole.")
+
     def _name(self, request: HttpRequest, response: HttpResponse) -> None:
         """Adds the id by which the log names the request to the headers of its answer."""
         if not request.trace.request_id:  # It was refused before it was handled.
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         response.headers = (*response.headers, ("x-request-id", request.trace.request_id))
 
-    def end(self, request: HttpRequest, response: HttpResponse | None) -> None:
+    def end(self, request: HttpRequest, response: HttpResponse | None, size: int) -> None:
         """Adds an answered request to the metrics, the traces and the access log.
 
         The `request` is empty if the bytes were no HTTP request. `response` is `None` if the client
-        hung up before.
+        hung up before. `size` is the bytes of the body that were sent.
         """
         service, trace = self.service, request.trace
         status = CLIENT_DISCONNECTED if response is None else response.status
@@ -206,7 +255,7 @@ class HttpApplication:
                 method=request.method,
                 path=request.path,
                 status=status,
-                size=0 if response is None else len(response.body),
+                size=size,
                 seconds=seconds,
                 client=request.client,
             )
@@ -260,13 +309,44 @@ def _read_request(scope: Any, receive: Receive, exchange: Exchange | None) -> Ht
 
 
 def _headers_of(response: HttpResponse) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"content-type", response.content_type.encode("latin-1")),
-        (b"content-length", b"%d" % len(response.body)),
-    ]
+    headers = [(b"content-type", response.content_type.encode("latin-1"))]
+    if response.stream is None:
+        headers.append((b"content-length", b"%d" % len(response.body)))
     for name, value in response.headers:
         headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
     return headers
+
+
+class StreamSender:
+    """Sends a body in pieces. Each call returns once the client has read most of what was sent."""
+
+    def __init__(self, request: HttpRequest, response: HttpResponse, send: Send) -> None:
+        self.size = 0
+        """The bytes of the body so far."""
+        self._response = response
+        self._send = send
+        self._exchange = request.exchange if request.version == "1.0" else None
+
+    async def start(self) -> None:
+        """Sends the head."""
+        status, headers = self._response.status, _headers_of(self._response)
+        if self._exchange is not None:
+            self._exchange.send_unframed(0)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, piece: bytes) -> None:
+        """Sends a piece."""
+        await self._write(self._response.frame(piece), more_body=True)
+
+    async def finish(self) -> None:
+        """Ends the body."""
+        await self._write(b"", more_body=False)
+
+    async def _write(self, data: bytes, *, more_body: bool) -> None:
+        if self._exchange is not None:
+            self._exchange.send_unframed(len(data))
+        await self._send({"type": "http.response.body", "body": data, "more_body": more_body})
+        self.size += len(data)
 
 
 async def _send(request: HttpRequest, response: HttpResponse, send: Send) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, cast
 from keras_deepseek.errors import MissingExtraError
 from keras_deepseek.inference.http.http_application import HttpApplication
 from keras_deepseek.inference.http.listener import Listener
-from keras_deepseek.inference.server.http_limits import HttpLimits
 from keras_deepseek.inference.server.server import Serve, Server, listen
 from keras_deepseek.inference.server.service import Service
 
@@ -27,6 +26,8 @@ _BACKLOG = 2048
 _REFUSED = 32
 """Connections beyond `max_connections` that are told so. Further ones are closed at once."""
 _LOOK_SECONDS = 0.01
+_END_SECONDS = 0.2
+"""For streamed answers to say that the server stops."""
 
 
 class HttpServer(Server):
@@ -103,7 +104,7 @@ class HttpServer(Server):
             for connection in connections:
                 connection.shutdown(is_settled=False)
             await server.stop()
-            await _drain(connections, limits)
+            await _drain(connections, self.service)
             watching.cancel()
 
 
@@ -119,14 +120,19 @@ async def _watch(state: "ServerState", seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-async def _drain(connections: "set[HttpProtocol]", limits: HttpLimits) -> None:
-    """Closes all connections. Those in use get time to finish first."""
-    loop = asyncio.get_running_loop()
+async def _drain(connections: "set[HttpProtocol]", service: Service) -> None:
+    """Closes all connections. Those in use get time to finish first.
+
+    Streamed answers that are not whole by then end with an error.
+    """
+    loop, limits = asyncio.get_running_loop(), service.limits
     end = loop.time() + limits.grace_seconds
     await _wait_until_closed(connections, min(end, loop.time() + limits.settle_seconds))
     for connection in list(connections):
         connection.shutdown()
     await _wait_until_closed(connections, end)
+    service.end_streams()
+    await _wait_until_closed(connections, loop.time() + min(limits.linger_seconds, _END_SECONDS))
     for connection in list(connections):
         connection.abort()
     await _wait_until_closed(connections, loop.time() + limits.linger_seconds)

@@ -1,9 +1,17 @@
 """Requests, answers and errors, as the routes see them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import contextlib
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 
@@ -65,6 +73,15 @@ class Exchange:
         if self.is_disconnected:
             callback()
 
+    def send_unframed(self, size: int) -> None:
+        """Lets the next `size` bytes of a body go out as they are, and the connection end it.
+
+        HTTP/1.0 has no chunks.
+        """
+        if self.cycle is not None:
+            self.cycle.keep_alive = self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = size
+
     def disconnect(self) -> None:
         """Tells the application that the client has hung up."""
         self.is_disconnected = self.cycle.disconnected = True
@@ -75,6 +92,10 @@ class Exchange:
 
 async def _receive_nothing() -> Message:
     return {"type": "http.request"}
+
+
+def _do_nothing() -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -95,6 +116,7 @@ class HttpRequest:
         route: The path template of its route. Empty until the route is found.
         parameters: The parts of the path that stand in braces in the template, by their names.
         watcher: The task that waits for the client to hang up.
+        callback: The function that it calls then.
     """
 
     method: str
@@ -112,24 +134,80 @@ class HttpRequest:
     parameters: Mapping[str, str] = field(default_factory=dict)
     watcher: "asyncio.Task[None] | None" = field(default=None, compare=False)
 
+    callback: Callable[[], object] = field(default=_do_nothing, compare=False)
+
     def call_on_disconnect(self, callback: Callable[[], object]) -> None:
-        """Calls `callback` if the client hangs up before its answer. The body must be read."""
+        """Calls `callback` if the client hangs up before its answer. The body must be read.
+
+        It replaces an earlier callback.
+        """
+        self.callback = callback
         if self.exchange is not None:
             self.exchange.call_on_disconnect(callback)
-        else:
-            self.watcher = asyncio.create_task(self._watch(callback))
+        elif self.watcher is None:
+            self.watcher = asyncio.create_task(self._watch())
+        elif self.watcher.done():
+            callback()
 
-    async def _watch(self, callback: Callable[[], object]) -> None:
+    async def _watch(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
-        callback()
+        self.callback()
+
+    @contextlib.contextmanager
+    def ends_on_disconnect(self) -> Iterator[None]:
+        """Context manager that ends its block with a `ClientDisconnectError` on a hang-up.
+
+        The body must be read.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        is_gone = is_running = False
+
+        def end() -> None:
+            nonlocal is_gone
+            is_gone = True
+            if is_running:
+                task.cancel()
+
+        self.call_on_disconnect(end)
+        is_running = not is_gone
+        try:
+            if is_running:
+                yield
+        except asyncio.CancelledError:
+            if not is_gone:
+                raise
+            task.uncancel()
+        finally:
+            self.call_on_disconnect(_do_nothing)
+        if is_gone:
+            raise ClientDisconnectError
+
+
+class BodyStream(Protocol):
+    """The pieces of a body that is sent while it is made. An asynchronous generator is one."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None:
+        """Ends it. It is called also if no piece was asked for."""
 
 
 @dataclass(slots=True)
 class HttpResponse:
-    """An answer, with a status from 200 up and further headers."""
+    """An answer, with a status from 200 up and further headers.
+
+    Args:
+        stream: The pieces of a body that is sent while it is made, in the place of `body`. The next
+            piece is asked for when the client has read most of the last ones. An error that the
+            stream raises is its last piece, in the JSON of the route's errors.
+        frame: Function that returns a piece of the stream as it is sent.
+    """
 
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
+    stream: BodyStream | None = None
+    frame: Callable[[bytes], bytes] = bytes
