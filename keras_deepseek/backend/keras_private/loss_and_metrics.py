@@ -51,11 +51,10 @@ def copy_weights(sample_weight: Any) -> Any:
     )
 
 
-def is_replaced(model: keras.Model, name: str) -> bool:
-    """Returns True if a model's class, or the model itself, has a method in place of Keras's."""
-    method = getattr(model, name)
-    method = getattr(method, _OF_THE_MODEL, method)
-    return getattr(method, "__func__", None) is not getattr(keras.Model, name)
+def has_own_metrics(model: keras.Model) -> bool:
+    """Returns True if a model, or its class, has a `compute_metrics` in place of Keras's."""
+    method = getattr(model.compute_metrics, _OF_THE_MODEL, model.compute_metrics)
+    return getattr(method, "__func__", None) is not keras.Model.compute_metrics
 
 
 @contextmanager
@@ -124,7 +123,7 @@ def update_metrics(
         return in_float32(detached)
 
     y_pred = keras.tree.map_structure(detach, y_pred)
-    if is_replaced(model, "compute_metrics"):
+    if has_own_metrics(model):
         results = model.compute_metrics(x, y, y_pred, sample_weight) or {}
         of_metrics = model.get_metrics_result()
         return {name: value for name, value in results.items() if name not in of_metrics}
@@ -146,7 +145,7 @@ def watch_metric_updates(model: keras.Model) -> Iterator[list[None]]:
     """
     metrics = model._compile_metrics
     updates: list[None] = []
-    if metrics is None or is_replaced(model, "compute_metrics"):
+    if metrics is None or has_own_metrics(model):
         yield [None]
         return
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.loss_and_metrics import add_metric, is_replaced
+from keras_deepseek.backend.keras_private.loss_and_metrics import add_metric
 from keras_deepseek.backend.keras_private.trainers import overrides_train_step
 from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
@@ -88,7 +88,7 @@ class StepPlan:
         self.needs_targets = (
             compute is None
             and not overrides_train_step(model)
-            and not is_replaced(model, "compute_loss")
+            and type(model).compute_loss is keras.Model.compute_loss
             and model.loss is not None
         )
         """True if the only loss is a Keras loss between outputs and targets."""

@@ -14,7 +14,6 @@ from keras_deepseek.backend.keras_private.loss_and_metrics import (
     compute_training_loss,
     copy_weights,
     count_rows_in_losses,
-    is_replaced,
     update_metrics,
 )
 from keras_deepseek.backend.keras_private.trainers import call_for_training
@@ -71,8 +70,8 @@ class BatchLoss:
         weights = copy_weights(sample_weight) if self.is_in_parts else sample_weight
         with backend.current().step.mark(LOSS):
             loss = compute_training_loss(model, x, y, y_pred, weights)
-            is_default = not is_replaced(model, "compute_loss")
-            if is_default and model.loss is None and not model.losses:  # JAX would return 0.
+            is_keras_default = type(model).compute_loss is keras.Model.compute_loss
+            if is_keras_default and model.loss is None and not model.losses:  # JAX would return 0.
                 raise missing_loss_error(model)
             self._logs = update_metrics(model, x, y, y_pred, sample_weight)
         if not self.is_in_parts:
@@ -96,7 +95,7 @@ class BatchLoss:
         so that it would count once for each part.
         """
         added = self._model.losses
-        if not added or is_replaced(self._model, "compute_loss"):
+        if not added or type(self._model).compute_loss is not keras.Model.compute_loss:
             return loss  # An overridden `compute_loss` may not include them.
         other_share = 1.0 - self._share(num_rows)
         return loss - other_share * sum(
@@ -132,7 +131,8 @@ def check_test_loss(model: keras.Model) -> None:
     Nothing is raised if the model has custom layers or regularizers, which may add a loss.
     """
     is_own = (
-        is_replaced(model, "compute_loss") or type(model).test_step is not keras.Model.test_step
+        type(model).compute_loss is not keras.Model.compute_loss
+        or type(model).test_step is not keras.Model.test_step
     )
     if model.loss is not None or is_own or not model.built or model.losses:
         return
