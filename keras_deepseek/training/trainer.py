@@ -15,7 +15,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.callbacks.run_recorder import RunRecorder
-from keras_deepseek.checks import check_file_path
+from keras_deepseek.checks import check_file_path, check_integer
 from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
 from keras_deepseek.training.checkpoints.checkpoints import Best, CheckpointOptions, Checkpoints
 from keras_deepseek.training.cluster.cluster_resolver import ClusterOptions
@@ -530,6 +530,7 @@ class Trainer:
             batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
             **options: Further arguments of `keras.Model.evaluate`.
         """
+        check_integer("batch_size", batch_size, default=1)
         self._plan.check_test_data(x, y)
         with (
             self._cluster.placement.in_use(self.model),
@@ -549,6 +550,7 @@ class Trainer:
             batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
             **options: Further arguments of `keras.Model.predict`.
         """
+        check_integer("batch_size", batch_size, default=1)
         check_data(x, None, "data to predict")
         options |= without_none(batch_size=batch_size)
         with (

@@ -532,6 +532,14 @@ def test_no_rows_can_be_evaluated_or_predicted():
         trainer.predict(X[:0], verbose=0)
 
 
+@pytest.mark.parametrize("size", [0, 8.0])
+def test_a_batch_size_that_is_no_size_is_refused(size):
+    trainer = Trainer(build(compiled=True))
+    for call in (trainer.evaluate, trainer.predict):
+        with pytest.raises(InvalidInputError, match="`batch_size` must be a positive integer"):
+            call(X, batch_size=size, verbose=0)
+
+
 def test_an_argument_that_fit_does_not_know_is_named():
     trainer = Trainer(build(), optimizer="sgd", loss="mse")
     with pytest.raises(InvalidInputError, match=r"fit\(\) argument 'epoch': did you mean 'epochs'"):

@@ -94,9 +94,6 @@ def with_fed_arrays(model: keras.Model, method: str, arguments: dict[str, Any]) 
     feed = ArrayFeed(**data, steps=steps)
     if feed.arrays is None:
         return arguments
-    if method == "fit":
-        size = options.get("validation_batch_size") or data.get("batch_size")
-        options["validation_batch_size"] = size
     return {**options, "x": feed}
 
 
@@ -110,7 +107,7 @@ def with_fed_validation(model: keras.Model, arguments: dict[str, Any]) -> dict[s
         "x": x,
         "y": y,
         "sample_weight": sample_weight,
-        "batch_size": arguments.get("validation_batch_size") or arguments.get("batch_size"),
+        "batch_size": arguments.get("validation_batch_size"),
         "steps": arguments.get("validation_steps"),
     }
     fed_arguments = with_fed_arrays(model, "evaluate", test_arguments)

@@ -118,7 +118,4 @@ def position_data(
     shuffle = options.pop("shuffle", None)
     source = open_batch_source(**data_arguments, shuffle=shuffle, seed=seed, share=share)
     data = PositionedData(BatchStream(source, data_arguments["steps_per_epoch"]))
-    if data_arguments["batch_size"] is not None:
-        size = options.get("validation_batch_size") or data_arguments["batch_size"]
-        options["validation_batch_size"] = size
     return {**options, "x": data}, data

@@ -252,6 +252,8 @@ class Session:
         """
         run_workers = self._plan.parallelism.run_workers
         needs_stream = needs_stream or run_workers is not None or self._processes.world_size > 1
+        size = arguments.get("validation_batch_size") or arguments["batch_size"]
+        arguments = {**arguments, "validation_batch_size": size}  # Keras would not see the latter.
         with contextlib.ExitStack() as stack:
             if self._processes.world_size > 1:
                 stack.enter_context(validating_together(self._model, self._processes))

@@ -18,18 +18,12 @@ def test_the_data_go_into_a_stream_and_the_rest_stays():
     options, data = position_data(
         {"x": X, "y": X[:, :1], "batch_size": 4, "epochs": 3, "shuffle": False}, seed=0
     )
-    assert options == {"x": data, "epochs": 3, "validation_batch_size": 4}
+    assert options == {"x": data, "epochs": 3}
     data.open()
     data.stream.begin_epoch()
     batches = list(data.stream.batches())
     assert [len(x) for x, _ in batches] == [4, 2]
     np.testing.assert_array_equal(batches[0][0], X[:4])
-
-
-@pytest.mark.parametrize(("size", "expected"), [(None, 4), (2, 2)])
-def test_a_validation_has_the_batch_size_of_the_training_unless_it_has_its_own(size, expected):
-    options, _ = position_data({"x": X, "batch_size": 4, "validation_batch_size": size}, seed=0)
-    assert options["validation_batch_size"] == expected
 
 
 def test_the_order_is_drawn_by_the_seed():

@@ -47,3 +47,33 @@ def test_malloc_is_changed_only_with_tune_malloc(monkeypatch, tune_malloc):
     monkeypatch.setattr(tune_malloc_module, "_find_library", Library)
     make(tune_malloc=tune_malloc).fit(X, Y, verbose=0)
     assert bool(calls) == tune_malloc
+
+
+class CountTests(keras.callbacks.Callback):
+    num_batches = 0
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.num_batches += 1
+
+
+@pytest.mark.each_backend
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "num_batches"),
+    [
+        ({"batch_size": 4}, 3),
+        ({"batch_size": 4, "validation_batch_size": None}, 3),
+        ({"batch_size": 4, "validation_batch_size": 2}, 5),
+        ({}, 1),
+    ],
+    ids=str,
+)
+def test_a_validation_has_the_batch_size_of_the_training_unless_it_has_its_own(
+    sizes, num_batches, is_streamed, tmp_path
+):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    options = {"checkpoint_dir": tmp_path} if is_streamed else {}
+    trainer = Trainer(model, optimizer="sgd", loss="mse", **options)
+    x, y, count = np.ones((10, 2)), np.ones((10, 1)), CountTests()
+    trainer.fit(x, y, **sizes, validation_data=(x, y), callbacks=[count], verbose=0)
+    assert count.num_batches == num_batches
