@@ -26,6 +26,7 @@ from keras_deepseek.inference.http.routing import ERROR, ErrorForm, Parameters
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import version_number
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.openai.openai_errors import field_of
 from keras_deepseek.inference.protocols.json_text import to_json
 from keras_deepseek.inference.server.service import Service
 
@@ -61,7 +62,7 @@ def answer_error(error: Exception, form: ErrorForm = ERROR) -> HttpResponse:
     if not status:
         _logger.error("The server failed.", exc_info=error)
         status, message = 500, "The server failed; see its log."
-    return answer_json(form.make(message, status), status, headers)
+    return answer_json(form.make(message, status, field_of(error)), status, headers)
 
 
 def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from keras_deepseek.errors import KerasDeepSeekError
 from keras_deepseek.inference.errors import ClosedError, OverloadedError
 from keras_deepseek.inference.http import (
     open_inference_rest,
+    openai_rest,
     pages,
     tf_serving_rest,
 )
@@ -44,6 +45,7 @@ from keras_deepseek.inference.server.service import Service
 ROUTES = (
     *tf_serving_rest.ROUTES,
     *open_inference_rest.ROUTES,
+    *openai_rest.ROUTES,
     *pages.ROUTES,
 )
 """The routes of a server. A new protocol adds its own here."""

@@ -54,7 +54,10 @@ _HEALTH = Operation("Readiness of the server", OBJECT)
 _PAGE = Operation("A page to try the models", TEXT, "text/html")
 
 ROUTES = (
-    Route("GET", "/healthz", health, call="health", operation=_HEALTH, is_open=True),
+    *(  # vLLM's clients ask the second one.
+        Route("GET", path, health, call="health", operation=_HEALTH, is_open=True)
+        for path in ("/healthz", "/health")
+    ),
     *(
         Route("GET", path, metrics, call="metrics", operation=_METRICS)
         for path in ("/metrics", "/monitoring/prometheus/metrics")

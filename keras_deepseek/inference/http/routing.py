@@ -46,12 +46,13 @@ class ErrorForm(NamedTuple):
     Args:
         name: The name of the schema in the OpenAPI document.
         schema: The JSON schema of what `make` returns.
-        make: Returns the content of the answer, from the message and the HTTP status.
+        make: Returns the content of the answer, from the message, the HTTP status, and the path of
+            the request's field that is wrong, or `None`.
     """
 
     name: str
     schema: Schema
-    make: Callable[[str, int], Any]
+    make: Callable[[str, int, str | None], Any]
 
 
 DescribeModel = Callable[[str, Signature], Operation | None]
@@ -67,7 +68,9 @@ def fields(required: Mapping[str, Schema], **optional: Schema) -> Schema:
     }
 
 
-ERROR = ErrorForm("Error", fields({"error": TEXT}), lambda message, _status: {"error": message})
+ERROR = ErrorForm(
+    "Error", fields({"error": TEXT}), lambda message, _status, _field: {"error": message}
+)
 """The form of errors for routes that set no other."""
 
 Parameters = Mapping[str, str]

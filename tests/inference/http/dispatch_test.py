@@ -41,7 +41,7 @@ def describe(name, signature):
 
 
 PROBLEM = ErrorForm(
-    "Problem", fields({"problem": TEXT}), lambda message, _status: {"problem": message}
+    "Problem", fields({"problem": TEXT}), lambda message, _status, _field: {"problem": message}
 )
 ROUTE = Route(
     "POST",

@@ -1,0 +1,353 @@
+"""OpenAI's API: chats, completions and models under `/v1/`, and the tokenizer calls of vLLM.
+
+`GET /v1/models/NAME` is TF Serving's, too: `tf_serving_rest.status` answers it.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.inference.http.answers import answer_json
+from keras_deepseek.inference.http.body import compute, read_body
+from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
+from keras_deepseek.inference.http.routing import (
+    LIST,
+    OBJECT,
+    TEXT,
+    ErrorForm,
+    Handler,
+    Operation,
+    Route,
+    Schema,
+    fields,
+)
+from keras_deepseek.inference.openai.chat_answer import ChatWriter
+from keras_deepseek.inference.openai.chat_request import (
+    ChatPrompt,
+    ChatRequest,
+    encode_conversation,
+    read_chat_tools,
+)
+from keras_deepseek.inference.openai.chunks import (
+    AnswerStream,
+    ChoiceWriter,
+    Count,
+    Envelope,
+    count_usage,
+    write_chunks,
+)
+from keras_deepseek.inference.openai.completion_answer import CompletionWriter
+from keras_deepseek.inference.openai.completion_request import CompletionRequest, is_token_ids
+from keras_deepseek.inference.openai.openai_errors import error_object, naming_fields
+from keras_deepseek.inference.openai.text_body import (
+    TextBody,
+    read_content,
+    read_flag,
+    read_model,
+)
+from keras_deepseek.inference.server.service import Service
+from keras_deepseek.inference.text.text_answer import TextAnswer
+
+PROTOCOL = "openai"
+"""The label of the metrics."""
+
+_TOKENIZING_COST = 16
+"""A character takes about so many times as long to tokenize as a byte takes to parse."""
+
+_EVENTS_TYPE = "text/event-stream"
+_EVENT_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+"""No proxy is to keep events back."""
+
+Tokens = Sequence[int]
+TextVersion = Any
+
+_T = TypeVar("_T")
+
+
+async def chat(service: Service, request: HttpRequest) -> HttpResponse:
+    """Answers a conversation, while the model writes or as a whole."""
+
+    def prepare(content: dict[str, Any]) -> tuple[ChatRequest, TextVersion, ChatPrompt, Tokens]:
+        call = ChatRequest.read(content)
+        version = _find(service, call.body.model)
+        return call, version, *_encode(call, version)
+
+    call, version, prompt, token_ids = await _prepare(service, request, prepare)
+
+    def bind(chosen: TextVersion) -> Tokens:
+        nonlocal version, prompt, token_ids
+        if chosen is not version:  # It has replaced the other one meanwhile, or is on trial.
+            version = chosen
+            prompt, token_ids = _encode(call, chosen)
+        return token_ids
+
+    body = call.body
+    with contextlib.ExitStack() as stack:
+        names = {"prompt": "messages", **body.field_names}
+        keeps = prompt.keeps_special_tokens
+        answer = _submit(service, request, body, bind, names, keeps_special_tokens=keeps)
+        stack.callback(answer.cancel)
+        writer = ChatWriter(prompt, has_details=body.sampling.num_alternatives is not None)
+        envelope = Envelope("chat.completion", "chatcmpl", version.name, "chat.completion.chunk")
+
+        def count() -> dict[str, int]:
+            return count_usage(answer.num_prompt_tokens, answer.num_tokens)
+
+        if body.is_streamed:
+            return await _stream(request, body, envelope, [answer], writer, count, stack)
+        with request.ends_on_disconnect():
+            result = await answer.wait()
+        size = sum(len(choice.text) for choice in result.choices)
+        choices = await compute(size, writer.write_whole, result.choices)
+        return answer_json(envelope.wrap(choices, usage=count()))
+
+
+def _encode(call: ChatRequest, version: TextVersion) -> tuple[ChatPrompt, Tokens]:
+    prompt = call.encode(version.tokenizer, has_chat=version.has_chat)
+    with naming_fields({"prompt": "messages"}):
+        return prompt, version.engine.tokenize(prompt.text, adds_special_tokens=False)
+
+
+async def complete(service: Service, request: HttpRequest) -> HttpResponse:
+    """Answers one or more prompts, while the model writes or as a whole."""
+
+    def prepare(
+        content: dict[str, Any],
+    ) -> tuple[CompletionRequest, TextVersion, Sequence[Tokens], Sequence[str]]:
+        call = CompletionRequest.read(content)
+        version = _find(service, call.body.model)
+        prompts = call.encode(version.engine.tokenize, version.max_length)
+        with naming_fields({}, "prompt"):
+            echoes = call.echoes(version.tokenizer.detokenize)
+        return call, version, prompts, echoes
+
+    call, version, prompts, echoes = await _prepare(service, request, prepare)
+
+    def bind(chosen: TextVersion) -> Tokens:
+        nonlocal version, prompts
+        if chosen is not version:
+            version = chosen
+            prompts = call.encode(chosen.engine.tokenize, chosen.max_length)
+        return prompts[len(answers)]
+
+    body, answers = call.body, list[TextAnswer]()
+    with contextlib.ExitStack() as stack:
+        while len(answers) < len(prompts):
+            names = body.field_names
+            details = call.has_prompt_details
+            answer = _submit(service, request, body, bind, names, echo_details=details)
+            stack.callback(answer.cancel)
+            answers.append(answer)
+        writer = CompletionWriter(call, answers, echoes)
+        envelope = Envelope("text_completion", "cmpl", version.name, "text_completion")
+        if body.is_streamed:
+            return await _stream(request, body, envelope, answers, writer, writer.count, stack)
+        with request.ends_on_disconnect():
+            results = [await answer.wait() for answer in answers]
+        return answer_json(envelope.wrap(writer.write_whole(results), usage=writer.count()))
+
+
+async def list_models(service: Service, _request: HttpRequest) -> HttpResponse:
+    """Answers with the language models."""
+    versions = {version.name: version for version in _engine(service).text_versions()}
+    models = [describe_model(version) for version in versions.values()]
+    return answer_json({"object": "list", "data": models})
+
+
+def describe_model(version: TextVersion) -> dict[str, Any]:
+    """Returns OpenAI's description of a model, with its longest sequence, as vLLM's has it."""
+    return {
+        "id": version.name,
+        "object": "model",
+        "created": version.created,
+        "owned_by": "keras_deepseek",
+        "max_model_len": version.max_length,
+    }
+
+
+async def tokenize(service: Service, request: HttpRequest) -> HttpResponse:
+    """Answers with the tokens of a text or a conversation, as vLLM does."""
+
+    def work(content: dict[str, Any]) -> dict[str, Any]:
+        version = _find(service, read_model(content))
+        text, is_chat = content.get("prompt"), "messages" in content
+        if is_chat:
+            tools, has_chat = read_chat_tools(content), version.has_chat
+            text = encode_conversation(content, tools, version.tokenizer, has_chat=has_chat).text
+        elif not isinstance(text, str):
+            raise InvalidFieldError("prompt", f"`prompt` must be a string, received {text!r:.50}.")
+        adds = read_flag(content, "add_special_tokens", default=not is_chat)
+        token_ids = list(version.engine.tokenize(text, adds_special_tokens=adds))
+        has_strings = read_flag(content, "return_token_strs")
+        return {
+            "count": len(token_ids),
+            "max_model_len": version.max_length,
+            "tokens": token_ids,
+            "token_strs": list(map(version.tokenizer.id_to_token, token_ids))
+            if has_strings
+            else None,
+        }
+
+    return answer_json(await _prepare(service, request, work))
+
+
+async def detokenize(service: Service, request: HttpRequest) -> HttpResponse:
+    """Answers with the text of tokens, as vLLM does."""
+
+    def work(content: dict[str, Any]) -> dict[str, str]:
+        version = _find(service, read_model(content))
+        token_ids = content.get("tokens")
+        if token_ids != [] and not is_token_ids(token_ids):
+            raise InvalidFieldError(
+                "tokens", f"`tokens` must be a list of token ids, received {token_ids!r:.50}."
+            )
+        with naming_fields({}, "tokens"):
+            text = version.tokenizer.detokenize(token_ids, skip_special_tokens=False)
+        return {"prompt": text}
+
+    return answer_json(await _prepare(service, request, work))
+
+
+async def _prepare(
+    service: Service, request: HttpRequest, work: Callable[[dict[str, Any]], _T]
+) -> _T:
+    """Reads the body, and returns what `work` makes of its fields, on a thread if it is large."""
+    service.check_ready(service.engine.name)
+    body = await read_body(request, service.options.max_body_bytes)
+    return await compute(_TOKENIZING_COST * len(body), lambda: work(read_content(body)))
+
+
+def _engine(service: Service) -> Any:
+    return service.engine
+
+
+def _find(service: Service, name: str | None) -> TextVersion:
+    with naming_fields({}, "model"):
+        version: TextVersion = _engine(service).find_text(name)
+        return version
+
+
+def _submit(
+    service: Service,
+    request: HttpRequest,
+    body: TextBody,
+    bind: Callable[[TextVersion], Tokens],
+    names: dict[str, str],
+    **options: bool,
+) -> TextAnswer:
+    """Submits a prompt. `names` are the client's names of fields, for errors.
+
+    A client is who has a token, where the server asks for one, or else an address: those share the
+    model fairly.
+    """
+    has_tokens = service.tokens is not None
+    client = request.headers.get("authorization", "") if has_tokens else request.client
+    with naming_fields(names):
+        answer: TextAnswer
+        answer, _ = _engine(service).dispatch_text(
+            bind,
+            body.sampling,
+            model=body.model,
+            trace=request.trace,
+            priority=body.priority,
+            client=client,
+            body=body.content,
+            **options,
+        )
+    return answer
+
+
+async def _stream(
+    request: HttpRequest,
+    body: TextBody,
+    envelope: Envelope,
+    answers: Sequence[TextAnswer],
+    writer: ChoiceWriter,
+    count: Count,
+    stack: contextlib.ExitStack,
+) -> HttpResponse:
+    """Returns a streamed answer, once its first event is there. It takes over from `stack`."""
+    stream = AnswerStream(answers, write_chunks(body, envelope, answers, writer, count))
+    with request.ends_on_disconnect():
+        await stream.open()
+    stack.pop_all()
+    return HttpResponse(
+        200, b"", _EVENTS_TYPE, _EVENT_HEADERS, stream, lambda piece: b"data: %b\n\n" % piece
+    )
+
+
+OPENAI_ERROR = ErrorForm(
+    "OpenAIError",
+    fields({"error": fields({"message": TEXT, "type": TEXT}, param={}, code={})}),
+    error_object,
+)
+
+_NUMBER: Schema = {"type": "integer"}
+_USAGE = fields(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _NUMBER))
+_ANSWER = fields(
+    {"id": TEXT, "object": TEXT, "created": _NUMBER, "model": TEXT, "choices": LIST},
+    usage=_USAGE,
+)
+_MESSAGE = fields({"role": TEXT}, content={})
+_SETTINGS = {
+    "model": TEXT,
+    "max_tokens": _NUMBER,
+    "temperature": {"type": "number"},
+    "stream": {"type": "boolean"},
+}
+
+
+def _route(method: str, path: str, handler: Handler, summary: str, *schemas: Schema) -> Route:
+    answer, *body = schemas
+    operation = Operation(summary, answer, body=body[0] if body else None)
+    if handler in (chat, complete):
+        operation = operation._replace(other_answers={_EVENTS_TYPE: TEXT})
+    return Route(
+        method,
+        path,
+        handler,
+        PROTOCOL,
+        handler.__name__,
+        operation=operation,
+        error_form=OPENAI_ERROR,
+    )
+
+
+ROUTES = (
+    _route(
+        "POST",
+        "/v1/chat/completions",
+        chat,
+        "Answer a conversation",
+        _ANSWER,
+        fields({"messages": {"type": "array", "items": _MESSAGE}}, **_SETTINGS),
+    ),
+    _route(
+        "POST",
+        "/v1/completions",
+        complete,
+        "Write after a prompt",
+        _ANSWER,
+        fields({"prompt": {"anyOf": [TEXT, LIST]}}, **_SETTINGS),
+    ),
+    _route(
+        "GET", "/v1/models", list_models, "Language models", fields({"object": TEXT, "data": LIST})
+    ),
+    _route(
+        "POST",
+        "/tokenize",
+        tokenize,
+        "Tokens of a text or a conversation",
+        fields({"count": _NUMBER, "max_model_len": _NUMBER, "tokens": LIST, "token_strs": {}}),
+        OBJECT,
+    ),
+    _route(
+        "POST",
+        "/detokenize",
+        detokenize,
+        "Text of tokens",
+        fields({"prompt": TEXT}),
+        fields({"tokens": LIST}, model=TEXT),
+    ),
+)

@@ -1,0 +1,66 @@
+"""OpenAI's error object, and the names of fields in errors."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from keras_deepseek.chat import ChatInputError
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.errors import InvalidFieldError, ModelNotFoundError
+
+_TYPES = {
+    401: ("authentication_error", "invalid_api_key"),
+    403: ("permission_error", None),
+    404: ("invalid_request_error", "model_not_found"),
+    413: ("invalid_request_error", "request_too_large"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    503: ("service_unavailable_error", None),
+    504: ("timeout_error", "deadline_exceeded"),
+}
+_SERVER_ERROR = 500
+
+
+def error_object(message: str, status: int, field: str | None) -> dict[str, Any]:
+    """Returns OpenAI's error object.
+
+    Args:
+        message: The message for people.
+        status: The HTTP status.
+        field: The path of the field that is wrong, as in `"messages[2].role"`, if it is one.
+    """
+    is_of_server = status >= _SERVER_ERROR
+    default = ("server_error" if is_of_server else "invalid_request_error", None)
+    kind, code = _TYPES.get(status, default)
+    return {"error": {"message": message, "type": kind, "param": field, "code": code}}
+
+
+def field_of(error: Exception) -> str | None:
+    """Returns the path of the field that an error is about, or `None`."""
+    if isinstance(error, ModelNotFoundError):
+        return "model"
+    return error.field if isinstance(error, InvalidFieldError | ChatInputError) else None
+
+
+@contextmanager
+def naming_fields(names: Mapping[str, str], default: str | None = None) -> Iterator[None]:
+    """Context manager that gives the errors of its block the names that the client uses.
+
+    Args:
+        names: The client's names of fields that have another one here.
+        default: The field of an error that has none.
+    """
+    try:
+        yield
+    except InvalidFieldError as error:
+        name = names.get(error.field)
+        if name is None:
+            raise
+        raise InvalidFieldError(
+            name, str(error).replace(f"`{error.field}`", f"`{name}`")
+        ) from error
+    except ChatInputError:
+        raise
+    except InvalidInputError as error:
+        if default is None:
+            raise
+        raise InvalidFieldError(default, str(error)) from error
