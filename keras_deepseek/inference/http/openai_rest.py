@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -98,9 +99,11 @@ async def chat(service: Service, request: HttpRequest) -> HttpResponse:
             return await _stream(request, body, envelope, [answer], writer, count, stack)
         with request.ends_on_disconnect():
             result = await answer.wait()
-        size = sum(len(choice.text) for choice in result.choices)
-        choices = await compute(size, writer.write_whole, result.choices)
-        return answer_json(envelope.wrap(choices, usage=count()))
+
+        def write() -> HttpResponse:
+            return answer_json(envelope.wrap(writer.write_whole(result.choices), usage=count()))
+
+        return await compute(_cost(body, result.num_tokens), write)
 
 
 def _encode(call: ChatRequest, version: TextVersion) -> tuple[ChatPrompt, Tokens]:
@@ -145,7 +148,12 @@ async def complete(service: Service, request: HttpRequest) -> HttpResponse:
             return await _stream(request, body, envelope, answers, writer, writer.count, stack)
         with request.ends_on_disconnect():
             results = [await answer.wait() for answer in answers]
-        return answer_json(envelope.wrap(writer.write_whole(results), usage=writer.count()))
+        usage = writer.count()
+
+        def write() -> HttpResponse:
+            return answer_json(envelope.wrap(writer.write_whole(results), usage=usage))
+
+        return await compute(_cost(body, usage["total_tokens"]), write)
 
 
 async def list_models(service: Service, _request: HttpRequest) -> HttpResponse:
@@ -153,6 +161,12 @@ async def list_models(service: Service, _request: HttpRequest) -> HttpResponse:
     versions = {version.name: version for version in _engine(service).text_versions()}
     models = [describe_model(version) for version in versions.values()]
     return answer_json({"object": "list", "data": models})
+
+
+def describe_named_model(service: Service, name: str) -> dict[str, Any]:
+    """Returns OpenAI's description of a language model; an empty one for another model."""
+    versions = [version for version in _engine(service).text_versions() if version.name == name]
+    return describe_model(versions[-1]) if versions else {}
 
 
 def describe_model(version: TextVersion) -> dict[str, Any]:
@@ -228,6 +242,24 @@ def _find(service: Service, name: str | None) -> TextVersion:
         return version
 
 
+def _cost(body: TextBody, num_tokens: int) -> int:
+    """Returns the bytes that take about as long to parse as a whole answer takes to write."""
+    num_alternatives = body.sampling.num_alternatives
+    return num_tokens * (4 if num_alternatives is None else 128 * (1 + num_alternatives))
+
+
+def _read_timeout(request: HttpRequest) -> float | None:
+    """Returns the seconds that OpenAI's clients wait, by a header that they send, or `None`.
+
+    After that they hang up, so that a first token would come too late.
+    """
+    try:
+        seconds = float(request.headers.get("x-stainless-read-timeout", ""))
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < math.inf else None
+
+
 def _submit(
     service: Service,
     request: HttpRequest,
@@ -250,6 +282,7 @@ def _submit(
             body.sampling,
             model=body.model,
             trace=request.trace,
+            timeout=_read_timeout(request),
             priority=body.priority,
             client=client,
             body=body.content,

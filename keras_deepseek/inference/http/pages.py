@@ -1,7 +1,7 @@
-"""The routes that belong to no protocol: health, metrics for Prometheus, and the page at `/`.
+"""The routes that belong to no protocol: health, metrics for Prometheus, and two pages.
 
-The page is one file, `page.html`, that calls the other routes. It needs no build, and loads nothing
-from elsewhere.
+A page is one file that calls the other routes: `page.html` for tensors, `chat.html` for language
+models. It needs no build, and loads nothing from elsewhere.
 """
 
 import base64
@@ -39,8 +39,17 @@ async def metrics(service: Service, request: HttpRequest) -> HttpResponse:
 
 
 async def page(_service: Service, _request: HttpRequest) -> HttpResponse:
-    """Answers with the HTML page."""
-    body, headers = _read_page()
+    """Answers with the page to try the models."""
+    return _answer_page("page.html")
+
+
+async def chat_page(_service: Service, _request: HttpRequest) -> HttpResponse:
+    """Answers with the page to chat."""
+    return _answer_page("chat.html")
+
+
+def _answer_page(name: str) -> HttpResponse:
+    body, headers = _read_page(name)
     return HttpResponse(200, body, "text/html; charset=utf-8", headers)
 
 
@@ -52,6 +61,7 @@ _METRICS = Operation(
 )
 _HEALTH = Operation("Readiness of the server", OBJECT)
 _PAGE = Operation("A page to try the models", TEXT, "text/html")
+_CHAT = Operation("A page to chat with a language model", TEXT, "text/html")
 
 ROUTES = (
     *(  # vLLM's clients ask the second one.
@@ -63,13 +73,14 @@ ROUTES = (
         for path in ("/metrics", "/monitoring/prometheus/metrics")
     ),
     Route("GET", "/", page, call="page", operation=_PAGE, is_open=True),
+    Route("GET", "/chat", chat_page, call="page", operation=_CHAT, is_open=True),
 )
 
 
 @cache
-def _read_page() -> tuple[bytes, Headers]:
-    """Returns the HTML page, and headers that let the browser run only the page's own script."""
-    body = (Path(__file__).parent / "page.html").read_bytes()
+def _read_page(name: str) -> tuple[bytes, Headers]:
+    """Returns an HTML page, and headers that let the browser run only the page's own script."""
+    body = (Path(__file__).parent / name).read_bytes()
     policy = [
         "default-src 'none'",
         "connect-src 'self'",

@@ -560,8 +560,7 @@ def test_models_are_listed(serve):
             "max_model_len": 4096,
         }
         assert content == {"object": "list", "data": [model]}
-        content = client.ask("GET", "/v1/models/double").content
-        assert content.keys() == {"model_version_status"}
+        assert client.ask("GET", "/v1/models/double").content.keys() == {"model_version_status"}
 
 
 def test_texts_are_tokenized_and_back(serve):

@@ -96,4 +96,4 @@ def test_tokens_are_asked_for_but_not_for_health(doubler):
         for path, operations in document["paths"].items()
         if operations.get("get", {}).get("security") == []
     }
-    assert is_open == {"/", "/health", "/healthz", "/v2/health/live", "/v2/health/ready"}
+    assert is_open == {"/", "/chat", "/health", "/healthz", "/v2/health/live", "/v2/health/ready"}

@@ -22,8 +22,9 @@ def fetch(url, **headers):
         return answer.headers, answer.read()
 
 
-def test_the_page_is_open_and_its_policy_lets_its_own_script_run_alone(server):
-    headers, body = fetch(f"{server.url}/")
+@pytest.mark.parametrize("path", ["/", "/chat"])
+def test_a_page_is_open_and_its_policy_lets_its_own_script_run_alone(server, path):
+    headers, body = fetch(f"{server.url}{path}")
     assert headers["Content-Type"] == "text/html; charset=utf-8"
     policy = headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; connect-src 'self'; ")
@@ -34,8 +35,9 @@ def test_the_page_is_open_and_its_policy_lets_its_own_script_run_alone(server):
         assert f"{tag.decode()}-src 'sha256-{digest}'" in policy
 
 
-def test_the_page_names_no_other_server_and_has_no_script_in_attributes(server):
-    page = fetch(f"{server.url}/")[1].decode()
+@pytest.mark.parametrize("path", ["/", "/chat"])
+def test_a_page_names_no_other_server_and_has_no_script_in_attributes(server, path):
+    page = fetch(f"{server.url}{path}")[1].decode()
     assert re.findall(r"https?:|//\w|src=|\son\w+=|style=|innerHTML", page) == []
 
 
