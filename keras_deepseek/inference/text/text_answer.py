@@ -169,7 +169,7 @@ class TextAnswer:
         number = 0
         async with self:
             while True:
-                await self._wait(number)
+                await self._wait_until(number)
                 if (piece := self._get(number)) is None:
                     return
                 number += 1
@@ -188,7 +188,7 @@ class TextAnswer:
     async def wait(self) -> TextResult:
         """Waits for the whole answer in an event loop. To cancel the wait cancels the request."""
         try:
-            await self._wait(None)
+            await self._wait_until(None)
         except asyncio.CancelledError:
             self.cancel()
             raise
@@ -250,7 +250,7 @@ class TextAnswer:
             self._waiters.append((wake, number is None))
             return True
 
-    async def _wait(self, number: int | None) -> None:
+    async def _wait_until(self, number: int | None) -> None:
         if self.is_over or (number is not None and number < len(self._pieces)):
             return
         waiter = asyncio.get_running_loop().create_future()

@@ -112,19 +112,16 @@ class TextEngine:
 
         It takes about a second for a million tokens, so that an event loop rather calls
         `submit_async`. Raises an `InvalidFieldError` if the text is longer than any that fits, by
-        its number of bytes, and if it can't be tokenized.
+        its number of bytes, or is not valid Unicode.
         """
         try:
-            num_bytes = len(text) if text.isascii() else len(text.encode())
-            if (most_bytes := self.tokenizer.most_bytes_per_token) is not None:
-                fewest_tokens = math.ceil(num_bytes / most_bytes)
-                self._check_length(fewest_tokens, f"at least {fewest_tokens}")
-            return self.tokenizer.tokenize(text, add_special_tokens=adds_special_tokens)
-        except (InvalidFieldError, MemoryError):
-            raise
-        # The library raises several kinds, among them for half of a surrogate pair.
-        except Exception as error:
-            raise InvalidFieldError("prompt", f"The text can't be tokenized: {error}.") from error
+            num_bytes = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidFieldError("prompt", f"The text is not valid Unicode: {error}.") from None
+        if (most_bytes := self.tokenizer.most_bytes_per_token) is not None:
+            fewest_tokens = math.ceil(num_bytes / most_bytes)
+            self._check_length(fewest_tokens, f"at least {fewest_tokens}")
+        return self.tokenizer.tokenize(text, add_special_tokens=adds_special_tokens)
 
     def submit(
         self,

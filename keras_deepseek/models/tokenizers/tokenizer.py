@@ -25,6 +25,7 @@ from keras_deepseek.models.tokenizers.tokenizer_files import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     find_chat_template,
+    find_most_bytes_per_token,
     read_chat_templates,
     read_json_file,
     read_special_tokens,
@@ -330,6 +331,14 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """The number of tokens, including special ones."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def most_bytes_per_token(self) -> int | None:
+        """The most bytes of a text in UTF-8 that one token stands for, or `None` if not known.
+
+        A text that is too long for a model is then known without tokenizing it.
+        """
+        return find_most_bytes_per_token(read_json_file(self.files, TOKENIZER_NAME))
 
 
 def _check_padding_side(received: str) -> None:

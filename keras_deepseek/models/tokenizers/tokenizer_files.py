@@ -2,7 +2,7 @@
 
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +136,49 @@ def check_vocabulary(files: Mapping[str, bytes], vocabulary_size: int) -> None:
             f"{vocabulary_size} tokens. Use the tokenizer of this model, or one with ids below "
             f"{vocabulary_size}."
         )
+
+
+_BYTE_CHARACTERS = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+"""The bytes that byte-level tokens spell as themselves. The others are characters from 256 on."""
+
+_KEEPS_TEXT = ("ByteLevel", "Digits", "Split")
+"""The pre-tokenizers that drop nothing, unless a split removes what it finds."""
+
+
+def find_most_bytes_per_token(content: Mapping[str, Any]) -> int | None:
+    """Returns the most UTF-8 bytes of a text that one token stands for.
+
+    It is known for byte-level tokens of all bytes, where nothing changes or drops a part of a text
+    before. Else returns `None`.
+
+    Args:
+        content: What `tokenizer.json` holds.
+    """
+    num_others = 256 - len(_BYTE_CHARACTERS)
+    alphabet = [chr(code) for code in (*_BYTE_CHARACTERS, *range(256, 256 + num_others))]
+    model, added = content["model"], content.get("added_tokens") or ()
+    pre_tokenizers = list(_list_steps(content.get("pre_tokenizer"), "pretokenizers"))
+    is_whole = (
+        model.get("type") == "BPE"
+        and all(character in model["vocab"] for character in alphabet)
+        and not any(True for _ in _list_steps(content.get("normalizer"), "normalizers"))
+        and any(step["type"] == "ByteLevel" for step in pre_tokenizers)
+        and all(
+            step["type"] in _KEEPS_TEXT and step.get("behavior") != "Removed"
+            for step in pre_tokenizers
+        )
+        # Such a token takes all spaces beside it.
+        and not any(token.get("lstrip") or token.get("rstrip") for token in added)
+    )
+    if not is_whole:
+        return None
+    return max(*map(len, model["vocab"]), *(len(token["content"].encode()) for token in added), 1)
+
+
+def _list_steps(step: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the steps of a normalizer or a pre-tokenizer without the sequences around them."""
+    if step is not None and step["type"] == "Sequence":
+        for inner in step[name]:
+            yield from _list_steps(inner, name)
+    elif step is not None:
+        yield step

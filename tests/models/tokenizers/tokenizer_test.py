@@ -1,3 +1,4 @@
+import json
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.errors import CheckpointError, InvalidInputError, MissingExtraError
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
+from keras_deepseek.models.tokenizers.tokenizer_files import find_most_bytes_per_token
 from tests.oracles.trained_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
 
 pytest.importorskip("tokenizers")
@@ -41,6 +43,28 @@ def test_any_text_comes_back_token_by_token(tokenizer, text):
     decoder = tokenizer.stream(skip_special_tokens=False)
     parts = [decoder.push(token_id) for token_id in tokenizer.tokenize(text)]
     assert "".join([*parts, decoder.finish()]) == text
+
+
+@given(st.text(max_size=60) | st.text(" the", min_size=60, max_size=200))
+def test_a_text_has_as_many_tokens_as_its_bytes_say(tokenizer, text):
+    assert tokenizer.most_bytes_per_token * len(tokenizer.tokenize(text)) >= len(text.encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"added_tokens": [{"id": 0, "content": "<pad>", "special": True, "rstrip": True}]},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
+    ],
+)
+def test_where_text_is_dropped_its_bytes_say_nothing(folder, change):
+    content = json.loads((folder / "tokenizer.json").read_bytes())
+    assert find_most_bytes_per_token(content) > 1
+    no_steps = {"type": "Sequence", "normalizers": []}
+    assert find_most_bytes_per_token({**content, "normalizer": no_steps}) > 1
+    assert find_most_bytes_per_token({**content, **change}) is None
 
 
 @given(st.lists(st.integers(0, 319), max_size=40))
