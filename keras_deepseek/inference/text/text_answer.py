@@ -1,6 +1,7 @@
 """The answer to one prompt: its pieces as they come, and the whole result."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import NamedTuple, Self
 from keras_deepseek.inference.batching.delivery import LoopDelivery
 from keras_deepseek.inference.errors import RequestCancelledError
 from keras_deepseek.inference.text.text_request import TextRequest
+
+_logger = logging.getLogger(__name__)
 
 
 class TokenDetail(NamedTuple):
@@ -194,6 +197,18 @@ class TextAnswer:
             raise
         return self._result()
 
+    def add_done_callback(self, callback: "Callable[[TextAnswer], object]") -> None:
+        """Calls a function with the answer when it is over, on any thread, or now if it is."""
+
+        def call() -> None:
+            try:
+                callback(self)
+            except Exception:  # The thread that writes answers goes on.
+                _logger.exception("A callback of an answer failed.")
+
+        if not self._has_to_wait(None, call):
+            call()
+
     async def aclose(self) -> None:
         """Cancels the request, if it is not over."""
         self.cancel()
@@ -220,7 +235,9 @@ class TextAnswer:
             self._pieces.append(piece)
             if piece.finish_reason is not None:
                 self._num_open -= 1
-            self._wake()
+            woken = self._take_woken()
+        for wake in woken:
+            wake()
 
     def fail(self, error: Exception) -> bool:
         """Ends the answer by an error, and returns False if it was over."""
@@ -228,17 +245,17 @@ class TextAnswer:
             if self.is_over:
                 return False
             self._error = error
-            self._wake()
+            woken = self._take_woken()
+        for wake in woken:
+            wake()
         self._delivery.flush()
         return True
 
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for wake, wants_end in waiters:
-            if wants_end and not self.is_over:
-                self._waiters.append((wake, wants_end))
-            else:
-                wake()
+    def _take_woken(self) -> list[Callable[[], object]]:
+        """Returns the functions to call, and keeps those that want the end alone until then."""
+        woken = [wake for wake, wants_end in self._waiters if self.is_over or not wants_end]
+        self._waiters = [] if self.is_over else [pair for pair in self._waiters if pair[1]]
+        return woken
 
     # Waiting.
 

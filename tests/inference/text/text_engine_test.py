@@ -3,6 +3,7 @@ import contextlib
 import gc
 import itertools
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -406,6 +407,28 @@ def test_a_result_can_be_waited_for_with_a_timeout():
         assert len(list(answer)) == len(answer.result().choices[0].token_ids)
 
 
+def test_the_end_of_an_answer_can_be_listened_to():
+    results = []
+
+    def listen(answer):
+        try:
+            results.append(answer.result(0).num_tokens)
+        except RequestCancelledError:
+            results.append("cancelled")
+
+    with open_engine() as (engine, model):
+        model.hold()
+        answers = [engine.submit("a", options(n=2, ignore_eos=True)) for _ in range(2)]
+        for answer in answers:
+            answer.add_done_callback(listen)
+        answers[0].cancel()
+        assert results == ["cancelled"]
+        model.release()
+        answers[1].result(60)
+        answers[1].add_done_callback(listen)
+    assert results == ["cancelled", 24, 24]
+
+
 def test_an_event_loop_is_woken_once_a_step(monkeypatch):
     async def read_all(engine, model):
         loop = asyncio.get_running_loop()
@@ -427,8 +450,11 @@ def test_errors_of_steps_keep_no_tensors(caplog):
     class Tensor:
         pass
 
+    tensors = []
+
     def choose(prompt, answer, uniform):
-        tensor = Tensor()  # noqa: F841
+        tensor = Tensor()
+        tensors.append(weakref.ref(tensor))
         raise RuntimeError("no")
 
     with open_engine(FakeRowModel(choose)) as (engine, _):
@@ -437,4 +463,4 @@ def test_errors_of_steps_keep_no_tensors(caplog):
             answer.result(60)
         caplog.clear()
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
+    assert [tensor() for tensor in tensors] == [None]
