@@ -56,6 +56,9 @@ PROTOCOL = "openai"
 _TOKENIZING_COST = 16
 """A character takes about so many times as long to tokenize as a byte takes to parse."""
 
+_MAX_BODY_BYTES = 2**24
+"""The lists of token ids in a body take about ten times its size."""
+
 _EVENTS_TYPE = "text/event-stream"
 _EVENT_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """No proxy is to keep events back."""
@@ -228,7 +231,7 @@ async def _prepare(
 ) -> _T:
     """Reads the body, and returns what `work` makes of its fields, on a thread if it is large."""
     service.check_ready(service.engine.name)
-    body = await read_body(request, service.options.max_body_bytes)
+    body = await read_body(request, min(service.options.max_body_bytes, _MAX_BODY_BYTES))
     return await compute(_TOKENIZING_COST * len(body), lambda: work(read_content(body)))
 
 

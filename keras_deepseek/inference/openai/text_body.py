@@ -10,6 +10,7 @@ from keras_deepseek.inference.errors import InvalidFieldError
 from keras_deepseek.inference.protocols.json_text import load_object
 from keras_deepseek.inference.text.sampling import ALIASES, SamplingOptions
 
+_MAX_NAME = 256
 _MAX_PRIORITY = 2**31
 
 
@@ -71,8 +72,8 @@ def read_text_body(content: Mapping[str, Any], sampling: SamplingOptions) -> Tex
 def read_model(content: Mapping[str, Any]) -> str | None:
     """Returns the name of the model, or `None` if it is not given."""
     name = content.get("model")
-    if name is not None and not isinstance(name, str):
-        raise InvalidFieldError("model", f"`model` must be a string, received {name!r:.50}.")
+    if name is not None and not (isinstance(name, str) and len(name) <= _MAX_NAME):
+        raise InvalidFieldError("model", f"`model` must be a model's name, received {name!r:.50}.")
     return name
 
 

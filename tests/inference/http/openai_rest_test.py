@@ -319,6 +319,7 @@ CHAT_FAULTS = [
     ({"stream_options": True}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"model": 3}, "model"),
+    ({"model": "x" * 1000}, "model"),
     ({"priority": 1.5}, "priority"),
     ({"seed": "a"}, "seed"),
     ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages"),
