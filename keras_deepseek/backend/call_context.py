@@ -33,6 +33,22 @@ def is_gradient_free() -> bool:
     return _IS_GRADIENT_FREE.get()
 
 
+_IS_BATCH_INVARIANT: ContextVar[bool] = ContextVar("is_batch_invariant", default=False)
+
+
+def make_batch_invariant(*, value: bool) -> AbstractContextManager[bool]:
+    """Context manager in which layers compute a sequence alike, whatever is beside it in a batch.
+
+    They may take longer. The sizes of the batch have to stay the same.
+    """
+    return set_temporarily(_IS_BATCH_INVARIANT, value=value)
+
+
+def is_batch_invariant() -> bool:
+    """Returns True inside of a `make_batch_invariant` block."""
+    return _IS_BATCH_INVARIANT.get()
+
+
 _NORMALIZERS: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_means", default=None)
 
 

@@ -1,5 +1,7 @@
 """The distribution that a sampler draws from, in NumPy and float64, written token by token."""
 
+import dataclasses
+
 import numpy as np
 
 
@@ -51,3 +53,25 @@ def bound_chi_squared(degrees, deviations=4.5):
     """Returns what the statistic is above in about 3 of a million fair trials (Wilson-Hilferty)."""
     spread = 2 / (9 * degrees)
     return degrees * (1 - spread + deviations * spread**0.5) ** 3
+
+
+def compute_row_distribution(logits, sampling, prompt, answer):
+    """Returns the probabilities of the token that follows a prompt and the answer so far."""
+    scores = np.asarray(logits, "float64").copy()
+    for token in {*prompt, *answer}:
+        factor = sampling.repetition_penalty
+        scores[token] = scores[token] * factor if scores[token] < 0 else scores[token] / factor
+    for token in set(answer):
+        scores[token] -= sampling.presence_penalty
+        scores[token] -= sampling.frequency_penalty * answer.count(token)
+    for token, bias in sampling.logit_bias.items():
+        scores[token] += bias
+    return compute_distribution(scores, dataclasses.replace(sampling, repetition_penalty=1.0))
+
+
+def is_token_of(probabilities, uniform, token, tolerance=1e-4):
+    """Returns True if a number in [0, 1) falls on a token's share, or next to it."""
+    ends = np.cumsum(probabilities)
+    start = ends[token] - probabilities[token]
+    is_inside = start - tolerance <= uniform <= ends[token] + tolerance
+    return bool(probabilities[token] > 0 and is_inside)

@@ -23,6 +23,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.call_context import is_batch_invariant
 
 _READ_KERNEL = 16
 _COPY_KERNEL = 48
@@ -99,10 +100,11 @@ class _Sorted:
 def dispatch_by_load(indices_TK: Any, num_experts: int, expert_size: int) -> ExpertDispatch | None:
     """Assigns each expert as many slots as it has tokens.
 
-    It returns `None` if the loads can't be read, or if there is too little work to gain from it. An
-    index of `num_experts` chooses no expert. `expert_size` is the number of weights of an expert.
+    It returns `None` if the loads can't be read, if there is too little work to gain from it, or if
+    a token's result must not depend on the others. An index of `num_experts` chooses no expert.
+    `expert_size` is the number of weights of an expert.
     """
-    if not backend.current().compute.can_read_shapes(indices_TK):
+    if is_batch_invariant() or not backend.current().compute.can_read_shapes(indices_TK):
         return None
     num_tokens, per_token = indices_TK.shape
     if num_tokens * per_token * expert_size < _LEAST_WORK:

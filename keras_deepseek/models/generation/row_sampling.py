@@ -2,11 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.generation.sampler import LEAST_TEMPERATURE
 
 NUM_ALTERNATIVES = 20
 """The number of most likely tokens that a step returns with log-probabilities."""
+
+
+class ChoiceKind(IntEnum):
+    """The kinds of step by which tokens are chosen. Each can do what those before it can.
+
+    All rows of a step have the kind that one of them needs. `DRAW` has a temperature. `CUT` has
+    `top_k`, `top_p` and `min_p` too. `ALL` has penalties, biases and log-probabilities.
+    """
+
+    GREEDY = 0
+    DRAW = 1
+    CUT = 2
+    ALL = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,24 @@ class RowSampling:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_alternatives: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if nothing is drawn."""
+        return self.temperature < LEAST_TEMPERATURE
+
+    @property
+    def kind(self) -> ChoiceKind:
+        """The simplest kind of step that this sampling needs."""
+        has_penalty = self.presence_penalty or self.frequency_penalty
+        if has_penalty or self.repetition_penalty != 1 or self.logit_bias:
+            return ChoiceKind.ALL
+        if self.num_alternatives is not None:
+            return ChoiceKind.ALL
+        if self.is_greedy:
+            return ChoiceKind.GREEDY
+        has_cut = self.top_k is not None or self.top_p < 1 or self.min_p > 0
+        return ChoiceKind.CUT if has_cut else ChoiceKind.DRAW
 
 
 @dataclass(frozen=True)

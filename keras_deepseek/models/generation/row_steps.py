@@ -4,8 +4,11 @@ A cache has rows, one a sequence, and a token's slot is its position. A prompt i
 into a staging cache of its own, with a batch of one, which is then copied into a row.
 """
 
+import itertools
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +16,50 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.call_context import make_batch_invariant
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.generation.compiled_steps import to_numpy
 from keras_deepseek.models.generation.generation import read_context
-from keras_deepseek.models.generation.row_sampling import PromptOutputs, RowOutputs, RowSampling
-from keras_deepseek.models.generation.token_choice import is_finite
+from keras_deepseek.models.generation.row_choice import (
+    History,
+    find_kind,
+    make_history,
+    stack_numbers,
+    start_history,
+)
+from keras_deepseek.models.generation.row_functions import (
+    Cache,
+    State,
+    choose,
+    decode,
+    find_names,
+    make_rows,
+    make_staging,
+    place_row,
+    read,
+    read_with_mask,
+    resize_rows,
+    score,
+)
+from keras_deepseek.models.generation.row_sampling import (
+    ChoiceKind,
+    PromptOutputs,
+    RowOutputs,
+    RowSampling,
+)
 
-Cache = list[dict[str, Any]]
+_SCORED_TOKENS = 32
+"""The tokens of a prompt whose logits are computed at once for log-probabilities."""
+
+_SAMPLINGS = (
+    RowSampling(),
+    RowSampling(top_k=1),
+    RowSampling(top_p=0.999999),
+    RowSampling(num_alternatives=0),
+    RowSampling(num_alternatives=0, top_p=0.999999),
+)
+"""Samplings that run every step that chooses tokens. For `top_p` even logits need all sorted."""
 
 
 class RowSteps:
@@ -30,15 +70,19 @@ class RowSteps:
 
     Args:
         model: `CausalLM`.
-        chunk_size: integer. The number of tokens of a prompt that are read at once.
+        chunk_size: The number of tokens of a prompt that are read at once.
+        batch_invariant: If true, a row has the same bits whatever runs beside it. The cache keeps
+            one shape, and a step may take longer.
     """
 
-    def __init__(self, model: CausalLM, *, chunk_size: int) -> None:
+    def __init__(self, model: CausalLM, *, chunk_size: int, batch_invariant: bool = False) -> None:
         self.vocabulary_size = int(model.output_shape[-1])
         self.max_length = read_context(model)
         self._model = model
         self._chunk_size = chunk_size
-        self._cache: Cache = []
+        self._is_batch_invariant = batch_invariant
+        self._state: State = {"cache": [], "history": {}}
+        self._samplings: list[RowSampling | None] = []
         self._steps: dict[Any, Callable[..., Any]] = {}
         self._runs = Counter[Any]()
 
@@ -52,34 +96,48 @@ class RowSteps:
 
     def make(self, rows: int, slots: int) -> None:
         """Makes a new empty cache in place of the present one."""
-        _, self._cache = self._call(("make", rows, slots), _make(rows, slots), None)
+        _, self._state = self._call(("make", rows, slots), make_rows(rows, slots), None)
+        self._samplings = [None] * rows
 
     def resize(self, slots: int, sources: Sequence[int | None]) -> None:
         """Copies rows into a cache of another shape.
 
         `sources` has the row to copy, or `None`, for each row of the new cache.
         """
-        make = _make(len(sources), slots)
-        if _names(self._model.make_cache(0, slots)) - _names(self._cache):
+        if find_names(self._model.make_cache(0, slots)) - find_names(self._cache):
             raise InvalidInputError(
-                f"A row of {_shape(self._cache)[1]} slots can't be copied into one of {slots}: the "
-                "cache of this model holds more kinds of tensors there. Use one number of slots."
+                f"A row of {self._shape[1]} slots can't be copied into one of {slots}: the cache "
+                "of this model holds more kinds of tensors there. Use one number of slots."
             )
+        if self._is_batch_invariant and (len(sources), slots) != self._shape:
+            raise InvalidInputError("With `batch_invariant` the cache must keep its shape.")
         indices = np.asarray([source or 0 for source in sources], "int32")
         is_copied = np.asarray([source is not None for source in sources])
-        key = ("resize", _shape(self._cache), len(sources), slots)
+        key = ("resize", self._shape, len(sources), slots)
 
-        def copy(model: CausalLM, _: None, *inputs: Any) -> tuple[Any, Cache]:
-            return (), _resize(make(model, None)[1], *inputs)
+        _, self._state = self._call(
+            key, resize_rows(len(sources), slots), None, self._state, indices, is_copied
+        )
+        self._samplings = [
+            None if source is None else self._samplings[source] for source in sources
+        ]
 
-        _, self._cache = self._call(key, copy, None, self._cache, indices, is_copied)
+    @property
+    def _cache(self) -> Cache:
+        cache: Cache = self._state["cache"]
+        return cache
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        rows, slots = self._cache[0]["mask"].shape
+        return int(rows), int(slots)
 
     # A prompt.
 
     def begin(self, prompt_length: int) -> Cache:
         """Returns the empty staging cache of a prompt."""
         slots = self._staging_slots(prompt_length)
-        cache: Cache = self._call(("begin", slots), _make(1, slots), None)[1]
+        cache: Cache = self._call(("begin", slots), make_staging(slots), None)[1]
         return cache
 
     def _staging_slots(self, prompt_length: int) -> int:
@@ -88,7 +146,7 @@ class RowSteps:
         With more slots, a cache may hold more kinds of tensors; then all that a row has.
         """
         slots = self._chunk_size
-        while slots < prompt_length or not _names(self._cache) <= _names(
+        while slots < prompt_length or not find_names(self._cache) <= find_names(
             self._model.make_cache(0, slots)
         ):
             slots *= 2
@@ -115,26 +173,45 @@ class RowSteps:
                 the last one.
             prompt: All tokens of the prompt.
             uniform: A random number in [0, 1).
-            targets: The tokens that follow the tokens of the chunk, or `None` if no
+            targets: The tokens that follow the first tokens of the chunk, or `None` if no
                 log-probabilities are needed.
 
         Returns:
             The next staging cache, the first token of the answer or `None`, and the
                 log-probabilities of `targets` or `None`.
         """
-        number, size = len(token_ids), self._chunk_size
-        padded = np.zeros((1, size), "int32")
-        padded[0, :number] = token_ids
+        number, size, slots = len(token_ids), self._chunk_size, cache[0]["mask"].shape[1]
+        padded = np.asarray([[*token_ids, *[0] * (size - number)]], "int32")
         index = np.asarray([start], "int32")
-        slots = cache[0]["mask"].shape[1]
-        if number == size:
-            outputs, cache = self._call(("read", slots), _read, cache, padded, index)
+        if number == size and targets is None:
+            outputs, cache = self._call(("read", slots), read, cache, padded, index)
         else:
-            mask = np.arange(size)[None] < number
-            last = np.asarray([number - 1], "int32")
-            key = ("read last", slots)
-            outputs, cache = self._call(key, _read_last, cache, padded, index, mask, last)
-        return cache, None if sampling is None else _to_row_outputs(outputs), None
+            mask, last = np.arange(size)[None] < number, np.asarray([number - 1], "int32")
+            key = ("read with a mask", slots)
+            outputs, cache = self._call(key, read_with_mask, cache, padded, index, mask, last)
+        hidden, answer = outputs.pop("hidden", None), None
+        if sampling is not None:
+            history = {}
+            if self._is_batch_invariant or sampling.kind is ChoiceKind.ALL:
+                arrays = start_history(prompt, sampling.logit_bias, self.vocabulary_size)
+                history = {name: ops.convert_to_tensor(array) for name, array in arrays.items()}
+            # No token of the answer has been read.
+            answer_read = np.zeros(1, "int32"), np.zeros(1, "bool")
+            answer, _ = self._choose(outputs, [sampling], [uniform], history, *answer_read)
+        return cache, answer, None if targets is None else self._score(hidden, targets)
+
+    def _score(self, hidden: Any, targets: Sequence[int]) -> PromptOutputs:
+        """Returns the log-probabilities of the tokens that follow the first of a chunk."""
+        number, size = len(targets), self._chunk_size
+        block = math.gcd(_SCORED_TOKENS, size)
+        padded = np.asarray([*targets, *[0] * (size - number)], "int32")
+        pieces: list[dict[str, Array]] = []
+        for start in range(0, max(number, 1), block):
+            places = np.arange(start, start + block, dtype="int32")
+            outputs, _ = self._call("score", score, (), hidden, places, padded[places])
+            pieces.append(to_numpy(outputs))
+        joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        return PromptOutputs(**{name: array[:number] for name, array in joined.items()})
 
     def place(
         self,
@@ -144,9 +221,15 @@ class RowSteps:
         sampling: RowSampling,
         first_token: int,
     ) -> None:
-        """Copies the staging cache of a prompt into a row."""
-        key = ("place", _shape(self._cache), _shape(cache))
-        _, self._cache = self._call(key, _place, self._cache, cache, np.asarray(row, "int32"))
+        """Copies the staging cache of a prompt into a row.
+
+        The first token of the answer counts when it is decoded.
+        """
+        history = start_history(prompt, sampling.logit_bias, self.vocabulary_size)
+        small = {"cache": cache, "history": history}
+        key = ("place", self._shape, cache[0]["mask"].shape[1])
+        _, self._state = self._call(key, place_row, self._state, small, np.asarray(row, "int32"))
+        self._samplings[row] = sampling
 
     # All rows.
 
@@ -161,122 +244,144 @@ class RowSteps:
 
         `positions` are the slots of these tokens, 0 in rows that are not active.
         """
-        outputs, self._cache = self._call(
-            ("decode", _shape(self._cache)),
-            _decode,
-            self._cache,
-            np.asarray(tokens, "int32"),
-            np.asarray(positions, "int32"),
-            np.asarray(is_active, "bool"),
-        )
-        return _to_row_outputs(outputs)
+        inputs = np.asarray(tokens, "int32"), np.asarray(is_active, "bool")
+        key = ("decode", self._shape)
+        places = np.asarray(positions, "int32")
+        outputs, cache = self._call(key, decode, self._cache, *inputs, places)
+        self._state = {**self._state, "cache": cache}
+        samplings = [
+            sampling if active else None
+            for sampling, active in zip(self._samplings, is_active, strict=True)
+        ]
+        history = self._state["history"]
+        answer, history = self._choose(outputs, samplings, uniforms, history, *inputs)
+        self._state = {**self._state, "history": history}
+        return answer
+
+    def _choose(
+        self,
+        outputs: dict[str, Any],
+        samplings: Sequence[RowSampling | None],
+        uniforms: Sequence[float],
+        history: History,
+        tokens: Array,
+        is_active: Array,
+    ) -> tuple[RowOutputs, History]:
+        """Chooses the next token of rows, after those that they have just read.
+
+        Returns the next history too.
+        """
+        logits = outputs.pop("logits")
+        kind = find_kind(samplings)
+        if kind is ChoiceKind.GREEDY:
+            return RowOutputs(**to_numpy(outputs)), history
+        if self._is_batch_invariant:
+            kind = ChoiceKind.ALL  # Others may round otherwise.
+        numbers = stack_numbers(samplings, self.vocabulary_size)
+        inputs = logits, np.asarray(uniforms, "float32"), numbers, tokens
+        chosen, history = self._call_choice(kind, history, *inputs, is_active)
+        arrays = to_numpy(chosen)
+        is_exact = arrays.pop("is_exact", np.ones(1, "bool"))
+        if not is_exact.all():
+            # The tokens of the rows are counted already.
+            others, history = self._call_choice(
+                kind, history, *inputs, np.zeros_like(is_active), sorts_all=True
+            )
+            arrays = {
+                name: np.where(is_exact.reshape(-1, *[1] * (array.ndim - 1)), arrays[name], array)
+                for name, array in to_numpy(others).items()
+                if name in arrays
+            }
+        is_finite = to_numpy(outputs)["is_finite"]
+        return RowOutputs(is_finite=is_finite, **arrays), history
+
+    def _call_choice(
+        self, kind: ChoiceKind, history: History, *inputs: Any, sorts_all: bool = False
+    ) -> tuple[dict[str, Any], History]:
+        key = ("choose", kind, len(inputs[-1]), sorts_all)
+        function = partial(choose, kind, sorts_all)
+        if kind is not ChoiceKind.ALL:
+            return self._call(key, function, (), *inputs)[0], history
+        chosen, history = self._call(key, function, history, *inputs)
+        return chosen, history
 
     def _call(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls the compiled step of a function, which gets the model first."""
+        inference = backend.current().inference
         if key not in self._steps:
 
-            def run(*inputs: Any) -> Any:
-                self._runs[key] += 1  # Only while it is compiled, or not recorded.
-                return function(self._model, *inputs)
+            def run(state: Any, *inputs: Any) -> Any:
+                # Only while it is compiled, or not recorded. One that makes a state never is.
+                self._runs[key] += state is not None or inference.compiles_by_shape()
+                return function(self._model, state, *inputs)
 
-            compile_step = backend.current().inference.compile_with_state
+            compile_step = inference.compile_with_state
             self._steps[key] = compile_step(run, self._model.variables, self._model)
-        return self._steps[key](*arguments)
+        with make_batch_invariant(value=self._is_batch_invariant):
+            return self._steps[key](*arguments)
 
+    # Before the first request.
 
-def _make(rows: int, slots: int) -> Callable[..., tuple[Any, Cache]]:
-    return lambda model, _: ((), model.make_cache(rows, slots))
+    def warm_up(
+        self, shapes: Sequence[tuple[int, int]], report: Callable[[int, int], None]
+    ) -> None:
+        """Runs all steps that caches of these shapes need, so that none is compiled later.
 
+        `report` gets the number of steps that are ready, and of all. The cache is a new one of the
+        first shape then.
+        """
+        times = backend.current().inference.calls_to_compile()
+        self.make(*shapes[0])
+        jobs = list(self._list_jobs(shapes))
+        for number, job in enumerate(jobs):
+            for _ in range(times):
+                job()
+            report(number + 1, len(jobs))
+        self.make(*shapes[0])
 
-def _names(cache: Cache) -> set[tuple[int, str]]:
-    return {(layer, name) for layer, tensors in enumerate(cache) for name in tensors}
+    def _list_jobs(self, shapes: Sequence[tuple[int, int]]) -> Iterator[Callable[[], Any]]:
+        """Yields functions that run each step once."""
+        lengths = [self._staging_slots(1)]
+        while lengths[-1] < max(slots for _, slots in shapes):
+            lengths.append(self._staging_slots(2 * lengths[-1]))
+        for source, shape in itertools.permutations(shapes, 2):
+            yield partial(self._try_resize, source, shape)
+        for length in lengths:
+            yield partial(self._try_prompt, length)
+        for shape in shapes:
+            yield partial(self._try_rows, shape, lengths)
+        for rows, sampling in itertools.product({1, *(rows for rows, _ in shapes)}, _SAMPLINGS):
+            yield partial(self._try_choice, rows, sampling)
 
+    def _try_resize(self, source: tuple[int, int], shape: tuple[int, int]) -> None:
+        self.make(*source)
+        self.resize(shape[1], [0] * shape[0])
 
-def _shape(cache: Cache) -> tuple[int, int]:
-    rows, slots = cache[0]["mask"].shape
-    return int(rows), int(slots)
+    def _try_prompt(self, length: int) -> None:
+        """Runs the steps of a prompt that is read into a staging cache of this length."""
+        cache, size = self.begin(length), self._chunk_size
+        cache, _, _ = self.read(cache, [1] * size, 0)
+        self.read(cache, [1] * size, length - size, targets=[1])
 
+    def _try_rows(self, shape: tuple[int, int], lengths: Sequence[int]) -> None:
+        """Runs the steps of a cache of this shape."""
+        self.make(*shape)
+        for length in lengths:
+            self.place(self.begin(length), 0, [1], RowSampling(), 0)
+        rows = shape[0]
+        self._call(
+            ("decode", shape),
+            decode,
+            self._cache,
+            np.ones(rows, "int32"),
+            np.ones(rows, "bool"),
+            np.ones(rows, "int32"),
+        )
 
-def _positions(index: Any, length: int) -> Any:
-    return ops.expand_dims(index, 1) + ops.arange(length, dtype="int32")
-
-
-def _read(model: CausalLM, cache: Cache, token_ids: Any, index: Any) -> tuple[Any, Cache]:
-    logits, _, cache = model.call_with_cache(
-        token_ids,
-        cache,
-        index,
-        positions=_positions(index, token_ids.shape[1]),
-        num_logits=1,
-        num_hidden_states=1,
-    )
-    return _choose_greedily(logits[:, -1]), cache
-
-
-def _read_last(
-    model: CausalLM, cache: Cache, token_ids: Any, index: Any, mask: Any, last: Any
-) -> tuple[Any, Cache]:
-    hidden, cache = model.backbone.call_with_cache(
-        token_ids, cache, index, mask, _positions(index, token_ids.shape[1])
-    )
-    logits = model.token_logits(ops.take(hidden, last, axis=1))
-    return _choose_greedily(logits[:, -1]), cache
-
-
-def _decode(
-    model: CausalLM, cache: Cache, tokens: Any, positions: Any, is_active: Any
-) -> tuple[Any, Cache]:
-    logits, _, cache = model.call_with_cache(
-        ops.expand_dims(tokens, 1),
-        cache,
-        positions,
-        padding_mask=ops.expand_dims(is_active, 1),
-        positions=ops.expand_dims(positions, 1),
-        num_logits=1,
-    )
-    return _choose_greedily(logits[:, -1]), cache
-
-
-def _choose_greedily(logits: Any) -> dict[str, Any]:
-    tokens = ops.cast(ops.argmax(logits, axis=-1), "int32")
-    return {"tokens": tokens, "is_finite": is_finite(logits)}
-
-
-def _place(_: CausalLM, cache: Cache, staging: Cache, row: Any) -> tuple[Any, Cache]:
-    write = backend.current().inference.write_row
-    return (), [
-        {
-            # The mask of the whole row: the slots behind a short prompt are those of another.
-            name: write(tensor, row, _fit(small[name], tensor.shape[1], pads=name == "mask"))
-            for name, tensor in large.items()
-        }
-        for large, small in zip(cache, staging, strict=True)
-    ]
-
-
-def _resize(new: Cache, old: Cache, indices: Any, is_copied: Any) -> Cache:
-    def copy(name: str, tensor: Any, source: Any) -> Any:
-        rows = _fit(ops.take(source, indices, axis=0), tensor.shape[1], pads=True)
-        return ops.logical_and(rows, is_copied[:, None]) if name == "mask" else rows
-
-    return [
-        {name: copy(name, tensor, source[name]) for name, tensor in target.items()}
-        for target, source in zip(new, old, strict=True)
-    ]
-
-
-def _fit(tensor: Any, length: int, *, pads: bool) -> Any:
-    """Cuts the axis of slots to `length`, and with `pads` fills it up with zeros."""
-    if tensor.shape[1] > length:
-        return tensor[:, :length]
-    missing = length - tensor.shape[1]
-    if not pads or not missing:
-        return tensor
-    return ops.pad(tensor, [[0, 0], [0, missing], *[[0, 0]] * (len(tensor.shape) - 2)])
-
-
-def _to_row_outputs(outputs: Mapping[str, Any]) -> RowOutputs:
-    arrays: dict[str, Array] = {
-        name: np.asarray(ops.convert_to_numpy(tensor)) for name, tensor in outputs.items()
-    }
-    return RowOutputs(**arrays)
+    def _try_choice(self, rows: int, sampling: RowSampling) -> None:
+        """Runs the steps that choose tokens from even logits."""
+        logits = ops.zeros((rows, self.vocabulary_size))
+        outputs = {"logits": logits, "is_finite": ops.ones((rows,), "bool")}
+        tokens = np.zeros(rows, "int32"), np.ones(rows, "bool")
+        history = make_history(rows, self.vocabulary_size)
+        self._choose(outputs, [sampling] * rows, [0.5] * rows, history, *tokens)

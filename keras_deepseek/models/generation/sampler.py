@@ -9,7 +9,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
-_LEAST_TEMPERATURE = 1e-30
+LEAST_TEMPERATURE = 1e-30
 """Dividing logits by less gives infinities in float32, so only the largest would be drawn."""
 
 
@@ -75,7 +75,7 @@ class Sampler:
     @property
     def rules(self) -> "SamplingRules":
         """The part that is compiled: other rules need another function."""
-        is_greedy = self.temperature < _LEAST_TEMPERATURE
+        is_greedy = self.temperature < LEAST_TEMPERATURE
         return SamplingRules(
             is_greedy=is_greedy,
             top_k=None if is_greedy else self.top_k,

@@ -48,16 +48,27 @@ def adjust(logits: Any, seen_tokens: Any, rules: SamplingRules, numbers: Numbers
     """
     scores = ops.cast(logits, "float32")
     if rules.has_penalty:
-        penalty = numbers["repetition_penalty"]
-        penalized = ops.where(scores < 0, scores * penalty, scores / penalty)
-        scores = ops.where(seen_tokens, penalized, scores)
+        scores = penalize(scores, seen_tokens, numbers["repetition_penalty"])
     if rules.is_greedy:
         return scores
-    # The largest is made 0 before the division: XLA may compute a quotient twice, with different
-    # rounding, and at a low temperature the two would differ by more than the logits do.
-    scores = (scores - ops.max(scores, axis=-1, keepdims=True)) / numbers["temperature"]
+    scores = divide(scores, numbers["temperature"])
     bound = _find_bound(scores, rules, numbers)
     return scores if bound is None else ops.where(scores >= bound, scores, -math.inf)
+
+
+def penalize(scores: Any, seen_tokens: Any, penalty: Any) -> Any:
+    """Applies a repetition penalty, a scalar or `(batch_size, 1)`, to the tokens of each row."""
+    penalized = ops.where(scores < 0, scores * penalty, scores / penalty)
+    return ops.where(seen_tokens, penalized, scores)
+
+
+def divide(scores: Any, temperature: Any) -> Any:
+    """Makes the largest score of each row 0, and divides by the temperature.
+
+    XLA may compute a quotient twice, with different rounding, and at a low temperature the two
+    would differ by more than the logits do.
+    """
+    return (scores - ops.max(scores, axis=-1, keepdims=True)) / temperature
 
 
 def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
@@ -71,10 +82,7 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
     if rules.has_top_p:
         if ordered is None:
             ordered = ops.flip(ops.sort(scores, axis=-1), axis=-1)
-        shares = ops.softmax(ordered, axis=-1)
-        preceding_share = ops.cumsum(shares, axis=-1) - shares
-        # Keep the most likely token, even if rounding makes its sum negative.
-        is_kept = ops.logical_or(preceding_share < numbers["top_p"], ordered >= ordered[:, :1])
+        is_kept = is_in_top_p(ordered, ops.softmax(ordered, axis=-1), numbers["top_p"])
         bounds.append(ops.min(ops.where(is_kept, ordered, math.inf), axis=-1, keepdims=True))
     if rules.has_min_p:
         bounds.append(ops.max(scores, axis=-1, keepdims=True) + ops.log(numbers["min_p"]))
@@ -82,6 +90,13 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
     for other in bounds:
         bound = other if bound is None else ops.maximum(bound, other)
     return bound
+
+
+def is_in_top_p(ordered: Any, shares: Any, top_p: Any) -> Any:
+    """Returns true for the first of descending scores, until their shares sum to `top_p`."""
+    preceding_share = ops.cumsum(shares, axis=-1) - shares
+    # Keep the most likely token, even if rounding makes its sum negative.
+    return ops.logical_or(preceding_share < top_p, ordered >= ordered[:, :1])
 
 
 def draw(scores: Any, uniforms: Any) -> Any:

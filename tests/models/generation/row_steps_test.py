@@ -9,8 +9,9 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.generation.row_sampling import RowSampling
 from keras_deepseek.models.generation.row_steps import RowSteps
 from tests.oracles.language_models import perturb
+from tests.oracles.row_driver import GREEDY, RowDriver
+from tests.oracles.small_language_model import make_small_model
 
-GREEDY = RowSampling(temperature=0.0)
 CHUNK = 8
 
 
@@ -20,50 +21,10 @@ def make_model(family):
     return perturb(getattr(models, f"{family}CausalLM")(config))
 
 
-class Rows:
-    """A driver of `RowSteps`: the texts of rows, and their sampling and noise."""
-
-    def __init__(self, steps, rows, slots):
-        self.steps, self.rows = steps, [None] * rows
-        steps.make(rows, slots)
-
-    def begin(self, row, prompt, sampling=GREEDY, seed=0):
-        noise = np.random.default_rng([seed, 0])
-        cache = self.steps.begin(len(prompt))
-        for start in range(0, len(prompt), CHUNK):
-            chunk = prompt[start : start + CHUNK]
-            options = {}
-            if start + CHUNK >= len(prompt):
-                options = {"sampling": sampling, "prompt": prompt, "uniform": noise.random()}
-            cache, outputs, _ = self.steps.read(cache, chunk, start, **options)
-        token = int(outputs.tokens[0])
-        self.steps.place(cache, row, prompt, sampling, token)
-        self.rows[row] = text = [[*prompt, token], noise]
-        return text[0]
-
-    def decode(self, times=1, waiting=()):
-        for _ in range(times):
-            is_active = [row is not None and n not in waiting for n, row in enumerate(self.rows)]
-            texts = [row[0] if row else [0] for row in self.rows]
-            outputs = self.steps.decode(
-                [text[-1] for text in texts],
-                [len(text) - 1 for text in texts],
-                is_active,
-                [row[1].random() if row else 0.0 for row in self.rows],
-            )
-            for text, token, active in zip(texts, outputs.tokens, is_active, strict=True):
-                if active:
-                    text.append(int(token))
-        return outputs
-
-    def resize(self, slots, sources):
-        self.steps.resize(slots, sources)
-        self.rows = [None if source is None else self.rows[source] for source in sources]
-
-
-def expect(model, text, prompt):
-    new = len(text) - len(prompt)
-    assert text == model.generate(prompt, max_new_tokens=new, stop_token_ids=None)
+def expect(model, row):
+    number = len(row.answer)
+    expected = model.generate(row.prompt, max_new_tokens=number, stop_token_ids=None)
+    assert row.text == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +42,7 @@ def test_rows_that_join_and_leave_give_the_tokens_of_each_prompt_alone(family, s
     model = make_model(family)
     draw = np.random.default_rng(0).integers
     prompts = [draw(1, 200, length).tolist() for length in (5, 24, 16, 19, 3)]
-    rows = Rows(RowSteps(model, chunk_size=CHUNK), 2, slots[0])
+    rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, slots[0], CHUNK)
     first = rows.begin(0, prompts[0])
     rows.decode(3)
     second = rows.begin(1, prompts[1])  # Its staging cache has more slots than the row.
@@ -99,12 +60,65 @@ def test_rows_that_join_and_leave_give_the_tokens_of_each_prompt_alone(family, s
     rows.rows[0] = None
     fifth = rows.begin(0, prompts[4])  # Shorter than the one that left.
     rows.decode(5)
-    for prompt, text in zip(prompts, (first, second, third, fourth, fifth), strict=True):
-        expect(model, text, prompt)
+    for row in (first, second, third, fourth, fifth):
+        expect(model, row)
 
 
 def test_rows_do_not_grow_where_the_cache_would_hold_other_tensors():
     steps = RowSteps(make_model("DeepSeekV4"), chunk_size=CHUNK)
     steps.make(1, 32)
     with pytest.raises(InvalidInputError, match="32 slots can't be copied into one of 48"):
+        steps.resize(48, [0])
+
+
+@pytest.mark.each_backend
+def test_nothing_is_compiled_after_the_warm_up():
+    model = make_small_model(vocabulary_size=1100, scale=0.02)
+    steps, reports = RowSteps(model, chunk_size=CHUNK), []
+    steps.warm_up([(1, 12), (2, 24)], lambda *numbers: reports.append(numbers))
+    assert reports == [(number + 1, len(reports)) for number in range(len(reports))]
+    number = steps.num_compilations
+    assert number > len(reports)
+    rows = RowDriver(steps, 1, 12, CHUNK)
+    rows.begin(0, [5, 6, 7])
+    rows.decode(2)
+    rows.resize(24, [0, None])
+    rows.begin(1, [3] * 8, RowSampling(), has_targets=True)
+    rows.decode(2)
+    for sampling in (
+        RowSampling(0.5, top_p=0.9),  # All are sorted: the logits are about even.
+        RowSampling(top_k=3),
+        RowSampling(presence_penalty=1.0),
+        RowSampling(top_p=0.9, num_alternatives=3),
+    ):
+        rows.begin(1, [3, 4, 7] * 5, sampling)
+        rows.decode(2)
+    rows.begin(0, [5])
+    rows.resize(12, [0])
+    rows.decode()
+    assert steps.num_compilations == number
+
+
+@pytest.mark.each_backend
+def test_a_batch_invariant_row_has_the_same_bits_beside_any_others():
+    keras.utils.set_random_seed(1)
+    config = models.DeepSeekV3Config.from_preset("tiny", hidden_dim=128, moe_intermediate_dim=256)
+    model = models.DeepSeekV3CausalLM(config)
+    steps = RowSteps(model, chunk_size=CHUNK, batch_invariant=True)
+    draw = np.random.default_rng(0)
+    prompt = draw.integers(1, 200, 11).tolist()
+    bits = []
+    for index in (2, 2, 7, 0):
+        rows = RowDriver(steps, 8, 40, CHUNK)
+        for other in range(1, 7):
+            if draw.random() < 0.7:
+                length = int(draw.integers(1, 20))
+                sampling = [RowSampling(), RowSampling(top_k=9), GREEDY][other % 3]
+                rows.begin(other, draw.integers(1, 200, length).tolist(), sampling)
+        row = rows.begin(index, prompt, RowSampling(num_alternatives=20), seed=7)
+        rows.decode(12)
+        names = ("log_probabilities", "top_log_probabilities")
+        bits.append([outputs[name].tobytes() for outputs in row.outputs for name in names])
+    assert bits[1:] == bits[:1] * 3
+    with pytest.raises(InvalidInputError, match="must keep its shape"):
         steps.resize(48, [0])
