@@ -53,6 +53,7 @@ PLACES = {
     "tests/inference/executors/open_executor_test.py": "tensorflow_alone",
     "tests/inference/executors/saved_model_test.py": "tensorflow_alone",
     "tests/inference/executors/tensorrt_engine_test.py": "torch_alone",
+    "tests/inference/text/text_model_test.py": "each_backend",
     "tests/layers": "each_backend",
     "tests/layers/attention/sparse/native_sparse_attention_test.py": "torch_alone",
     "tests/models": "torch_alone",
