@@ -12,7 +12,7 @@ from typing import Any
 from keras_deepseek.checks import check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.delivery import LoopDelivery
-from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.inference.errors import ClosedError, InvalidFieldError
 from keras_deepseek.inference.text.choice_writer import ChoiceWriter, make_token_text
 from keras_deepseek.inference.text.row_model import RowModel, TextTokenizer
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
@@ -100,7 +100,7 @@ class TextEngine:
         After `seconds`, requests without an answer get a `ClosedError`. Returns False if a call of
         the model has not returned a second later: its thread goes on.
         """
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        self._tokenizing.shutdown(wait=False)
         return self._loop.close(seconds)
 
     def statistics(self) -> TextStatistics:
@@ -211,7 +211,12 @@ class TextEngine:
             def tokenize(text: str = prompt) -> Sequence[int]:
                 return self.tokenize(text, adds_special_tokens=adds_special_tokens)
 
-            prompt = await asyncio.get_running_loop().run_in_executor(self._tokenizing, tokenize)
+            loop = asyncio.get_running_loop()
+            try:
+                tokens = loop.run_in_executor(self._tokenizing, tokenize)
+            except RuntimeError as error:  # It was shut down.
+                raise ClosedError("The model is closed and accepts no requests.") from error
+            prompt = await tokens
         return self.submit(prompt, sampling, adds_special_tokens=adds_special_tokens, **options)
 
     def _cancel(self, answer: TextAnswer) -> None:

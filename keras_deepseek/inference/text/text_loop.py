@@ -28,6 +28,7 @@ from keras_deepseek.inference.text.text_totals import TextStatistics, TextTotals
 LAST_SECONDS = 1.0
 """The seconds that `close` waits for the last call of the model, after it has ended all answers."""
 
+CLOSED = "The model was closed before the answer was whole."
 FAILED = "The model failed to write the answer; see the log."
 NOT_FINITE = "The model's logits were not finite numbers."
 
@@ -111,7 +112,7 @@ class TextLoop:
         if self._thread is not None:
             self._thread.join(seconds)
         if self._thread is None or self._thread.is_alive():
-            self._fail_all(ClosedError("The model was closed before the answer was whole."))
+            self._fail_all(ClosedError(CLOSED))
         if self._thread is not None:
             self._thread.join(LAST_SECONDS)
         return self._thread is None or not self._thread.is_alive()
@@ -124,14 +125,18 @@ class TextLoop:
     # The thread.
 
     def _work(self) -> None:
-        while (task := self._next_task()) is not None:
-            try:
-                with self._take_turn():
-                    task()
-            # No error may end the thread: its requests would never be answered.
-            except BaseException as error:  # noqa: BLE001
-                self._fail(error)
-            self._delivery.flush()
+        try:
+            while (task := self._next_task()) is not None:
+                try:
+                    with self._take_turn():
+                        task()
+                # No error may end the thread: its requests would never be answered.
+                except BaseException as error:  # noqa: BLE001
+                    self._fail(error)
+                self._delivery.flush()
+        finally:  # Nobody is left, unless the scheduler itself has failed.
+            self._is_closing = True
+            self._fail_all(ClosedError(CLOSED))
 
     def _next_task(self) -> Callable[[], None] | None:
         """Waits for something to do, and returns `None` when the loop is closed and idle."""

@@ -379,6 +379,8 @@ def test_closing_answers_what_was_accepted_or_fails_it_after_its_time():
         assert answer.result(0)
         with pytest.raises(ClosedError):
             engine.submit("a", GREEDY)
+        with pytest.raises(ClosedError):
+            asyncio.run(engine.submit_async("text" * 10_000))
     with open_engine() as (engine, model):
         model.hold()
         answers = [engine.submit("a", GREEDY) for _ in range(9)]
@@ -386,6 +388,19 @@ def test_closing_answers_what_was_accepted_or_fails_it_after_its_time():
         for answer in answers:
             with pytest.raises(ClosedError):
                 answer.result(0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_no_request_waits_for_a_thread_that_has_ended(monkeypatch):
+    def fail(now):
+        raise RuntimeError("no")
+
+    with open_engine() as (engine, _):
+        monkeypatch.setattr(engine._loop._scheduler, "next_work", fail)
+        with pytest.raises(ClosedError):
+            engine.submit("a", GREEDY).result(60)
+        with pytest.raises(ClosedError):
+            engine.submit("a", GREEDY)
 
 
 def test_an_engine_that_was_not_started_can_be_closed():
