@@ -289,15 +289,17 @@ class TextLoop:
             self._totals.add_end(event)
             self._prompts.pop(event.request, None)
             answer = self._writers.pop(event.request).answer
-            if event.kind == "deadline":
-                answer.fail(DeadlineExceededError("The deadline passed before the first token."))
-            elif event.kind == "failed":
-                answer.fail(TextFailedError(reason))
-            elif event.kind == "cancelled":
-                answer.fail(RequestCancelledError("The request was cancelled."))
-            else:
-                continue
-            self._cancel(answer.requests, "cancelled")
+            error = _make_error(event.kind, reason)
+            if error is not None and answer.fail(error):
+                self._cancel(answer.requests, "cancelled")  # Nobody will read them.
+
+
+def _make_error(kind: Outcome, reason: str) -> Exception | None:
+    if kind == "deadline":
+        return DeadlineExceededError("The deadline passed before the first token.")
+    if kind == "failed":
+        return TextFailedError(reason)
+    return RequestCancelledError("The request was cancelled.") if kind == "cancelled" else None
 
 
 def _try_write(writer: ChoiceWriter, event: TextEvent, outputs: RowOutputs) -> TextPiece | None:
