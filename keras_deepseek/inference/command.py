@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
 
 NAME = "serve"
-HELP = "serve a bundle or a model file to clients of TF Serving and of Open Inference"
+HELP = (
+    "serve a bundle or a model file to clients of TF Serving and of Open Inference, and a language "
+    "model to those of OpenAI"
+)
 
 _GROUPS = {
     "model": None,
     "batching": None,
+    "language models": None,
     "padding": "Requests of different lengths share batches when they are padded, as in "
     "--pad-lengths 16,32,64 --pad-value tokens=0 --pad-mask mask=tokens",
     "listening": None,
@@ -73,8 +77,9 @@ def _add_model_flags(group: "argparse._ArgumentGroup") -> None:
         "path",
         nargs="?",
         metavar="PATH",
-        help="a bundle (written by `export`), a SavedModel, an .onnx or a .keras file; or a folder "
-        "of these, named by numbers: the newest is served, also if it is added later; or a URI: "
+        help="a bundle (written by `export`), a SavedModel, an .onnx or a .keras file, or a preset "
+        "of a language model (written by `save_to_preset` or transformers); or a folder of these, "
+        "named by numbers: the newest is served, also if it is added later; or a URI: "
         "s3://, gs://, az://, https:// (extra `remote`), or hf://org/name@revision (extra `hub`)",
     )
     models.add_argument(
@@ -107,7 +112,6 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.inference.model_download import fetch_model, is_uri
     from keras_deepseek.inference.process_limits import raise_limit
     from keras_deepseek.inference.server.admin_server import AdminServer
-    from keras_deepseek.inference.server.live_line import LiveLine
     from keras_deepseek.inference.server.server import listen, wait_until_stopped
     from keras_deepseek.inference.server.termination import Interruption
 
@@ -131,14 +135,13 @@ def run(arguments: argparse.Namespace) -> None:
                 admin.engine = engine
             interruption.check()
             with _one_line_errors(engine):
-                with _one_line_warnings():
+                with _one_line_warnings(), _live_line(engine, options):
                     # The admin server runs already: `serve` must not start another one.
                     engine.serve(**vars(replace(options, admin_port=None)))
                 threads = engine_arguments.get("threads", "as the runtime chooses")
                 logging.getLogger(__name__).info("The model is ready. CPU threads: %s.", threads)
-                # Log lines and a live line would mix on the terminal.
-                live_line = None if options.access_log else LiveLine(engine)
                 line = _describe(engine, arguments.no_grpc)
+                live_line = _live_line(engine, options)
                 wait_until_stopped(engine.servers, line, interruption, live_line)
     finally:
         # Another signal ends the process without waiting for requests in flight.
@@ -201,6 +204,15 @@ def read_servers(arguments: argparse.Namespace) -> ServerOptions:
     options = ServerOptions(**read_flags(ServerOptions, arguments))
     options.check_ports()
     return options
+
+
+def _live_line(
+    engine: "ServingEngine", options: ServerOptions
+) -> contextlib.AbstractContextManager[object]:
+    from keras_deepseek.inference.server.live_line import LiveLine
+
+    # Log lines and a live line would mix on the terminal.
+    return contextlib.nullcontext() if options.access_log else LiveLine(engine)
 
 
 @contextlib.contextmanager

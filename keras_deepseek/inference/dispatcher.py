@@ -3,11 +3,17 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, Protocol, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.arguments import RequestOptions, check_option_names
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.inference.arguments import (
+    RequestOptions,
+    check_option_names,
+    check_request_options,
+)
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.delivery import (
     Answer,
@@ -19,9 +25,15 @@ from keras_deepseek.inference.batching.delivery import (
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.models.model_repository import ModelRepository
 from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.open_version import as_tensor_version, as_text_version
 from keras_deepseek.inference.models.served_model import ServedModel
+from keras_deepseek.inference.models.text_version import TextVersion
+from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.monitoring.request_log import RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.text.sampling import SamplingOptions
+from keras_deepseek.inference.text.text_answer import TextAnswer
+from keras_deepseek.inference.text.text_record import describe_answer, is_chat, make_body
 
 
 class ReadyCheck(Protocol):
@@ -179,9 +191,150 @@ class Dispatcher:
         """
         return self._submit(bind, self.repository.delivery.to_loop(settle), options, trace)
 
-    def find(
+    def text(
+        self,
+        prompt: str | Sequence[int] | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        client: str | None = None,
+        **sampling: Any,
+    ) -> TextAnswer:
+        """Asks a language model, and returns its answer, which comes piece by piece.
+
+        Args:
+            prompt: string, list of token ids, or list of chat messages as in `{"role": "user",
+                "content": "Hello"}`, which the model's chat template formats.
+            model: string. The model's name. Defaults to `None`: the engine's own.
+            timeout: float. Seconds after which the first token is useless. A request that would be
+                late is refused. Defaults to `None`.
+            priority: integer. Requests of the same model with a higher priority are read first.
+                Defaults to `0`.
+            client: string. Clients share the model fairly. Defaults to `None`: all such requests
+                are of one client.
+            **sampling: Fields of `SamplingOptions`, by OpenAI's names: `max_tokens`, `temperature`,
+                `top_p`, `seed`, `stop` and others.
+
+        Returns:
+            A `TextAnswer`. Iterate over it, also by `async for`, for each `TextPiece` as it is
+            written. `result()` waits for the whole answer, and so does `await answer.wait()`.
+
+        Raises:
+            InvalidFieldError: An argument is wrong, or too long for the model.
+            InvalidInputError: The model takes tensors, or has no chat template for messages.
+            OverloadedError: Too many requests wait, or it would be late.
+            ClosedError: The engine was closed.
+        """
+        self.repository.start()
+        options = _read_sampling(sampling)
+        check_request_options(timeout, priority)
+        answer, _ = self.dispatch_text(
+            lambda version: version.format_prompt(prompt),
+            options,
+            model=model,
+            body=make_body(prompt, sampling),
+            timeout=timeout,
+            priority=priority,
+            client=client or "",
+            adds_special_tokens=not is_chat(prompt),
+        )
+        return answer
+
+    def dispatch_text(
+        self,
+        encode: Callable[[TextVersion], str | Sequence[int]],
+        sampling: SamplingOptions,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        trace: RequestTrace | None = None,
+        body: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> tuple[TextAnswer, TextVersion]:
+        """Puts a request into the queue of a language model.
+
+        Args:
+            encode: Function from the version that will answer to the prompt. It is called again if
+                that version is closed meanwhile.
+            sampling: `SamplingOptions`.
+            model: string. The model's name. Defaults to `None`: the engine's own.
+            version: integer. Defaults to `None`: the newest, or one on trial.
+            trace: `RequestTrace`. The model and the version are written to it, and it is in flight
+                from now on. Defaults to `None`.
+            body: dict. The request in OpenAI's form, for the log of requests. Defaults to `None`:
+                it is not logged.
+            **settings: Further arguments of `TextEngine.submit`, such as `timeout` and `client`.
+
+        Returns:
+            A `TextAnswer`, and the `TextVersion` that gives it.
+        """
+        while True:
+            chosen = self._choose_text(model, version, trace)
+            try:
+                chosen.check_available()
+                answer = chosen.engine.submit(encode(chosen), sampling, **settings)
+            except ClosedError:
+                # The version was closed after it was found: another may have replaced it.
+                if self.repository.find(model, version) is chosen:
+                    raise
+            else:
+                return self._log_text(answer, chosen, body), chosen
+
+    async def dispatch_text_async(
+        self,
+        encode: Callable[[TextVersion], str | Sequence[int]],
+        sampling: SamplingOptions,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        trace: RequestTrace | None = None,
+        body: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> tuple[TextAnswer, TextVersion]:
+        """Does what `dispatch_text` does, and tokenizes a long text on another thread.
+
+        Args:
+            encode: As in `dispatch_text`.
+            sampling: As in `dispatch_text`.
+            model: As in `dispatch_text`. Defaults to `None`.
+            version: As in `dispatch_text`. Defaults to `None`.
+            trace: As in `dispatch_text`. Defaults to `None`.
+            body: As in `dispatch_text`. Defaults to `None`.
+            **settings: As in `dispatch_text`.
+
+        Returns:
+            As in `dispatch_text`.
+        """
+        while True:
+            chosen = self._choose_text(model, version, trace)
+            try:
+                chosen.check_available()
+                answer = await chosen.engine.submit_async(encode(chosen), sampling, **settings)
+            except ClosedError:
+                # The version was closed after it was found: another may have replaced it.
+                if self.repository.find(model, version) is chosen:
+                    raise
+            else:
+                return self._log_text(answer, chosen, body), chosen
+
+    def find_text(
         self, name: str | None = None, version: int | None = None, label: str = ""
-    ) -> ModelVersion:
+    ) -> TextVersion:
+        """Returns a version of a language model, as `find` does.
+
+        Args:
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. Defaults to `None`: the newest that is not on trial.
+            label: string. A label instead of a version. Defaults to `""`.
+
+        Raises:
+            ModelNotFoundError: There is no such model, version or label.
+            InvalidInputError: The model takes tensors.
+        """
+        return as_text_version(self.find(name, version, label))
+
+    def find(self, name: str | None = None, version: int | None = None, label: str = "") -> Version:
         """Returns a version of a model, to read its signature or its state.
 
         Args:
@@ -195,12 +348,52 @@ class Dispatcher:
         """
         return self.repository.find(name, version, label)
 
+    def tensor_versions(self) -> list[ModelVersion]:
+        """Returns all versions of models that take tensors."""
+        return [as_tensor_version(version) for version in self._versions() if not version.is_text]
+
+    def text_versions(self) -> list[TextVersion]:
+        """Returns all versions of language models."""
+        return [as_text_version(version) for version in self._versions() if version.is_text]
+
+    def _versions(self) -> list[Version]:
+        models = self.repository.models.values()
+        return [version for served in models for version in served.versions.values()]
+
     def _close(self, end: float | None) -> None:
         """Closes the models by the time `end` of the monotonic clock; `None` waits for all."""
         if self.repository.begin_to_close():
             self.repository.close_models(None if end is None else end - time.monotonic())
             if self._request_log is not None:
                 self._request_log.close()
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            self.repository.check_open()
+            raise ClosedError(f"The model {self.name!r} is not ready: call `start` first.")
+
+    def _choose_text(
+        self, model: str | None, number: int | None, trace: RequestTrace | None
+    ) -> TextVersion:
+        """Returns the version of a language model for a request, which counts as arrived there."""
+        self._check_ready()
+        version = as_text_version(self.repository.find_model(model).find(number))
+        if trace is not None:
+            trace.model, trace.version = version.name, str(version.number)
+            self.monitor.arrive(trace)
+        return version
+
+    def _log_text(
+        self, answer: TextAnswer, version: TextVersion, body: Mapping[str, Any] | None
+    ) -> TextAnswer:
+        """Lets an answer be logged when it is over, if it is in the sample."""
+        if self._request_log is None or body is None:
+            return answer
+        describe = partial(describe_answer, answer, body)
+        log = self._request_log.watch_text(version.name, version.number, describe)
+        if log is not None:
+            answer.add_done_callback(lambda _: log())
+        return answer
 
     def _submit(
         self,
@@ -210,15 +403,13 @@ class Dispatcher:
         trace: RequestTrace | None = None,
     ) -> tuple[Callable[[], None], ModelVersion]:
         """Queues a request. Returns a function that cancels it, and the version that answers."""
+        self._check_ready()
         repository = self.repository
-        if repository.state != "ready":
-            repository.check_open()
-            raise ClosedError(f"The model {repository.name!r} is not ready: call `start` first.")
         name, number = options.get("model"), options.get("version")
         label, client = options.get("label", ""), options.get("client")
         while True:
             served = repository.find_model(name)
-            version = served.find(number, label)
+            version = as_tensor_version(served.find(number, label))
             if trace is not None:
                 trace.model, trace.version = version.name, str(version.number)
                 repository.monitor.arrive(trace)
@@ -249,6 +440,14 @@ class Dispatcher:
                 if trace is not None:
                     trace.request = request
                 return partial(version.cancel, request, client), version
+
+
+def _read_sampling(sampling: Mapping[str, Any]) -> SamplingOptions:
+    names = [item.name for item in fields(SamplingOptions)]
+    for name in sampling:
+        if name not in names:
+            raise InvalidInputError(unknown_name_message("setting of a text", name, names))
+    return SamplingOptions(**sampling)
 
 
 def _unwrap(outputs: dict[str, Array]) -> Any:

@@ -19,7 +19,8 @@ from keras_deepseek.inference.model_download import fetch_model, is_uri
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy
 from keras_deepseek.inference.models.model_options import ModelKeywords, ModelOptions
 from keras_deepseek.inference.models.model_repository import ModelRepository
-from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.open_version import as_tensor_version
+from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.monitoring.request_log import DEFAULT_SAMPLE, RequestLog
 from keras_deepseek.inference.options import show_options
 from keras_deepseek.inference.process_limits import most_connections
@@ -147,7 +148,7 @@ class ServingEngine(Dispatcher):
         share: float | None = None,
         keep: int | None = 1,
         options: ModelOptions | None = None,
-    ) -> ModelVersion:
+    ) -> Version:
         """Loads and warms up another model, or another version of a model, then serves it.
 
         Until it is ready, requests go to the existing versions. If loading fails, nothing changes
@@ -167,7 +168,7 @@ class ServingEngine(Dispatcher):
             options: `ModelOptions`. Defaults to `None`: the options of the engine.
 
         Returns:
-            The `ModelVersion`.
+            The `Version`.
 
         Raises:
             InvalidInputError: The model can't be served, or an argument is wrong.
@@ -242,8 +243,12 @@ class ServingEngine(Dispatcher):
         Args:
             model: string. The model's name. Defaults to `None`: the engine's own.
             version: integer. Defaults to `None`: the newest that is not on trial.
+
+        Raises:
+            ModelNotFoundError: There is no such model or version.
+            InvalidInputError: It is a language model.
         """
-        return self.find(model, version).statistics()
+        return as_tensor_version(self.find(model, version)).statistics()
 
     def close(self) -> None:
         """Stops the servers, refuses new requests, and answers the accepted ones, for good.

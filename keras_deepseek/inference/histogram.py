@@ -4,7 +4,9 @@ A histogram takes no lock: a caller with several threads holds one.
 """
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 SECONDS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.007),
@@ -71,6 +73,11 @@ class HistogramValues:
                 return low + (bound - low) * (rank - below) / count
             below, low = below + count, bound
         return low
+
+
+def sum_values(histograms: Iterable[HistogramValues]) -> HistogramValues:
+    """Returns the sum of at least one histogram, all with the same bounds."""
+    return reduce(HistogramValues.plus, histograms)
 
 
 class Histogram:

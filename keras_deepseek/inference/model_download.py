@@ -43,6 +43,8 @@ _logger = logging.getLogger(__name__)
 _SCHEMES = ("az", "gs", "hf", "http", "https", "s3")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FILE_SUFFIXES = (".keras", ".onnx")
+_PRESET_SUFFIXES = (".jinja", ".json", ".safetensors")
+"""The files of a preset: its config, its weights, its tokenizer and its chat template."""
 _DOWN = ("GenericError", "ConnectError", "ConnectTimeout", "ReadTimeout")
 """The errors of obstore and of huggingface_hub's HTTP client for a server that does not answer."""
 
@@ -66,9 +68,9 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
     Args:
         uri: string. `s3://bucket/path`, `gs://bucket/path`, `az://container/path`,
             `https://host/path`, or `hf://organization/name@revision/path`, whose revision and path
-            may be left out. A bundle, a folder with a SavedModel or `model.onnx`, or the URI of a
-            `.keras` or an `.onnx` file. Over `https`, where files can't be listed, a folder must be
-            a bundle.
+            may be left out. A bundle, a folder with a SavedModel or `model.onnx`, the preset of a
+            language model, or the URI of a `.keras` or an `.onnx` file. Over `https`, where files
+            can't be listed, a folder must be a bundle.
         cache_dir: A folder. Defaults to `None`: `keras_deepseek` in the user's cache.
 
     Returns:
@@ -200,10 +202,13 @@ def _choose_files(uri: str, listing: dict[str, tuple[int, str]]) -> dict[str, tu
         names = [name for name in listing if name.startswith("model.onnx")]
     elif len(keras) == 1:
         names = keras
+    elif "config.json" in listing:
+        names = [name for name in listing if "/" not in name and name.endswith(_PRESET_SUFFIXES)]
     else:
         raise InvalidInputError(
-            f"No model at {uri}. Expected a bundle, a SavedModel, model.onnx or one `.keras` file; "
-            f"found {', '.join(sorted(listing)[:5]) or 'nothing'}."
+            f"No model at {uri}. Expected a bundle, a SavedModel, model.onnx, one `.keras` file, "
+            "or the preset of a language model, with a config.json; found "
+            f"{', '.join(sorted(listing)[:5]) or 'nothing'}."
         )
     return {name: listing[name] for name in names}
 

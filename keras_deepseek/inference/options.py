@@ -43,6 +43,7 @@ def option(
     text: str = "",
     *flags: Flag,
     flag: str = "",
+    kind: str = "",
     check: Callable[[str, Any], object] | None = None,
     read: Callable[[argparse.Namespace], Any] | None = None,
     **settings: Any,
@@ -54,6 +55,7 @@ def option(
         text: The help of the flag.
         *flags: Further flags that set the option.
         flag: The name of the flag. Defaults to the name of the field.
+        kind: The kind of models that the option is for. Defaults to all.
         check: Function of name and value that raises an error, or returns the value to hold, as
             a Python integer for one of NumPy. `None` is the value itself. A default of `None` is
             not checked.
@@ -61,7 +63,7 @@ def option(
         **settings: Further arguments of `ArgumentParser.add_argument`.
     """
     own_flag = (Flag(flag, group, text, **settings),) if group else ()
-    return {"flags": (*own_flag, *flags), "check": check, "read": read}
+    return {"flags": (*own_flag, *flags), "kind": kind, "check": check, "read": read}
 
 
 def check_options(options: Any) -> None:

@@ -53,7 +53,7 @@ def test_the_defaults_in_the_help_are_those_of_the_engine():
         and defaults.get(action.dest) is not None
     }
     assert {name: str(defaults[name]).removesuffix(".0") for name in help_defaults} == help_defaults
-    assert len(help_defaults) == 10
+    assert len(help_defaults) == 9
 
 
 def test_an_address_where_nothing_can_listen_is_told_before_the_model_is_loaded():

@@ -218,4 +218,4 @@ def test_signatures_show_each_option_with_its_default():
     assert (parameters["host"].default, parameters["limits"].default) == ("127.0.0.1", None)
     assert "options" not in parameters
     assert "admin_port" not in inspect.signature(ServingEngine.asgi_app).parameters
-    assert inspect.signature(ServingEngine).parameters["max_batch_size"].default == 32
+    assert inspect.signature(ServingEngine).parameters["batch_timeout"].default == 60.0

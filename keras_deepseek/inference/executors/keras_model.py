@@ -1,4 +1,7 @@
-"""Live Keras models and `.keras` files. This is the only module of `inference` that needs Keras."""
+"""Live Keras models and `.keras` files.
+
+Beside `text_model`, this is the only module of `inference` that needs Keras.
+"""
 
 import functools
 from collections.abc import Sequence

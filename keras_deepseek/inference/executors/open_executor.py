@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 _PATH = (
     "the path of a bundle (the folder that an export wrote), of a SavedModel, of an `.onnx` or of "
-    "a `.keras` file"
+    "a `.keras` file, or of the preset of a language model (a folder with a `config.json`)"
 )
 
 _ENTRY_POINT_GROUP = "keras_deepseek.executors"
@@ -36,9 +36,15 @@ BUILT_IN = {
 }
 """`module:class` by format. A module is imported when a model of its format is opened."""
 
-Kind = Literal["bundle", "keras", "onnx", "savedmodel"]
+Kind = Literal["bundle", "keras", "onnx", "preset", "savedmodel"]
 
 _SAVED_MODEL_NAMES = ("saved_model.pb", "saved_model.pbtxt")
+
+PRESET_CONFIG = "config.json"
+"""The file that a preset, a model in the Hugging Face format, has and other models lack."""
+
+_LANGUAGE_MODEL = ("keras_deepseek.models.causal_lm", "CausalLM")
+"""Module and name of the class of live language models, which is not imported to ask for it."""
 
 
 def open_executor(
@@ -66,6 +72,17 @@ def open_executor(
             f"{_PATH}, or an object with `signature` and `run`."
         )
     return executor
+
+
+def is_language_model(model: Any) -> bool:
+    """Returns True for the preset of a model, and for a live `CausalLM`: `text_model` opens them.
+
+    They have no executor, since they take texts.
+    """
+    if isinstance(model, str | os.PathLike):
+        return kind_of_model(Path(model)) == "preset"
+    classes = type(model).__mro__
+    return _LANGUAGE_MODEL in ((base.__module__, base.__name__) for base in classes)
 
 
 def _is_of_keras(model: Any) -> bool:
@@ -139,7 +156,8 @@ def _load(point: EntryPoint) -> type[Executor]:
 def kind_of_model(path: Path) -> Kind | None:
     """Returns the kind of model at a path, or `None` if there is none.
 
-    A folder may be a bundle, a SavedModel, or hold `model.onnx`; a file `.keras` or `.onnx`.
+    A folder may be a bundle, a SavedModel, a preset, or hold `model.onnx`; a file `.keras` or
+    `.onnx`.
     """
     if path.is_file():
         kinds: dict[str, Kind] = {".keras": "keras", ".onnx": "onnx"}
@@ -148,7 +166,9 @@ def kind_of_model(path: Path) -> Kind | None:
         return "bundle"
     if any((path / name).is_file() for name in _SAVED_MODEL_NAMES):
         return "savedmodel"
-    return "onnx" if (path / "model.onnx").is_file() else None
+    if (path / "model.onnx").is_file():
+        return "onnx"
+    return "preset" if (path / PRESET_CONFIG).is_file() else None
 
 
 def stamp_of(path: Path) -> object:

@@ -17,8 +17,8 @@ from keras_deepseek.inference.grpc.answers import (
     dispatch,
     outputs_of,
 )
-from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 from keras_deepseek.inference.models.served_model import find_states, version_status
+from keras_deepseek.inference.models.version import FailedVersion, Version
 from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import (
     tf_serving,
@@ -92,7 +92,7 @@ async def reload_config(service: Service, data: bytes, _timeout: float | None) -
     return tf_serving_model_service.format_reload()
 
 
-def find(service: Service, model: ModelSpec) -> ModelVersion:
+def find(service: Service, model: ModelSpec) -> Version:
     """Returns the model version that a request names.
 
     Raises:
@@ -135,7 +135,7 @@ MODEL_CALLS: dict[str, UnaryCall] = {
 }
 
 
-def _versions(service: Service, model: ModelSpec) -> Sequence[ModelVersion | FailedVersion]:
+def _versions(service: Service, model: ModelSpec) -> Sequence[Version | FailedVersion]:
     if model.label:
         return [find(service, model)]
     version = version_of(model)

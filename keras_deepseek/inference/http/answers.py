@@ -24,7 +24,9 @@ from keras_deepseek.inference.http.message import (
 )
 from keras_deepseek.inference.http.routing import ERROR, ErrorForm, Parameters
 from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.open_version import as_tensor_version
 from keras_deepseek.inference.models.served_model import version_number
+from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.openai.openai_errors import field_of
 from keras_deepseek.inference.protocols.json_text import to_json
@@ -132,8 +134,8 @@ async def dispatch(
     try:
         if len(text) > THREAD_BYTES:
             # `dispatch` calls `bind` on the event loop, so the inputs are made before, on a thread.
-            model_version = service.engine.find(
-                name, options.get("version"), options.get("label", "")
+            model_version = as_tensor_version(
+                service.engine.find(name, options.get("version"), options.get("label", ""))
             )
             await compute(len(text), check_values, text, model_version)
             signature = model_version.signature
@@ -161,12 +163,13 @@ async def dispatch(
     return outputs_of(name, finished, request.trace)
 
 
-async def read_model_body(service: Service, request: HttpRequest, version: ModelVersion) -> bytes:
+async def read_model_body(service: Service, request: HttpRequest, served: Version) -> bytes:
     """Counts a request as arrived at its model, and returns its body.
 
-    Raises the errors of `read_body`. The limit is the size of the largest request that the model
-    takes, if that is below the server's.
+    Raises the errors of `read_body`, and `InvalidInputError` for a language model. The limit is the
+    size of the largest request that the model takes, if that is below the server's.
     """
+    version = as_tensor_version(served)
     trace = request.trace
     trace.model, trace.version = version.name, str(version.number)
     service.engine.monitor.arrive(trace)

@@ -37,6 +37,7 @@ from keras_deepseek.inference.http.routing import (
     Router,
 )
 from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.open_version import as_tensor_version
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.monitoring.request_traces import Attributes, SpanNames
@@ -132,7 +133,7 @@ class HttpApplication:
             return None
         try:
             number, label = read_version(parameters), parameters.get("label", "")
-            version = engine.find(parameters["name"], number, label)
+            version = as_tensor_version(engine.find(parameters["name"], number, label))
         except (HttpError, KerasDeepSeekError):
             return None
         try:

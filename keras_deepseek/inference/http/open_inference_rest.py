@@ -26,6 +26,7 @@ from keras_deepseek.inference.http.routing import (
     Route,
     fields,
 )
+from keras_deepseek.inference.models.open_version import as_tensor_version
 from keras_deepseek.inference.models.served_model import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
 from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
@@ -73,7 +74,7 @@ async def infer(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
     name, version = request.parameters["name"], read_version(request.parameters)
     service.check_ready(name)  # Before a body is read in vain.
-    model_version = service.engine.find(name, version)
+    model_version = as_tensor_version(service.engine.find(name, version))
     body = await read_model_body(service, request, model_version)
     json_length = request.headers.get(open_inference.HEADER.lower())
     if len(body) > THREAD_BYTES:

@@ -88,7 +88,9 @@ def _add_model(
     """Adds a route's OpenAPI operation for one model, and its schemas as components."""
     path = route.path.replace("{name}", name)
     values = {"version": [str(number) for number in served.versions], "label": list(served.labels)}
-    operation = describe_model(name, served.newest().signature)
+    version = served.newest()
+    is_refused = version.is_text and route.method == "POST"  # It takes no tensors.
+    operation = None if is_refused else describe_model(name, version.signature)
     if operation is None or ("{label}" in path and not served.labels):
         return
 

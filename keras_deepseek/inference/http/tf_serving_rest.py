@@ -25,8 +25,8 @@ from keras_deepseek.inference.http.routing import (
     Route,
     fields,
 )
-from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 from keras_deepseek.inference.models.served_model import find_states, version_status
+from keras_deepseek.inference.models.version import FailedVersion, Version
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
 from keras_deepseek.inference.server.service import Service
 
@@ -38,9 +38,7 @@ async def status(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the state of one version, or of all, as GetModelStatus does."""
     name, version, label = _read(request)
     if label:
-        states: Sequence[ModelVersion | FailedVersion] = [
-            _find(service.engine, name, version, label)
-        ]
+        states: Sequence[Version | FailedVersion] = [_find(service.engine, name, version, label)]
     else:
         states = find_states(service.engine.models.get(name), version)
         if not states:
@@ -182,7 +180,7 @@ def _read(request: HttpRequest) -> tuple[str, int | None, str]:
     return parameters["name"], read_version(parameters), parameters.get("label", "")
 
 
-def _find(engine: Dispatcher, name: str, version: int | None, label: str) -> ModelVersion:
+def _find(engine: Dispatcher, name: str, version: int | None, label: str) -> Version:
     try:
         return engine.find(name, version, label)
     except ModelNotFoundError as error:

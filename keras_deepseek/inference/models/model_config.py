@@ -13,8 +13,8 @@ from keras_deepseek.inference.arguments import check_name
 from keras_deepseek.inference.errors import LoadFailedError
 from keras_deepseek.inference.models.model_folder import Loader, ModelFolder, Policy
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import ServedModel, ServedModels
+from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.protocols.tf_serving_model_service import (
     ModelConfig,
     parse_config_text,
@@ -22,7 +22,7 @@ from keras_deepseek.inference.protocols.tf_serving_model_service import (
 
 _logger = logging.getLogger(__name__)
 
-Open = Callable[[Path, str, int, ModelOptions], ModelVersion]
+Open = Callable[[Path, str, int, ModelOptions], Version]
 
 
 def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
@@ -131,7 +131,7 @@ class ConfigReload:
 
         If a version fails, closes those that are loaded and raises `LoadFailedError`.
         """
-        loaded: list[ModelVersion] = []
+        loaded: list[Version] = []
         for folder in self.changed:
             served = ServedModel(folder.name)
             try:

@@ -16,8 +16,8 @@ from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.open_executor import kind_of_model, stamp_of
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import ServedModel
+from keras_deepseek.inference.models.version import Version
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Loader(Protocol):
 
     def load(
         self, model: Path, *, name: str, version: int, keep: None, options: ModelOptions
-    ) -> ModelVersion: ...
+    ) -> Version: ...
 
     def unload(self, name: str, version: int) -> None: ...
 

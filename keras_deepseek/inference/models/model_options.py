@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -28,12 +28,21 @@ if TYPE_CHECKING:
 
 BatchSize = int | Literal["dynamic"]
 
+MAX_ROWS = 32
+"""The most rows of a batch by default."""
+
+MAX_TEXT_ROWS = 16
+"""The most answers that a language model writes at the same time, by default."""
+
+MAX_LENGTH = 4096
+"""The most tokens of a prompt and its answer by default."""
+
 
 class ModelKeywords(TypedDict, total=False):
     """The keywords of `ServingEngine`, fields of `ModelOptions`."""
 
     batch_size: BatchSize
-    max_batch_size: int
+    max_batch_size: int | None
     max_wait: float | None
     max_queue_rows: int | None
     target_latency: float | None
@@ -45,6 +54,7 @@ class ModelKeywords(TypedDict, total=False):
     cache_entries: int
     custom_objects_from: Sequence[str | os.PathLike[str]]
     threads: int | None
+    max_length: int | None
 
 
 def _read_batch_size(arguments: argparse.Namespace) -> Any:
@@ -110,13 +120,14 @@ class ModelOptions:
     Args:
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. The rows of the largest batch. A request with more rows runs in
-            several batches. Defaults to `32`.
+            several batches. Of a language model: the answers that are written at the same time.
+            Defaults to `None`: 32, and 16 of a language model.
         max_wait: float. With a fixed `batch_size` alone: seconds after the arrival of its oldest
             request when a batch runs that is not full. Defaults to `None`: 0.005 seconds.
         max_queue_rows: integer. The rows that may wait before requests are refused, and the most
             rows of one request. Defaults to `None`: 1,024, and more while they are expected to be
             answered within 5 seconds and take at most 256 MiB with their answers, 1 MiB for one
-            request.
+            request. Of a language model: the answers that may wait, 512 by default.
         target_latency: float. Seconds within which requests should be answered. Batches are kept
             small enough for that, and requests that would take longer are refused. Defaults to
             `None`: requests without a timeout are refused only if more come than the model can
@@ -141,6 +152,9 @@ class ModelOptions:
         threads: integer. The number of CPU threads that compute a batch of one replica. The threads
             of TensorFlow, PyTorch and JAX belong to the process: set them for its first model, or
             use `isolated`. Defaults to `None`: as many as the runtime chooses.
+        max_length: integer. Of a language model alone: the most tokens of a prompt and its answer
+            together. The memory of the cache and the time of the start grow with it. Defaults to
+            `None`: as many as the model takes, and at most 4,096.
 
     Raises:
         InvalidInputError: An option has a wrong value.
@@ -160,13 +174,19 @@ class ModelOptions:
         metadata=option(
             "batching",
             "rows of every batch; or dynamic: batches grow with the load (default: {default})",
+            kind="tensors",
             read=_read_batch_size,
             metavar="N",
         ),
     )
-    max_batch_size: int = field(
-        default=32,
-        metadata=option("batching", "rows of the largest batch (default: {default})", **COUNT),
+    max_batch_size: int | None = field(
+        default=None,
+        metadata=option(
+            "batching",
+            "rows of the largest batch; of a language model, answers that are written at the same "
+            f"time (default: {MAX_ROWS}, and {MAX_TEXT_ROWS} of a language model)",
+            **COUNT,
+        ),
     )
     max_wait: float | None = field(
         default=None,
@@ -174,6 +194,7 @@ class ModelOptions:
             "batching",
             "with a number as --batch-size: a batch that is not full runs after this time "
             "(default: 0.005)",
+            kind="tensors",
             **SECONDS | {"check": partial(check_seconds, or_zero=True)},
         ),
     )
@@ -182,6 +203,7 @@ class ModelOptions:
         metadata=option(
             "batching",
             "answer within this time, and refuse requests that would take longer",
+            kind="tensors",
             **SECONDS,
         ),
     )
@@ -199,6 +221,7 @@ class ModelOptions:
         metadata=option(
             "model",
             "threads or processes that run the model, each with a copy (default: {default})",
+            kind="tensors",
             **COUNT,
         ),
     )
@@ -216,6 +239,7 @@ class ModelOptions:
         metadata=option(
             "model",
             "run each replica in its own process, and restart a process that crashes or hangs",
+            kind="tensors",
             **SWITCH,
         ),
     )
@@ -224,6 +248,7 @@ class ModelOptions:
         metadata=option(
             "model",
             "with --isolated: a batch that takes longer counts as hung (default: {default})",
+            kind="tensors",
             **SECONDS,
         ),
     )
@@ -238,7 +263,10 @@ class ModelOptions:
         ),
     )
     custom_objects_from: Sequence[str | os.PathLike[str]] = field(
-        default=(), metadata=option(read=lambda arguments: tuple(arguments.custom_objects_from))
+        default=(),
+        metadata=option(
+            kind="tensors", read=lambda arguments: tuple(arguments.custom_objects_from)
+        ),
     )
     padding: "Padding | None" = field(
         default=None,
@@ -265,6 +293,7 @@ class ModelOptions:
                 **_PAIRS | {"metavar": "OUTPUT=INPUT"},
             ),
             flag="--pad-lengths",
+            kind="tensors",
             check=_check_padding,
             read=_read_padding,
             metavar="N,N,...",
@@ -275,7 +304,18 @@ class ModelOptions:
         metadata=option(
             "operation",
             "answers to cache for inputs that come again (default: {default})",
+            kind="tensors",
             **COUNT | {"check": partial(check_integer, minimum=0)},
+        ),
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata=option(
+            "language models",
+            "tokens that a prompt and its answer may have together (default: as many as the model "
+            f"takes, at most {MAX_LENGTH})",
+            kind="text",
+            **COUNT,
         ),
     )
 
@@ -283,7 +323,7 @@ class ModelOptions:
         from keras_deepseek.artifacts.export_arguments import check_custom_sources
 
         check_options(self)
-        batch_size = check_batch_size(self.batch_size, self.max_batch_size)
+        batch_size = check_batch_size(self.batch_size, self.max_batch_size or MAX_ROWS)
         object.__setattr__(self, "batch_size", batch_size)
         if self.max_wait is not None and self.batch_size == "dynamic":
             raise InvalidInputError(
@@ -292,3 +332,20 @@ class ModelOptions:
             )
         sources = check_custom_sources(self.custom_objects_from)
         object.__setattr__(self, "custom_objects_from", sources)
+
+    def check_kind(self, kind: Literal["tensors", "text"], name: str) -> None:
+        """Raises an error if an option is set that a model of another kind takes.
+
+        `name` is the name of the model.
+        """
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.metadata["kind"] in ("", kind) or value == item.default:
+                continue
+            is_text = kind == "text"
+            raise InvalidInputError(
+                f"Received {item.name}={value!r} for {name!r}, which is "
+                f"{'a' if is_text else 'no'} language model. "
+                f"{'It does not take this option' if is_text else 'Others do not take it'}: "
+                "remove it."
+            )

@@ -19,8 +19,9 @@ from keras_deepseek.inference.errors import ClosedError, LoadFailedError, ModelN
 from keras_deepseek.inference.models.model_config import ConfigReload, make_folders
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.open_version import open_version
 from keras_deepseek.inference.models.served_model import ServedModel, ServedModels
+from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
 from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 
@@ -95,7 +96,7 @@ class ModelRepository:
         share: float | None = None,
         keep: int | None = 1,
         options: ModelOptions | None = None,
-    ) -> ModelVersion:
+    ) -> Version:
         """Loads a version and serves it, as `ServingEngine.load` says."""
         if keep is not None:
             check_integer("keep", keep)
@@ -213,9 +214,7 @@ class ModelRepository:
                 served.remove(model_version)
                 model_version.close()
 
-    def find(
-        self, name: str | None = None, version: int | None = None, label: str = ""
-    ) -> ModelVersion:
+    def find(self, name: str | None = None, version: int | None = None, label: str = "") -> Version:
         """Returns the version of a model, by number or label.
 
         Without a number and a label: the newest that is not on trial.
@@ -300,7 +299,7 @@ class ModelRepository:
         model: Any,
         options: ModelOptions,
         share: float | None,
-    ) -> ModelVersion:
+    ) -> Version:
         """Loads, warms up and adds a version of a model. If it fails, only the reason is kept."""
         loaded = None
         try:
@@ -318,10 +317,10 @@ class ModelRepository:
             raise
         return loaded
 
-    def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
+    def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> Version:
         check_name(name)
         number = check_version(number, model)
-        return ModelVersion(name, number, model, options, self.delivery.flush, self._scheduler)
+        return open_version(name, number, model, options, self.delivery.flush, self._scheduler)
 
     def _add_model(self, name: str) -> ServedModel:
         served = ServedModel(name)

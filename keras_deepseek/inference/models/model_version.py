@@ -1,4 +1,4 @@
-"""One version of a model: its executors, its batcher and its cache; or why it failed.
+"""One version of a model that takes tensors: its executors, its batcher and its cache.
 
 `served_model` holds the versions of a model. `dispatcher` sends requests to them.
 """
@@ -9,9 +9,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, Signature, find_dtype
 from keras_deepseek.inference.arguments import check_batch_axis, check_request_options
@@ -21,12 +20,12 @@ from keras_deepseek.inference.batching.batcher import Batcher
 from keras_deepseek.inference.batching.delivery import ClientOrder, Deliver
 from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
 from keras_deepseek.inference.batching.padding import Padder
-from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.executor import Executor, check_outputs
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
-from keras_deepseek.inference.models.model_options import ModelOptions
+from keras_deepseek.inference.models.model_options import MAX_ROWS, ModelOptions
 from keras_deepseek.inference.models.response_cache import ResponseCache
+from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.models.warm_up import (
     check_padding,
     find_row_dependence,
@@ -38,15 +37,9 @@ _logger = logging.getLogger(__name__)
 _LENGTH = 16
 """The length of free axes in the check for row dependence, if `padding` gives none."""
 
-MOST_CHARACTERS = 1000
-"""The limit for an error's text: a runtime may print a whole graph."""
 
-State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
-"""TF Serving's words for the state of a version."""
-
-
-class ModelVersion:
-    """A version of a model that answers requests.
+class ModelVersion(Version):
+    """A version of a model that takes tensors.
 
     `after_batch` is called after each batch, and when a request was answered without one. Before a
     batch runs, `scheduler` must give the model its turn; with `None` the model waits for no other.
@@ -61,11 +54,8 @@ class ModelVersion:
         after_batch: Callable[[], None],
         scheduler: FairScheduler | None = None,
     ) -> None:
-        self.name = name
-        self.number = number
-        self.state: State = "LOADING"
-        self.error: BaseException | None = None
-        self._options = options
+        super().__init__(name, number, options)
+        options.check_kind("tensors", name)
         self._after_batch = after_batch
         # An object of the user may be in use elsewhere: it is never closed.
         self._owns_executors = isinstance(model, str | os.PathLike)
@@ -78,14 +68,14 @@ class ModelVersion:
             padding = options.padding
             self._padder = None if padding is None else Padder(padding, signature)
         except BaseException:
-            self._close_executors()
+            self._release()
             raise
         self.cache = ResponseCache(options.cache_entries) if options.cache_entries else None
         self._order = ClientOrder()
         self._batcher = Batcher(
             [partial(_run, executor) for executor in self._executors],
             batch_size=options.batch_size,
-            max_batch_size=options.max_batch_size,
+            max_batch_size=options.max_batch_size or MAX_ROWS,
             max_wait=options.max_wait,
             max_queue_rows=options.max_queue_rows,
             row_bytes=_row_bytes(self._executors[0].signature),
@@ -103,21 +93,6 @@ class ModelVersion:
     def max_rows(self) -> int:
         """The most rows of one request."""
         return self._batcher.most_rows
-
-    def start(self) -> None:
-        """Warms up the version, and accepts requests from then on.
-
-        An error of the model ends the version.
-        """
-        try:
-            if self._options.warm_up:
-                self._warm_up()
-        except BaseException as error:
-            self.state, self.error = "END", error
-            self._close_executors()
-            raise
-        self._batcher.start()
-        self.state = "AVAILABLE"
 
     def submit(
         self,
@@ -138,10 +113,7 @@ class ModelVersion:
         version is started, and `OverloadedError` if the request can't be answered in time.
         """
         check_request_options(timeout, priority)
-        if self.state != "AVAILABLE":
-            raise ClosedError(
-                f"Version {self.number} of the model {self.name!r} is {self.state.lower()}."
-            )
+        self.check_available()
         # Arrays without elements can claim any number of rows. Check before arrays are made.
         self._batcher.check_size(max(array.shape[0] for array in inputs.values()))
         if use_cache and self.cache is not None and client is None:
@@ -181,32 +153,20 @@ class ModelVersion:
             self._order.settle(client)
             self._after_batch()
 
-    def close(self, seconds: float | None = None) -> None:
-        """Refuses new requests, and returns when the accepted ones are answered.
+    def _begin(self) -> None:
+        self._batcher.start()
 
-        Requests not answered within `seconds` get a `ClosedError`. A running batch is abandoned
-        then, or its process is killed.
-        """
-        self.state = "UNLOADING"
+    def _end(self, seconds: float | None) -> bool:
         for executor in self._executors:
             executor.prepare_to_close()
-        has_ended = self._batcher.close(seconds)
-        if not has_ended:
-            _logger.error(
-                "Version %d of the model %r did not end in time; its running batch is abandoned.",
-                self.number,
-                self.name,
-            )
-        self._close_executors(are_idle=has_ended)
-        self.state = "END"
-        _logger.info("Version %d of the model %r is closed.", self.number, self.name)
+        return self._batcher.close(seconds)
 
-    def _close_executors(self, *, are_idle: bool = True) -> None:
+    def _release(self, *, is_idle: bool = True) -> None:
         if not self._owns_executors:
             return
         for executor in self._executors:
             # A batch that runs in this process would fail under a closed executor.
-            if are_idle or executor.is_isolated:
+            if is_idle or executor.is_isolated:
                 executor.close()
 
     def statistics(self) -> BatchStatistics:
@@ -258,30 +218,6 @@ class ModelVersion:
             deliver(request)
 
         return padder.fill(inputs), cut
-
-
-@dataclass(frozen=True)
-class FailedVersion:
-    """A version that could not be loaded or warmed up.
-
-    The exception itself is not kept, because its traceback would keep the model in memory. `kind`
-    is the name of its class.
-    """
-
-    number: int
-    kind: str
-    error: str
-
-    @property
-    def state(self) -> Literal["END"]:
-        """The version's state in TF Serving's words."""
-        return "END"
-
-    @classmethod
-    def of(cls, number: int, error: BaseException) -> "FailedVersion":
-        """Returns the record of a version that failed with an error."""
-        kind = type(error).__name__
-        return cls(number, kind, f"{kind}: {error}"[:MOST_CHARACTERS])
 
 
 def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:

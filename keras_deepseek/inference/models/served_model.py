@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.errors import ModelNotFoundError
-from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
+from keras_deepseek.inference.models.version import FailedVersion, Version
 from keras_deepseek.inference.protocols.open_inference_models import ModelState
 from keras_deepseek.inference.protocols.tf_serving import VersionStatus
 
@@ -36,13 +36,13 @@ class ServedModel:
         self._draw = draw
         self._lock = threading.Lock()
         # These are replaced, not changed, so reading needs no lock. The newest comes last.
-        self._versions: dict[int, ModelVersion] = {}
+        self._versions: dict[int, Version] = {}
         self._failed: Mapping[int, FailedVersion] = {}
         self._labels: Mapping[str, int] = {}
         self._shares: Mapping[int, float] = {}
 
     @property
-    def versions(self) -> Mapping[int, ModelVersion]:
+    def versions(self) -> Mapping[int, Version]:
         """All versions that are loading, available or unloading, by rising number."""
         return self._versions
 
@@ -56,9 +56,9 @@ class ServedModel:
         return self._failed
 
     @property
-    def states(self) -> Mapping[int, ModelVersion | FailedVersion]:
+    def states(self) -> Mapping[int, Version | FailedVersion]:
         """All versions, including failed ones, by ascending number."""
-        states: dict[int, ModelVersion | FailedVersion] = {**self._failed, **self._versions}
+        states: dict[int, Version | FailedVersion] = {**self._failed, **self._versions}
         return dict(sorted(states.items()))
 
     @property
@@ -71,7 +71,7 @@ class ServedModel:
         """The version number of each label."""
         return self._labels
 
-    def newest(self) -> ModelVersion:
+    def newest(self) -> Version:
         """Returns the newest version that is available and not on trial, else the newest of all."""
         versions, shares = self._versions, self._shares
         if not versions:
@@ -81,7 +81,7 @@ class ServedModel:
                 return versions[number]
         return versions[next(reversed(versions))]
 
-    def find(self, version: int | None = None, label: str = "") -> ModelVersion:
+    def find(self, version: int | None = None, label: str = "") -> Version:
         """Returns the version for a request, by number or label, or the newest or one on trial."""
         if label:
             if version is not None:
@@ -107,7 +107,7 @@ class ServedModel:
             )
         return model_version
 
-    def add(self, version: ModelVersion, share: float | None = None) -> None:
+    def add(self, version: Version, share: float | None = None) -> None:
         """Adds a version, on trial if it has a `share`, and replaces one with the same number."""
         with self._lock:
             if share is not None:
@@ -116,7 +116,7 @@ class ServedModel:
             self._versions = dict(sorted(versions.items()))
             self._failed = _without(self._failed, version.number)
 
-    def fail(self, number: int, error: BaseException, version: ModelVersion | None = None) -> None:
+    def fail(self, number: int, error: BaseException, version: Version | None = None) -> None:
         """Records why a version failed, and removes the version."""
         failed = {**_without(self._failed, number), number: FailedVersion.of(number, error)}
         if version is not None:
@@ -129,7 +129,7 @@ class ServedModel:
         with self._lock:
             self._failed = _without(self._failed, number)
 
-    def remove(self, version: ModelVersion) -> None:
+    def remove(self, version: Version) -> None:
         """Removes a version, its labels and its share, unless a new version has replaced it."""
         number = version.number
         with self._lock:
@@ -142,7 +142,7 @@ class ServedModel:
             }
             self._shares = _without(self._shares, number)
 
-    def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:
+    def surplus(self, loaded: Version, keep: int) -> list[Version]:
         """Returns the oldest versions to close so that `keep` stay, not counting those on trial."""
         shares = self._shares
         stable = [
@@ -174,7 +174,7 @@ class ServedModel:
         """Raises an error for a share outside 0 to 1, or if all shares add up to more than 1."""
         self._with_share(number, share)
 
-    def _default(self) -> ModelVersion:
+    def _default(self) -> Version:
         versions, shares = self._versions, self._shares
         if shares:
             point = self._draw()
@@ -217,7 +217,7 @@ def version_number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < _MOST_DIGITS else None
 
 
-def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> VersionStatus:
+def version_status(version: Version | FailedVersion, is_ready: bool) -> VersionStatus:
     """Returns TF Serving's status of a version. Only the log has the reason of a failure.
 
     `is_ready` is False if the server is starting or stopping.
@@ -232,9 +232,7 @@ def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> Ver
     return VersionStatus(version.number, state, "UNKNOWN", message)
 
 
-def find_states(
-    served: ServedModel | None, version: int | None
-) -> list[ModelVersion | FailedVersion]:
+def find_states(served: ServedModel | None, version: int | None) -> list[Version | FailedVersion]:
     """Returns the given version of a model, or all versions, including failed ones."""
     states = {} if served is None else served.states
     return [state for number, state in states.items() if version in (None, number)]
@@ -253,5 +251,5 @@ def _without(by_number: Mapping[int, _Value], number: int) -> dict[int, _Value]:
     return {key: value for key, value in by_number.items() if key != number}
 
 
-def _is_available(version: ModelVersion | None) -> bool:
+def _is_available(version: Version | None) -> bool:
     return version is not None and version.state == "AVAILABLE"

@@ -35,6 +35,8 @@ _Entry = dict[str, Any]
 class RequestLog:
     """A file of JSON lines: a request, its inputs, and its outputs, as base64.
 
+    Of a language model: the request and the response in OpenAI's form.
+
     Only the owner can read the file, because it holds what clients sent. An existing file is
     appended to. `sample` is the fraction of requests to write. A file that would exceed `max_bytes`
     is renamed to `PATH.1` first; `num_files` renamed ones are kept.
@@ -80,9 +82,10 @@ class RequestLog:
         self, model: str, version: int, inputs: _Arrays, deliver: Callable[[Request], None]
     ) -> Callable[[Request], None]:
         """Returns a wrapper of `deliver` that logs the request if it is in the sample."""
-        if self._draw() >= self._sample:
+        entry = self._draw_entry(model, version)
+        if entry is None:
             return deliver
-        entry = {"time": time.time(), "model": model, "version": version, "inputs": _copy(inputs)}
+        entry["inputs"] = _copy(inputs)
 
         def deliver_and_write(request: Request) -> None:
             if request.outputs is not None:
@@ -94,6 +97,26 @@ class RequestLog:
 
         return deliver_and_write
 
+    def watch_text(
+        self, model: str, version: int, describe: Callable[[], _Entry]
+    ) -> Callable[[], None] | None:
+        """Returns a function that logs a request to a language model, or `None` if it isn't drawn.
+
+        Call it when the answer is over. `describe`, which the writing thread calls, returns the
+        request and the response in OpenAI's form.
+        """
+        entry = self._draw_entry(model, version)
+        if entry is None:
+            return None
+        entry["describe"] = describe
+        return lambda: self._writer.put(entry)
+
+    def _draw_entry(self, model: str, version: int) -> _Entry | None:
+        """Returns the beginning of a request's entry, or `None` if it is not in the sample."""
+        if self._draw() >= self._sample:
+            return None
+        return {"time": time.time(), "model": model, "version": version}
+
     def close(self) -> None:
         """Waits until all sampled requests are written, and closes the file."""
         self._writer.close(timeout=None)
@@ -104,7 +127,7 @@ class RequestLog:
         for entry in entries:
             try:
                 self._write(entry)
-            except (OSError, ValueError) as error:
+            except (OSError, TypeError, ValueError) as error:
                 self._dropped += 1
                 if not self._has_failed:
                     self._has_failed = True
@@ -116,6 +139,8 @@ class RequestLog:
         for name in ("inputs", "outputs"):
             if name in entry:
                 entry[name] = {key: encode_array(array) for key, array in entry[name].items()}
+        if "describe" in entry:
+            entry |= entry.pop("describe")()
         line = json.dumps(entry).encode() + b"\n"
         if self._file.tell() and self._file.tell() + len(line) > self._max_bytes:
             self._rotate()

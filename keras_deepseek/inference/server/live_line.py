@@ -22,7 +22,9 @@ class LiveStatistics(NamedTuple):
         p50: The median of the seconds that a request took; `None` if there was none.
         p99: The 99th percentile of these seconds; `None` if there was none.
         busy: From 0 to 1: the part of the time that the replicas spent in the model.
-        waiting_rows: Rows that wait now.
+        waiting_rows: Rows that wait now, and answers of language models.
+        tokens_per_second: Tokens of answers of language models.
+        running_answers: Answers that language models write now.
     """
 
     requests_per_second: float
@@ -31,6 +33,8 @@ class LiveStatistics(NamedTuple):
     p99: float | None
     busy: float
     waiting_rows: int
+    tokens_per_second: float = 0.0
+    running_answers: int = 0
 
 
 class _Sums(NamedTuple):
@@ -39,6 +43,13 @@ class _Sums(NamedTuple):
     batches: int
     rows: int
     busy_seconds: float
+    tokens: int
+
+
+class _Now(NamedTuple):
+    replicas: int
+    waiting_rows: int
+    running_answers: int
 
 
 class LiveStatisticsReader:
@@ -47,12 +58,12 @@ class LiveStatisticsReader:
     def __init__(self, engine: Dispatcher, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._clock = clock
-        self._last, _, _ = self._read()
+        self._last, _ = self._read()
 
     def read(self) -> LiveStatistics:
         """Returns the statistics since the last call, or since this object was made."""
         previous = self._last
-        now, replicas, waiting = self._read()
+        now, present = self._read()
         self._last = now
         seconds = max(now.time - previous.time, 1e-9)
         # The counters of a version disappear when it is unloaded.
@@ -61,37 +72,42 @@ class LiveStatisticsReader:
         latencies = Histogram(SECONDS).values()
         for called, values in now.latencies.items():
             latencies = latencies.plus(values.since(previous.latencies.get(called)))
-        busy = max(now.busy_seconds - previous.busy_seconds, 0.0) / seconds / max(replicas, 1)
+        busy_seconds = max(now.busy_seconds - previous.busy_seconds, 0.0)
         return LiveStatistics(
             requests_per_second=latencies.count / seconds,
             batch_rows=rows / batches if batches else None,
             p50=latencies.quantile(0.5),
             p99=latencies.quantile(0.99),
-            busy=min(busy, 1.0),
-            waiting_rows=waiting,
+            busy=min(busy_seconds / seconds / max(present.replicas, 1), 1.0),
+            waiting_rows=present.waiting_rows,
+            tokens_per_second=max(now.tokens - previous.tokens, 0) / seconds,
+            running_answers=present.running_answers,
         )
 
-    def _read(self) -> tuple[_Sums, int, int]:
-        """Returns the summed counters of all models, their replica count, and the waiting rows."""
+    def _read(self) -> tuple[_Sums, _Now]:
+        """Returns the summed counters of all models, and the present state of their queues."""
         latencies = {
             called: values
             for called, values in self._engine.monitor.latencies().items()
             if called[1]  # Calls without a version, such as health checks, ask no model.
         }
-        statistics = [
-            version.statistics()
-            for served in self._engine.models.values()
-            for version in served.versions.values()
-        ]
+        statistics = [version.statistics() for version in self._engine.tensor_versions()]
+        texts = [version.engine.statistics() for version in self._engine.text_versions()]
         sums = _Sums(
             self._clock(),
             latencies,
             sum(version.batches for version in statistics),
             sum(version.rows for version in statistics),
             sum(version.busy_seconds for version in statistics),
+            sum(version.num_tokens for version in texts),
         )
-        replicas = sum(version.replicas for version in statistics)
-        return sums, replicas, sum(version.waiting_rows for version in statistics)
+        present = _Now(
+            sum(version.replicas for version in statistics),
+            sum(version.waiting_rows for version in statistics)
+            + sum(version.num_waiting for version in texts),
+            sum(version.num_reading + version.num_running for version in texts),
+        )
+        return sums, present
 
 
 class LiveLine:
@@ -128,17 +144,23 @@ class LiveLine:
         reader = LiveStatisticsReader(self._engine)
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while not self._stop.wait(self._seconds):
-                live.update(format_statistics(reader.read()), refresh=True)
+                line = format_statistics(reader.read()) if self._engine.ready else ""
+                progress = [version.progress for version in self._engine.text_versions()]
+                live.update(" · ".join(filter(None, (*progress, line))), refresh=True)
 
 
 def format_statistics(statistics: LiveStatistics) -> str:
     """Formats an engine's statistics as one status line."""
     rows = statistics.batch_rows
     batch = "–" if rows is None else f"{rows:.1f}"  # noqa: RUF001
+    text = ""
+    if statistics.running_answers or statistics.tokens_per_second:
+        text = f"{statistics.running_answers} answers, {statistics.tokens_per_second:,.0f} tokens/s"
     return (
         f"{statistics.requests_per_second:,.0f} requests/s · batch {batch} · "
         f"p50 {_milliseconds(statistics.p50)} · p99 {_milliseconds(statistics.p99)} · "
         f"{statistics.busy:.0%} busy · {statistics.waiting_rows:,} waiting".replace("%", " %")
+        + (text and f" · {text}")
     )
 
 

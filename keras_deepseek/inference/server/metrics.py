@@ -6,7 +6,6 @@ and look up labels for each value.
 """
 
 from collections.abc import Iterator
-from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
@@ -17,8 +16,8 @@ from prometheus_client.registry import Collector
 
 from keras_deepseek import __version__
 from keras_deepseek.inference.dispatcher import Dispatcher
-from keras_deepseek.inference.histogram import HistogramValues
 from keras_deepseek.inference.monitoring.engine_monitor import Arrivals
+from keras_deepseek.inference.server.text_metrics import add_values, collect_text_metrics
 
 _PROCESS = ProcessCollector(registry=None)
 """Processor time, memory, open files and start of the process, on Linux alone."""
@@ -51,6 +50,7 @@ class EngineCollector(Collector):
         """Yields the metric families with their present values."""
         yield from self._collect_requests()
         yield from self._collect_batches()
+        yield from collect_text_metrics(self._engine.text_versions())
         yield from self._collect_versions()
         yield from self._collect_caches()
         yield from _PROCESS.collect()
@@ -73,7 +73,7 @@ class EngineCollector(Collector):
             *_CALL,
         )
         for called, latencies in self._engine.monitor.latencies().items():
-            _add_values(took, called, latencies)
+            add_values(took, called, latencies)
         return [arrived, rate, in_flight, answered, took]
 
     def _collect_batches(self) -> list[Metric]:
@@ -89,21 +89,20 @@ class EngineCollector(Collector):
         waiting = _gauge("queue_rows", "Rows that wait now.", *_VERSION)
         oldest = _gauge("queue_age_seconds", "Seconds that the oldest row waits now.", *_VERSION)
         replicas = _gauge("replicas", "Threads that run the model.", *_VERSION)
-        for name, served in self._engine.models.items():
-            for number, version in served.versions.items():
-                labels = (name, str(number))
-                statistics = version.statistics()
-                for reason, count in sorted(statistics.reasons.items()):
-                    reasons.add_metric([*labels, reason], count)
-                rows.add_metric(labels, statistics.rows)
-                padded.add_metric(labels, statistics.padded_rows)
-                busy.add_metric(labels, statistics.busy_seconds)
-                _add_values(sizes, labels, statistics.batch_rows)
-                _add_values(ages, labels, statistics.queue_ages)
-                _add_values(times, labels, statistics.batch_seconds)
-                waiting.add_metric(labels, statistics.waiting_rows)
-                oldest.add_metric(labels, statistics.queue_age)
-                replicas.add_metric(labels, statistics.replicas)
+        for version in self._engine.tensor_versions():
+            labels = (version.name, str(version.number))
+            statistics = version.statistics()
+            for reason, count in sorted(statistics.reasons.items()):
+                reasons.add_metric([*labels, reason], count)
+            rows.add_metric(labels, statistics.rows)
+            padded.add_metric(labels, statistics.padded_rows)
+            busy.add_metric(labels, statistics.busy_seconds)
+            add_values(sizes, labels, statistics.batch_rows)
+            add_values(ages, labels, statistics.queue_ages)
+            add_values(times, labels, statistics.batch_seconds)
+            waiting.add_metric(labels, statistics.waiting_rows)
+            oldest.add_metric(labels, statistics.queue_age)
+            replicas.add_metric(labels, statistics.replicas)
         return [reasons, rows, padded, busy, sizes, ages, times, waiting, oldest, replicas]
 
     def _collect_versions(self) -> list[Metric]:
@@ -133,12 +132,11 @@ class EngineCollector(Collector):
         hits = _counter("cache_hits", "Requests that the cache answered.", *_VERSION)
         misses = _counter("cache_misses", "Requests whose answer was not in the cache.", *_VERSION)
         entries = _gauge("cache_entries", "Answers in the cache.", *_VERSION)
-        for name, served in self._engine.models.items():
-            for number, version in served.versions.items():
-                if version.cache is not None:
-                    counts = version.cache.counts()
-                    for family, value in zip((hits, misses, entries), counts, strict=True):
-                        family.add_metric([name, str(number)], value)
+        for version in self._engine.tensor_versions():
+            if version.cache is not None:
+                counts = version.cache.counts()
+                for family, value in zip((hits, misses, entries), counts, strict=True):
+                    family.add_metric([version.name, str(version.number)], value)
         return [hits, misses, entries]
 
 
@@ -152,11 +150,3 @@ def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
 
 def _histogram(name: str, documentation: str, *labels: str) -> HistogramMetricFamily:
     return HistogramMetricFamily(f"keras_deepseek_{name}", documentation, labels=labels)
-
-
-def _add_values(
-    family: HistogramMetricFamily, labels: tuple[str, ...], values: HistogramValues
-) -> None:
-    bounds = [*(str(float(bound)) for bound in values.bounds), "+Inf"]
-    buckets = list(zip(bounds, accumulate(values.counts), strict=True))
-    family.add_metric(labels, buckets, values.sum)

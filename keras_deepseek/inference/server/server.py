@@ -188,9 +188,12 @@ def stop_servers(servers: Sequence[Server]) -> None:
 def describe_servers(engine: Dispatcher, servers: Sequence[Server]) -> str:
     """Returns a line with the names of the models and the URLs of an HTTP and a gRPC server."""
     http, *other_servers = servers
-    path = "" if len(engine.models) > 1 else f"/v1/models/{engine.name}"
+    has_text = bool(engine.text_versions())
+    path = "/v1/chat/completions" if has_text else f"/v1/models/{engine.name}"
+    path = "" if len(engine.models) > 1 else path
     urls = [http.url + path, *(server.url for server in other_servers)]
-    return f"Serving {', '.join(map(repr, engine.models))} at {' and '.join(urls)}"
+    chat = f"; to chat: {http.url}/" if has_text else ""
+    return f"Serving {', '.join(map(repr, engine.models))} at {' and '.join(urls)}{chat}"
 
 
 def wait_until_stopped(

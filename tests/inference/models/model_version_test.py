@@ -11,11 +11,8 @@ from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.models import model_version
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.models.model_version import (
-    MOST_CHARACTERS,
-    FailedVersion,
-    ModelVersion,
-)
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.version import MOST_CHARACTERS, FailedVersion
 from tests.inference.conftest import DOUBLE, Doubler
 
 

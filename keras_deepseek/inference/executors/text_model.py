@@ -1,0 +1,95 @@
+"""Language models of this package: presets, and live `CausalLM`s.
+
+Beside `keras_model`, this is the only module of `inference` that needs Keras.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_deepseek import backend
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.models import CausalLM, Tokenizer
+from keras_deepseek.models.generation.prompts import find_end_tokens
+from keras_deepseek.models.generation.row_steps import RowSteps
+from keras_deepseek.models.tokenizers.tokenizer import is_installed
+from keras_deepseek.models.tokenizers.tokenizer_files import read_chat_templates
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A language model as a `TextEngine` runs it.
+
+    Args:
+        model: The model itself.
+        steps: The compiled steps. They are the engine's `RowModel`.
+        tokenizer: The tokenizer, with the chat template.
+        end_tokens: The tokens by which the model ends a text.
+        has_chat: True if it can format a conversation.
+    """
+
+    model: CausalLM
+    steps: Any
+    tokenizer: Tokenizer
+    end_tokens: frozenset[int]
+    has_chat: bool
+
+    def choose_slots(self, slots: Sequence[int]) -> list[int]:
+        """Returns those of rising numbers of slots among which a row can be copied.
+
+        A short cache may lack tensors that a long one has, as in DeepSeek-V3.2. The last number is
+        always among them.
+        """
+        names = [
+            [sorted(tensors) for tensors in self.model.make_cache(0, number)] for number in slots
+        ]
+        return [number for number, has in zip(slots, names, strict=True) if has == names[-1]]
+
+
+def open_text_model(model: Any, *, chunk_size: int, threads: int | None) -> TextModel:
+    """Opens a language model. Nothing is compiled yet.
+
+    Args:
+        model: The path of a preset, or a live `CausalLM`.
+        chunk_size: The most tokens of a prompt that a step reads.
+        threads: The CPU threads of the process, or `None`.
+
+    Raises:
+        InvalidInputError: There is no such preset, it is of another model, or has no tokenizer.
+        CheckpointError: A file of the preset is damaged.
+    """
+    if threads is not None:  # TensorFlow's can't be changed once it has variables.
+        backend.current().devices.limit_threads(threads)
+    is_path = isinstance(model, str | os.PathLike)
+    loaded = CausalLM.from_preset(model) if is_path else model
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise _no_tokenizer(os.fspath(model) if is_path else None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise InvalidInputError(
+            "The `tokenizer` of a served language model must be a "
+            f"keras_deepseek.models.Tokenizer; received {tokenizer!r:.100}."
+        )
+    return TextModel(
+        model=loaded,
+        steps=RowSteps(loaded, chunk_size=chunk_size),
+        tokenizer=tokenizer,
+        end_tokens=find_end_tokens(loaded),
+        has_chat=tokenizer.chat_style is not None or bool(read_chat_templates(tokenizer.files)),
+    )
+
+
+def _no_tokenizer(path: str | None) -> Exception:
+    if path is not None and not is_installed():
+        return MissingExtraError("tokenizers", "text", f"to serve the language model {path!r}")
+    if path is not None:
+        return InvalidInputError(
+            f"The language model {path!r} has no `tokenizer.json`, which texts need. Add the files "
+            "of its tokenizer, as `save_pretrained` of `transformers` writes them."
+        )
+    return InvalidInputError(
+        "The `tokenizer` of the language model is None, and texts need one. Set `model.tokenizer = "
+        "Tokenizer.from_preset(folder)`; or, to serve its logits to clients that send token ids, "
+        "serve keras.Model(model.inputs, model.outputs)."
+    )
