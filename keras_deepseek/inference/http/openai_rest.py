@@ -110,7 +110,7 @@ async def chat(service: Service, request: HttpRequest) -> HttpResponse:
 
 
 def _encode(call: ChatRequest, version: TextVersion) -> tuple[ChatPrompt, Tokens]:
-    prompt = call.encode(version.tokenizer, has_chat=version.has_chat)
+    prompt = call.encode(version)
     with naming_fields({"prompt": "messages"}):
         return prompt, version.engine.tokenize(prompt.text, adds_special_tokens=False)
 
@@ -190,8 +190,7 @@ async def tokenize(service: Service, request: HttpRequest) -> HttpResponse:
         version = _find(service, read_model(content))
         text, is_chat = content.get("prompt"), "messages" in content
         if is_chat:
-            tools, has_chat = read_chat_tools(content), version.has_chat
-            text = encode_conversation(content, tools, version.tokenizer, has_chat=has_chat).text
+            text = encode_conversation(content, read_chat_tools(content), version).text
         elif not isinstance(text, str):
             raise InvalidFieldError("prompt", f"`prompt` must be a string, received {text!r:.50}.")
         adds = read_flag(content, "add_special_tokens", default=not is_chat)

@@ -59,6 +59,22 @@ class ChatTokenizer(Protocol):
         """Returns the text of a conversation."""
 
 
+class ChatModel(Protocol):
+    """A language model, as `TextVersion` is one."""
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """Its tokenizer."""
+
+    @property
+    def has_chat(self) -> bool:
+        """True if it has a chat template, or a message format."""
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt and its answer."""
+
+
 @dataclass(frozen=True)
 class ChatPrompt:
     """The text of a conversation, and the way in which the answer to it is read.
@@ -103,30 +119,32 @@ class ChatRequest:
         read_response_schema(content.get("response_format"))
         return cls(body, read_chat_tools(content))
 
-    def encode(self, tokenizer: ChatTokenizer, *, has_chat: bool) -> ChatPrompt:
+    def encode(self, model: ChatModel) -> ChatPrompt:
         """Returns the text of the conversation.
 
         Raises:
             InvalidFieldError: The model has no chat format, or it lacks what a field asks for.
             ChatInputError: A message is wrong.
         """
-        return encode_conversation(self.body.content, self.tools, tokenizer, has_chat=has_chat)
+        return encode_conversation(self.body.content, self.tools, model)
 
 
 def encode_conversation(
-    content: Mapping[str, Any],
-    tools: Sequence[Mapping[str, Any]],
-    tokenizer: ChatTokenizer,
-    *,
-    has_chat: bool,
+    content: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], model: ChatModel
 ) -> ChatPrompt:
     """Returns the text of the conversation in a request, of a chat or to tokenize it."""
-    messages = content.get("messages")
-    if not has_chat:
+    messages, tokenizer = content.get("messages"), model.tokenizer
+    if not model.has_chat:
         raise InvalidFieldError(
             "messages",
             "The model has no chat template, so it can't read `messages`. Send a `prompt` to "
             "/v1/completions.",
+        )
+    if isinstance(messages, list) and len(messages) >= model.max_length:
+        raise InvalidFieldError(
+            "messages",
+            f"This model's maximum context length is {model.max_length} tokens, and there are "
+            f"{len(messages)} `messages`.",
         )
     style = tokenizer.chat_style
     read_turns(messages, get_style(style or _READER_STYLE))

@@ -51,7 +51,7 @@ class Envelope:
 
     def wrap_chunk(self, choices: Sequence[Choice], **usage: Any) -> bytes:
         """Returns a chunk, as JSON."""
-        return to_json(self._wrap(self.chunk_kind, choices, usage))
+        return to_json(self._wrap(self.chunk_kind, choices, usage), is_finite=True)
 
     def _wrap(
         self, kind: str, choices: Sequence[Choice], usage: Mapping[str, Any]

@@ -323,6 +323,7 @@ CHAT_FAULTS = [
     ({"priority": 1.5}, "priority"),
     ({"seed": "a"}, "seed"),
     ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages"),
+    ({"messages": [{"role": "user", "content": ""}] * 5000}, "messages"),
 ]
 
 
