@@ -5,7 +5,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from keras_deepseek.inference.errors import InvalidFieldError
@@ -90,7 +90,9 @@ async def chat(service: Service, request: HttpRequest) -> HttpResponse:
     with contextlib.ExitStack() as stack:
         names = {"prompt": "messages", **body.field_names}
         keeps = prompt.keeps_special_tokens
-        answer = _submit(service, request, body, bind, names, keeps_special_tokens=keeps)
+        answer = _submit(
+            service, request, body, body.content, bind, names, keeps_special_tokens=keeps
+        )
         stack.callback(answer.cancel)
         writer = ChatWriter(prompt, has_details=body.sampling.num_alternatives is not None)
         envelope = Envelope("chat.completion", "chatcmpl", version.name, "chat.completion.chunk")
@@ -140,9 +142,9 @@ async def complete(service: Service, request: HttpRequest) -> HttpResponse:
     body, answers = call.body, list[TextAnswer]()
     with contextlib.ExitStack() as stack:
         while len(answers) < len(prompts):
-            names = body.field_names
-            details = call.has_prompt_details
-            answer = _submit(service, request, body, bind, names, echo_details=details)
+            logged = {**body.content, "prompt": call.prompts[len(answers)]}
+            names, details = body.field_names, call.has_prompt_details
+            answer = _submit(service, request, body, logged, bind, names, echo_details=details)
             stack.callback(answer.cancel)
             answers.append(answer)
         writer = CompletionWriter(call, answers, echoes)
@@ -266,14 +268,16 @@ def _submit(
     service: Service,
     request: HttpRequest,
     body: TextBody,
+    logged: Mapping[str, Any],
     bind: Callable[[TextVersion], Tokens],
     names: dict[str, str],
     **options: bool,
 ) -> TextAnswer:
-    """Submits a prompt. `names` are the client's names of fields, for errors.
+    """Submits a prompt.
 
-    A client is who has a token, where the server asks for one, or else an address: those share the
-    model fairly.
+    The log of requests gets the fields `logged`. `names` are the client's names of fields, for
+    errors. A client is who has a token, where the server asks for one, or else an address: clients
+    share the model fairly.
     """
     has_tokens = service.tokens is not None
     client = request.headers.get("authorization", "") if has_tokens else request.client
@@ -287,7 +291,7 @@ def _submit(
             timeout=_read_timeout(request),
             priority=body.priority,
             client=client,
-            body=body.content,
+            body=logged,
             **options,
         )
     return answer
