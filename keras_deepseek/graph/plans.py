@@ -14,6 +14,7 @@ from keras import ops, tree
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.comparison_schedule import ComparisonSchedule
 from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.layers import (
     functional_graph,
@@ -37,8 +38,6 @@ _log = logging.getLogger(__name__)
 
 _MOST_PLANS = 256
 """The most kinds and shapes of inputs that a model remembers. The least recent is dropped."""
-_SHARE_OF_COMPARISONS = 0.01
-"""The largest share of a program's time that later comparisons with the model may take."""
 _MOST_SETTINGS = 32
 """The most states of the layers' attributes for which programs are made."""
 
@@ -109,8 +108,7 @@ class Plan:
         """True after the program has run once without an error."""
         self.shapes = shapes
         """The sizes of the trace."""
-        self._runs, self._next_comparison = 0, 1
-        self._seconds = self._seconds_of_comparisons = 0.0
+        self.schedule = ComparisonSchedule()
 
     def run(self, inputs: Any) -> Any:
         """Runs the program; raises a `_FirstRunError` if it fails before it has ever run."""
@@ -122,22 +120,8 @@ class Plan:
                 raise
             raise _FirstRunError(error, self.program.failed_layer(error)) from error
         self.has_run = True
-        self._runs += 1
-        self._seconds += time.perf_counter() - start
+        self.schedule.add_run(time.perf_counter() - start)
         return outputs
-
-    def is_due(self) -> bool:
-        """Returns True if the program should be compared again: at runs 2, 16, 256 and so on.
-
-        It waits until all these comparisons have taken less than 1 % of the time of the runs.
-        """
-        is_cheap = self._seconds_of_comparisons <= _SHARE_OF_COMPARISONS * self._seconds
-        return self._runs >= self._next_comparison and is_cheap
-
-    def add_comparison(self, seconds: float) -> None:
-        """Counts a comparison, and plans the next one."""
-        self._seconds_of_comparisons += seconds
-        self._next_comparison = 15 if self._next_comparison == 1 else 16 * (self._runs + 1) - 1
 
     def fits(self, shapes: Sequence[Shape]) -> bool:
         """Returns True if the program takes inputs of these shapes."""
@@ -205,10 +189,14 @@ class Plans:
         """Compares a program with the model now and then. Inputs in a trace have no numbers."""
         plan = self._proved.get(key)
         is_traced = backend.current().compute.is_traced
-        if plan is not None and plan.is_due() and not any(map(is_traced, tree.flatten(inputs))):
+        if (
+            plan is not None
+            and plan.schedule.is_due()
+            and not any(map(is_traced, tree.flatten(inputs)))
+        ):
             start = time.perf_counter()
             self._proved.add(key, self._try_to_prove(inputs, training, plan=plan))
-            plan.add_comparison(time.perf_counter() - start)
+            plan.schedule.add_comparison(time.perf_counter() - start)
 
     def _is_unsteady(self, key: InputKey) -> bool:
         """Returns True if the layers' attributes change too often, and then drops all programs."""

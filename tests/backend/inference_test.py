@@ -117,11 +117,12 @@ def test_a_state_is_written_where_it_lies():
     """TensorFlow and PyTorch; JAX gives the memory on by itself."""
     if keras.backend.backend() == "jax":
         return
-    step = current().inference.compile_with_state(add_to_slot(1.0), [])
+    step = current().inference.compile_with_state(add_to_slot(1.0), [], make_model()[0])
     _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
-    _, first = step(state, np.ones((2, 1, 3), "float32"), 1)
-    _, second = step(first, np.ones((2, 1, 3), "float32"), 2)
-    assert second["kept"] is first["kept"]
+    _, state = step(state, np.ones((2, 1, 3), "float32"), 1)
+    for slot in (2, 3, 0):
+        _, new_state = step(state, np.ones((2, 1, 3), "float32"), slot)
+        assert new_state["kept"] is state["kept"]
 
 
 def test_slots_read_before_a_write_keep_their_values():
@@ -152,15 +153,23 @@ def test_slots_are_written_beside_the_tensor_that_nobody_gave_away():
     np.testing.assert_array_equal(ops.convert_to_numpy(written)[0, :, 0], [0, 1, 0])
 
 
+def make_model():
+    """Returns a model that only holds a variable, and the variable, which is 2."""
+    model = keras.Model()
+    variable = model.add_weight(shape=(), initializer=keras.initializers.Constant(2.0))
+    model.built = True
+    return model, variable
+
+
 def count_runs(function, calls=20):
     """Returns the outputs of calls that follow one another, and how often the function ran."""
-    variable, runs = keras.Variable(2.0), []
+    (model, variable), runs = make_model(), []
 
     def counted(state, *inputs):
         runs.append(len(inputs))
         return function(variable)(state, *inputs)
 
-    step = current().inference.compile_with_state(counted, [variable])
+    step = current().inference.compile_with_state(counted, [variable], model)
     outputs, state = step(None, np.ones((2, 1, 3), "float32"), 0)
     sums = []
     for number in range(calls):
@@ -201,6 +210,78 @@ def test_a_step_that_reads_its_numbers_is_run_as_it_is_written():
     sums, runs = count_runs(reading)
     np.testing.assert_allclose(sums, expect_sums())
     assert runs >= 20
+
+
+def test_a_step_that_adds_to_its_state_adds_once():
+    def adding(variable):
+        def function(state, update, slot):
+            slots = ops.zeros((2, 4, 3)) if state is None else state["kept"]
+            update = update * variable + slots[:, :1]
+            slots = current().inference.write_slots(slots, 0, update)
+            return {"sum": ops.sum(slots, axis=(1, 2))}, {"kept": slots}
+
+        return function
+
+    sums, runs = count_runs(adding)
+    factors = np.where(np.arange(20) >= 17, 3.0, 2.0)
+    np.testing.assert_allclose(sums, 3 * (2 + np.cumsum(factors * np.arange(20))))
+    assert runs < 20
+
+
+def test_what_a_recording_would_write_wrongly_is_found_before_it_is_used():
+    if keras.backend.backend() != "torch":
+        return  # The others compile numbers of Python into the step.
+    runs = []
+
+    def function(state, update, slot):
+        runs.append(slot)
+        _, state = add_to_slot(float(len(runs)))(state, update, slot)
+        return {"sum": ops.sum(update)}, state
+
+    step = current().inference.compile_with_state(function, [], make_model()[0])
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    for number in range(8):
+        outputs, state = step(state, np.ones((2, 1, 3), "float32"), number % 4)
+        assert float(outputs["sum"]) == 6
+        written = ops.convert_to_numpy(state["kept"])[:, number % 4]
+        np.testing.assert_array_equal(written, len(runs))
+    assert runs[-3:] == [1, 2, 3]
+    assert step.count_compilations() == 1
+
+
+def test_a_step_that_differs_from_itself_by_rounding_is_recorded():
+    if keras.backend.backend() != "torch":
+        return  # The others compile all that a step does.
+    runs, numbers = [], np.random.default_rng(0)
+
+    def function(state, update, slot):
+        runs.append(slot)
+        noisy = current().inference.run_unrecorded(
+            lambda x: x * (1 + 1e-6 * ops.convert_to_tensor(numbers.normal(size=x.shape))), update
+        )
+        return add_to_slot(1.0)(state, ops.cast(noisy, "float32"), slot)
+
+    step = current().inference.compile_with_state(function, [], make_model()[0])
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    for number in range(20):
+        _, state = step(state, np.ones((2, 1, 3), "float32"), number % 4)
+    assert len(runs) < 20
+    np.testing.assert_allclose(ops.convert_to_numpy(state["kept"]), 1.0, rtol=1e-4)
+
+
+def test_nothing_is_compiled_after_the_calls_that_compile():
+    inference, (model, variable) = current().inference, make_model()
+    step = inference.compile_with_state(add_to_slot(variable), [variable], model)
+    counts = []
+    for length in (1, 2):
+        _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+        for number in range(inference.calls_to_compile + 4):
+            _, state = step(state, np.ones((2, length, 3), "float32"), number % 3)
+            counts.append(step.count_compilations())
+    half = len(counts) // 2
+    for part in (counts[:half], counts[half:]):
+        assert set(part[inference.calls_to_compile - 1 :]) == {part[-1]}
+    assert 0 < counts[half - 1] < counts[-1]
 
 
 def test_a_step_compiled_by_shape_is_traced_once_a_shape():

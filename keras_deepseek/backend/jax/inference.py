@@ -11,7 +11,7 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.call_context import without_gradients
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.protocols.inference import Inference
+from keras_deepseek.backend.protocols.inference import CompiledStep, Inference
 
 
 class JaxInference(Inference):
@@ -40,7 +40,7 @@ class JaxInference(Inference):
         function: Callable[..., tuple[Any, Any]],
         variables: Sequence[keras.Variable],
         model: keras.Model | None = None,
-    ) -> Callable[..., tuple[Any, Any]]:
+    ) -> CompiledStep:
         variables = list(variables)
 
         def trace(values: list[jax.Array], state: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -57,7 +57,7 @@ class JaxInference(Inference):
             )
             return outputs
 
-        return step
+        return CompiledStep(step, run._cache_size)  # noqa: SLF001
 
     def write_slots_by_row(self, tensor: Any, starts: Any, update: Any) -> Any:
         rows = jnp.arange(update.shape[0])[:, None]

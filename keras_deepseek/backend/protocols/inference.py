@@ -13,8 +13,30 @@ from keras_deepseek.backend.export.saved_model_writer import ServingSignatures
 from keras_deepseek.errors import NotSupportedError
 
 
+class CompiledStep:
+    """A compiled function of a state and inputs, which returns outputs and the next state.
+
+    Args:
+        run: The compiled function.
+        count_compilations: Function that returns how often it was compiled, or recorded, so far.
+    """
+
+    def __init__(
+        self, run: Callable[..., tuple[Any, Any]], count_compilations: Callable[[], int]
+    ) -> None:
+        self._run = run
+        self.count_compilations = count_compilations
+
+    def __call__(self, state: Any, *inputs: Any) -> tuple[Any, Any]:
+        """Returns outputs and the next state."""
+        return self._run(state, *inputs)
+
+
 class Inference(abc.ABC):
     """The interface for compiled functions that need no gradient."""
+
+    calls_to_compile = 1
+    """The calls of a `CompiledStep` with the same shapes after which it compiles no more."""
 
     @abc.abstractmethod
     def compile_inference(
@@ -36,14 +58,17 @@ class Inference(abc.ABC):
         function: Callable[..., tuple[Any, Any]],
         variables: Sequence[keras.Variable],
         model: keras.Model | None = None,
-    ) -> Callable[..., tuple[Any, Any]]:
+    ) -> CompiledStep:
         """Compiles `function(state, *inputs)`, which returns outputs and the next state.
 
         The state is `None` at first, then a structure of tensors whose shapes never change. It is
-        donated: the next one may use its memory. The inputs are arrays, integers or `None`. On
-        PyTorch the function is run as it is, and inputs that are integers stay integers.
-        `variables` are those that it reads. `model` has the layers that it runs: on PyTorch a step
-        is recorded anew when one of them has changed, and runs as it is with layers of users.
+        donated: the next one may use its memory. The inputs are arrays, integers or `None`.
+        `variables` are those that it reads, and `model` has the layers that it runs.
+
+        On PyTorch, inputs that are integers stay integers, and the function is run as it is at the
+        first call with a state of the same shapes. At the second one its operations are recorded,
+        and run in its place once they have done the same to outputs and state. The function is run
+        as it is without a `model`, with layers of users, and again after a layer has changed.
         """
 
     def compiles_by_shape(self) -> bool:

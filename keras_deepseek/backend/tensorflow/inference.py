@@ -10,7 +10,7 @@ from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.call_context import without_gradients
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.layers import without_new_nodes
-from keras_deepseek.backend.protocols.inference import Inference
+from keras_deepseek.backend.protocols.inference import CompiledStep, Inference
 
 _OF_NEGATIVE_SIZES = (
     "Negative dimension size",
@@ -58,7 +58,7 @@ class TensorFlowInference(Inference):
         function: Callable[..., tuple[Any, Any]],
         variables: Sequence[keras.Variable],
         model: keras.Model | None = None,
-    ) -> Callable[..., tuple[Any, Any]]:
+    ) -> CompiledStep:
         @tf.function(autograph=False)
         def begin(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
             with without_gradients():
@@ -83,7 +83,10 @@ class TensorFlowInference(Inference):
             state = keras.tree.map_structure(_make_variable, state)
             return go_on(state, tensors), state
 
-        return step
+        functions = (begin, go_on)
+        return CompiledStep(
+            step, lambda: sum(f.experimental_get_tracing_count() for f in functions)
+        )
 
     def write_slots(self, tensor: Any, start: Any, update: Any) -> Any:
         if not isinstance(tensor, tf.Variable):

@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
-import hashlib
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import keras
 import torch
 
-from keras_deepseek.backend.keras_private.masks import read_mask
+from keras_deepseek.backend.call_context import set_temporarily
+from keras_deepseek.backend.comparison_schedule import ComparisonSchedule
+from keras_deepseek.backend.torch.compute import IS_RECORDED
 from keras_deepseek.backend.torch.python_state import PythonState, UsedVariables, is_watched
+from keras_deepseek.backend.torch.recorded_batch import Batch, Outcome
 from keras_deepseek.backend.torch.recording import (
     CannotRecordError,
     Recording,
@@ -38,17 +42,17 @@ _MOST_CHANGES = 64
 """The most changes of the layers before which no recording has paid for itself."""
 _PAYS_AFTER = 10
 """The calls after which a recording has paid for itself."""
-_PROVED_AGAIN_AT = {10**power for power in range(3, 12)}
-"""The calls of a recording at which it is compared with the function again."""
+_MOST_RATIO = 8
+"""The most times that a recording may differ from a function as much as that from itself."""
 
 
 class _Entry:
-    """A recording with the variables that it uses, and the number of its calls."""
+    """A recording with the variables that it uses, and the time of its next comparison."""
 
     def __init__(self, recording: Recording, variables: Sequence[keras.Variable]) -> None:
         self.recording = recording
         self.variables = UsedVariables(variables, recording.tensors)
-        self.num_calls = 0
+        self.schedule = ComparisonSchedule()
 
 
 class RecordedFunction:
@@ -56,7 +60,8 @@ class RecordedFunction:
 
     It runs as it is for the first batch of a shape. At the second one it is recorded, and the
     recording must give the same result and write the same to variables, to the bit. From then on
-    the recording runs for that shape, as long as layers and settings are as they were.
+    the recording runs for that shape, as long as layers and settings are as they were. It is
+    compared again now and then.
 
     Args:
         function: Function of a batch: a structure of tensors and `None`. Its result is a structure
@@ -67,6 +72,9 @@ class RecordedFunction:
         is_pure: boolean. The function is not recorded if it writes to variables or draws random
             numbers: several threads may call it. Defaults to `False`.
     """
+
+    _most_recordings = _MOST_RECORDINGS
+    _has_state = False
 
     def __init__(
         self,
@@ -87,21 +95,26 @@ class RecordedFunction:
         self._num_wasted = self._num_changes = 0
         self._is_off = False
         self._notices: set[str] = set()
+        self.num_recordings = 0
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, structure: Any) -> Any:
         """Returns the result of the function for a batch."""
-        tensors: list[torch.Tensor] = []
         is_alone = not (self._is_off or is_watched() or is_recording())
-        key = _describe(batch, tensors) if is_alone else None
-        if key is None:
-            return self._function(batch)
+        batch = Batch(structure, has_state=self._has_state) if is_alone else None
+        if batch is None or batch.key is None:
+            return self._function(structure)
         with self._lock:
-            entry = None if self._is_changed() else self._find(key)
-            if entry is None and self._can_record(key):
-                return self._try_to_record(batch, key, tensors)
-            if entry is not None and entry.num_calls in _PROVED_AGAIN_AT:
-                return self._compare(key, entry.recording, batch, tensors)
-        return self._function(batch) if entry is None else self._replay(entry.recording, tensors)
+            entry = None if self._is_changed() else self._find(batch.key)
+            if entry is None and self._can_record(batch.key):
+                return self._try_to_record(batch)
+            if entry is not None and entry.schedule.is_due():
+                return self._compare(entry.recording, batch)
+        if entry is None:
+            return self._function(structure)
+        start = time.perf_counter()
+        result = self._replay(entry.recording, batch.tensors)
+        entry.schedule.add_run(time.perf_counter() - start)
+        return result
 
     def _find(self, key: Any) -> _Entry | None:
         entry = self._entries.get(key)
@@ -110,7 +123,6 @@ class RecordedFunction:
         if not entry.variables.are_same():
             self._drop(key)
             return None
-        entry.num_calls += 1
         self._entries.move_to_end(key)
         return entry
 
@@ -131,7 +143,9 @@ class RecordedFunction:
         if self._state is None or not self._state.is_same():
             if not self._model.built:
                 return True
-            has_paid = any(entry.num_calls >= _PAYS_AFTER for entry in self._entries.values())
+            has_paid = any(
+                entry.schedule.num_runs >= _PAYS_AFTER for entry in self._entries.values()
+            )
             self._num_changes += not has_paid
             self._forget()
             if self._num_changes > _MOST_CHANGES:
@@ -142,19 +156,25 @@ class RecordedFunction:
                 self._state = PythonState(self._model)
         return self._is_off or self._state is None or self._state.has_hooks()
 
-    def _try_to_record(self, batch: Any, key: Any, tensors: list[torch.Tensor]) -> Any:
+    def _try_to_record(self, batch: Batch) -> Any:
         """Returns the function's own result; keeps a recording that has the same."""
-        recording = self._record(batch, key, tensors)
+        recording = self._record(batch)
         if recording is None:
-            return self._function(batch)
-        return self._compare(key, recording, batch, tensors)
+            return self._function(batch.structure)
+        return self._compare(recording, batch)
 
-    def _record(self, batch: Any, key: Any, tensors: list[torch.Tensor]) -> Recording | None:
+    def _record(self, batch: Batch) -> Recording | None:
         """Returns a recording, or `None` if there can be none. Variables stay as they are."""
         assert self._state is not None
+        self.num_recordings += 1
         states = read_generators()
         try:
-            recording = record(lambda: self._run_for_recording(batch), tensors)
+            copy = batch.copy()
+            recording = record(
+                lambda: self._run_for_recording(copy.structure),
+                copy.tensors,
+                may_write_inputs=self._has_state,
+            )
         except (CannotRecordError, Exception) as error:  # noqa: BLE001 - the function raises it too
             self._state.restore()  # As a dropout mask that a recurrent layer holds in its call.
             reason = str(error).partition("\n")[0]
@@ -164,26 +184,34 @@ class RecordedFunction:
             reason = "it draws random numbers or writes to variables"
         finally:
             write_generators(states)
-        self._remember(key, can_record=False)
+        self._remember(batch.key, can_record=False)
         self._notify(logging.INFO, reason)
         return None
 
-    def _run_for_recording(self, batch: Any) -> Any:
-        return self._function(batch)
+    def _run_for_recording(self, structure: Any) -> Any:
+        return self._function(structure)
 
     def _replay(self, recording: Recording, tensors: list[torch.Tensor]) -> Any:
         return recording(tensors)
 
-    def _compare(
-        self, key: Any, recording: Recording, batch: Any, tensors: list[torch.Tensor]
-    ) -> Any:
+    def _compare(self, recording: Recording, batch: Batch) -> Any:
         """Returns the function's own result; keeps a recording that has the same."""
-        with self._undone(recording):
-            expected = _Outcome(recording, recording(tensors))
-        result = self._function(batch)
-        if self._is_equal(expected, _Outcome(recording, result)):
-            self._keep(key, recording)
+
+        def run(function: Callable[[Batch], Any]) -> Outcome:
+            with self._undone(recording):
+                copy = batch.copy()
+                return Outcome(recording, (function(copy), copy.readable()))
+
+        start = time.perf_counter()
+        recorded = run(lambda copy: recording(copy.tensors))
+        result = self._run_as_recorded(batch)
+        eager = Outcome(recording, (result, batch.readable()))
+        if self._is_equal(recorded, eager, lambda: run(self._run_as_recorded)):
+            self._keep(batch.key, recording, start)
         return result
+
+    def _run_as_recorded(self, batch: Batch) -> Any:
+        return self._function(batch.structure)
 
     @contextlib.contextmanager
     def _undone(self, recording: Recording) -> Iterator[None]:
@@ -198,28 +226,35 @@ class RecordedFunction:
                 for tensor, old_value in zip(recording.written, old_values, strict=True):
                     tensor.copy_(old_value)
 
-    def _is_equal(self, recorded: "_Outcome", eager: "_Outcome") -> bool:
+    def _is_equal(
+        self, recorded: Outcome, eager: Outcome, repeat: Callable[[], Outcome] | None = None
+    ) -> bool:
         """Returns True if a recording did the same. Else nothing is recorded any more."""
         assert self._state is not None
+        difference = recorded.difference(eager)
+        if repeat is not None and 0 < difference < math.inf:
+            # The function may differ from itself as much, as sums do on an accelerator.
+            difference -= _MOST_RATIO * repeat().difference(repeat())
         if not self._state.is_same():
             self._turn_off(logging.WARNING, "a step changes attributes of its layers")
-        elif recorded.digests != eager.digests:
+        elif difference > 0 or recorded.written != eager.written:
             self._turn_off(logging.WARNING, "its recorded operations give other numbers")
         elif differ(recorded.generators, eager.generators):
             self._turn_off(logging.WARNING, "its recorded operations draw other random numbers")
         return not self._is_off
 
-    def _keep(self, key: Any, recording: Recording) -> None:
+    def _keep(self, key: Any, recording: Recording, start: float) -> None:
+        """Keeps a recording whose comparison has begun at `start`."""
         assert self._state is not None
-        if key in self._entries:
-            return
-        self._entries[key] = _Entry(recording, self._state.variables)
-        if len(self._entries) > _MOST_RECORDINGS:
+        if key not in self._entries:
+            self._entries[key] = _Entry(recording, self._state.variables)
+        self._entries[key].schedule.add_comparison(time.perf_counter() - start)
+        if len(self._entries) > self._most_recordings:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: Any) -> None:
         entry = self._entries.pop(key, None)
-        self._num_wasted += entry is not None and entry.num_calls < _PAYS_AFTER
+        self._num_wasted += entry is not None and entry.schedule.num_runs < _PAYS_AFTER
         if self._num_wasted >= _MOST_WASTED:
             self._turn_off(logging.INFO, "its shapes or layers change too often")
 
@@ -255,8 +290,8 @@ class RecordedParts(RecordedFunction):
             and tensor as soon as a part of its own result is known.
     """
 
-    def _run_for_recording(self, batch: Any) -> Any:
-        result, finish = self._function(batch)
+    def _run_for_recording(self, structure: Any) -> Any:
+        result, finish = self._function(structure)
         scalar = torch.ones_like(next(leaves_of(result)))
         pause_recording(result, scalar)
         return finish(scalar, lambda index, tensor: pause_recording((index, tensor)))
@@ -265,14 +300,13 @@ class RecordedParts(RecordedFunction):
         steps = recording.run_in_parts(tensors)
         return next(steps), functools.partial(_finish, steps)
 
-    def _compare(
-        self, key: Any, recording: Recording, batch: Any, tensors: list[torch.Tensor]
-    ) -> Any:
+    def _compare(self, recording: Recording, batch: Batch) -> Any:
+        start = time.perf_counter()
         with self._undone(recording):
-            steps = recording.run_in_parts(tensors)
-            expected = _Outcome(recording, next(steps))
-        result, finish = self._function(batch)
-        if not self._is_equal(expected, _Outcome(recording, result)):
+            steps = recording.run_in_parts(batch.tensors)
+            expected = Outcome(recording, next(steps))
+        result, finish = self._function(batch.structure)
+        if not self._is_equal(expected, Outcome(recording, result)):
             return result, finish
 
         def compare_second_part(scalar: Any, receive: Callable[[int, Any], None]) -> Any:
@@ -285,11 +319,11 @@ class RecordedParts(RecordedFunction):
 
             with self._undone(recording):
                 second_result = _finish(steps, scalar, lambda *parts: sent.append(parts))
-                expected = _Outcome(recording, (sent, second_result))
+                expected = Outcome(recording, (sent, second_result))
             second_result = finish(scalar, send)
             with self._lock:
-                if self._is_equal(expected, _Outcome(recording, (eagerly_sent, second_result))):
-                    self._keep(key, recording)
+                if self._is_equal(expected, Outcome(recording, (eagerly_sent, second_result))):
+                    self._keep(batch.key, recording, start)
             return second_result
 
         return result, compare_second_part
@@ -308,49 +342,29 @@ def _finish(
         return stop.value
 
 
-class _Outcome:
-    """The results of a run, with what it has written and drawn."""
+class RecordedStep(RecordedFunction):
+    """A function of a state and inputs that may write into the state.
 
-    def __init__(self, recording: Recording, result: Any) -> None:
-        self.digests = list(_digests(result, recording.written))
-        self.generators = read_generators()
+    What it writes is compared too: recordings are made and compared on copies. Integers among the
+    inputs stay integers for the function, and are no part of a shape.
 
-
-def _describe(structure: Any, tensors: list[torch.Tensor]) -> Any:
-    """Returns a key of a batch's structure, and adds its tensors to a list.
-
-    The key is `None` if the batch can't be that of a recording.
+    Args:
+        function: Function of a state and inputs: structures of tensors, integers and `None`.
+        model: The model that it runs. Nothing is recorded with layers of users.
     """
-    if type(structure) is torch.Tensor:
-        is_plain = structure.layout is torch.strided and not structure.requires_grad
-        if (
-            not is_plain
-            or read_mask(structure) is not None
-            or (structure.is_inference() and not torch.is_inference_mode_enabled())
-        ):
-            return None
-        # The same tensor may come twice, as `x` and `y`.
-        index = next((i for i, tensor in enumerate(tensors) if tensor is structure), len(tensors))
-        tensors.append(structure)
-        return index, structure.shape, structure.stride(), structure.dtype, structure.device
-    if structure is None:
-        return "none"
-    if isinstance(structure, dict):
-        keys: list[Any] = list(structure)
-        parts = [_describe(structure[name], tensors) for name in structure]
-    elif isinstance(structure, list | tuple):
-        keys, parts = [type(structure)], [_describe(element, tensors) for element in structure]
-    else:
-        return None
-    return None if None in parts else (*keys, *parts)
 
+    # Text generation has a shape for each number of rows and slots.
+    _most_recordings = 64
+    _has_state = True
 
-def _digests(result: Any, written: Sequence[torch.Tensor]) -> Iterator[Any]:
-    """Yields what must be equal of two results: of tensors layouts and bits, else the objects."""
-    for leaf in (*leaves_of(result), *written):
-        if not isinstance(leaf, torch.Tensor):
-            yield leaf if isinstance(leaf, bool | int | float | str) else id(leaf)
-            continue
-        memory = leaf.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-        layout = tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
-        yield *layout, hashlib.blake2b(memory).digest()
+    def __init__(self, function: Callable[..., Any], model: keras.Model) -> None:
+        super().__init__(
+            lambda structure: function(*structure),
+            model,
+            lambda: None if PythonState(model).has_known_layers else "it has layers of users",
+        )
+
+    def _run_as_recorded(self, batch: Batch) -> Any:
+        # Our layers read where a cache begins, to check it, only if no recording is made.
+        with set_temporarily(IS_RECORDED, value=True):
+            return self._function(batch.as_recorded())

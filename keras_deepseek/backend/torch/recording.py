@@ -128,7 +128,8 @@ def record(
 def record_call(function: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor]) -> Any:
     """Returns `function(*tensors)`; a recording that is being made will call the function too."""
     recorder = _CURRENT.get()
-    return function(*tensors) if recorder is None else recorder.call(function, tensors)
+    with set_temporarily(IS_RECORDED, value=False):
+        return function(*tensors) if recorder is None else recorder.call(function, tensors)
 
 
 def pause_recording(result: Any, reply: torch.Tensor | None = None) -> None:
@@ -212,8 +213,7 @@ class _Recorder(TorchDispatchMode):
         arguments = self._encode(tuple(tensors), [])
         self._is_paused = True
         try:
-            with set_temporarily(IS_RECORDED, value=False):
-                output = function(*tensors)
+            output = function(*tensors)
         finally:
             self._is_paused = False
         result = self._result(output, [], is_static=False)

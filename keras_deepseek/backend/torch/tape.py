@@ -316,3 +316,12 @@ def leaves_of(structure: Any) -> Iterator[Any]:
             yield from leaves_of(element)
     else:
         yield structure
+
+
+def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Returns nested lists, tuples and dicts with the results of a function of their leaves."""
+    if isinstance(structure, dict):
+        return {name: map_leaves(function, element) for name, element in structure.items()}
+    if type(structure) in (list, tuple):
+        return type(structure)(map_leaves(function, element) for element in structure)
+    return function(structure)

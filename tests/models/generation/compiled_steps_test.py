@@ -86,3 +86,20 @@ def test_a_layer_that_changed_is_run_as_it_is_now():
         embeddings = model.backbone.token_embedding.embeddings
         embeddings.assign(0.1 * embeddings)
     assert generate(changed) == generate(fresh) != before
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others are compiled.")
+def test_a_layer_of_a_user_is_run_at_each_token():
+    calls = []
+
+    class CountedNorm(keras.layers.RMSNormalization):
+        def call(self, inputs):
+            calls.append(tuple(inputs.shape))
+            return super().call(inputs)
+
+    model, expected = make_small_model(), make_small_model()
+    expected.set_weights(model.get_weights())
+    model.backbone.final_norm.__class__ = CountedNorm
+    tokens = model.generate([[5, 9, 2]], max_new_tokens=20, stop_token_ids=None)
+    assert tokens == expected.generate([[5, 9, 2]], max_new_tokens=20, stop_token_ids=None)
+    assert len(calls) == 20

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from keras_deepseek.backend import comparison_schedule
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.step.gradients.batch_part import BatchPart
 
@@ -422,9 +423,7 @@ def test_a_recording_that_is_broken_off_leaves_no_dropout_mask(monkeypatch, capl
 
 def test_a_recording_that_once_differs_is_dropped(monkeypatch, caplog):
     """What a recording can't see is found by the comparisons that come now and then."""
-    from keras_deepseek.backend.torch import recorded_function
-
-    monkeypatch.setattr(recorded_function, "_PROVED_AGAIN_AT", {6})
+    monkeypatch.setattr(comparison_schedule, "_SHARE", 1e9)
     functional = pytest.importorskip("torch.nn.functional")
     factor = [1.0]
     monkeypatch.setattr(
@@ -432,7 +431,7 @@ def test_a_recording_that_once_differs_is_dropped(monkeypatch, caplog):
     )
     trainer = make_trainer(lambda: dropped(7))
     trainer.model.layers[0].activation = keras.activations.gelu
-    for number, _ in enumerate(trainer.steps(VECTORS, CLASSES, batch_size=4, epochs=4)):
+    for number, _ in enumerate(trainer.steps(VECTORS, CLASSES, batch_size=4, epochs=9)):
         if number == 4:
             factor[0] = 2.0
     assert "other numbers" in caplog.text
