@@ -105,9 +105,12 @@ def format_infer(
     model_version: str,
     *,
     in_stream: bool = False,
+    parameters: Mapping[str, bool] | None = None,
 ) -> bytes:
     """Returns the `ModelInferResponse` to a call; `in_stream` wraps it for a stream."""
     response = _infer_response(call, outputs, model_name, model_version)
+    for name, value in (parameters or {}).items():
+        response.parameters[name].bool_param = value
     if in_stream:
         return write_message(_PACKAGE + "ModelStreamInferResponse", infer_response=response)
     return bytes(response.SerializeToString())
