@@ -58,7 +58,7 @@ class RowScheduler:
         *,
         reading_share: float = 0.75,
         max_waiting: int = 512,
-        shrink_seconds: float = 5.0,
+        shrink_seconds: float = 1.0,
         pace: Pace | None = None,
     ) -> None:
         self.shapes = sorted((CacheShape(*shape) for shape in shapes), key=math.prod)
