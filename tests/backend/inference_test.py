@@ -271,16 +271,17 @@ def test_a_step_that_differs_from_itself_by_rounding_is_recorded():
 
 def test_nothing_is_compiled_after_the_calls_that_compile():
     inference, (model, variable) = current().inference, make_model()
+    calls = inference.calls_to_compile()
     step = inference.compile_with_state(add_to_slot(variable), [variable], model)
     counts = []
     for length in (1, 2):
         _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
-        for number in range(inference.calls_to_compile + 4):
+        for number in range(calls + 4):
             _, state = step(state, np.ones((2, length, 3), "float32"), number % 3)
             counts.append(step.count_compilations())
     half = len(counts) // 2
     for part in (counts[:half], counts[half:]):
-        assert set(part[inference.calls_to_compile - 1 :]) == {part[-1]}
+        assert set(part[calls - 1 :]) == {part[-1]}
     assert 0 < counts[half - 1] < counts[-1]
 
 

@@ -35,9 +35,6 @@ class CompiledStep:
 class Inference(abc.ABC):
     """The interface for compiled functions that need no gradient."""
 
-    calls_to_compile = 1
-    """The calls of a `CompiledStep` with the same shapes after which it compiles no more."""
-
     @abc.abstractmethod
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
@@ -99,7 +96,7 @@ class Inference(abc.ABC):
         return keras.ops.slice_update(tensor, [row, *[0] * (len(update.shape) - 1)], update)
 
     def calls_to_compile(self) -> int:
-        """Returns the calls after which a step of `compile_with_state` is compiled or recorded."""
+        """Returns the calls of a `CompiledStep` after which a shape compiles no more."""
         return 1
 
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:

@@ -31,8 +31,6 @@ _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 class TorchInference(Inference):
     """Implements `Inference` by PyTorch."""
 
-    calls_to_compile = 2
-
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
     ) -> InferenceFunction:
@@ -91,7 +89,7 @@ class TorchInference(Inference):
         return tensor
 
     def calls_to_compile(self) -> int:
-        return _CALLS_BEFORE_RECORDING
+        return 2
 
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
         if tensors[0].device.type != "cpu":

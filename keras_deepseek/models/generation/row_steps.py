@@ -6,7 +6,6 @@ into a staging cache of its own, with a batch of one, which is then copied into 
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.call_context import make_batch_invariant
+from keras_deepseek.backend.protocols.inference import CompiledStep
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.generation.compiled_steps import to_numpy
@@ -83,14 +83,12 @@ class RowSteps:
         self._is_batch_invariant = batch_invariant
         self._state: State = {"cache": [], "history": {}}
         self._samplings: list[RowSampling | None] = []
-        self._steps: dict[Any, Callable[..., Any]] = {}
-        self._runs = Counter[Any]()
+        self._steps: dict[Any, CompiledStep] = {}
 
     @property
     def num_compilations(self) -> int:
-        """The number of compiled steps. On PyTorch a step counts until it is recorded."""
-        most = backend.current().inference.calls_to_compile()
-        return sum(min(number, most) for number in self._runs.values())
+        """The number of compiled steps; on PyTorch, of recorded ones."""
+        return sum(step.count_compilations() for step in self._steps.values())
 
     # The cache of all rows.
 
@@ -307,16 +305,10 @@ class RowSteps:
 
     def _call(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls the compiled step of a function, which gets the model first."""
-        inference = backend.current().inference
         if key not in self._steps:
-
-            def run(state: Any, *inputs: Any) -> Any:
-                # Only while it is compiled, or not recorded. One that makes a state never is.
-                self._runs[key] += state is not None or inference.compiles_by_shape()
-                return function(self._model, state, *inputs)
-
-            compile_step = inference.compile_with_state
-            self._steps[key] = compile_step(run, self._model.variables, self._model)
+            compile_step = backend.current().inference.compile_with_state
+            step = partial(function, self._model)
+            self._steps[key] = compile_step(step, self._model.variables, self._model)
         with make_batch_invariant(value=self._is_batch_invariant):
             return self._steps[key](*arguments)
 
