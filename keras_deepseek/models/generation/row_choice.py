@@ -17,6 +17,8 @@ from keras_deepseek.models.generation.row_sampling import (
     NUM_ALTERNATIVES,
     ChoiceKind,
     RowSampling,
+    RowSettings,
+    is_greedy,
 )
 from keras_deepseek.models.generation.token_choice import (
     divide,
@@ -157,7 +159,7 @@ def make_history(rows: int, vocabulary_size: int) -> History:
 
 
 def start_history(
-    prompt: Sequence[int], bias: Mapping[int, float], vocabulary_size: int
+    prompt: Sequence[int], bias: Mapping[int, float] | None, vocabulary_size: int
 ) -> dict[str, Array]:
     """Returns the history of one row before its answer, as arrays."""
     history = {
@@ -165,25 +167,20 @@ def start_history(
         "bias": np.zeros((1, vocabulary_size), "float32"),
     }
     history["counts"][0, np.asarray(prompt, "int64")] = 1
-    for token, number in bias.items():
+    for token, number in (bias or {}).items():
         history["bias"][0, token] = number
     return history
 
 
-def find_kind(samplings: Sequence[RowSampling | None]) -> ChoiceKind:
-    """Returns the kind of step that serves all rows. `None` is a row that is not active."""
-    return max((row.kind for row in samplings if row), default=ChoiceKind.GREEDY)
-
-
-def stack_numbers(samplings: Sequence[RowSampling | None], vocabulary_size: int) -> Numbers:
+def stack_numbers(samplings: Sequence[RowSettings | None], vocabulary_size: int) -> Numbers:
     """Returns the settings of rows as arrays of shape `(rows,)` by name."""
     rows = [row or _GREEDY for row in samplings]
     names = ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     numbers = {name: [getattr(row, name) for row in rows] for name in names}
-    numbers["temperature"] = [1.0 if row.is_greedy else row.temperature for row in rows]
+    numbers["temperature"] = [1.0 if is_greedy(row) else row.temperature for row in rows]
     top_k = [min(row.top_k or vocabulary_size, vocabulary_size) for row in rows]
     return {
         **{name: np.asarray(values, "float32") for name, values in numbers.items()},
         "top_k": np.asarray(top_k, "int32"),
-        "is_greedy": np.asarray([row.is_greedy for row in rows]),
+        "is_greedy": np.asarray([is_greedy(row) for row in rows]),
     }

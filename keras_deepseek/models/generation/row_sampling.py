@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.generation.sampler import LEAST_TEMPERATURE
@@ -50,23 +51,27 @@ class RowSampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_alternatives: int | None = None
 
-    @property
-    def is_greedy(self) -> bool:
-        """True if nothing is drawn."""
-        return self.temperature < LEAST_TEMPERATURE
 
-    @property
-    def kind(self) -> ChoiceKind:
-        """The simplest kind of step that this sampling needs."""
-        has_penalty = self.presence_penalty or self.frequency_penalty
-        if has_penalty or self.repetition_penalty != 1 or self.logit_bias:
-            return ChoiceKind.ALL
-        if self.num_alternatives is not None:
-            return ChoiceKind.ALL
-        if self.is_greedy:
-            return ChoiceKind.GREEDY
-        has_cut = self.top_k is not None or self.top_p < 1 or self.min_p > 0
-        return ChoiceKind.CUT if has_cut else ChoiceKind.DRAW
+RowSettings = Any
+"""A `RowSampling`, or another object with its attributes. Its `logit_bias` may be `None`."""
+
+
+def is_greedy(settings: RowSettings) -> bool:
+    """Returns True if nothing is drawn."""
+    return bool(settings.temperature < LEAST_TEMPERATURE)
+
+
+def find_kind(settings: RowSettings) -> ChoiceKind:
+    """Returns the simplest kind of step that does what a row needs."""
+    has_penalty = settings.presence_penalty or settings.frequency_penalty
+    if has_penalty or settings.repetition_penalty != 1 or settings.logit_bias:
+        return ChoiceKind.ALL
+    if settings.num_alternatives is not None:
+        return ChoiceKind.ALL
+    if is_greedy(settings):
+        return ChoiceKind.GREEDY
+    has_cut = settings.top_k is not None or settings.top_p < 1 or settings.min_p > 0
+    return ChoiceKind.CUT if has_cut else ChoiceKind.DRAW
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from keras_deepseek.models.generation.compiled_steps import to_numpy
 from keras_deepseek.models.generation.generation import read_context
 from keras_deepseek.models.generation.row_choice import (
     History,
-    find_kind,
     make_history,
     stack_numbers,
     start_history,
@@ -47,6 +46,8 @@ from keras_deepseek.models.generation.row_sampling import (
     PromptOutputs,
     RowOutputs,
     RowSampling,
+    RowSettings,
+    find_kind,
 )
 
 _SCORED_TOKENS = 32
@@ -82,7 +83,7 @@ class RowSteps:
         self._chunk_size = chunk_size
         self._is_batch_invariant = batch_invariant
         self._state: State = {"cache": [], "history": {}}
-        self._samplings: list[RowSampling | None] = []
+        self._samplings: list[RowSettings | None] = []
         self._steps: dict[Any, CompiledStep] = {}
 
     @property
@@ -120,6 +121,14 @@ class RowSteps:
             None if source is None else self._samplings[source] for source in sources
         ]
 
+    def resizable_slots(self, slots: Sequence[int]) -> list[int]:
+        """Returns those numbers of slots among which rows may be resized, the last one included.
+
+        Caches of fewer slots may lack some of the tensors.
+        """
+        names = [find_names(self._model.make_cache(0, number)) for number in slots]
+        return [number for number, cache in zip(slots, names, strict=True) if cache == names[-1]]
+
     @property
     def _cache(self) -> Cache:
         cache: Cache = self._state["cache"]
@@ -156,7 +165,7 @@ class RowSteps:
         token_ids: Sequence[int],
         start: int,
         *,
-        sampling: RowSampling | None = None,
+        sampling: RowSettings | None = None,
         prompt: Sequence[int] = (),
         uniform: float = 0.0,
         targets: Sequence[int] | None = None,
@@ -190,7 +199,7 @@ class RowSteps:
         hidden, answer = outputs.pop("hidden", None), None
         if sampling is not None:
             history = {}
-            if self._is_batch_invariant or sampling.kind is ChoiceKind.ALL:
+            if self._is_batch_invariant or find_kind(sampling) is ChoiceKind.ALL:
                 arrays = start_history(prompt, sampling.logit_bias, self.vocabulary_size)
                 history = {name: ops.convert_to_tensor(array) for name, array in arrays.items()}
             # No token of the answer has been read.
@@ -216,7 +225,7 @@ class RowSteps:
         cache: Cache,
         row: int,
         prompt: Sequence[int],
-        sampling: RowSampling,
+        sampling: RowSettings,
         first_token: int,
     ) -> None:
         """Copies the staging cache of a prompt into a row.
@@ -259,7 +268,7 @@ class RowSteps:
     def _choose(
         self,
         outputs: dict[str, Any],
-        samplings: Sequence[RowSampling | None],
+        samplings: Sequence[RowSettings | None],
         uniforms: Sequence[float],
         history: History,
         tokens: Array,
@@ -270,7 +279,8 @@ class RowSteps:
         Returns the next history too.
         """
         logits = outputs.pop("logits")
-        kind = find_kind(samplings)
+        kinds = (find_kind(sampling) for sampling in samplings if sampling is not None)
+        kind = max(kinds, default=ChoiceKind.GREEDY)
         if kind is ChoiceKind.GREEDY:
             return RowOutputs(**to_numpy(outputs)), history
         if self._is_batch_invariant:

@@ -34,7 +34,7 @@ def check(model, row):
     for index, (token, uniform) in enumerate(zip(row.answer, row.uniforms, strict=True)):
         logits, answer = logits_before(model, row, index), row.answer[:index]
         probabilities = compute_row_distribution(logits, row.sampling, row.prompt, answer)
-        if row.sampling.is_greedy:
+        if row.sampling.temperature == 0:
             assert token == np.argmax(probabilities)
         else:
             assert is_token_of(probabilities, np.float32(uniform), token)

@@ -67,6 +67,7 @@ def test_rows_that_join_and_leave_give_the_tokens_of_each_prompt_alone(family, s
 def test_rows_do_not_grow_where_the_cache_would_hold_other_tensors():
     steps = RowSteps(make_model("DeepSeekV4"), chunk_size=CHUNK)
     steps.make(1, 32)
+    assert steps.resizable_slots([16, 32, 48, 64]) == [48, 64]
     with pytest.raises(InvalidInputError, match="32 slots can't be copied into one of 48"):
         steps.resize(48, [0])
 
