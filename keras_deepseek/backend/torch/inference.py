@@ -31,6 +31,8 @@ _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 class TorchInference(Inference):
     """Implements `Inference` by PyTorch."""
 
+    calls_to_compile = 2
+
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
     ) -> InferenceFunction:
@@ -87,9 +89,6 @@ class TorchInference(Inference):
             return super().write_row(tensor, row, update)
         tensor[:, : update.shape[1]].index_copy_(0, row.reshape(1).long(), update)
         return tensor
-
-    def calls_to_compile(self) -> int:
-        return 2
 
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
         if tensors[0].device.type != "cpu":

@@ -69,7 +69,10 @@ def read_with_mask(
         token_ids, cache, index, mask, _positions(index, token_ids.shape[1])
     )
     logits = model.token_logits(ops.take(hidden, last, axis=1))
-    return {**_start_choice(logits[:, -1]), "hidden": hidden}, cache
+    return {
+        **_start_choice(logits[:, -1]),
+        "hidden": ops.copy(hidden),
+    }, cache  # Without a mask of Keras.
 
 
 def score(model: Any, _: tuple[()], hidden: Any, places: Any, targets: Any) -> Any:

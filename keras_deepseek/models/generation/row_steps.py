@@ -88,8 +88,8 @@ class RowSteps:
 
     @property
     def num_compilations(self) -> int:
-        """The number of compiled steps; on PyTorch, of recorded ones."""
-        return sum(step.count_compilations() for step in self._steps.values())
+        """The number of times that a step was compiled, or recorded. Any thread may read it."""
+        return sum(step.count_compilations() for step in list(self._steps.values()))
 
     # The cache of all rows.
 
@@ -329,15 +329,16 @@ class RowSteps:
     ) -> None:
         """Runs all steps that caches of these shapes need, so that none is compiled later.
 
-        `report` gets the number of steps that are ready, and of all. The cache is a new one of the
+        `report` gets the number of runs that are done, and of all. The cache is a new one of the
         first shape then.
         """
-        times = backend.current().inference.calls_to_compile()
+        # Where a step has to come several times, some layers change when they run first.
+        times = backend.current().inference.calls_to_compile
+        passes = times if times == 1 else times + 1
         self.make(*shapes[0])
-        jobs = list(self._list_jobs(shapes))
+        jobs = list(self._list_jobs(shapes)) * passes
         for number, job in enumerate(jobs):
-            for _ in range(times):
-                job()
+            job()
             report(number + 1, len(jobs))
         self.make(*shapes[0])
 

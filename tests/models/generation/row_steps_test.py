@@ -79,7 +79,7 @@ def test_nothing_is_compiled_after_the_warm_up():
     steps.warm_up([(1, 12), (2, 24)], lambda *numbers: reports.append(numbers))
     assert reports == [(number + 1, len(reports)) for number in range(len(reports))]
     number = steps.num_compilations
-    assert number > len(reports)
+    assert number > 20
     rows = RowDriver(steps, 1, 12, CHUNK)
     rows.begin(0, [5, 6, 7])
     rows.decode(2)
