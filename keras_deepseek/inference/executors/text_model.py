@@ -4,7 +4,6 @@ Beside `keras_model`, this is the only module of `inference` that needs Keras.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,37 +21,27 @@ class TextModel:
     """A language model as a `TextEngine` runs it.
 
     Args:
-        model: The model itself.
         steps: The compiled steps. They are the engine's `RowModel`.
         tokenizer: The tokenizer, with the chat template.
         end_tokens: The tokens by which the model ends a text.
         has_chat: True if it can format a conversation.
     """
 
-    model: CausalLM
-    steps: Any
+    steps: RowSteps
     tokenizer: Tokenizer
     end_tokens: frozenset[int]
     has_chat: bool
 
-    def choose_slots(self, slots: Sequence[int]) -> list[int]:
-        """Returns those of rising numbers of slots among which a row can be copied.
 
-        A short cache may lack tensors that a long one has, as in DeepSeek-V3.2. The last number is
-        always among them.
-        """
-        names = [
-            [sorted(tensors) for tensors in self.model.make_cache(0, number)] for number in slots
-        ]
-        return [number for number, has in zip(slots, names, strict=True) if has == names[-1]]
-
-
-def open_text_model(model: Any, *, chunk_size: int, threads: int | None) -> TextModel:
+def open_text_model(
+    model: Any, *, chunk_size: int, batch_invariant: bool, threads: int | None
+) -> TextModel:
     """Opens a language model. Nothing is compiled yet.
 
     Args:
         model: The path of a preset, or a live `CausalLM`.
         chunk_size: The most tokens of a prompt that a step reads.
+        batch_invariant: True if an answer's bits must not depend on the other answers.
         threads: The CPU threads of the process, or `None`.
 
     Raises:
@@ -72,8 +61,7 @@ def open_text_model(model: Any, *, chunk_size: int, threads: int | None) -> Text
             f"keras_deepseek.models.Tokenizer; received {tokenizer!r:.100}."
         )
     return TextModel(
-        model=loaded,
-        steps=RowSteps(loaded, chunk_size=chunk_size),
+        steps=RowSteps(loaded, chunk_size=chunk_size, batch_invariant=batch_invariant),
         tokenizer=tokenizer,
         end_tokens=find_end_tokens(loaded),
         has_chat=tokenizer.chat_style is not None or bool(read_chat_templates(tokenizer.files)),

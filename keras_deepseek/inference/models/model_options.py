@@ -55,6 +55,7 @@ class ModelKeywords(TypedDict, total=False):
     custom_objects_from: Sequence[str | os.PathLike[str]]
     threads: int | None
     max_length: int | None
+    batch_invariant: bool
 
 
 def _read_batch_size(arguments: argparse.Namespace) -> Any:
@@ -155,6 +156,9 @@ class ModelOptions:
         max_length: integer. Of a language model alone: the most tokens of a prompt and its answer
             together. The memory of the cache and the time of the start grow with it. Defaults to
             `None`: as many as the model takes, and at most 4,096.
+        batch_invariant: boolean. Of a language model alone: if `True`, the bits of an answer don't
+            depend on what else the model answers. All steps then have the largest size, so that
+            few requests take longer. Defaults to `False`.
 
     Raises:
         InvalidInputError: An option has a wrong value.
@@ -318,6 +322,16 @@ class ModelOptions:
             **COUNT,
         ),
     )
+    batch_invariant: bool = field(
+        default=False,
+        metadata=option(
+            "language models",
+            "compute an answer to the bit as if the model answered nothing else; few requests "
+            "then take longer",
+            kind="text",
+            **SWITCH,
+        ),
+    )
 
     def __post_init__(self) -> None:
         from keras_deepseek.artifacts.export_arguments import check_custom_sources
@@ -333,19 +347,17 @@ class ModelOptions:
         sources = check_custom_sources(self.custom_objects_from)
         object.__setattr__(self, "custom_objects_from", sources)
 
-    def check_kind(self, kind: Literal["tensors", "text"], name: str) -> None:
-        """Raises an error if an option is set that a model of another kind takes.
 
-        `name` is the name of the model.
-        """
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.metadata["kind"] in ("", kind) or value == item.default:
-                continue
-            is_text = kind == "text"
-            raise InvalidInputError(
-                f"Received {item.name}={value!r} for {name!r}, which is "
-                f"{'a' if is_text else 'no'} language model. "
-                f"{'It does not take this option' if is_text else 'Others do not take it'}: "
-                "remove it."
-            )
+def check_kind(options: ModelOptions, kind: Literal["tensors", "text"], name: str) -> None:
+    """Raises an error if an option is set that models of this kind don't take.
+
+    `name` is the name of the model.
+    """
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if item.metadata["kind"] in ("", kind) or value == item.default:
+            continue
+        what = "a language model, and these do" if kind == "text" else "no language model, and does"
+        raise InvalidInputError(
+            f"Received {item.name}={value!r} for {name!r}, which is {what} not take it. Remove it."
+        )

@@ -23,7 +23,7 @@ from keras_deepseek.inference.batching.padding import Padder
 from keras_deepseek.inference.executors.executor import Executor, check_outputs
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
-from keras_deepseek.inference.models.model_options import MAX_ROWS, ModelOptions
+from keras_deepseek.inference.models.model_options import MAX_ROWS, ModelOptions, check_kind
 from keras_deepseek.inference.models.response_cache import ResponseCache
 from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.models.warm_up import (
@@ -55,7 +55,7 @@ class ModelVersion(Version):
         scheduler: FairScheduler | None = None,
     ) -> None:
         super().__init__(name, number, options)
-        options.check_kind("tensors", name)
+        check_kind(options, "tensors", name)
         self._after_batch = after_batch
         # An object of the user may be in use elsewhere: it is never closed.
         self._owns_executors = isinstance(model, str | os.PathLike)

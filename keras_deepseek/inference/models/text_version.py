@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.errors import InvalidFieldError
-from keras_deepseek.inference.models.model_options import MAX_LENGTH, MAX_TEXT_ROWS, ModelOptions
+from keras_deepseek.inference.models.model_options import (
+    MAX_LENGTH,
+    MAX_TEXT_ROWS,
+    ModelOptions,
+    check_kind,
+)
 from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.text.text_engine import TextEngine
 from keras_deepseek.inference.text.text_record import is_chat
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.executors.text_model import TextModel
+
+_logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 256
 """The tokens of a prompt that are read at once. A chunk reads all weights, and answers wait for it:
@@ -26,7 +34,7 @@ MAX_WAITING = 512
 """The most answers that wait by default."""
 
 _FACTOR = 4
-"""The factor between two sizes of the cache. Each size is compiled."""
+"""The factor between two sizes of the cache. Each size is compiled before the start."""
 
 _FIRST_SLOTS = 1024
 
@@ -76,12 +84,13 @@ class TextVersion(Version):
         from keras_deepseek.inference.executors.text_model import open_text_model
 
         super().__init__(name, number, options)
-        options.check_kind("text", name)
+        check_kind(options, "text", name)
         self.created = int(time.time())
         """When it was opened, in Unix seconds."""
         self._model = open_text_model(
             model,
             chunk_size=CHUNK_SIZE,
+            batch_invariant=options.batch_invariant,
             threads=options.threads,
         )
         self.tokenizer = self._model.tokenizer
@@ -127,17 +136,32 @@ class TextVersion(Version):
         return self.tokenizer.apply_chat_template(prompt)
 
     def _make_shapes(self) -> list[tuple[int, int]]:
-        """Returns the pairs of rows and slots that the cache may have.
+        """Returns the pairs of rows and slots that the cache may have, all of them compiled.
 
         A step takes longer with more rows and with more slots, so that few or short answers get a
-        smaller cache.
+        smaller cache. If the bits of an answer must not depend on others, there is one size.
         """
         max_rows = self._options.max_batch_size or MAX_TEXT_ROWS
-        slots = self._model.choose_slots(make_sizes(_FIRST_SLOTS, self.max_length))
+        if self._options.batch_invariant:
+            return [(max_rows, self.max_length)]
+        slots = self._model.steps.resizable_slots(make_sizes(_FIRST_SLOTS, self.max_length))
         return list(itertools.product(make_sizes(1, max_rows), slots))
 
     def _warm_up(self) -> None:
-        """Does nothing: the steps are compiled at their first use."""
+        start, steps = time.monotonic(), self._model.steps
+        _logger.info(
+            "Warms up the language model %r: caches of %s rows and slots.",
+            *(self.name, ", ".join(f"{rows} x {slots}" for rows, slots in self._shapes)),
+        )
+        steps.warm_up(self._shapes, self._report)
+        seconds = time.monotonic() - start
+        message = "The language model %r is warm after %.1f s: %d compilations."
+        _logger.info(message, self.name, seconds, steps.num_compilations)
+
+    def _report(self, number: int, total: int) -> None:
+        self.progress = f"{self.name!r} warms up {number} of {total} steps"
+        if 10 * number // total > 10 * (number - 1) // total:  # A line for each tenth.
+            _logger.info("The language model %s.", self.progress)
 
     def _begin(self) -> None:
         self.engine.start()

@@ -76,6 +76,17 @@ def test_pieces_come_in_an_event_loop_too(engine, model):
     assert [piece.finish_reason for piece in pieces] == [None] * 7 + ["length"]
 
 
+def test_nothing_compiles_after_the_warm_up(engine):
+    before = engine.find_text().engine.statistics().num_compilations
+    settings = [{}, {"temperature": 0}, {"top_k": 3, "logprobs": True}, {"presence_penalty": 1}]
+    answers = [
+        engine.text("fox " * number, max_tokens=4, ignore_eos=True, **setting)
+        for number, setting in enumerate(settings, start=1)
+    ]
+    assert [len(answer.result(60).choices[0].token_ids) for answer in answers] == [4] * 4
+    assert engine.find_text().engine.statistics().num_compilations == before > 0
+
+
 def test_a_request_is_in_flight_until_its_answer_is_sent(engine):
     trace, sampling = RequestTrace("openai", "chat"), SamplingOptions(max_tokens=2)
     for _ in range(2):  # Two prompts of one request.
@@ -123,8 +134,10 @@ def test_options_of_tensors_are_refused_by_name(tmp_path):
         (name,) = options
         with pytest.raises(InvalidInputError, match=f"Received {name}=.* a language model"):
             ServingEngine(tmp_path, **options)
-    with pytest.raises(InvalidInputError, match=r"Received max_length=.* no language model"):
-        ServingEngine(Doubler(), max_length=64)
+    for options in ({"max_length": 64}, {"batch_invariant": True}):
+        (name,) = options
+        with pytest.raises(InvalidInputError, match=f"Received {name}=.* no language model"):
+            ServingEngine(Doubler(), **options)
 
 
 def test_a_model_without_a_tokenizer_is_refused(preset, tmp_path):
