@@ -76,7 +76,7 @@ def read_events(response):
 def test_a_preset_is_served_until_sigterm_and_a_stream_is_answered_to_its_end(preset):
     with serving(preset) as (child, line):
         url = line.removeprefix("Serving 'deepseek' at ").split("/v1/")[0]
-        assert line == f"Serving 'deepseek' at {url}/v1/chat/completions; to chat: {url}/"
+        assert line == f"Serving 'deepseek' at {url}/v1/chat/completions; to chat: {url}/chat"
         status = ask(f"{url}/v1/models/deepseek")["model_version_status"]
         assert [version["state"] for version in status] == ["AVAILABLE"]
         metadata = ask(f"{url}/v2/models/deepseek")

@@ -23,6 +23,7 @@ from keras_deepseek.inference.http.routing import (
     Schema,
     fields,
 )
+from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.openai.chat_answer import ChatWriter
 from keras_deepseek.inference.openai.chat_request import (
     ChatPrompt,
@@ -64,7 +65,6 @@ _EVENT_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """No proxy is to keep events back."""
 
 Tokens = Sequence[int]
-TextVersion = Any
 
 _T = TypeVar("_T")
 
@@ -163,14 +163,14 @@ async def complete(service: Service, request: HttpRequest) -> HttpResponse:
 
 async def list_models(service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers with the language models."""
-    versions = {version.name: version for version in _engine(service).text_versions()}
+    versions = {version.name: version for version in service.engine.text_versions()}
     models = [describe_model(version) for version in versions.values()]
     return answer_json({"object": "list", "data": models})
 
 
 def describe_named_model(service: Service, name: str) -> dict[str, Any]:
     """Returns OpenAI's description of a language model; an empty one for another model."""
-    versions = [version for version in _engine(service).text_versions() if version.name == name]
+    versions = [version for version in service.engine.text_versions() if version.name == name]
     return describe_model(versions[-1]) if versions else {}
 
 
@@ -236,14 +236,9 @@ async def _prepare(
     return await compute(_TOKENIZING_COST * len(body), lambda: work(read_content(body)))
 
 
-def _engine(service: Service) -> Any:
-    return service.engine
-
-
 def _find(service: Service, name: str | None) -> TextVersion:
     with naming_fields({}, "model"):
-        version: TextVersion = _engine(service).find_text(name)
-        return version
+        return service.engine.find_text(name)
 
 
 def _cost(body: TextBody, num_tokens: int) -> int:
@@ -282,8 +277,7 @@ def _submit(
     has_tokens = service.tokens is not None
     client = request.headers.get("authorization", "") if has_tokens else request.client
     with naming_fields(names):
-        answer: TextAnswer
-        answer, _ = _engine(service).dispatch_text(
+        answer, _ = service.engine.dispatch_text(
             bind,
             body.sampling,
             model=body.model,

@@ -38,9 +38,10 @@ async def metrics(service: Service, request: HttpRequest) -> HttpResponse:
     return HttpResponse(200, *write_metrics(service.engine, request.headers.get("accept", "")))
 
 
-async def page(_service: Service, _request: HttpRequest) -> HttpResponse:
-    """Answers with the page to try the models."""
-    return _answer_page("page.html")
+async def page(service: Service, _request: HttpRequest) -> HttpResponse:
+    """Answers with the page to try the models, or to chat if all of them are language models."""
+    has_chat_alone = service.engine.text_versions() and not service.engine.tensor_versions()
+    return _answer_page("chat.html" if has_chat_alone else "page.html")
 
 
 async def chat_page(_service: Service, _request: HttpRequest) -> HttpResponse:

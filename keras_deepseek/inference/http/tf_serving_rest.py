@@ -16,6 +16,7 @@ from keras_deepseek.inference.http.answers import (
     read_version,
 )
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
+from keras_deepseek.inference.http.openai_rest import describe_named_model
 from keras_deepseek.inference.http.routing import (
     LIST,
     OBJECT,
@@ -44,9 +45,11 @@ async def status(service: Service, request: HttpRequest) -> HttpResponse:
         if not states:
             raise HttpError(404, tf_serving.no_version_message(name, version))
     request.trace.model = name
-    return answer_json(
-        tf_serving.format_versions([version_status(state, service.ready) for state in states])
-    )
+    content = tf_serving.format_versions([version_status(state, service.ready) for state in states])
+    if version is None and not label:
+        # OpenAI's clients ask for a model at the same address. Each client reads its own fields.
+        content |= describe_named_model(service, name)
+    return answer_json(content)
 
 
 async def metadata(service: Service, request: HttpRequest) -> HttpResponse:

@@ -192,7 +192,7 @@ def describe_servers(engine: Dispatcher, servers: Sequence[Server]) -> str:
     path = "/v1/chat/completions" if has_text else f"/v1/models/{engine.name}"
     path = "" if len(engine.models) > 1 else path
     urls = [http.url + path, *(server.url for server in other_servers)]
-    chat = f"; to chat: {http.url}/" if has_text else ""
+    chat = f"; to chat: {http.url}/chat" if has_text else ""
     return f"Serving {', '.join(map(repr, engine.models))} at {' and '.join(urls)}{chat}"
 
 
