@@ -31,7 +31,7 @@ def model(preset):
 
 @pytest.fixture(scope="module")
 def client(preset):
-    with ServingEngine(preset, name="deepseek", max_batch_size=2, max_length=64) as engine:
+    with ServingEngine(preset, name="deepseek", max_batch_size=1, max_length=64) as engine:
         server = HttpServer(service_of(engine))
         server.start()
         client = TextClient(server)
@@ -64,7 +64,10 @@ def test_a_prompt_is_scored_by_the_model_s_own_logits(client, model):
     details = choice["logprobs"]
     values = np.asarray(details["token_logprobs"][1:], "float64")
     scored = [*tokens, int(model.generate(tokens, max_new_tokens=1, strip_prompt=True)[0])]
-    logits = convert_to_numpy(model({"token_ids": np.array([scored])})[0]).astype("float64")
+    batch = np.array([scored])
+    logits = convert_to_numpy(
+        model({"token_ids": batch, "padding_mask": np.ones_like(batch)})[0]
+    ).astype("float64")
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     positions = np.arange(len(tokens))
     np.testing.assert_allclose(values, expected[positions, scored[1:]], atol=1e-5)
