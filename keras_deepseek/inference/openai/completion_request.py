@@ -36,10 +36,6 @@ class CompletionRequest:
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "CompletionRequest":
         """Reads the fields of a request, and raises an error with the name of a wrong one."""
-        if content.get("suffix"):
-            raise InvalidFieldError(
-                "suffix", "`suffix` is not supported: models here write after a prompt alone."
-            )
         has_echo = read_flag(content, "echo")
         settings = {"max_tokens": DEFAULT_MAX_TOKENS, **content}
         # To score a prompt, clients ask for its echo and no tokens. The model always writes one.

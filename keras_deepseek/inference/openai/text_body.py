@@ -10,6 +10,21 @@ from keras_deepseek.inference.errors import InvalidFieldError
 from keras_deepseek.inference.protocols.json_text import load_object
 from keras_deepseek.inference.text.sampling import ALIASES, SamplingOptions
 
+REFUSED_FIELDS = (
+    "audio",
+    "continue_final_message",
+    "functions",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "prompt_embeds",
+    "structured_outputs",
+    "suffix",
+    "use_beam_search",
+)
+"""Fields of OpenAI and vLLM that promise another answer, so that they can't be ignored."""
+
 _MAX_NAME = 256
 _MAX_PRIORITY = 2**31
 
@@ -55,6 +70,9 @@ def read_text_body(content: Mapping[str, Any], sampling: SamplingOptions) -> Tex
 
     vLLM's `priority` counts the other way round: there a lower one runs first.
     """
+    for name in REFUSED_FIELDS:
+        if content.get(name):
+            raise InvalidFieldError(name, f"`{name}` is not supported here. Leave it out.")
     options = read_object(content, "stream_options")
     is_streamed = read_flag(content, "stream")
     has_usage = is_streamed and read_flag(options, "include_usage", "stream_options.")
