@@ -60,7 +60,7 @@ class ChatTokenizer(ByteTokenizer):
 class TextModel:
     """The version, its model, and the texts of the prompts that it was asked."""
 
-    name, number, created, chat_style = "tiny", 1, 7, None
+    name, number, created = "tiny", 1, 7
 
     def __init__(self, answer, tokenizer, *, has_chat, max_length, **options):
         tokens = [*answer.encode(), END_TOKEN]
@@ -68,6 +68,7 @@ class TextModel:
         self._tokens = tokens
         self.prompts = []
         self.tokenizer, self.has_chat, self.max_length = tokenizer, has_chat, max_length
+        self.chat_style = tokenizer.chat_style
         self.engine = TextEngine(
             self.model, tokenizer, shapes=[(8, max_length)], chunk_size=256, **options
         )

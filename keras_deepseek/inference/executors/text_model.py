@@ -25,12 +25,14 @@ class TextModel:
         tokenizer: The tokenizer, with the chat template.
         end_tokens: The tokens by which the model ends a text.
         has_chat: True if it can format a conversation.
+        chat_style: The message format of its conversations. `None`: it has a chat template.
     """
 
     steps: RowSteps
     tokenizer: Tokenizer
     end_tokens: frozenset[int]
     has_chat: bool
+    chat_style: str | None
 
 
 def open_text_model(
@@ -60,11 +62,15 @@ def open_text_model(
             "The `tokenizer` of a served language model must be a "
             f"keras_deepseek.models.Tokenizer; received {tokenizer!r:.100}."
         )
+    has_template = bool(read_chat_templates(tokenizer.files))
+    # A template of the checkpoint comes before the family's format, as in `Tokenizer`.
+    chat_style = None if has_template else tokenizer.chat_style
     return TextModel(
         steps=RowSteps(loaded, chunk_size=chunk_size, batch_invariant=batch_invariant),
         tokenizer=tokenizer,
         end_tokens=find_end_tokens(loaded),
-        has_chat=tokenizer.chat_style is not None or bool(read_chat_templates(tokenizer.files)),
+        has_chat=chat_style is not None or has_template,
+        chat_style=chat_style,
     )
 
 

@@ -119,8 +119,8 @@ class TextVersion(Version):
 
     @property
     def chat_style(self) -> str | None:
-        """The family's message format, for `keras_deepseek.chat`."""
-        return self.tokenizer.chat_style
+        """The family's message format, unless the checkpoint has a chat template."""
+        return self._model.chat_style
 
     def format_prompt(self, prompt: Any) -> str | Sequence[int]:
         """Returns a prompt for the engine: a text or token ids as they are, or chat messages."""

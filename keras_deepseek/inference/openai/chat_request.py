@@ -42,10 +42,6 @@ of their answers is split off: `<think>` is the same in all of them."""
 class ChatTokenizer(Protocol):
     """A tokenizer with a chat template or a message format."""
 
-    @property
-    def chat_style(self) -> str | None:
-        """The message format, `None` if there is a template."""
-
     def token_to_id(self, token: str) -> int | None:
         """Returns the id of a token, or `None` if there is no such token."""
 
@@ -69,6 +65,10 @@ class ChatModel(Protocol):
     @property
     def has_chat(self) -> bool:
         """True if it has a chat template, or a message format."""
+
+    @property
+    def chat_style(self) -> str | None:
+        """The message format. `None`: it has a chat template."""
 
     @property
     def max_length(self) -> int:
@@ -146,7 +146,7 @@ def encode_conversation(
             f"This model's maximum context length is {model.max_length} tokens, and there are "
             f"{len(messages)} `messages`.",
         )
-    style = tokenizer.chat_style
+    style = model.chat_style
     read_turns(messages, get_style(style or _READER_STYLE))
     assert isinstance(messages, list)
     begins = read_flag(content, "add_generation_prompt", default=True)
