@@ -70,7 +70,12 @@ class TextModel:
         self.tokenizer, self.has_chat, self.max_length = tokenizer, has_chat, max_length
         self.chat_style = tokenizer.chat_style
         self.engine = TextEngine(
-            self.model, tokenizer, shapes=[(8, max_length)], chunk_size=256, **options
+            self.model,
+            tokenizer,
+            shapes=[(8, max_length)],
+            chunk_size=256,
+            clock=self.model.clock,
+            **options,
         )
         self.engine.start()
 

@@ -156,3 +156,25 @@ def test_long_texts_are_tokenized_on_a_thread(serve):
     with serve("a", tokenizer, max_length=2**16) as (client, _):
         client.chat("x" * 2**15)
         assert all(name.startswith("parse-bodies") for name in tokenizer.threads)
+
+
+def test_a_stopping_engine_answers_503(serve):
+    with serve() as (client, _):
+        repository = client.server.service.engine.repository
+        repository.state = "closed"
+        answered = client.chat()
+        repository.state = "ready"
+        assert answered.status == 503
+        assert answered.content["error"]["type"] == "service_unavailable_error"
+
+
+def test_the_first_token_is_awaited_as_long_as_the_client_waits(serve):
+    with serve() as (client, _):
+        body = json.dumps({"prompt": ["a", "b"]})  # To read the first one takes 0.1 s.
+        headers = {"X-Stainless-Read-Timeout": "0.05"}
+        answered = client.ask("POST", "/v1/completions", body, headers)
+        assert answered.status == 504
+        assert answered.content["error"]["code"] == "deadline_exceeded"
+        for seconds in ("600", "nan", "inf", "-1", "soon"):
+            headers = {"X-Stainless-Read-Timeout": seconds}
+            assert client.ask("POST", "/v1/completions", body, headers).status == 200
