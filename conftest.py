@@ -50,6 +50,7 @@ PLACES = {
     "tests/inference/serve_test.py": "torch_alone",
     "tests/inference/serve_text_test.py": "torch_alone",
     "tests/inference/models/text_version_test.py": "torch_alone",
+    "tests/inference/openai/served_model_test.py": "torch_alone",
     "tests/inference/engine_test.py": "torch_alone",
     "tests/inference/executors/keras_model_test.py": "each_backend",
     "tests/inference/executors/open_executor_test.py": "tensorflow_alone",

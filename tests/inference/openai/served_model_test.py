@@ -11,7 +11,6 @@ from tests.oracles.language_model_preset import write_language_model
 from tests.oracles.served_text import TextClient, read_events
 
 pytest.importorskip("uvicorn")
-pytestmark = pytest.mark.torch_alone
 
 TEXT = "The lazy dog"
 GREEDY = {"temperature": 0, "max_tokens": 8}
