@@ -32,8 +32,8 @@ class ChatTokenizer(ByteTokenizer):
         return super().tokenize(texts, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids, *, skip_special_tokens=True):
-        if max(token_ids, default=0) > 255:
-            raise InvalidInputError("A token id has more than 8 bits.")
+        if not all(0 <= token_id < 256 for token_id in token_ids):
+            raise InvalidInputError("A token id is no byte.")
         return super().detokenize(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_to_id(self, token):
@@ -101,7 +101,7 @@ class TextClient(RestClient):
 
 def read_events(answer):
     """Returns the events of a streamed answer, parsed, without the last one, `[DONE]`."""
-    assert answer.headers["Content-Type"] == "text/event-stream"
+    assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     *events, end = answer.body.decode().split("\n\n")
     assert end == ""
     assert all(event.startswith("data: ") and "\n" not in event for event in events)

@@ -305,8 +305,10 @@ async def _stream(
     with request.ends_on_disconnect():
         await stream.open()
     stack.pop_all()
+    # Without the charset, some clients take the text for Latin-1.
+    kind = f"{_EVENTS_TYPE}; charset=utf-8"
     return HttpResponse(
-        200, b"", _EVENTS_TYPE, _EVENT_HEADERS, stream, lambda piece: b"data: %b\n\n" % piece
+        200, b"", kind, _EVENT_HEADERS, stream, lambda piece: b"data: %b\n\n" % piece
     )
 
 
