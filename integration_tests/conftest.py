@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,39 @@ def open_page(browser: Any) -> Iterator[Any]:
 
     with opened_pages(browser) as open_page:
         yield open_page
+
+
+@pytest.fixture(scope="session")
+def text_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the preset of a language model that was taught some answers."""
+    from integration_tests.text_model import write_preset
+
+    folder = tmp_path_factory.mktemp("text") / "preset"
+    write_preset(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_server(text_preset: Path) -> Iterator[tuple[str, str]]:
+    """Yields the addresses of HTTP and gRPC at which that model is served as `deepseek`."""
+    from integration_tests.announced_process import announced_process
+
+    command = [sys.executable, "-m", "keras_deepseek", "serve", text_preset, "--name", "deepseek"]
+    ports = ["--http-port", "0", "--grpc-port", "0"]
+    with announced_process([*command, *ports], ROOT, os.environ, 12 * SECONDS) as (process, line):
+        assert "grpc://" in line, process.stderr.read()
+        yield re.search(r"(http://[^/]+)", line)[1], re.search(r"grpc://([\w.:]+\d)", line)[1]
+
+
+def _import_text_client(name: str) -> Any:
+    """Returns a client's module, or skips the test."""
+    package = name.partition(".")[0]
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: `tox -e text-clients` has it")
+    return import_module(name)
+
+
+@pytest.fixture(scope="session")
+def import_text_client() -> Callable[[str], Any]:
+    """Returns a function that returns a client's module, or skips the test."""
+    return _import_text_client

@@ -28,14 +28,23 @@ class Double:
 
 
 class ServedProcess:
-    """Context manager: the process, and a thread that asks it again and again whether it lives."""
+    """Context manager: the process, and a thread that asks it again and again whether it lives.
+
+    Another command than that of this module has to end by SIGTERM, and its first line has to end
+    by the port, or to have a URL.
+    """
+
+    def __init__(self, *command, health="/v2/health/live"):
+        self._command = command or (sys.executable, "-m", "tests.oracles.served_process")
+        self._ends_by_signal = bool(command)
+        self._health = health
 
     def __enter__(self):
-        command = [sys.executable, "-m", "tests.oracles.served_process"]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+            self._command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
         )
-        self.host, self.port = "127.0.0.1", int(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        self.host, self.port = "127.0.0.1", int(re.search(r"(?:^|http://\S+:)(\d+)", line)[1])
         self.latencies = []
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._ask)
@@ -47,6 +56,8 @@ class ServedProcess:
         self._is_over.set()
         self._thread.join()
         self._process.stdin.close()
+        if self._ends_by_signal:
+            self._process.terminate()
         self._process.stdout.close()
         assert self._process.wait(60) == 0
 
@@ -54,7 +65,7 @@ class ServedProcess:
         """Prints and returns the longest wait for an answer, and the growth of the memory."""
         milliseconds, megabytes = 1000 * max(self.latencies), self._peak() - self.megabytes
         print(
-            f"{name}: /v2/health/live took up to {milliseconds:.0f} ms of {len(self.latencies)} "
+            f"{name}: {self._health} took up to {milliseconds:.0f} ms of {len(self.latencies)} "
             f"answers, memory grew by {megabytes:.0f} MB at most"
         )
         return milliseconds, megabytes
@@ -68,7 +79,7 @@ class ServedProcess:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         while not self._is_over.wait(0.005):
             start = time.monotonic()
-            connection.request("GET", "/v2/health/live")
+            connection.request("GET", self._health)
             connection.getresponse().read()
             self.latencies.append(time.monotonic() - start)
         connection.close()
