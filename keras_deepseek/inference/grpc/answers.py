@@ -121,12 +121,16 @@ def dispatch(
     the signature of that version. The option `timeout` is the seconds until the client's deadline.
     Cancelling the future takes the request out of the queue.
     """
-    service.check_ready(name)
-    timeout = options.get("timeout")
-    if timeout is not None and timeout <= 0:
-        raise DeadlineExceededError("The request's deadline passed before it was read.")
+    check_accepts(service, name, options.get("timeout"))
     options["model"] = name
     return service.engine.dispatch_async(bind, current_trace.get(), **options)
+
+
+def check_accepts(service: Service, name: str, timeout: float | None) -> None:
+    """Raises an error if the server is not ready, or the client's deadline has passed."""
+    service.check_ready(name)
+    if timeout is not None and timeout <= 0:
+        raise DeadlineExceededError("The request's deadline passed before it was read.")
 
 
 async def outputs_of(
@@ -188,6 +192,14 @@ def end_request(
             seconds=seconds,
             client=client,
         )
+
+
+def read_token(context: Any) -> str | None:
+    """Returns the metadata `authorization` of a call: `None` if missing, empty if sent twice."""
+    received = [value for key, value in context.invocation_metadata() if key == "authorization"]
+    if len(received) > 1:
+        return ""
+    return str(received[0]) if received else None
 
 
 def address_of(peer: str) -> str:

@@ -22,6 +22,7 @@ from keras_deepseek.inference.grpc.answers import (
     UnaryCall,
     begin_call,
     end_request,
+    read_token,
     refusal_of,
     time_left,
 )
@@ -100,7 +101,7 @@ class GrpcApplication(grpc.GenericRpcHandler):
         async def run(data: bytes, context: Any) -> bytes | Refusal:
             try:
                 if name in grpc_service.management_calls:
-                    service.model_control.check(_read_token(context))
+                    service.model_control.check(read_token(context))
                 else:
                     _check_token(service, context)
                 await check_field_count(request_type, data)
@@ -155,21 +156,13 @@ class GrpcApplication(grpc.GenericRpcHandler):
 def _check_token(service: Service, context: Any) -> None:
     if service.tokens is None:
         return
-    received = _read_token(context)
+    received = read_token(context)
     if not service.tokens.allows(received):
         raise StatusError(
             "UNAUTHENTICATED",
             f"{'A token is required' if received is None else 'The token is not valid'}. Send the "
             "metadata authorization: Bearer TOKEN.",
         )
-
-
-def _read_token(context: Any) -> str | None:
-    """Returns the metadata `authorization` of a call: `None` if missing, empty if sent twice."""
-    received = [value for key, value in context.invocation_metadata() if key == "authorization"]
-    if len(received) > 1:
-        return ""
-    return str(received[0]) if received else None
 
 
 async def _abort(context: Any, refusal: Refusal) -> NoReturn:

@@ -32,7 +32,7 @@ async def server_ready(service: Service, data: bytes, _timeout: float | None) ->
 async def model_ready(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers whether a model accepts requests."""
     message = parse_message("inference.ModelReadyRequest", data)
-    version = service.engine.find(message.name, _read_version(message.name, message.version))
+    version = service.engine.find(message.name, _find_number(message.name, message.version))
     is_ready = service.ready and version.state == "AVAILABLE"
     return write_message("inference.ModelReadyResponse", ready=is_ready)
 
@@ -47,7 +47,7 @@ async def server_metadata(_service: Service, data: bytes, _timeout: float | None
 async def model_metadata(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers with a model's inputs and outputs."""
     message = parse_message("inference.ModelMetadataRequest", data)
-    version = service.engine.find(message.name, _read_version(message.name, message.version))
+    version = service.engine.find(message.name, _find_number(message.name, message.version))
     numbers = [str(number) for number in service.engine.models[version.name].versions]
     content = open_inference_models.model_metadata(
         version.name, version.signature, numbers, PLATFORM
@@ -70,7 +70,7 @@ def start_infer(
 
     Returns a future for `outputs_of`, and the version that answers.
     """
-    number = _read_version(call.model_name, call.model_version)
+    number = read_version(call)
 
     def bind(signature: Signature) -> Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
@@ -83,6 +83,11 @@ def start_infer(
         "priority": limits.priority,
     }
     return dispatch(service, call.model_name, bind, **options)
+
+
+def read_version(call: InferCall) -> int | None:
+    """Returns the version that a request names, or `None` for the newest."""
+    return _find_number(call.model_name, call.model_version)
 
 
 async def repository_index(service: Service, data: bytes, _timeout: float | None) -> bytes:
@@ -121,8 +126,7 @@ UNARY_CALLS = {
 }
 
 
-def _read_version(name: str, version: str) -> int | None:
-    """Returns the version that a request names, or `None` for the newest."""
+def _find_number(name: str, version: str) -> int | None:
     if not name:
         raise InvalidInputError("The request names no model. Send the model's name.")
     if not version:

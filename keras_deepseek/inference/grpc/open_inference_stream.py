@@ -1,7 +1,8 @@
 """Open Inference's ModelStreamInfer: many requests and responses in one call.
 
 The requests of a stream share batches, and the responses come in the order of the requests. The
-response to a failed request holds the error, and the stream goes on.
+response to a failed request holds the error, and the stream goes on. A language model answers by as
+many responses as its text has pieces; those of several texts come as they are written.
 """
 
 import asyncio
@@ -11,20 +12,32 @@ from typing import Any, NamedTuple
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.grpc.answers import (
     Inputs,
+    address_of,
     begin_call,
+    check_accepts,
     end_request,
     outputs_of,
+    read_token,
     refusal_of,
     time_left,
 )
-from keras_deepseek.inference.grpc.open_inference_rpc import start_infer
+from keras_deepseek.inference.grpc.open_inference_rpc import read_version, start_infer
 from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
 from keras_deepseek.inference.protocols import open_inference_grpc
 from keras_deepseek.inference.protocols.grpc_messages import check_field_count
 from keras_deepseek.inference.protocols.open_inference import InferCall
+from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
+from keras_deepseek.inference.protocols.open_inference_text import (
+    TextCall,
+    format_text,
+    read_text_call,
+)
 from keras_deepseek.inference.server.service import Service
+from keras_deepseek.inference.text.sampling import SamplingOptions
+from keras_deepseek.inference.text.text_answer import TextAnswer
 
 MAX_WAITING = 64
 """Requests of one stream that may be in flight. Then no further requests are read."""
@@ -44,6 +57,16 @@ class _Started(NamedTuple):
     version: ModelVersion
 
 
+class _Text(NamedTuple):
+    """A request of a stream to a language model."""
+
+    trace: RequestTrace
+    call: InferCall
+    text_call: TextCall
+    answer: TextAnswer
+    version: TextVersion
+
+
 class _Answered(NamedTuple):
     """The encoded response to a request of a stream, with its status."""
 
@@ -52,7 +75,9 @@ class _Answered(NamedTuple):
     data: bytes
 
 
-_Answers = asyncio.Queue[_Started | _Answered | None]
+_Request = _Started | _Text | _Answered
+
+_Answers = asyncio.Queue[_Request | None]
 """The requests in their order; `None` is the end."""
 
 
@@ -68,8 +93,7 @@ async def stream_infer(service: Service, requests: AsyncIterator[bytes], context
     reader = asyncio.create_task(_read(service, requests, context, answers, request_id))
     with service.ends_when_stopping(reader):
         try:
-            while (started := await answers.get()) is not None:
-                await _answer(service, context, started)
+            await _answer_all(service, context, answers)
             await reader  # It may have failed.
         except asyncio.CancelledError:
             if not service.is_stopping:
@@ -83,6 +107,25 @@ async def stream_infer(service: Service, requests: AsyncIterator[bytes], context
                     _drop(service, context, answer)
 
 
+async def _answer_all(service: Service, context: Any, answers: _Answers) -> None:
+    """Answers the requests of a stream: tensors in their order, and texts side by side."""
+    write_lock = asyncio.Lock()  # gRPC writes one message at a time.
+    room = asyncio.Semaphore(MAX_WAITING)
+    async with asyncio.TaskGroup() as writers:
+        while True:
+            await room.acquire()
+            started = await answers.get()
+            if started is None:
+                return
+            if isinstance(started, _Text):
+                writer = writers.create_task(_write_text(service, context, write_lock, started))
+                writer.add_done_callback(lambda _: room.release())
+            else:
+                async with write_lock:
+                    await _answer(service, context, started)
+                room.release()
+
+
 async def _read(
     service: Service,
     requests: AsyncIterator[bytes],
@@ -92,7 +135,7 @@ async def _read(
 ) -> None:
     try:
         async for data in requests:
-            started = await _start(service, data, time_left(context), request_id)
+            started = await _start(service, data, context, request_id)
             try:
                 await answers.put(started)
             except asyncio.CancelledError:  # The stream ended while the request waited for room.
@@ -102,9 +145,7 @@ async def _read(
         await answers.put(None)
 
 
-async def _start(
-    service: Service, data: bytes, timeout: float | None, request_id: str
-) -> _Started | _Answered:
+async def _start(service: Service, data: bytes, context: Any, request_id: str) -> _Request:
     trace, call = RequestTrace(*CALL), None
     trace.request_id = request_id  # The stream's id, unless the request has its own.
     current_trace.set(trace)
@@ -113,10 +154,34 @@ async def _start(
         call = open_inference_grpc.parse_infer(data)
         if request_id and call.id:
             trace.request_id = choose_request_id(call.id)
-        return _Started(trace, call, *start_infer(service, call, timeout))
+        version = service.engine.find(call.model_name, read_version(call))
+        if version.is_text:
+            return await _start_text(service, trace, call, context)
+        return _Started(trace, call, *start_infer(service, call, time_left(context)))
     # No failure of one request may end the stream.
     except Exception as error:  # noqa: BLE001
         return _refuse(trace, call, error)
+
+
+async def _start_text(
+    service: Service, trace: RequestTrace, call: InferCall, context: Any
+) -> _Text:
+    limits = read_timeout_and_priority(call.parameters).within(time_left(context))
+    check_accepts(service, call.model_name, limits.timeout)
+    text_call = read_text_call(call)
+    answer, version = await service.engine.dispatch_text_async(
+        lambda _version: text_call.prompt,
+        SamplingOptions.from_request(text_call.settings),
+        model=call.model_name,
+        version=read_version(call),
+        trace=trace,
+        body={"prompt": text_call.prompt, **text_call.settings},
+        timeout=limits.timeout,
+        priority=limits.priority,
+        # A client is who has a token, where the server asks for one, or else an address.
+        client=(service.tokens and read_token(context)) or address_of(context.peer()),
+    )
+    return _Text(trace, call, text_call, answer, version)
 
 
 async def _answer(service: Service, context: Any, started: _Started | _Answered) -> None:
@@ -144,14 +209,64 @@ async def _finish(started: _Started | _Answered) -> _Answered:
     return _Answered(trace, "OK", data)
 
 
+async def _write_text(
+    service: Service, context: Any, write_lock: asyncio.Lock, text: _Text
+) -> None:
+    """Writes the responses to a request for a text, and records it."""
+    status, size = "CANCELLED", 0
+    try:
+        async for answered in _respond(text):
+            async with write_lock:
+                await context.write(answered.data)
+            size += len(answered.data)
+        status = answered.status
+    finally:
+        text.answer.cancel()
+        end_request(service, context, text.trace, PATH, status, size)
+
+
+async def _respond(text: _Text) -> AsyncIterator[_Answered]:
+    trace, call, text_call, answer, version = text
+    name, number = version.name, str(version.number)
+    try:
+        async for texts, is_last in _texts_of(text_call, answer):
+            has_more = not is_last or text_call.has_empty_end
+            yield _Answered(
+                trace, "OK", format_text(call, texts, name, number, is_last=not has_more)
+            )
+        if text_call.has_empty_end:
+            yield _Answered(trace, "OK", format_text(call, None, name, number, is_last=True))
+    except Exception as error:  # noqa: BLE001 - As in `_start`.
+        yield _refuse(trace, call, error)
+
+
+async def _texts_of(
+    text_call: TextCall, answer: TextAnswer
+) -> AsyncIterator[tuple[list[str], bool]]:
+    """Yields the new text of each choice, and whether it is the last one."""
+    if not text_call.is_streamed:
+        result = await answer.wait()
+        yield [text_call.prefix + choice.text for choice in result.choices], True
+        return
+    num_choices = num_open = len(answer.requests)
+    async for piece in answer:
+        num_open -= piece.finish_reason is not None
+        if piece.text or not num_open:
+            texts = [""] * num_choices
+            texts[piece.choice] = piece.text
+            yield texts, not num_open
+
+
 def _refuse(trace: RequestTrace, call: InferCall | None, error: Exception) -> _Answered:
     refusal = refusal_of(error)
     data = open_inference_grpc.format_stream_error(refusal.message, call)
     return _Answered(trace, refusal.status, data)
 
 
-def _drop(service: Service, context: Any, started: _Started | _Answered) -> None:
+def _drop(service: Service, context: Any, started: _Request) -> None:
     """Removes a request from the queue, because its client is gone."""
     if isinstance(started, _Started):
         started.future.cancel()
+    elif isinstance(started, _Text):
+        started.answer.cancel()
     end_request(service, context, started.trace, PATH, "CANCELLED", 0)
