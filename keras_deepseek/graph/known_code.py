@@ -287,8 +287,8 @@ def protected_attributes(model: keras.Model) -> Iterator[None]:
 def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
     """Returns copies of the attributes that foreign code may change in place.
 
-    Objects of Keras in them, such as layers and variables, are shared, and so are tensors of a
-    graph of gradients: PyTorch does not copy them.
+    Objects of Keras in them, such as layers and variables, are shared. So are tensors of a graph of
+    gradients, which PyTorch does not copy, and TensorFlow's references to layers.
 
     Raises:
         CannotOpenError: An attribute can't be copied, as a lock or a generator.
@@ -310,7 +310,8 @@ def _is_shared(value: Any) -> bool:
     if isinstance(value, dict | list | tuple | set):
         return False
     packages = {package_of(base.__module__) for base in type(value).__mro__}
-    return bool(packages & PACKAGES) or getattr(value, "grad_fn", None) is not None
+    is_reference = package_of(type(value).__module__) == "tensorflow"  # As to a layer inside.
+    return bool(packages & PACKAGES) or is_reference or getattr(value, "grad_fn", None) is not None
 
 
 def _find_shared(value: Any) -> Iterator[Any]:

@@ -206,6 +206,31 @@ def test_a_program_that_differs_later_is_dropped_with_one_line(monkeypatch, capl
     assert "Dense.call, which takes any arguments" in record.getMessage()
 
 
+class Counting(layers.Layer):
+    """A layer that is kept whole, with a layer inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.count = layers.Dense(4), 0
+
+    def call(self, x):
+        self.count += 1
+        return self.inner(x)
+
+
+@pytest.mark.each_backend
+def test_no_layer_is_copied_for_a_trace(monkeypatch):
+    """Within a step of TensorFlow, the copy could not have weights."""
+    model = keras.Sequential([keras.Input((6, 4)), Counting(), layers.Dense(1)])
+    x = keras.ops.convert_to_tensor(draw(3, 6))
+    copies, build = [], layers.Dense.build
+    monkeypatch.setattr(
+        layers.Dense, "build", lambda layer, shape: (copies.append(layer), build(layer, shape))
+    )
+    graph.optimize(model, x, measure=False)
+    assert copies == []
+
+
 def assert_same(received, expected):
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
 
