@@ -271,7 +271,7 @@ def test_a_step_that_differs_from_itself_by_rounding_is_recorded():
 
 def test_nothing_is_compiled_after_the_calls_that_compile():
     inference, (model, variable) = current().inference, make_model()
-    calls = inference.calls_to_compile
+    calls = inference.calls_to_compile()
     step = inference.compile_with_state(add_to_slot(variable), [variable], model)
     counts = []
     for length in (1, 2):

@@ -35,9 +35,6 @@ class CompiledStep:
 class Inference(abc.ABC):
     """The interface for compiled functions that need no gradient."""
 
-    calls_to_compile = 1
-    """The calls of a `CompiledStep` with the same shapes after which it compiles no more."""
-
     @abc.abstractmethod
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
@@ -97,6 +94,21 @@ class Inference(abc.ABC):
         an int32 scalar tensor. It may write in place, as `write_slots` does.
         """
         return keras.ops.slice_update(tensor, [row, *[0] * (len(update.shape) - 1)], update)
+
+    def calls_to_compile(self) -> int:
+        """Returns the calls of a `CompiledStep` after which a shape compiles no more."""
+        return 1
+
+    def map_rows(
+        self, function: Callable[[Any], Any], rows: tuple[Any, ...], dtypes: tuple[str, ...]
+    ) -> Any:
+        """Returns the results of a function of the rows of tensors, stacked again.
+
+        `dtypes` are those of the results. JAX computes the rows together. TensorFlow and PyTorch
+        compute them one after the other: they can't vectorize all operations that layers use.
+        """
+        del dtypes  # TensorFlow needs them.
+        return keras.ops.vectorized_map(function, rows)
 
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
         """Returns the tensor `function(*tensors)`, without recording the function's operations.

@@ -103,6 +103,12 @@ class TensorFlowInference(Inference):
         tensor.scatter_nd_update(indices, update)
         return _read_without_copy(tensor)
 
+    def map_rows(
+        self, function: Callable[[Any], Any], rows: tuple[Any, ...], dtypes: tuple[str, ...]
+    ) -> Any:
+        tensors = tuple(map(tf.convert_to_tensor, rows))
+        return tf.map_fn(function, tensors, fn_output_signature=tuple(map(tf.as_dtype, dtypes)))
+
     def write_row(self, tensor: Any, row: Any, update: Any) -> Any:
         if not isinstance(tensor, tf.Variable):
             return super().write_row(tensor, row, update)

@@ -31,8 +31,6 @@ _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 class TorchInference(Inference):
     """Implements `Inference` by PyTorch."""
 
-    calls_to_compile = 2
-
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
     ) -> InferenceFunction:
@@ -84,11 +82,20 @@ class TorchInference(Inference):
         write = torch.Tensor.index_put_ if _OWNS_STATE.get() else torch.index_put
         return write(tensor, (rows, slots), update)
 
+    def map_rows(
+        self, function: Callable[[Any], Any], rows: tuple[Any, ...], dtypes: tuple[str, ...]
+    ) -> Any:
+        results = map(function, zip(*rows, strict=True))
+        return tuple(map(torch.stack, zip(*results, strict=True)))
+
     def write_row(self, tensor: Any, row: Any, update: Any) -> Any:
         if not _OWNS_STATE.get():
             return super().write_row(tensor, row, update)
         tensor[:, : update.shape[1]].index_copy_(0, row.reshape(1).long(), update)
         return tensor
+
+    def calls_to_compile(self) -> int:
+        return 2
 
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
         if tensors[0].device.type != "cpu":
