@@ -131,8 +131,9 @@ class _TaskOfRows:
             return ops.cast(logits[0], "float32"), written
 
         inference = backend.current().inference
-        caches = ops.moveaxis(ops.convert_to_tensor(cache[0]["tokens"]), 1, 1 + self._slot_axis)
-        rows = token_ids, caches, index
+        axes = [*range(2 + len(self._row_shape))]
+        axes.insert(1 + self._slot_axis, axes.pop(1))
+        rows = token_ids, ops.transpose(cache[0]["tokens"], axes), index
         logits, written = inference.map_rows(call_row, rows, ("float32", self._dtype))
         written = ops.moveaxis(written, 1 + self._slot_axis, 1)
         tokens = inference.write_slots_by_row(cache[0]["tokens"], index, written)

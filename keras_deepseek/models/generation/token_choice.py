@@ -78,7 +78,8 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
     vocabulary_size = scores.shape[-1]
     if rules.top_k is not None and rules.top_k < vocabulary_size:
         ordered = ops.top_k(scores, rules.top_k)[0]
-        bounds.append(ordered[:, -1:])
+        # Not the last entry: XLA sorts all scores for a part of those that it took.
+        bounds.append(ops.min(ordered, axis=-1, keepdims=True))
     if rules.has_top_p:
         if ordered is None:
             ordered = ops.flip(ops.sort(scores, axis=-1), axis=-1)
@@ -95,8 +96,10 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
 def is_in_top_p(ordered: Any, shares: Any, top_p: Any) -> Any:
     """Returns true for the first of descending scores, until their shares sum to `top_p`."""
     preceding_share = ops.cumsum(shares, axis=-1) - shares
-    # Keep the most likely token, even if rounding makes its sum negative.
-    return ops.logical_or(preceding_share < top_p, ordered >= ordered[:, :1])
+    # Keep the most likely token, even if rounding makes its sum negative. `ordered[:, :1]` would
+    # make XLA sort all scores.
+    is_first = ordered >= ops.max(ordered, axis=-1, keepdims=True)
+    return ops.logical_or(preceding_share < top_p, is_first)
 
 
 def draw(scores: Any, uniforms: Any) -> Any:
