@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -80,6 +81,7 @@ class RowSteps:
         self.vocabulary_size = int(model.output_shape[-1])
         self.max_length = read_context(model)
         self._model = model
+        self._recorded: keras.Model | None = model
         self._chunk_size = chunk_size
         self._is_batch_invariant = batch_invariant
         self._state: State = {"cache": [], "history": {}}
@@ -159,6 +161,10 @@ class RowSteps:
             slots *= 2
         return slots
 
+    def _read_size(self, slots: int) -> int:
+        """Returns the number of tokens that are read at once into so many slots, with padding."""
+        return self._chunk_size
+
     def read(
         self,
         cache: Cache,
@@ -187,7 +193,8 @@ class RowSteps:
             The next staging cache, the first token of the answer or `None`, and the
                 log-probabilities of `targets` or `None`.
         """
-        number, size, slots = len(token_ids), self._chunk_size, cache[0]["mask"].shape[1]
+        number, slots = len(token_ids), cache[0]["mask"].shape[1]
+        size = self._read_size(slots)
         padded = np.asarray([[*token_ids, *[0] * (size - number)]], "int32")
         index = np.asarray([start], "int32")
         if number == size and targets is None:
@@ -209,13 +216,13 @@ class RowSteps:
 
     def _score(self, hidden: Any, targets: Sequence[int]) -> PromptOutputs:
         """Returns the log-probabilities of the tokens that follow the first of a chunk."""
-        number, size = len(targets), self._chunk_size
+        number, size = len(targets), hidden.shape[1]
         block = math.gcd(_SCORED_TOKENS, size)
         padded = np.asarray([*targets, *[0] * (size - number)], "int32")
         pieces: list[dict[str, Array]] = []
         for start in range(0, max(number, 1), block):
             places = np.arange(start, start + block, dtype="int32")
-            outputs, _ = self._call("score", score, (), hidden, places, padded[places])
+            outputs, _ = self._call(("score", size), score, (), hidden, places, padded[places])
             pieces.append(to_numpy(outputs))
         joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         return PromptOutputs(**{name: array[:number] for name, array in joined.items()})
@@ -318,7 +325,7 @@ class RowSteps:
         if key not in self._steps:
             compile_step = backend.current().inference.compile_with_state
             step = partial(function, self._model)
-            self._steps[key] = compile_step(step, self._model.variables, self._model)
+            self._steps[key] = compile_step(step, self._model.variables, self._recorded)
         with make_batch_invariant(value=self._is_batch_invariant):
             return self._steps[key](*arguments)
 
@@ -333,7 +340,7 @@ class RowSteps:
         first shape then.
         """
         # Where a step has to come several times, some layers change when they run first.
-        times = backend.current().inference.calls_to_compile
+        times = backend.current().inference.calls_to_compile()
         passes = times if times == 1 else times + 1
         self.make(*shapes[0])
         jobs = list(self._list_jobs(shapes)) * passes
@@ -345,7 +352,8 @@ class RowSteps:
     def _list_jobs(self, shapes: Sequence[tuple[int, int]]) -> Iterator[Callable[[], Any]]:
         """Yields functions that run each step once."""
         lengths = [self._staging_slots(1)]
-        while lengths[-1] < max(slots for _, slots in shapes):
+        longest = max(slots for _, slots in shapes)
+        while lengths[-1] < min(longest, self.max_length or longest):
             lengths.append(self._staging_slots(2 * lengths[-1]))
         for source, shape in itertools.permutations(shapes, 2):
             yield partial(self._try_resize, source, shape)
@@ -362,7 +370,7 @@ class RowSteps:
 
     def _try_prompt(self, length: int) -> None:
         """Runs the steps of a prompt that is read into a staging cache of this length."""
-        cache, size = self.begin(length), self._chunk_size
+        cache, size = self.begin(length), self._read_size(length)
         cache, _, _ = self.read(cache, [1] * size, 0)
         self.read(cache, [1] * size, length - size, targets=[1])
 
