@@ -15,6 +15,8 @@ The way of a request, as a guide to the code:
    thread, or in one turn of an event loop.
 5. `executors` compute: a live Keras model, or a bundle in its own runtime, here or in another
    process. `open_executor` finds them by the format of a bundle.
+   A language model has no executor and no batcher: `text_version` has a `text.TextEngine`, whose
+   loop reads prompts and writes all answers together, and `openai` has the forms of its requests.
 6. The second half of the route encodes the outputs, or `errors` gives the status. Then `monitoring`
    counts the request, and logs and traces it if that is turned on.
 

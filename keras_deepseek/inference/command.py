@@ -112,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.inference.model_download import fetch_model, is_uri
     from keras_deepseek.inference.process_limits import raise_limit
     from keras_deepseek.inference.server.admin_server import AdminServer
+    from keras_deepseek.inference.server.live_line import LiveLine
     from keras_deepseek.inference.server.server import listen, wait_until_stopped
     from keras_deepseek.inference.server.termination import Interruption
 
@@ -135,13 +136,14 @@ def run(arguments: argparse.Namespace) -> None:
                 admin.engine = engine
             interruption.check()
             with _one_line_errors(engine):
-                with _one_line_warnings(), _live_line(engine, options):
+                with _one_line_warnings():
                     # The admin server runs already: `serve` must not start another one.
                     engine.serve(**vars(replace(options, admin_port=None)))
                 threads = engine_arguments.get("threads", "as the runtime chooses")
                 logging.getLogger(__name__).info("The model is ready. CPU threads: %s.", threads)
+                # Log lines and a live line would mix on the terminal.
+                live_line = None if options.access_log else LiveLine(engine)
                 line = _describe(engine, arguments.no_grpc)
-                live_line = _live_line(engine, options)
                 wait_until_stopped(engine.servers, line, interruption, live_line)
     finally:
         # Another signal ends the process without waiting for requests in flight.
@@ -204,15 +206,6 @@ def read_servers(arguments: argparse.Namespace) -> ServerOptions:
     options = ServerOptions(**read_flags(ServerOptions, arguments))
     options.check_ports()
     return options
-
-
-def _live_line(
-    engine: "ServingEngine", options: ServerOptions
-) -> contextlib.AbstractContextManager[object]:
-    from keras_deepseek.inference.server.live_line import LiveLine
-
-    # Log lines and a live line would mix on the terminal.
-    return contextlib.nullcontext() if options.access_log else LiveLine(engine)
 
 
 @contextlib.contextmanager

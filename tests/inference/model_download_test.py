@@ -280,6 +280,10 @@ def test_a_single_file_is_a_model(site, tmp_path):
         (["saved_model.pb", "variables/data"], ["saved_model.pb", "variables/data"]),
         (["model.onnx", "model.onnx.data", "x.md"], ["model.onnx", "model.onnx.data"]),
         (["one.keras", "README.md", "old/two.keras"], ["one.keras"]),
+        (
+            ["config.json", "tokenizer.json", "a.safetensors", "a.bin", "original/b.safetensors"],
+            ["a.safetensors", "config.json", "tokenizer.json"],
+        ),
     ],
 )
 def test_a_folder_of_a_bucket_is_listed(monkeypatch, tmp_path, names, expected):

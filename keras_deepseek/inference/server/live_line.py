@@ -144,9 +144,9 @@ class LiveLine:
         reader = LiveStatisticsReader(self._engine)
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while not self._stop.wait(self._seconds):
-                line = format_statistics(reader.read()) if self._engine.ready else ""
-                progress = [version.progress for version in self._engine.text_versions()]
-                live.update(" · ".join(filter(None, (*progress, line))), refresh=True)
+                loading = [version.progress for version in self._engine.text_versions()]
+                parts = (format_statistics(reader.read()), *loading)
+                live.update(" · ".join(filter(None, parts)), refresh=True)
 
 
 def format_statistics(statistics: LiveStatistics) -> str:

@@ -1,6 +1,8 @@
 import asyncio
 import gc
 import json
+import logging
+import re
 import threading
 import weakref
 
@@ -12,6 +14,7 @@ from keras_deepseek.inference import ClosedError, ModelNotFoundError, ModelOptio
 from keras_deepseek.inference.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import make_sizes
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.server.live_line import LiveStatisticsReader
 from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.models import CausalLM
 from tests.inference.conftest import Doubler
@@ -85,6 +88,13 @@ def test_nothing_compiles_after_the_warm_up(engine):
     ]
     assert [len(answer.result(60).choices[0].token_ids) for answer in answers] == [4] * 4
     assert engine.find_text().engine.statistics().num_compilations == before > 0
+
+
+def test_the_live_line_counts_tokens(engine):
+    reader = LiveStatisticsReader(engine, iter([100.0, 102.0]).__next__)
+    engine.text("fox", max_tokens=8, ignore_eos=True).result(60)
+    statistics = reader.read()
+    assert (statistics.tokens_per_second, statistics.running_answers) == (4.0, 0)
 
 
 def test_a_request_is_in_flight_until_its_answer_is_sent(engine):
@@ -163,8 +173,9 @@ def test_more_tokens_than_the_model_takes_are_refused(preset):
         ServingEngine(preset, max_length=2000)
 
 
-def test_a_live_model_is_served(model):
-    with ServingEngine(model, **SMALL) as engine:
+def test_a_live_model_is_served_and_the_log_says_how_much_is_compiled(model, caplog):
+    with caplog.at_level(logging.INFO), ServingEngine(model, **SMALL) as engine:
+        assert re.search(r"The language model 'model' warms up (\d+) of \1 steps", caplog.text)
         answer = engine.text(PROMPTS[2], max_tokens=4, temperature=0)
         assert answer.result(60).text == continue_greedily(model, PROMPTS[2], 4)
 

@@ -25,6 +25,13 @@ def test_what_is_unknown_is_shown_as_such():
     assert line == "0 requests/s · batch – · p50 – · p99 – · 0 % busy · 0 waiting"  # noqa: RUF001
 
 
+def test_answers_of_language_models_follow_where_there_are_any():
+    statistics = LiveStatistics(
+        2.0, None, None, None, 0.0, 1, tokens_per_second=1234.5, running_answers=3
+    )
+    assert format_statistics(statistics).endswith("1 waiting · 3 answers, 1,234 tokens/s")
+
+
 def test_a_terminal_is_kept_up_to_date(doubler):
     output = Output()
     console = Console(
