@@ -169,10 +169,19 @@ def test_a_stopping_engine_answers_503(serve):
 
 
 def test_the_first_token_is_awaited_as_long_as_the_client_waits(serve):
-    with serve() as (client, _):
-        body = json.dumps({"prompt": ["a", "b"]})  # To read the first one takes 0.1 s.
-        headers = {"X-Stainless-Read-Timeout": "0.05"}
-        answered = client.ask("POST", "/v1/completions", body, headers)
+    with serve() as (client, text):
+        text.model.hold("read")
+
+        def release():
+            while (now := text.engine.statistics()).num_waiting + now.num_reading < 2:
+                time.sleep(0.001)
+            text.model.release()  # To read the first prompt takes 0.1 s.
+
+        releasing = threading.Thread(target=release)
+        releasing.start()
+        body = json.dumps({"prompt": ["a", "b"]})
+        answered = client.ask("POST", "/v1/completions", body, {"X-Stainless-Read-Timeout": "0.05"})
+        releasing.join()
         assert answered.status == 504
         assert answered.content["error"]["code"] == "deadline_exceeded"
         for seconds in ("600", "nan", "inf", "-1", "soon"):
