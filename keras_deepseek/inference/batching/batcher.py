@@ -95,7 +95,7 @@ class Batcher:
             target_latency=target_latency,
         )
         self._condition = threading.Condition()
-        self._deadlines = DeadlineWatch(self._expire, clock)
+        self._deadlines = DeadlineWatch[Request](self._expire, clock)
         self._threads: list[threading.Thread] = []
         self._totals = BatchTotals()
         self._running: set[Batch] = set()

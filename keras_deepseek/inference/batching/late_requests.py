@@ -7,6 +7,7 @@ import select
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, TypeVar
 
 from keras_deepseek.inference.batching.batch import Batch, Request
 
@@ -14,7 +15,22 @@ NUM_KEPT = 1024
 """With more requests than these, answered ones are removed from the heap."""
 
 
-class DeadlineWatch:
+class TimedRequest(Protocol):
+    """A request that is useless after its deadline."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds of the watch's clock."""
+
+    @property
+    def is_over(self) -> bool:
+        """True if it was answered."""
+
+
+RequestT = TypeVar("RequestT", bound=TimedRequest)
+
+
+class DeadlineWatch(Generic[RequestT]):
     """Calls `wake` on its own thread when a deadline passes, even if all replicas are busy.
 
     `wake` should call `take_due`. The first deadline starts the thread.
@@ -26,12 +42,12 @@ class DeadlineWatch:
         self._condition = threading.Condition()
         self._order = itertools.count()
         # An answered request may have a late deadline, and large inputs: it is not kept.
-        self._heap: list[tuple[float, int, weakref.ref[Request]]] = []
+        self._heap: list[tuple[float, int, weakref.ref[RequestT]]] = []
         self._limit = NUM_KEPT
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
-    def add(self, request: Request) -> None:
+    def add(self, request: RequestT) -> None:
         """Adds the deadline of a request to the watched ones."""
         with self._condition:
             number = next(self._order)
@@ -57,7 +73,7 @@ class DeadlineWatch:
         except IndexError:
             return False
 
-    def take_due(self, now: float) -> list[Request]:
+    def take_due(self, now: float) -> list[RequestT]:
         """Returns the unanswered requests whose deadline has passed, each once."""
         late = []
         with self._condition:

@@ -143,6 +143,11 @@ class TextAnswer:
         return sum(len(request.tokens) for request in self.requests)
 
     @property
+    def deadline(self) -> float:
+        """The time at which the first token is useless, in seconds of the scheduler's clock."""
+        return self.requests[0].deadline
+
+    @property
     def is_over(self) -> bool:
         """True if the answer is whole, or has an error."""
         return not self._num_open or self._error is not None

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 import traceback
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from keras_deepseek.inference.batching.delivery import LoopDelivery
+from keras_deepseek.inference.batching.late_requests import DeadlineWatch
 from keras_deepseek.inference.errors import (
     ClosedError,
     DeadlineExceededError,
@@ -21,7 +23,7 @@ from keras_deepseek.inference.text.choice_writer import ChoiceWriter
 from keras_deepseek.inference.text.row_model import RowModel, RowOutputs
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
 from keras_deepseek.inference.text.row_work import DecodeStep, ReadChunk, Resize, Work
-from keras_deepseek.inference.text.text_answer import TextPiece
+from keras_deepseek.inference.text.text_answer import TextAnswer, TextPiece
 from keras_deepseek.inference.text.text_request import Outcome, TextEvent, TextRequest
 from keras_deepseek.inference.text.text_totals import TextStatistics, TextTotals
 
@@ -65,6 +67,8 @@ class TextLoop:
         self._clock = clock
         self._take_turn = take_turn or contextlib.nullcontext
         self._condition = threading.Condition()
+        # It ends late requests while the model computes, or hangs.
+        self._deadlines = DeadlineWatch[TextAnswer](self._expire, clock)
         self._totals = TextTotals()
         self._writers: dict[TextRequest, ChoiceWriter] = {}
         self._prompts: dict[TextRequest, Any] = {}
@@ -94,6 +98,9 @@ class TextLoop:
                 raise
             self._writers.update(zip(requests, writers, strict=True))
             self._condition.notify()
+        answer = writers[0].answer
+        if answer.deadline < math.inf:
+            self._deadlines.add(answer)
 
     def cancel(self, requests: Iterable[TextRequest]) -> None:
         """Ends the requests that are not over, whose rows are then free."""
@@ -115,6 +122,7 @@ class TextLoop:
             self._fail_all(ClosedError(CLOSED))
         if self._thread is not None:
             self._thread.join(LAST_SECONDS)
+        self._deadlines.close()
         return self._thread is None or not self._thread.is_alive()
 
     def statistics(self) -> TextStatistics:
@@ -143,7 +151,8 @@ class TextLoop:
         with self._condition:
             while True:
                 now = self._clock()
-                self._end(self._scheduler.expire(now))
+                if self._deadlines.is_due(now):
+                    self._expire()
                 is_idle = self._scheduler.is_idle
                 if is_idle and self._is_closing:
                     return None
@@ -156,6 +165,13 @@ class TextLoop:
                 else:
                     seconds = min(self._scheduler.next_time() - now, threading.TIMEOUT_MAX)
                     self._condition.wait(seconds)
+
+    def _expire(self) -> None:
+        """Ends the requests that have no first token by their deadline."""
+        now = self._clock()
+        self._deadlines.take_due(now)
+        with self._condition:
+            self._end(self._scheduler.expire(now))
 
     def _as_task(self, work: Work) -> Callable[[], None]:
         if isinstance(work, DecodeStep):

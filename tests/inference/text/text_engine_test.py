@@ -3,6 +3,7 @@ import contextlib
 import gc
 import itertools
 import random
+import time
 import weakref
 
 import numpy as np
@@ -36,9 +37,8 @@ def options(**settings):
 @contextlib.contextmanager
 def open_engine(model=None, *, shapes=((4, 64), (4, 256)), **settings):
     model = model or FakeRowModel()
-    engine = TextEngine(
-        model, ByteTokenizer(), shapes=shapes, chunk_size=16, clock=model.clock, **settings
-    )
+    settings.setdefault("clock", model.clock)
+    engine = TextEngine(model, ByteTokenizer(), shapes=shapes, chunk_size=16, **settings)
     engine.start()
     try:
         yield engine, model
@@ -356,6 +356,19 @@ def test_a_request_without_a_first_token_by_its_deadline_fails():
         assert first.result(60).num_tokens == 40
         with pytest.raises(InvalidInputError, match="timeout"):
             engine.submit("b", GREEDY, timeout=-1)
+
+
+def test_a_deadline_passes_while_the_model_hangs():
+    with open_engine(clock=time.monotonic) as (engine, model):
+        model.hold()
+        first = engine.submit("a", GREEDY, timeout=0.01)
+        assert model.is_held.wait(60)
+        others = [engine.submit("b", GREEDY, timeout=0.01), engine.submit("c", GREEDY)]
+        for answer in (first, others[0]):
+            with pytest.raises(DeadlineExceededError):
+                answer.result(60)
+        model.release()
+        assert others[1].result(60)
 
 
 def test_too_many_requests_are_refused():
