@@ -10,8 +10,7 @@ import pytest
 from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
 from keras_deepseek.inference.text.sampling import SamplingOptions
 from tests.inference.grpc.open_inference_stream_test import note_each, open_stream
-from tests.oracles.fake_row_model import ByteTokenizer
-from tests.oracles.served_text import FakeEngine, TextModel
+from tests.oracles.served_text import ChatTokenizer, FakeEngine, TextModel
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -51,7 +50,7 @@ def serve(doubler, serve_grpc):
     with contextlib.ExitStack() as stack:
 
         def serve(answer=FIVE, **options):
-            text = TextModel(answer, ByteTokenizer(), has_chat=False, max_length=4096, **options)
+            text = TextModel(answer, ChatTokenizer(), has_chat=False, max_length=4096, **options)
             text.is_text = True
             stack.callback(text.engine.close, 60)
             stack.callback(text.model.release)
