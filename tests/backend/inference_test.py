@@ -1,9 +1,10 @@
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend import current
+from keras_deepseek.backend import comparison_schedule, current
 from keras_deepseek.backend.export.named_model import NamedModel
 
 
@@ -267,6 +268,27 @@ def test_a_step_that_differs_from_itself_by_rounding_is_recorded():
         _, state = step(state, np.ones((2, 1, 3), "float32"), number % 4)
     assert len(runs) < 20
     np.testing.assert_allclose(ops.convert_to_numpy(state["kept"]), 1.0, rtol=1e-4)
+
+
+def test_a_comparison_without_memory_is_put_off(monkeypatch):
+    if keras.backend.backend() != "torch":
+        return
+    torch = pytest.importorskip("torch")
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("all is taken")
+
+    monkeypatch.setattr(comparison_schedule, "_SHARE", 1e9)
+    model, variable = make_model()
+    step = current().inference.compile_with_state(add_to_slot(variable), [variable], model)
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    sums = []
+    for number in range(20):
+        if number == 3:
+            monkeypatch.setattr(torch.UntypedStorage, "clone", fail)
+        outputs, state = step(state, np.full((2, 1, 3), number, "float32"), number % 4)
+        sums.append(float(outputs["sum"][0]))
+    np.testing.assert_allclose(sums, expect_sums(calls=23)[:20])
 
 
 def test_nothing_is_compiled_after_the_calls_that_compile():

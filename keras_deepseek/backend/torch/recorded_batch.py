@@ -9,7 +9,8 @@ import torch
 
 from keras_deepseek.backend.keras_private.masks import read_mask
 from keras_deepseek.backend.keras_private.variables import keras_torch_device
-from keras_deepseek.backend.torch.recording import Recording, read_generators
+from keras_deepseek.backend.torch.generators import read_generators
+from keras_deepseek.backend.torch.recording import Recording
 from keras_deepseek.backend.torch.tape import leaves_of, map_leaves
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -16,17 +16,15 @@ import torch
 from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.comparison_schedule import ComparisonSchedule
 from keras_deepseek.backend.torch.compute import IS_RECORDED
+from keras_deepseek.backend.torch.generators import differ, read_generators, write_generators
 from keras_deepseek.backend.torch.python_state import PythonState, UsedVariables, is_watched
 from keras_deepseek.backend.torch.recorded_batch import Batch, Outcome
 from keras_deepseek.backend.torch.recording import (
     CannotRecordError,
     Recording,
-    differ,
     is_recording,
     pause_recording,
-    read_generators,
     record,
-    write_generators,
 )
 from keras_deepseek.backend.torch.tape import leaves_of
 
@@ -110,7 +108,7 @@ class RecordedFunction:
             if entry is not None and entry.schedule.is_due():
                 return self._compare(entry.recording, batch)
         if entry is None:
-            return self._function(structure)
+            return self._run_first(batch)
         start = time.perf_counter()
         result = self._replay(entry.recording, batch.tensors)
         entry.schedule.add_run(time.perf_counter() - start)
@@ -130,10 +128,18 @@ class RecordedFunction:
         """Returns True for the second batch of a shape, if the first could be recorded."""
         if self._state is None or self._is_off or self._state.has_hooks():
             return False
-        if key not in self._seen:
-            self._remember(key, can_record=True)
-            return False
-        return self._seen[key]
+        return self._seen.get(key, False)
+
+    def _run_first(self, batch: Batch) -> Any:
+        """Returns the function's result; remembers the shape, and layers as they are behind it.
+
+        A first call may build layers, and set attributes that then stay.
+        """
+        result = self._function(batch.structure)
+        with self._lock:
+            if batch.key not in self._seen and not self._is_changed():
+                self._remember(batch.key, can_record=True)
+        return result
 
     def _is_changed(self) -> bool:
         """Returns True if there are hooks, or code that can't be recorded.
@@ -203,7 +209,12 @@ class RecordedFunction:
                 return Outcome(recording, (function(copy), copy.readable()))
 
         start = time.perf_counter()
-        recorded = run(lambda copy: recording(copy.tensors))
+        try:
+            recorded = run(lambda copy: recording(copy.tensors))
+        except torch.OutOfMemoryError:  # There is no room for copies.
+            if batch.key in self._entries:
+                self._keep(batch.key, recording, start)
+            return self._function(batch.structure)
         result = self._run_as_recorded(batch)
         eager = Outcome(recording, (result, batch.readable()))
         if self._is_equal(recorded, eager, lambda: run(self._run_as_recorded)):

@@ -21,13 +21,8 @@ from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.keras_private.seeds import drawn_seed, replaced_generators
 from keras_deepseek.backend.torch.compute import IS_RECORDED
-from keras_deepseek.backend.torch.tape import (
-    Call,
-    Storage,
-    Value,
-    pause,
-    write_program,
-)
+from keras_deepseek.backend.torch.generators import DefaultGenerators
+from keras_deepseek.backend.torch.tape import Call, Storage, Value, pause, write_program
 
 _MOST_CALLS = 20_000
 """The most operations of a recording: compiling those of a long loop takes minutes."""
@@ -161,7 +156,7 @@ class _Recorder(TorchDispatchMode):
         self._num_values = 0
         self._outside: dict[int, Value] = {}  # By the address of their memory.
         self._undo: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._generators = _DefaultGenerators()
+        self._generators = DefaultGenerators()
         self._is_paused = False
         self._may_write_inputs = may_write_inputs
         self._inputs = [self._value_of(tensor) for tensor in inputs]
@@ -185,6 +180,7 @@ class _Recorder(TorchDispatchMode):
         is_random = torch.Tag.nondeterministic_seeded in func.tags
         if is_random and kwargs.get("generator") is None:
             # Attention, for example, may have no dropout.
+            self._check_generators()
             output, is_random = self._generators.draw(func, args, kwargs)
         else:
             output = func(*args, **kwargs)
@@ -244,7 +240,7 @@ class _Recorder(TorchDispatchMode):
 
     def finish(self, result: Any) -> Recording:
         """Returns the recording of a function that has returned `result`."""
-        self._generators.check()
+        self._check_generators()
         draws = self._generators.have_drawn or any(
             isinstance(leaf, torch.Generator) for call in self._calls for leaf in call.leaves()
         )
@@ -253,6 +249,10 @@ class _Recorder(TorchDispatchMode):
         self._calls = []
         written = [tensor for tensor, _ in self._undo.values()]
         return Recording(program, tensors, written, draws=draws)
+
+    def _check_generators(self) -> None:
+        if self._generators.were_set():
+            raise CannotRecordError("it sets the state of PyTorch's random generator")
 
     def _describe(self, result: Any) -> Any:
         """Returns a result with a `Value` for each tensor."""
@@ -361,49 +361,6 @@ class _Guard(TorchFunctionMode):
         if func in _LITERALS:
             self._recorder.note_literal(args[0], result)
         return result
-
-
-class _DefaultGenerators:
-    """Watches PyTorch's default generators while random numbers are drawn from them.
-
-    A recording can't repeat what sets their state, such as a checkpoint that draws again the same.
-    """
-
-    def __init__(self) -> None:
-        self.have_drawn = False
-        self._states = read_generators()
-
-    def check(self) -> None:
-        """Raises an error if a state was set since the last draw."""
-        if differ(read_generators(), self._states):
-            raise CannotRecordError("it sets the state of PyTorch's random generator")
-
-    def draw(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, bool]:
-        """Returns the output of an operation, and True if it has drawn random numbers."""
-        self.check()
-        output = func(*args, **kwargs)
-        old_states, self._states = self._states, read_generators()
-        has_drawn = differ(old_states, self._states)
-        self.have_drawn |= has_drawn
-        return output, has_drawn
-
-
-def read_generators() -> list[torch.Tensor]:
-    """Returns the states of PyTorch's default generators."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in devices)]
-
-
-def write_generators(states: Sequence[torch.Tensor]) -> None:
-    """Sets the states of PyTorch's default generators."""
-    torch.set_rng_state(states[0])
-    for index, state in enumerate(states[1:]):
-        torch.cuda.set_rng_state(state, index)
-
-
-def differ(states: Sequence[torch.Tensor], other_states: Sequence[torch.Tensor]) -> bool:
-    """Returns True if states of generators are not the same."""
-    return not all(map(torch.equal, states, other_states))
 
 
 def _make_generator(seed: Any, make: Callable[[Any], Any]) -> Any:

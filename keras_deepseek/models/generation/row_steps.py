@@ -339,11 +339,9 @@ class RowSteps:
         `report` gets the number of runs that are done, and of all. The cache is a new one of the
         first shape then.
         """
-        # Where a step has to come several times, some layers change when they run first.
-        times = backend.current().inference.calls_to_compile()
-        passes = times if times == 1 else times + 1
         self.make(*shapes[0])
-        jobs = list(self._list_jobs(shapes)) * passes
+        times = backend.current().inference.calls_to_compile()
+        jobs = list(self._list_jobs(shapes)) * times
         for number, job in enumerate(jobs):
             job()
             report(number + 1, len(jobs))
