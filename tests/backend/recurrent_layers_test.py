@@ -277,6 +277,23 @@ def test_a_layer_that_differs_keeps_the_loop_and_says_so(monkeypatch):
         assert layer(inputs[:1]).shape == (1, UNITS)
 
 
+def test_a_layer_that_differs_later_keeps_the_loop(monkeypatch):
+    layer, inputs, factor = make_layer("SimpleRNN"), make_inputs(), [1]
+    original = layers.SimpleRNNCell.call
+
+    def multiply(self, *arguments, **options):
+        output, states = original(self, *arguments, **options)
+        return factor[0] * output, states
+
+    monkeypatch.setattr(layers.SimpleRNNCell, "call", multiply)
+    with fused():
+        assert is_fused(layer(inputs))
+        factor[0] = 2
+        with pytest.warns(UserWarning, match="runs Keras's own loop"):
+            outputs = layer(inputs)
+    assert torch.equal(outputs, layer(inputs))
+
+
 def test_a_gradient_whose_terms_cancel_out_is_no_difference():
     for seed in (190, 411, 753):  # The gradient of the recurrent kernel is tiny.
         keras.utils.set_random_seed(seed)

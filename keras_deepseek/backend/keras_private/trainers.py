@@ -39,6 +39,11 @@ def finish_building(model: keras.Model) -> bool:
     return True
 
 
+def runs_as_written(model: keras.Model) -> bool:
+    """Returns True if a model is run eagerly, or compiled as a whole: nothing may replace parts."""
+    return bool(model.run_eagerly or model.jit_compile)
+
+
 def overrides_train_step(model: keras.Model) -> bool:
     """Returns True if a model's class, or the model itself, has its own `train_step`."""
     return "train_step" in vars(model) or class_overrides_train_step(model)

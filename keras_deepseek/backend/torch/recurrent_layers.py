@@ -1,11 +1,12 @@
 """Keras's recurrent layers on PyTorch's CPU, without a Python loop of Keras's operations.
 
 Each recurrence is one operation, which runs in the place of Keras's loop once it has proved itself:
-at the first call of a layer with a shape, outputs and gradients of both are compared. Elsewhere
-Keras's loop runs.
+at the first call of a layer with a shape, outputs and gradients of both are compared, and now and
+then again. Elsewhere Keras's loop runs.
 """
 
 import math
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,7 +17,9 @@ import keras
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from keras_deepseek.backend.comparison_schedule import ComparisonSchedule
 from keras_deepseek.backend.keras_private.recurrent_layers import replaced_inner_loops
+from keras_deepseek.backend.keras_private.trainers import runs_as_written
 from keras_deepseek.backend.torch.recording import is_recording
 from keras_deepseek.backend.torch.recurrences import RECURRENCES, run_recurrence
 
@@ -35,7 +38,11 @@ _SATURATING = 1e4
 
 _CELLS = (keras.layers.SimpleRNNCell, keras.layers.LSTMCell, keras.layers.GRUCell)
 
-_proved: weakref.WeakKeyDictionary[keras.Layer, set[Any]] = weakref.WeakKeyDictionary()
+_MOST_SHAPES = 256
+"""The most shapes of a layer that are remembered. The first one is dropped."""
+
+_Schedules = dict[Any, ComparisonSchedule]
+_proved: weakref.WeakKeyDictionary[keras.Layer, _Schedules] = weakref.WeakKeyDictionary()
 _refused: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 
 
@@ -45,8 +52,7 @@ def fuse_recurrent_layers(model: keras.Model) -> AbstractContextManager[None]:
     A model that is eager or compiled as a whole runs Keras's loop, as does a layer with
     `use_cudnn=False`.
     """
-    is_plain = model.run_eagerly or model.jit_compile
-    return nullcontext() if is_plain else replaced_inner_loops(_run)
+    return nullcontext() if runs_as_written(model) else replaced_inner_loops(_run)
 
 
 def _run(
@@ -83,17 +89,27 @@ def _run(
     has_masks = (mask is None, dropout_mask is None)
     comparison = _Comparison([sequences, *states, *weights], len(states))
     key = (settings, has_masks, comparison.key())
-    if key not in _proved.setdefault(layer, set()):
+    schedules = _proved.setdefault(layer, {})
+    schedule = schedules.get(key)
+    if schedule is None or (schedule.is_due() and not is_recording()):
+        start = time.perf_counter()
         difference = comparison.measure(run_loop, run_fused)
+        if schedule is not None:
+            schedule.add_comparison(time.perf_counter() - start)
         if difference is None:
             return loop(sequences, initial_state, mask, training)
         if not difference <= max(_TOLERANCE, math.sqrt(sequences.shape[:2].numel())):
             _refuse(layer, difference)
             return loop(sequences, initial_state, mask, training)
-        _proved[layer].add(key)
+        schedule = schedules.setdefault(key, ComparisonSchedule())
+        if len(schedules) > _MOST_SHAPES:
+            del schedules[next(iter(schedules))]
     # A copy: Keras assigns the states of a stateful layer before the backward pass reads them.
     states = [state.clone() for state in states] if layer.stateful else states
-    return run_fused(sequences, states, weights)
+    start = time.perf_counter()
+    result = run_fused(sequences, states, weights)
+    schedule.add_run(time.perf_counter() - start)
+    return result
 
 
 def _find_recurrence(layer: Any, training: Any) -> str | None:

@@ -18,6 +18,7 @@ from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.keras_private.layer_calls import recomputed_call
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
+from keras_deepseek.backend.keras_private.trainers import runs_as_written
 from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step, WeightChange
 from keras_deepseek.backend.torch import profiling
@@ -154,9 +155,8 @@ class TorchStep(Step):
         }
 
         def in_use() -> AbstractContextManager[None]:
-            is_compiled = model.run_eagerly or model.jit_compile
             has_own = steps.keys() & vars(model).keys()
-            return own_attributes(model, **({} if is_compiled or has_own else steps))
+            return own_attributes(model, **({} if runs_as_written(model) or has_own else steps))
 
         return in_use
 

@@ -20,6 +20,7 @@ from keras_deepseek.backend.keras_private.trainers import (
     build_for_training,
     class_overrides_train_step,
     finish_building,
+    runs_as_written,
 )
 from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
 from keras_deepseek.backend.profiling.step_trace import BACKWARD, LOSS
@@ -163,7 +164,7 @@ class TrainingStep:
             raise InvalidInputError("Received a batch without rows, which can't be trained on.")
         self._build(data)
         states = self._guard.copy_states(self._model) if self._guard else []
-        is_eager = self._model.run_eagerly or self._model.jit_compile
+        is_eager = runs_as_written(self._model)
         compute = self._compute_eagerly if is_eager else self._compute
         loss, logs, gradients, variables, num_rows, keep_residual, means = compute(batch)
         is_measured = self._statistics is not None and self._statistics.step_metrics.are_wanted
@@ -332,9 +333,8 @@ class TrainingStep:
         recorded = make_recorded(start, self._model, self._find_obstacle)
 
         def run(batch: Batch, variables: Sequence[keras.Variable]) -> Part:
-            is_eager = self._model.run_eagerly or self._model.jit_compile
             # A sum needs the rows of all processes.
-            if is_eager or self.loss.is_sum or self.find_blocks():
+            if runs_as_written(self._model) or self.loss.is_sum or self.find_blocks():
                 return compute(batch, variables)
             (weight, loss, logs, factor), backward = recorded(batch)
             return Part(WeightedSums(weight, loss, logs, []), count_rows(batch), backward, factor)
