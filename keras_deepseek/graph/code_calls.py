@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.backend.known_packages import is_known, package_of
 from keras_deepseek.graph.code_rewriter import REWRITTEN, refuse
 from keras_deepseek.graph.code_values import (
     CHOICE,
@@ -23,10 +24,8 @@ from keras_deepseek.graph.code_values import (
     Kind,
     flatten,
     is_data,
-    is_of_known_package,
     is_plain,
     is_tensor,
-    package_of,
 )
 from keras_deepseek.graph.watched_names import Watch, is_constant
 
@@ -54,10 +53,12 @@ _OPERATIONS = {
     if function.__globals__["__name__"].startswith("keras.")
 }
 _RANDOM = {getattr(keras.random, name) for name in _DRAWS.split()}
-_OF_SETTINGS = {getattr(m, name): name for m in (keras.config, keras.backend) for name in _SETTINGS}
-_OF_LISTS = {list, tuple, dict, zip, enumerate, reversed, len, sum}
-_OF_NUMBERS = {getattr(builtins, name) for name in _NUMBERS.split()}
-_OF_NUMBERS |= {f for f in vars(math).values() if isinstance(f, types.BuiltinFunctionType)}
+_SETTING_READERS = {
+    getattr(m, name): name for m in (keras.config, keras.backend) for name in _SETTINGS
+}
+_LIST_FUNCTIONS = {list, tuple, dict, zip, enumerate, reversed, len, sum}
+_NUMBER_FUNCTIONS = {getattr(builtins, name) for name in _NUMBERS.split()}
+_NUMBER_FUNCTIONS |= {f for f in vars(math).values() if isinstance(f, types.BuiltinFunctionType)}
 _OUTSIDE = {"numpy", "torch", "jax", "tensorflow", "scipy"} | sys.stdlib_module_names - {"__main__"}
 _ARGUMENTS_OF_WHERE = 3
 _MOST_ELEMENTS = 20_000
@@ -157,19 +158,19 @@ class Operations:
             return Data()
         if type(function) not in (types.FunctionType, types.BuiltinFunctionType, type):
             refuse(f"calls {text}, which is no operation of Keras")
-        if function in _OF_LISTS:
+        if function in _LIST_FUNCTIONS:
             return self._call_for_list(function, args, kwargs)
-        if function in _OF_NUMBERS:
+        if function in _NUMBER_FUNCTIONS:
             return self._call_for_number(function, args, kwargs)
         owner = getattr(function, "__self__", None)
         is_method = isinstance(function, types.BuiltinFunctionType) and owner is not None
         if is_method and (type(owner) in CONTAINERS or is_constant(owner)):
             return self._call_method_of_list(function, args, kwargs, text)
-        if isinstance(function, types.FunctionType) and not is_of_known_package(function):
+        if isinstance(function, types.FunctionType) and not is_known(function):
             scope, file = function.__globals__, function.__code__.co_filename
             if file.startswith(REWRITTEN) and not scope["__builtins__"]:  # Of the code itself.
                 return function(*args, **kwargs)
-            if package_of(function.__globals__.get("__name__", "")) not in _OUTSIDE:
+            if package_of(function) not in _OUTSIDE:
                 return self._run(function, args, kwargs)
         return self._call_keras(function, values, text)
 
@@ -177,8 +178,8 @@ class Operations:
         if function is ops.shape:
             return SHAPE
         self.reads_sizes |= function is ops.size
-        if function in _OF_SETTINGS:
-            return self._watch.get_attribute(_KERAS_SETTINGS, _OF_SETTINGS[function])
+        if function in _SETTING_READERS:
+            return self._watch.get_attribute(_KERAS_SETTINGS, _SETTING_READERS[function])
         if function in (ops.dtype, keras.backend.standardize_dtype):
             return CHOICE
         if function in _RANDOM:
@@ -196,7 +197,7 @@ class Operations:
         owner, name, is_of_layer = method.__self__, method.__name__, method.__self__ is self._layer
         if isinstance(owner, keras.Layer) and not is_of_layer:
             refuse(f"calls {text}, a method of another layer")
-        if not is_of_known_package(method.__func__):
+        if not is_known(method.__func__):
             return self._run(method.__func__, (owner, *args), kwargs)
         is_helper = name.startswith("_") and not hasattr(keras.Layer, name)
         if not is_of_layer or not (is_helper or name in ("call", "compute_mask")):

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend.known_packages import is_known
 from keras_deepseek.graph.code_calls import Operations
 from keras_deepseek.graph.code_rewriter import REWRITTEN, UnreadableCodeError, refuse, rewrite
 from keras_deepseek.graph.code_values import (
@@ -26,15 +27,12 @@ from keras_deepseek.graph.code_values import (
     Kind,
     ObjectReader,
     is_container,
-    is_of_known_package,
     is_plain,
     is_tensor,
 )
 from keras_deepseek.graph.watched_names import MISSING, Watch, is_constant
 
 _MOST_CHECKS = 20_000
-_CHECKS = ("call", "operator", "truth", "logic", "raises", "elements")
-_CHECKS_OF_VALUES = ("item", "set_item", "fit", "change", "share", "keep", "constant")
 
 
 class _RaisedError(Exception):
@@ -53,6 +51,23 @@ class CodeReader:
         self.watch = Watch()
         self._operations = Operations(layer, tracked, self.watch, self._run)
         self._objects = ObjectReader(layer, self.watch, self._run)
+        self._checks: dict[str, Callable[..., Any]] = {  # By the names in rewritten code.
+            "attribute": self._objects.attribute,
+            "call": self._call,
+            "change": self._operations.change,
+            "constant": self._operations.constant,
+            "elements": self._elements,
+            "fit": self._operations.fit,
+            "item": self._operations.item,
+            "keep": self._operations.keep,
+            "logic": self._logic,
+            "operator": self._operator,
+            "raises": self._raises,
+            "set_item": self._operations.set_item,
+            "share": self._operations.share,
+            "slice": slice,
+            "truth": self._truth,
+        }
         self._rewritten: dict[Any, Any] = {}
         self._path: list[int] = []
         self._waiting: list[list[int]] = []
@@ -90,7 +105,7 @@ class CodeReader:
 
     def _enter(self, function: types.FunctionType, args: list[Any]) -> None:
         """Runs a function with stand-ins for its arguments."""
-        if not isinstance(function, types.FunctionType) or is_of_known_package(function):
+        if not isinstance(function, types.FunctionType) or is_known(function):
             refuse(f"is an object of the class {type(function).__name__}")
         if "__signature__" in vars(function):
             refuse("has a signature of its own")
@@ -133,11 +148,7 @@ class CodeReader:
                 refuse("calls super() outside of a method")
             return super(outside("__class__"), owner)
 
-        checks = {name: getattr(self, f"_{name}") for name in _CHECKS}
-        checks |= {name: getattr(self._operations, name) for name in _CHECKS_OF_VALUES}
-        checks |= {"attribute": self._objects.attribute, "slice": slice}
-        checks |= {"outside": outside, "super": call_super}
-        result = rewrite(function, checks)
+        result = rewrite(function, {**self._checks, "outside": outside, "super": call_super})
         wrap = self._objects.wrap
         result.__defaults__ = tuple(wrap(value, "a default") for value in defaults)
         result.__kwdefaults__ = {k: wrap(v, "a default") for k, v in keyword_defaults.items()}

@@ -13,11 +13,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_deepseek.backend.known_packages import is_known, package_of
 from keras_deepseek.graph.code_rewriter import refuse
 from keras_deepseek.graph.watched_names import MISSING, Watch, find_in_class, is_constant
 
-PACKAGES = {"keras", "keras_hub", "keras_deepseek"}
-"""The packages whose code is known."""
 CHANGING_METHODS = {"append", "extend", "insert", "pop", "reverse", "update", "setdefault"}
 """The methods that code may call on lists and dicts that it makes itself."""
 _READING_METHODS = {"items", "keys", "values", "get", "index", "count", "copy"}
@@ -86,20 +85,10 @@ def is_data(value: Any) -> bool:
     )
 
 
-def package_of(module: Any) -> str:
-    """Returns the name of the package of a module's name."""
-    return str(module).partition(".")[0]
-
-
-def is_of_known_package(function: types.FunctionType) -> bool:
-    """Returns True for a function of Keras, KerasHub or this package."""
-    return package_of(function.__globals__.get("__name__", "")) in PACKAGES
-
-
 def is_container(value: Any) -> bool:
     """Returns True for Python's lists, tuples and dicts, and those in which Keras wraps them."""
     packages = {"builtins", "keras", "tensorflow"}
-    return isinstance(value, list | tuple | dict) and package_of(type(value).__module__) in packages
+    return isinstance(value, list | tuple | dict) and package_of(type(value)) in packages
 
 
 class ObjectReader:
@@ -122,10 +111,9 @@ class ObjectReader:
             if isinstance(getter, property) or _is_of_user(getter):
                 refuse(f"reads {text}, an object with a `{member}` of its own")
         if isinstance(value, keras.Variable | keras.random.SeedGenerator):
-            is_of_keras = package_of(type(value).__module__) in PACKAGES
-            return (
-                value if is_of_keras else refuse(f"reads {text}, an object of a class of its own")
-            )
+            if not is_known(type(value)):
+                refuse(f"reads {text}, an object of a class of its own")
+            return value
         if isinstance(value, np.ndarray) or ops.is_tensor(value):
             if hasattr(type(value), "__iadd__"):
                 refuse(f"reads {text}, an array whose numbers may change")
@@ -200,7 +188,7 @@ class ObjectReader:
             self._watch.get_attribute(source, attribute)
         member = find_in_class(kind, name)
         if isinstance(member, property):
-            if isinstance(member.fget, types.FunctionType) and not is_of_known_package(member.fget):
+            if isinstance(member.fget, types.FunctionType) and not is_known(member.fget):
                 return self._run(member.fget, [owner], {})
             return self._known_property(owner, name)
         if hasattr(type(member), "__set__") or hasattr(type(member), "attrname"):
@@ -210,7 +198,7 @@ class ObjectReader:
             return self.wrap(value, name)
         if member is MISSING:  # PyTorch's `__getattr__` looks in a dict of layers.
             getter = find_in_class(kind, "__getattr__")
-            if getter is MISSING or package_of(getter.__module__) != "torch":
+            if getter is MISSING or package_of(getter) != "torch":
                 refuse(f"reads .{name} by a `__getattr__`, or it is missing")
             member = self._watch.get_attribute(owner, name)
         if isinstance(member, staticmethod):
@@ -231,9 +219,8 @@ class ObjectReader:
 
 
 def _is_of_user(member: Any) -> bool:
-    packages = PACKAGES | {"torch", "tensorflow", "jax", "flax"}
     is_function = isinstance(member, types.FunctionType)
-    return is_function and package_of(member.__globals__.get("__name__", "")) not in packages
+    return is_function and not is_known(member, "torch", "tensorflow", "jax", "flax")
 
 
 def _check_class(kind: type, name: str) -> None:

@@ -18,12 +18,13 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.known_packages import is_known, package_of
 from keras_deepseek.graph.code_reader import CodeReader
 from keras_deepseek.graph.code_rewriter import UnreadableCodeError
-from keras_deepseek.graph.code_values import PACKAGES, is_container, package_of
+from keras_deepseek.graph.code_values import is_container
 from keras_deepseek.graph.watched_names import Watch
 
-_OF_BASES = {"tensorflow", "jax", "flax", "torch", "builtins", "abc", "typing", "functools"}
+_BASE_PACKAGES = {"tensorflow", "jax", "flax", "torch", "builtins", "abc", "typing", "functools"}
 """The packages whose classes are bases of Keras's."""
 
 _NOT_IN_CALL = {
@@ -151,21 +152,21 @@ class CodeState:
 
     def __init__(self, layers: Sequence[keras.Layer]) -> None:
         self._layers = layers
-        self._watches: list[Watch] = []  # All, since a token has the ids of objects.
-        self._numbers: dict[Any, int] = {}
-        self._number = self._read()
+        # The number of each token. Its watch holds the objects whose ids are in it.
+        self._numbers: dict[Any, tuple[int, Watch]] = {}
+        self._read()
 
     def number(self) -> int:
         """Returns a number that is another one if a name is bound to something else."""
-        if not self._watches[-1].is_current():
-            self._number = self._read()
+        if not self._watch.is_current():
+            self._read()
         return self._number
 
-    def _read(self) -> int:
-        watch = Watch()
-        watch.add(read_layer(layer).watch for layer in self._layers)
-        self._watches.append(watch)
-        return self._numbers.setdefault(watch.token(), len(self._numbers))
+    def _read(self) -> None:
+        self._watch = Watch()
+        self._watch.add(read_layer(layer).watch for layer in self._layers)
+        state = len(self._numbers), self._watch
+        self._number, _ = self._numbers.setdefault(self._watch.token(), state)
 
 
 def _find_code(layer: Any) -> list[tuple[str, Any]]:
@@ -198,7 +199,7 @@ def _find_foreign_methods(kind: Any, _fingerprint: int) -> tuple[tuple[str, Any]
     A class that only adds methods, or overrides those of training and saving, has none.
     """
     methods = []
-    bases = [base for base in kind.__mro__ if package_of(base.__module__) in PACKAGES]
+    bases = list(filter(is_known, kind.__mro__))
     for owner in kind.__mro__:
         for name, member in vars(owner).items():
             if name in _NOT_IN_CALL or not _is_code(member) or _is_known(member, owner):
@@ -217,7 +218,6 @@ def _is_code(member: Any) -> bool:
 def _is_known(member: Any, owner: type, depth: int = _MOST_DEPTH) -> bool:
     """Returns True for code of known packages, if all functions that it holds are known too.
 
-    A function's module is read from its globals, since `functools.wraps` changes `__module__`.
     `owner` is the class of the object, whose module counts for anything but a function.
     """
     if isinstance(member, type):
@@ -226,24 +226,25 @@ def _is_known(member: Any, owner: type, depth: int = _MOST_DEPTH) -> bool:
         return False
     if isinstance(member, keras.Layer):  # One that Keras tracks is asked by itself.
         return depth == _MOST_DEPTH or all(
-            package_of(type(inner).__module__) in PACKAGES for inner in flatten_layers(member)
+            is_known(type(inner)) for inner in flatten_layers(member)
         )
     if isinstance(member, keras.Operation):
         return find_foreign_code(member) is None
     if isinstance(member, types.MethodType | classmethod | staticmethod | property):
         function = member.fget if isinstance(member, property) else member.__func__
         return _is_known(function, owner, depth)
-    module = owner.__module__
+    source: Any = owner
     functions: list[Any] = []
     if isinstance(member, types.FunctionType):
-        module = member.__globals__.get("__name__", "")
+        source = member
         functions = [cell.cell_contents for cell in member.__closure__ or () if cell != _EMPTY_CELL]
     elif isinstance(member, functools.partial):
-        module, functions = "functools", [member.func, *member.args, *member.keywords.values()]
+        source = functools.partial
+        functions = [member.func, *member.args, *member.keywords.values()]
     else:  # As by `ops.custom_gradient` on PyTorch and `keras.remat` on TensorFlow.
         values = getattr(member, "__dict__", {}).values()
         functions = [value for value in values if not isinstance(value, keras.Layer)]
-    return package_of(module) in PACKAGES | _OF_BASES and all(
+    return is_known(source, *_BASE_PACKAGES) and all(
         _is_known(function, type(function), depth - 1) for function in filter(callable, functions)
     )
 
@@ -309,9 +310,10 @@ def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
 def _is_shared(value: Any) -> bool:
     if isinstance(value, dict | list | tuple | set):
         return False
-    packages = {package_of(base.__module__) for base in type(value).__mro__}
-    is_reference = package_of(type(value).__module__) == "tensorflow"  # As to a layer inside.
-    return bool(packages & PACKAGES) or is_reference or getattr(value, "grad_fn", None) is not None
+    kind = type(value)
+    is_reference = package_of(kind) == "tensorflow"  # As to a layer inside.
+    is_of_graph = getattr(value, "grad_fn", None) is not None
+    return is_reference or is_of_graph or any(map(is_known, kind.__mro__))
 
 
 def _find_shared(value: Any) -> Iterator[Any]:

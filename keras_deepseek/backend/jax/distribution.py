@@ -150,7 +150,7 @@ def _fitting(layout: Any, shape: Sequence[int]) -> jax.sharding.Sharding:
     return sharding
 
 
-_OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unavailable:")
+_PEER_MESSAGES = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unavailable:")
 """Words in errors of JAX that are about another process, and not about memory, for example."""
 
 
@@ -164,7 +164,7 @@ class translate_peer_errors(PeerErrorTranslator):  # noqa: N801
         """Returns True if an error of JAX may be about another process."""
         text = str(error).lower()
         is_engines = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
-        is_about_peers = is_engines and any(mark in text for mark in _OF_PEERS)
+        is_about_peers = is_engines and any(mark in text for mark in _PEER_MESSAGES)
         return is_about_peers and jax.process_count() > 1
 
 

@@ -12,7 +12,7 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.layers import without_new_nodes
 from keras_deepseek.backend.protocols.inference import CompiledStep, Inference
 
-_OF_NEGATIVE_SIZES = (
+_NEGATIVE_SIZE_MESSAGES = (
     "Negative dimension size",
     "size would be zero or negative",
     "size would be negative",  # Keras 3.13.
@@ -126,7 +126,7 @@ def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
         with without_new_nodes(model.model):
             model(symbols)
     except Exception as error:
-        if any(words in str(error) for words in _OF_NEGATIVE_SIZES):
+        if any(words in str(error) for words in _NEGATIVE_SIZE_MESSAGES):
             raise
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,8 +19,9 @@ from keras_deepseek.backend.keras_private.variables import (
     keras_torch_device,
     raw_value,
 )
+from keras_deepseek.backend.known_packages import is_known
 
-_OF_TRAINING = {
+_TRAINING_ATTRIBUTES = {
     *("train_function", "test_function", "predict_function", "make_train_function", "train_step"),
     *("make_test_function", "make_predict_function", "evaluate", "history", "stop_training"),
     *("stop_evaluating", "stop_predicting", "_eval_epoch_iterator", "_initial_epoch", "compiled"),
@@ -27,15 +29,13 @@ _OF_TRAINING = {
     "_compile_config",
 }
 """The attributes of a model that Keras's loops and ours change between two steps."""
-_OF_CALLS = {
+_CALL_ATTRIBUTES = {
     *("_losses", "_loss_ids", "_losses_override", "_inbound_nodes", "_outbound_nodes", "_metrics"),
     *("_layers", "_trainable_variables", "_non_trainable_variables", "_seed_generators"),
     *("_parameters", "_buffers", "_modules", "_call_context_args", "_call_has_context_arg"),
     *("call_signature_parameters", "_build_shapes_dict", "_auto_config"),
 }
 """The attributes of a layer whose contents need not be compared."""
-_STEADY = {"keras", "keras_hub", "keras_deepseek", "torch", "builtins"}
-"""The packages whose classes nobody changes while a model trains."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _call_layer = keras.Layer.__call__
 _read_trainable = operator.attrgetter("requires_grad")
@@ -64,16 +64,14 @@ class PythonState:
             for owner in (*self.layers, *owners)
             for name, value in vars(owner).items()
             if isinstance(value, list | dict)
-            and (name == "_layers" or name not in _OF_CALLS)
+            and (name == "_layers" or name not in _CALL_ATTRIBUTES)
             and not name.endswith("_hooks")
-            and name not in _OF_TRAINING
+            and name not in _TRAINING_ATTRIBUTES
         ]
         self._copies = list(map(_copy, self._containers))
         self._classes = list({type(layer) for layer in self.layers})
         mro = {base for owner in self._classes for base in owner.__mro__}
-        self._own_classes = [
-            vars(base) for base in mro if base.__module__.partition(".")[0] not in _STEADY
-        ]
+        self._own_classes = [vars(base) for base in mro if not is_known(base, "torch", "builtins")]
         # The rule for code, `graph/known_code.py`, leaves in layers what it read of users' code.
         readings = (vars(layer).get("_code_reading") for layer in self.layers)
         self._readings = [reading for reading in readings if reading is not None]
@@ -102,7 +100,7 @@ class PythonState:
         return (
             list(map(list, map(dict.values, self._attributes))),
             [
-                [value for name, value in attributes.items() if name not in _OF_TRAINING]
+                [value for name, value in attributes.items() if name not in _TRAINING_ATTRIBUTES]
                 for attributes in self._models
             ],
             list(map(type, self.layers)),
@@ -114,11 +112,19 @@ class PythonState:
 
     @functools.cached_property
     def has_known_layers(self) -> bool:
-        """True if no class of a user adds a method to a layer. An `__init__` runs no step."""
-        return not any(
-            callable(member) and not isinstance(member, type) and name != "__init__"
+        """True if users gave the layers no methods and no functions. An `__init__` runs no step."""
+        methods = [
+            member
             for members in self._own_classes
             for name, member in members.items()
+            if callable(member) and not isinstance(member, type) and name != "__init__"
+        ]
+        values = [value for attributes in self._attributes for value in attributes.values()]
+        functions = (types.FunctionType, types.MethodType, functools.partial)
+        return not methods and all(
+            is_known(getattr(value, "__func__", value), "torch")
+            for value in values
+            if isinstance(value, functions)
         )
 
     def has_hooks(self) -> bool:

@@ -9,9 +9,9 @@ from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.trainers import compile_arguments
 from keras_deepseek.graph.known_code import find_foreign_code, find_unrecordable_layer
 
-_OF_LOSS = ("compute_loss", "compute_metrics")
+_LOSS_METHODS = ("compute_loss", "compute_metrics")
 _COMPILED = ("loss", "metrics", "weighted_metrics")
-_OF_SCALES = (
+_KNOWN_SCALES = (
     keras.optimizers.Optimizer.scale_loss,
     keras.optimizers.LossScaleOptimizer.scale_loss,
 )
@@ -25,16 +25,16 @@ def find_training_obstacle(model: keras.Model, compute: Callable[..., Any] | Non
     if compute is not None:
         return "the trainer has its own `train_step`"
     optimizer = model.optimizer  # The update is outside of the recording, and so is its rate.
-    if type(optimizer).scale_loss not in _OF_SCALES or "scale_loss" in vars(optimizer):
+    if type(optimizer).scale_loss not in _KNOWN_SCALES or "scale_loss" in vars(optimizer):
         return f"{type(optimizer).__name__}.scale_loss is not known"
-    return _find(model, _OF_LOSS, _compiled_parts(model))
+    return _find(model, _LOSS_METHODS, _compiled_parts(model))
 
 
 def find_evaluation_obstacle(model: keras.Model, step: str) -> str | None:
     """Returns a reason why `test_step` or `predict_step` can't be recorded, or `None`."""
     if step == "predict_step":
         return _find(model, (step,), {})
-    return _find(model, (step, *_OF_LOSS), _compiled_parts(model))
+    return _find(model, (step, *_LOSS_METHODS), _compiled_parts(model))
 
 
 def _compiled_parts(model: keras.Model) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _compiled_parts(model: keras.Model) -> dict[str, Any]:
 
 def _find(model: keras.Model, methods: Sequence[str], parts: dict[str, Any]) -> str | None:
     for name in methods:
-        is_replaced = name in _OF_LOSS and name in vars(model)
+        is_replaced = name in _LOSS_METHODS and name in vars(model)
         if is_replaced or getattr(type(model), name) is not getattr(keras.Model, name):
             return f"{type(model).__name__}.{name} is not known"
     for name, part in parts.items():

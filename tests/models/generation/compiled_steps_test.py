@@ -103,3 +103,17 @@ def test_a_layer_of_a_user_is_run_at_each_token():
     tokens = model.generate([[5, 9, 2]], max_new_tokens=20, stop_token_ids=None)
     assert tokens == expected.generate([[5, 9, 2]], max_new_tokens=20, stop_token_ids=None)
     assert len(calls) == 20
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others are compiled.")
+def test_a_function_of_a_user_is_run_at_each_token():
+    calls = []
+
+    def count(x):
+        calls.append(1)
+        return x
+
+    model = make_small_model()
+    model.backbone.transformer_layers[0].feed_forward.down.activation = count
+    model.generate([[5, 9, 2]], max_new_tokens=20, stop_token_ids=None)
+    assert len(calls) == 20
