@@ -217,7 +217,10 @@ class RecordedFunction:
             return self._function(batch.structure)
         result = self._run_as_recorded(batch)
         eager = Outcome(recording, (result, batch.readable()))
-        if self._is_equal(recorded, eager, lambda: run(self._run_as_recorded)):
+        # A training step runs once: what else it writes could not be undone.
+        may_repeat = self._has_state or self._is_pure
+        repeat = functools.partial(run, self._run_as_recorded) if may_repeat else None
+        if self._is_equal(recorded, eager, repeat):
             self._keep(batch.key, recording, start)
         return result
 
