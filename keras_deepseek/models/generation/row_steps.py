@@ -20,7 +20,7 @@ from keras_deepseek.backend.call_context import make_batch_invariant
 from keras_deepseek.backend.protocols.inference import CompiledStep
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.causal_lm import CausalLM
-from keras_deepseek.models.generation.compiled_steps import to_numpy
+from keras_deepseek.models.generation.compiled_steps import holds_only_slots, to_numpy
 from keras_deepseek.models.generation.generation import read_context
 from keras_deepseek.models.generation.row_choice import (
     History,
@@ -54,6 +54,8 @@ from keras_deepseek.models.generation.row_sampling import (
 _SCORED_TOKENS = 32
 """The tokens of a prompt whose logits are computed at once for log-probabilities."""
 
+_GREEDY = RowSampling(temperature=0.0)
+
 _SAMPLINGS = (
     RowSampling(),
     RowSampling(top_k=1),
@@ -83,6 +85,7 @@ class RowSteps:
         self._model = model
         self._recorded: keras.Model | None = model
         self._chunk_size = chunk_size
+        self._holds_only_slots = holds_only_slots(model.make_cache)
         self._is_batch_invariant = batch_invariant
         self._state: State = {"cache": [], "history": {}}
         self._samplings: list[RowSettings | None] = []
@@ -193,15 +196,18 @@ class RowSteps:
             The next staging cache, the first token of the answer or `None`, and the
                 log-probabilities of `targets` or `None`.
         """
-        number, slots = len(token_ids), cache[0]["mask"].shape[1]
+        slots = cache[0]["mask"].shape[1]
         size = self._read_size(slots)
+        if sampling is not None and targets is None and self._can_overlap(size):
+            token_ids, start, size = _fit_last_chunk(token_ids, start, prompt, size)
+        number = len(token_ids)
         padded = np.asarray([[*token_ids, *[0] * (size - number)]], "int32")
         index = np.asarray([start], "int32")
         if number == size and targets is None:
-            outputs, cache = self._call(("read", slots), read, cache, padded, index)
+            outputs, cache = self._call(("read", size, slots), read, cache, padded, index)
         else:
             mask, last = np.arange(size)[None] < number, np.asarray([number - 1], "int32")
-            key = ("read with a mask", slots)
+            key = ("read with a mask", size, slots)
             outputs, cache = self._call(key, read_with_mask, cache, padded, index, mask, last)
         hidden, answer = outputs.pop("hidden", None), None
         if sampling is not None:
@@ -213,6 +219,10 @@ class RowSteps:
             answer_read = np.zeros(1, "int32"), np.zeros(1, "bool")
             answer, _ = self._choose(outputs, [sampling], [uniform], history, *answer_read)
         return cache, answer, None if targets is None else self._score(hidden, targets)
+
+    def _can_overlap(self, size: int) -> bool:
+        """Returns True if a chunk of a size may write slots again that were written before."""
+        return self._holds_only_slots and size == self._chunk_size
 
     def _score(self, hidden: Any, targets: Sequence[int]) -> PromptOutputs:
         """Returns the log-probabilities of the tokens that follow the first of a chunk."""
@@ -371,6 +381,10 @@ class RowSteps:
         cache, size = self.begin(length), self._read_size(length)
         cache, _, _ = self.read(cache, [1] * size, 0)
         self.read(cache, [1] * size, length - size, targets=[1])
+        if self._can_overlap(size):
+            for prompt in [[1] * length] if length > size else [[1] * length, [1]]:
+                half = prompt[: size // 2]
+                self.read(self.begin(length), half, 0, sampling=_GREEDY, prompt=prompt)
 
     def _try_rows(self, shape: tuple[int, int], lengths: Sequence[int]) -> None:
         """Runs the steps of a cache of this shape."""
@@ -394,3 +408,18 @@ class RowSteps:
         tokens = np.zeros(rows, "int32"), np.ones(rows, "bool")
         history = make_history(rows, self.vocabulary_size)
         self._choose(outputs, [sampling] * rows, [0.5] * rows, history, *tokens)
+
+
+def _fit_last_chunk(
+    token_ids: Sequence[int], start: int, prompt: Sequence[int], size: int
+) -> tuple[Sequence[int], int, int]:
+    """Returns the tokens to read last, the number of those before, and the size of the chunk.
+
+    A short remainder takes half a chunk. If the prompt is long enough, the chunk begins among
+    tokens that were read already, so that it has no padding: their slots get the same numbers.
+    """
+    size = size // 2 if len(token_ids) <= size // 2 else size
+    if len(prompt) < size:
+        return token_ids, start, size
+    start = len(prompt) - size
+    return prompt[start:], start, size
