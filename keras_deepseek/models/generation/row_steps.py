@@ -90,6 +90,7 @@ class RowSteps:
         self._state: State = {"cache": [], "history": {}}
         self._samplings: list[RowSettings | None] = []
         self._steps: dict[Any, CompiledStep] = {}
+        self._names: dict[int, set[tuple[int, str]]] = {}
 
     @property
     def num_compilations(self) -> int:
@@ -108,7 +109,7 @@ class RowSteps:
 
         `sources` has the row to copy, or `None`, for each row of the new cache.
         """
-        if find_names(self._model.make_cache(0, slots)) - find_names(self._cache):
+        if self._names_at(slots) - find_names(self._cache):
             raise InvalidInputError(
                 f"A row of {self._shape[1]} slots can't be copied into one of {slots}: the cache "
                 "of this model holds more kinds of tensors there. Use one number of slots."
@@ -131,8 +132,14 @@ class RowSteps:
 
         Caches of fewer slots may lack some of the tensors.
         """
-        names = [find_names(self._model.make_cache(0, number)) for number in slots]
+        names = [self._names_at(number) for number in slots]
         return [number for number, cache in zip(slots, names, strict=True) if cache == names[-1]]
+
+    def _names_at(self, slots: int) -> set[tuple[int, str]]:
+        """Returns the names of the tensors of a cache of so many slots."""
+        if slots not in self._names:
+            self._names[slots] = find_names(self._model.make_cache(0, slots))
+        return self._names[slots]
 
     @property
     def _cache(self) -> Cache:
@@ -158,9 +165,8 @@ class RowSteps:
         With more slots, a cache may hold more kinds of tensors; then all that a row has.
         """
         slots = self._chunk_size
-        while slots < prompt_length or not find_names(self._cache) <= find_names(
-            self._model.make_cache(0, slots)
-        ):
+        names = find_names(self._cache)
+        while slots < prompt_length or not names <= self._names_at(slots):
             slots *= 2
         return slots
 

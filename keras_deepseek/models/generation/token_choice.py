@@ -129,7 +129,9 @@ def draw_by_weight(weights: Any, uniforms: Any) -> Any:
     block, preceding_sum = _find_crossing(sums, target)
     inside = ops.squeeze(ops.take_along_axis(blocks, ops.expand_dims(block, -1), axis=1), 1)
     index, _ = _find_crossing(inside, target - preceding_sum)
-    return ops.cast(ops.squeeze(block * size + index, -1), "int32")
+    # Weights that are NaN choose the last of the padding.
+    tokens = ops.minimum(block * size + index, vocabulary_size - 1)
+    return ops.cast(ops.squeeze(tokens, -1), "int32")
 
 
 def _find_crossing(weights: Any, target: Any) -> tuple[Any, Any]:

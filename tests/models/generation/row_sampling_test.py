@@ -125,7 +125,7 @@ def test_cutoffs_are_right_where_the_likeliest_tokens_do_not_suffice():
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLINGS[1], SAMPLINGS[3]])
 def test_logits_that_are_not_finite_are_told(sampling):
-    model = make_small_model()
+    model = make_small_model(vocabulary_size=300)
     rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, 16, CHUNK)
     rows.begin(0, [5, 6], sampling)
     rows.begin(1, [7], sampling)
@@ -133,8 +133,9 @@ def test_logits_that_are_not_finite_are_told(sampling):
     table = model.backbone.token_embedding.embeddings
     weights = np.array(table)
     weights[rows.rows[1].text[-1]] = np.nan
-    rows.rows[0].text[-1] = (rows.rows[1].text[-1] + 1) % 50
+    rows.rows[0].text[-1] = (rows.rows[1].text[-1] + 1) % 300
     table.assign(weights)
     rows.decode()
     assert [row.outputs[-1]["is_finite"] for row in rows.rows] == [True, False]
     assert all(row.outputs[0]["is_finite"] for row in rows.rows)
+    assert all(token < 300 for row in rows.rows for token in row.text)
