@@ -121,8 +121,9 @@ class ModelOptions:
     Args:
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. The rows of the largest batch. A request with more rows runs in
-            several batches. Of a language model: the answers that are written at the same time.
-            Defaults to `None`: 32, and 16 of a language model.
+            several batches. Of a language model: the answers that are written at the same time;
+            steps for one answer, for four and so on are compiled at the start. Defaults to `None`:
+            32, and 16 of a language model.
         max_wait: float. With a fixed `batch_size` alone: seconds after the arrival of its oldest
             request when a batch runs that is not full. Defaults to `None`: 0.005 seconds.
         max_queue_rows: integer. The rows that may wait before requests are refused, and the most

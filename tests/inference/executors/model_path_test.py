@@ -12,6 +12,7 @@ from keras_deepseek.inference.executors.open_executor import kind_of_model, stam
         ("saved_model.pb", "savedmodel"),
         ("saved_model.pbtxt", "savedmodel"),
         ("model.onnx", "onnx"),
+        ("config.json", "preset"),
         ("model.keras", None),
         ("other.onnx", None),
     ],
@@ -26,6 +27,12 @@ def test_a_manifest_makes_a_bundle_of_whatever_is_beside_it(tmp_path):
     for name in ("saved_model.pb", "model.onnx", "bundle.json"):
         (tmp_path / name).write_bytes(b"")
     assert kind_of_model(tmp_path) == "bundle"
+
+
+def test_a_config_of_transformers_beside_an_exported_model_makes_no_preset_of_it(tmp_path):
+    for name in ("config.json", "model.onnx"):
+        (tmp_path / name).write_bytes(b"")
+    assert kind_of_model(tmp_path) == "onnx"
 
 
 @pytest.mark.parametrize(
