@@ -19,6 +19,8 @@ from tests.oracles.served_process import ServedProcess
 
 pytest.importorskip("uvicorn")
 
+pytestmark = pytest.mark.timeout(1800)
+
 PROMPT, CONTINUATION = COMPLETION
 SECONDS = 300
 MOST_MEGABYTES = 150

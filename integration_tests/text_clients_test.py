@@ -32,7 +32,10 @@ SECONDS = 600
 PROMPT, CONTINUATION = COMPLETION
 THINKING = {"chat_template_kwargs": {"thinking": True}}
 
-pytestmark = pytest.mark.filterwarnings("default")  # The warnings of the clients are their own.
+pytestmark = [
+    pytest.mark.filterwarnings("default"),  # The warnings of the clients are their own.
+    pytest.mark.timeout(1800),  # To teach the model takes minutes on a busy machine.
+]
 
 
 @pytest.fixture
