@@ -1,5 +1,6 @@
 import pytest
 
+from keras_deepseek.backend import known_packages
 from keras_deepseek.graph import known_code
 
 
@@ -7,6 +8,6 @@ from keras_deepseek.graph import known_code
 def _layers_of_the_tests_are_known(monkeypatch):
     """The passes are shown on layers that the tests write, as if they were this package's."""
     known_code._find_foreign_methods.cache_clear()
-    monkeypatch.setattr(known_code, "PACKAGES", {*known_code.PACKAGES, "tests"})
+    monkeypatch.setattr(known_packages, "_KNOWN", {*known_packages._KNOWN, "tests"})
     yield
     known_code._find_foreign_methods.cache_clear()
