@@ -12,7 +12,7 @@ from tests.oracles.language_models import perturb
 CHUNK, SLOTS, ROWS = 8, 32, 3
 
 FAMILIES = [
-    pytest.param("DeepSeekV3", marks=pytest.mark.each_backend),
+    pytest.param("DeepSeekV3", marks=pytest.mark.torch_alone),
     pytest.param("DeepSeekV2", marks=pytest.mark.nightly),
     "DeepSeekV32",
     "DeepSeekV4",

@@ -59,7 +59,7 @@ def compute_logits(task, tokens):
 @pytest.mark.parametrize(
     "function",
     [
-        pytest.param(make_llama, marks=pytest.mark.each_backend),
+        pytest.param(make_llama, marks=pytest.mark.torch_alone),
         pytest.param(make_gpt2, marks=pytest.mark.nightly),
     ],
 )

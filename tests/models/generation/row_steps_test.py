@@ -30,7 +30,7 @@ def expect(model, row):
 @pytest.mark.parametrize(
     ("family", "slots"),
     [
-        pytest.param("DeepSeekV3", (26, 48, 32), marks=pytest.mark.each_backend),
+        pytest.param("DeepSeekV3", (26, 48, 32), marks=pytest.mark.torch_alone),
         pytest.param("DeepSeekV2", (26, 48, 32), marks=pytest.mark.nightly),
         pytest.param("DeepSeekV32", (26, 48, 32), marks=pytest.mark.nightly),
         # It has an indexer from 36 slots on.
@@ -72,7 +72,7 @@ def test_rows_do_not_grow_where_the_cache_would_hold_other_tensors():
         steps.resize(48, [0])
 
 
-@pytest.mark.each_backend
+@pytest.mark.torch_alone
 def test_nothing_is_compiled_after_the_warm_up():
     model = make_small_model(vocabulary_size=1100, scale=0.02)
     steps, reports = RowSteps(model, chunk_size=CHUNK), []
@@ -100,7 +100,7 @@ def test_nothing_is_compiled_after_the_warm_up():
     assert steps.num_compilations == number
 
 
-@pytest.mark.each_backend
+@pytest.mark.torch_alone
 def test_a_batch_invariant_row_has_the_same_bits_beside_any_others():
     keras.utils.set_random_seed(1)
     config = models.DeepSeekV3Config.from_preset("tiny", hidden_dim=128, moe_intermediate_dim=256)
