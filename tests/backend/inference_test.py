@@ -47,6 +47,22 @@ def test_changed_weights_are_seen(convolutional):
     )
 
 
+class NumberedBatches(keras.layers.Layer):
+    def build(self, _):
+        self.number = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.number.assign_add(1.0)
+        return x + self.number
+
+
+def test_a_variable_that_a_layer_assigns_counts_in_the_next_call():
+    model = keras.Sequential([keras.Input((2,)), NumberedBatches()])
+    infer = backend.current().inference.compile_inference(NamedModel(model))
+    x = {"input_0": np.zeros((1, 2), "float32")}
+    assert [float(infer(x)["output_0"][0, 0]) for _ in range(3)] == [1.0, 2.0, 3.0]
+
+
 def test_dropout_and_batch_statistics_are_those_of_inference():
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.9)]

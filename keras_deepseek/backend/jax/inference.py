@@ -23,14 +23,22 @@ class JaxInference(Inference):
         variables = model.model.variables
 
         @jax.jit
-        def run(values: list[jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def run(
+            values: list[jax.Array], inputs: dict[str, jax.Array]
+        ) -> tuple[dict[str, jax.Array], dict[int, jax.Array]]:
             scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+            old_values = [scope.get_current_value(variable) for variable in variables]
             with without_gradients(), scope:
-                return model(inputs)
+                outputs = model(inputs)
+            new_values = map(scope.get_current_value, variables)
+            pairs = enumerate(zip(old_values, new_values, strict=True))
+            return outputs, {number: new for number, (old, new) in pairs if new is not old}
 
         def infer(inputs: dict[str, Array]) -> dict[str, Array]:
             # The weights are arguments, not constants, so that the next call sees a change.
-            outputs = run([variable.value for variable in variables], inputs)
+            outputs, assigned = run([variable.value for variable in variables], inputs)
+            for number, value in assigned.items():
+                variables[number].assign(value)
             return {name: np.asarray(array) for name, array in outputs.items()}
 
         return infer
