@@ -42,7 +42,8 @@ class Inference(abc.ABC):
         """Compiles a model to a function from NumPy arrays by name to arrays by name.
 
         PyTorch records operations at the second batch of a shape. `find_obstacle` returns a reason
-        why that can't be, or `None`; by default nothing is recorded.
+        why that can't be, or `None`; by default nothing is recorded. With a reason, TensorFlow
+        traces the model at the sizes of batches, as `predict` does, not once for all.
         """
 
     def plain_inference(self, model: NamedModel) -> InferenceFunction:

@@ -25,17 +25,20 @@ class TensorFlowInference(Inference):
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
     ) -> InferenceFunction:
-        specs = {
-            spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
-            for spec in model.signature.inputs
-        }
-
-        @tf.function(input_signature=[specs], autograph=False)
-        def run(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        def trace(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             with without_gradients():
                 return model.trace(inputs)
 
-        traced = run.get_concrete_function()  # Traced once for all batch sizes and free axes.
+        if find_obstacle is not None and find_obstacle() is not None:
+            # Code of users may look at sizes, so it gets those that Keras's `predict` gives it.
+            traced = tf.function(trace, autograph=False, reduce_retracing=True)
+        else:  # Traced once for all batch sizes and free axes.
+            specs = {
+                spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
+                for spec in model.signature.inputs
+            }
+            function = tf.function(trace, input_signature=[specs], autograph=False)
+            traced = function.get_concrete_function()
 
         def infer(inputs: dict[str, Array]) -> dict[str, Array]:
             tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}

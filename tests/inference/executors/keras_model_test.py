@@ -42,6 +42,21 @@ def test_a_model_runs_in_inference_mode_also_after_training_mode():
     assert output.tolist() == x.tolist()
 
 
+class DoublesFewRows(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x if x.shape[0] is not None and x.shape[0] < 5 else x
+
+    def compute_output_shape(self, shape):
+        return shape  # JAX can't tell which it is for any number of rows.
+
+
+def test_a_layer_that_looks_at_the_number_of_rows_is_served_as_it_predicts():
+    model = keras.Sequential([keras.Input((3,)), DoublesFewRows()])
+    x = np.ones((4, 3), "float32")
+    (output,) = KerasModel(model).run({"input_0": x}).values()
+    assert output.tolist() == model.predict(x, verbose=0).tolist()
+
+
 def test_repeated_requests_of_threads_get_the_numbers_of_the_model():
     """On PyTorch the second batch of a shape is recorded, and the weights change after it."""
     keras.utils.set_random_seed(1)
