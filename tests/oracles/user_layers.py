@@ -912,7 +912,7 @@ def branches_by_dtype(self, x):
     return x if x.dtype == "float32" else x * 2.0
 
 
-@form(reason="branches")
+@form("jax", "torch", reason="branches")
 def branches_by_len(self, x):
     return x * 2.0 if len(x) < 3 else x
 
