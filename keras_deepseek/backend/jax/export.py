@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.export
+import keras
 import numpy as np
 
 from keras_deepseek.backend.export.named_model import NamedModel
@@ -43,7 +44,13 @@ class JaxExport(Export):
         names = [spec.name for spec in model.signature.inputs]
 
         def run(*tensors: Any) -> tuple[Any, ...]:
-            with _iota_for_free_sizes(), _attention_in_parts(), _functions_in_parts():
+            # A layer that assigns a variable must not leave a value of the trace in it.
+            with (
+                keras.StatelessScope(),
+                _iota_for_free_sizes(),
+                _attention_in_parts(),
+                _functions_in_parts(),
+            ):
                 outputs = model.trace(dict(zip(names, tensors, strict=True)))
             return tuple(outputs[spec.name] for spec in model.signature.outputs)
 
