@@ -1,8 +1,9 @@
 """The dispatcher of requests to the models of a repository, for this process and for servers."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, Protocol, Unpack
@@ -271,14 +272,9 @@ class Dispatcher:
         """
         while True:
             chosen = self._choose_text(model, version, trace)
-            try:
+            with self._unless_replaced(chosen, model, version):
                 chosen.check_available()
                 answer = chosen.engine.submit(encode(chosen), sampling, **settings)
-            except ClosedError:
-                # The version was closed after it was found: another may have replaced it.
-                if self.repository.find(model, version) is chosen:
-                    raise
-            else:
                 return self._log_text(answer, chosen, body), chosen
 
     async def dispatch_text_async(
@@ -308,14 +304,9 @@ class Dispatcher:
         """
         while True:
             chosen = self._choose_text(model, version, trace)
-            try:
+            with self._unless_replaced(chosen, model, version):
                 chosen.check_available()
                 answer = await chosen.engine.submit_async(encode(chosen), sampling, **settings)
-            except ClosedError:
-                # The version was closed after it was found: another may have replaced it.
-                if self.repository.find(model, version) is chosen:
-                    raise
-            else:
                 return self._log_text(answer, chosen, body), chosen
 
     def find_text(
@@ -382,6 +373,18 @@ class Dispatcher:
             trace.model, trace.version = version.name, str(version.number)
             self.monitor.arrive(trace)
         return version
+
+    @contextlib.contextmanager
+    def _unless_replaced(
+        self, version: Version, name: str | None, number: int | None
+    ) -> Iterator[None]:
+        """Context manager that suppresses a `ClosedError` if another version has the place."""
+        try:
+            yield
+        except ClosedError:
+            # The version was closed after it was found.
+            if self.repository.find(name, number) is version:
+                raise
 
     def _log_text(
         self, answer: TextAnswer, version: TextVersion, body: Mapping[str, Any] | None

@@ -1,4 +1,4 @@
-"""What chats and completions share of their answers: ids, usage, and the order of chunks."""
+"""The common parts of answers to chats and completions: ids, usage, and the order of chunks."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What the loop needs of a language model, and of its tokenizer.
+"""The interfaces by which the loop calls a language model and its tokenizer.
 
 `keras_deepseek.models` has both. It imports Keras, which serving does only in an executor.
 """

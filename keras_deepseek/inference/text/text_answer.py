@@ -33,7 +33,7 @@ class TokenDetail(NamedTuple):
 
 
 class TextPiece(NamedTuple):
-    """What one step of the model has added to one choice.
+    """The text and tokens that one step of the model adds to one choice.
 
     Args:
         choice: The number of the choice, below `n`.

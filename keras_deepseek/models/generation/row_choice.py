@@ -144,8 +144,8 @@ def describe(logits: Any, tokens: Any) -> dict[str, Any]:
 def count_tokens(counts: Any, tokens: Any, is_active: Any) -> Any:
     """Returns the counts of a history with one more token of each active row."""
     rows, vocabulary_size = counts.shape
-    places = ops.arange(rows, dtype="int32") * vocabulary_size + tokens
-    number = ops.take(ops.reshape(counts, (-1,)), places)
+    indices = ops.arange(rows, dtype="int32") * vocabulary_size + tokens
+    number = ops.take(ops.reshape(counts, (-1,)), indices)
     number = ops.expand_dims(number + 2 * ops.cast(is_active, "int32"), 1)
     return backend.current().inference.write_slots_by_row(counts, tokens, number)
 

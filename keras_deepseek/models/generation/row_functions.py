@@ -75,9 +75,9 @@ def read_with_mask(
     }, cache  # Without a mask of Keras.
 
 
-def score(model: Any, _: tuple[()], hidden: Any, places: Any, targets: Any) -> Any:
-    """Returns the log-probabilities of tokens that follow those at some places."""
-    logits = model.token_logits(ops.take(hidden, places, axis=1))
+def score(model: Any, _: tuple[()], hidden: Any, indices: Any, targets: Any) -> Any:
+    """Returns the log-probabilities of tokens that follow those at some indices."""
+    logits = model.token_logits(ops.take(hidden, indices, axis=1))
     return describe(logits[0], targets), ()
 
 

@@ -119,7 +119,6 @@ class RowSteps:
         indices = np.asarray([source or 0 for source in sources], "int32")
         is_copied = np.asarray([source is not None for source in sources])
         key = ("resize", self._shape, len(sources), slots)
-
         _, self._state = self._call(
             key, resize_rows(len(sources), slots), None, self._state, indices, is_copied
         )
@@ -237,8 +236,8 @@ class RowSteps:
         padded = np.asarray([*targets, *[0] * (size - number)], "int32")
         pieces: list[dict[str, Array]] = []
         for start in range(0, max(number, 1), block):
-            places = np.arange(start, start + block, dtype="int32")
-            outputs, _ = self._call(("score", size), score, (), hidden, places, padded[places])
+            indices = np.arange(start, start + block, dtype="int32")
+            outputs, _ = self._call(("score", size), score, (), hidden, indices, padded[indices])
             pieces.append(to_numpy(outputs))
         joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         return PromptOutputs(**{name: array[:number] for name, array in joined.items()})
@@ -276,8 +275,8 @@ class RowSteps:
         """
         inputs = np.asarray(tokens, "int32"), np.asarray(is_active, "bool")
         key = ("decode", self._shape)
-        places = np.asarray(positions, "int32")
-        outputs, cache = self._call(key, decode, self._cache, *inputs, places)
+        slots = np.asarray(positions, "int32")
+        outputs, cache = self._call(key, decode, self._cache, *inputs, slots)
         self._state = {**self._state, "cache": cache}
         samplings = [
             sampling if active else None
@@ -315,12 +314,12 @@ class RowSteps:
         is_exact = arrays.pop("is_exact", np.ones(1, "bool"))
         if not is_exact.all():
             # The tokens of the rows are counted already.
-            others, history = self._call_choice(
+            exact, history = self._call_choice(
                 kind, history, *inputs, np.zeros_like(is_active), sorts_all=True
             )
             arrays = {
                 name: np.where(is_exact.reshape(-1, *[1] * (array.ndim - 1)), arrays[name], array)
-                for name, array in to_numpy(others).items()
+                for name, array in to_numpy(exact).items()
                 if name in arrays
             }
         is_finite = to_numpy(outputs)["is_finite"]
@@ -396,16 +395,9 @@ class RowSteps:
         """Runs the steps of a cache of this shape."""
         self.make(*shape)
         for length in lengths:
-            self.place(self.begin(length), 0, [1], RowSampling(), 0)
+            self.place(self.begin(length), 0, [1], _GREEDY, 0)
         rows = shape[0]
-        self._call(
-            ("decode", shape),
-            decode,
-            self._cache,
-            np.ones(rows, "int32"),
-            np.ones(rows, "bool"),
-            np.ones(rows, "int32"),
-        )
+        self.decode([1] * rows, [1] * rows, [True] * rows, [0.0] * rows)
 
     def _try_choice(self, rows: int, sampling: RowSampling) -> None:
         """Runs the steps that choose tokens from even logits."""
