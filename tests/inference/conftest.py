@@ -323,3 +323,13 @@ def server_context(certificates: Path) -> ssl.SSLContext:
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     context.load_verify_locations(certificates / "ca.pem")
     return context
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder of a tiny language model with a tokenizer."""
+    from tests.oracles.language_model_preset import write_language_model  # It needs Keras.
+
+    folder: Path = tmp_path_factory.mktemp("presets") / "deepseek"
+    write_language_model(folder)
+    return folder

@@ -26,13 +26,6 @@ SMALL = {"max_batch_size": 2, "max_length": 64}
 
 
 @pytest.fixture(scope="module")
-def preset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("presets") / "deepseek"
-    write_language_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def engine(preset):
     with ServingEngine(preset, name="deepseek", **SMALL) as engine:
         yield engine

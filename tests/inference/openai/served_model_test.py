@@ -7,20 +7,12 @@ from keras.ops import convert_to_numpy
 from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.models import CausalLM
 from tests.inference.conftest import service_of
-from tests.oracles.language_model_preset import write_language_model
 from tests.oracles.served_text import TextClient, read_events
 
 pytest.importorskip("uvicorn")
 
 TEXT = "The lazy dog"
 GREEDY = {"temperature": 0, "max_tokens": 8}
-
-
-@pytest.fixture(scope="module")
-def preset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("presets") / "deepseek"
-    write_language_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
