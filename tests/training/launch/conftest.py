@@ -66,7 +66,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
 
     def start(text: str, *options: str, arguments: tuple[str, ...] = ()) -> Launched:
         script = tmp_path / "script.py"
-        head = "import os, signal, subprocess, sys\nrank = int(os.environ['RANK'])\n"
+        head = "import os, signal, subprocess, sys, time\nrank = int(os.environ['RANK'])\n"
         script.write_text(head + textwrap.dedent(text), encoding="utf-8")
         started.append(Launched(script, options, arguments))
         return started[-1]

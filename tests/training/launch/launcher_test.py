@@ -33,7 +33,7 @@ ENDS_WELL = """
     signal.signal(signal.SIGINT, end)
     print("ready", flush=True)
     while True:
-        signal.pause()
+        time.sleep(0.01)  # `pause` would miss a signal just before it.
 """
 SAVES_SLOWLY = """
     def end(number, frame):
@@ -44,7 +44,7 @@ SAVES_SLOWLY = """
     signal.signal(signal.SIGTERM, end)
     print("ready", flush=True)
     while True:
-        signal.pause()
+        time.sleep(0.01)  # `pause` would miss a signal just before it.
 """
 
 

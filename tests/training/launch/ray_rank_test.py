@@ -118,7 +118,8 @@ def test_signals_reach_the_ranks(launch, cluster):
         sys.exit(0)
     signal.signal(signal.SIGTERM, end)
     print("ready", flush=True)
-    signal.pause()
+    while True:
+        time.sleep(0.01)
     """
     launched = launch(text, "--nproc", "2", "--ray", cluster)
     assert launched.read_lines(2) == ["[0] ready", "[1] ready"]
