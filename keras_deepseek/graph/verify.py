@@ -205,8 +205,10 @@ def _without_dropout(model: keras.Model) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for layer in flatten_layers(model):
-            rates = vars(layer).keys() & _RATES if seed_states(layer) else ()
-            stack.enter_context(temporary_attributes(layer, **dict.fromkeys(rates, 0.0)))
+            if seed_states(layer):
+                # `dropout` of a user's layer may be a layer.
+                rates = [key for key in _RATES if isinstance(vars(layer).get(key), int | float)]
+                stack.enter_context(temporary_attributes(layer, **dict.fromkeys(rates, 0.0)))
         yield
 
 

@@ -59,6 +59,15 @@ class Dropping(layers.Layer):
         return keras.random.dropout(inputs, 0.5, seed=self.generator) if training else inputs
 
 
+class WithDropoutLayer(Dropping):
+    def __init__(self):
+        super().__init__()
+        self.dropout = layers.Dropout(0.5)
+
+    def call(self, inputs, training=False):
+        return self.dropout(inputs, training=training)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -66,6 +75,7 @@ class Dropping(layers.Layer):
         lambda: layers.GRU(3, recurrent_dropout=0.5),
         lambda: layers.SpatialDropout1D(0.5),
         Dropping,
+        WithDropoutLayer,
     ],
 )
 def test_random_layers_are_compared_without_their_dropout(layer):
