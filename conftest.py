@@ -67,6 +67,7 @@ PLACES = {
     "tests/models/generation": "each_backend",
     "tests/models/generation/draft_acceptance_test.py": "torch_alone",
     "tests/models/generation/speculative_steps_test.py": "torch_alone",
+    "tests/text": "no_framework",
     "tests/training": "each_backend",
     "tests/training/command_test.py": "no_framework",
     "tests/training/launch/launcher_test.py": "no_framework",

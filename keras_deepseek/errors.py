@@ -19,6 +19,9 @@ __all__ = [
     "TrainingDivergedError",
 ]
 
+MESSAGE_LENGTH = 500
+"""The most characters of a message about a field, whose value may have millions."""
+
 
 class KerasDeepSeekError(Exception):
     """The base class of errors that the user can correct; messages say what to do."""
@@ -26,6 +29,20 @@ class KerasDeepSeekError(Exception):
 
 class InvalidInputError(KerasDeepSeekError, ValueError):
     """The error for an argument, request or file of an unexpected type, value or form."""
+
+
+class InvalidFieldError(InvalidInputError):
+    """The error for one field of a request, whose name clients may read beside the message.
+
+    Args:
+        field: string. The name of the field, as in the request.
+        message: string. What was received, and what was expected. A long one is cut.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field = field
+        is_long = len(message) > MESSAGE_LENGTH
+        super().__init__(f"{message[:MESSAGE_LENGTH]} ..." if is_long else message)
 
 
 class NotSupportedError(KerasDeepSeekError, RuntimeError):

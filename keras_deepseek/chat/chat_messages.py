@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_deepseek.chat.chat_style import ChatStyle
-from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidFieldError, unknown_name_message
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-class ChatInputError(InvalidInputError):
+class ChatInputError(InvalidFieldError):
     """The error for a field of a chat request that can't be encoded.
 
     Args:
@@ -22,8 +22,7 @@ class ChatInputError(InvalidInputError):
     """
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"`{field}` {message}")
-        self.field = field
+        super().__init__(field, f"`{field}` {message}")
 
 
 def unknown_name(field: str, received: Any, names: Iterable[str]) -> ChatInputError:

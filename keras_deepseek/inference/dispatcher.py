@@ -32,9 +32,9 @@ from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.monitoring.request_log import RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.inference.text.text_answer import TextAnswer
 from keras_deepseek.inference.text.text_record import describe_answer, is_chat, make_body
+from keras_deepseek.text.sampling import SamplingOptions
 
 
 class ReadyCheck(Protocol):

@@ -7,9 +7,6 @@ import math
 
 from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
 
-MESSAGE_LENGTH = 500
-"""The most characters of a message about a field, whose value may have millions."""
-
 
 class OverloadedError(KerasDeepSeekError):
     """The error for a request that was refused: the queue is too long to answer it in time.
@@ -23,20 +20,6 @@ class OverloadedError(KerasDeepSeekError):
     def __init__(self, reason: str, retry_after: float = 1.0) -> None:
         self.retry_after = max(math.ceil(retry_after), 1)
         super().__init__(f"{reason}. Try again in {self.retry_after} s.")
-
-
-class InvalidFieldError(InvalidInputError):
-    """The error for one field of a request, whose name clients may read beside the message.
-
-    Args:
-        field: string. The name of the field, as in the request.
-        message: string. What was received, and what was expected. A long one is cut.
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        self.field = field
-        is_long = len(message) > MESSAGE_LENGTH
-        super().__init__(f"{message[:MESSAGE_LENGTH]} ..." if is_long else message)
 
 
 class DeadlineExceededError(KerasDeepSeekError):

@@ -8,9 +8,10 @@ import codecs
 import itertools
 import threading
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
+
+from keras_deepseek.text.row_model import RowOutputs
 
 END_TOKEN = 0
 NUM_TOP = 20
@@ -42,25 +43,16 @@ class Clock:
         return self.now
 
 
-@dataclass
-class Outputs:
-    tokens: np.ndarray
-    is_finite: np.ndarray
-    log_probabilities: np.ndarray
-    top_tokens: np.ndarray
-    top_log_probabilities: np.ndarray
-
-
 def make_outputs(tokens, is_finite=None):
     """Returns outputs in which each token is the best one, and those after it are next."""
     tokens = np.array(tokens, "int32")
     ranks = np.arange(NUM_TOP)
-    return Outputs(
-        tokens,
-        np.ones(len(tokens), bool) if is_finite is None else np.array(is_finite),
-        (-tokens / np.float32(100)).astype("float32"),
-        tokens[:, None] + ranks.astype("int32"),
-        (-tokens[:, None] / np.float32(100) - ranks).astype("float32"),
+    return RowOutputs(
+        tokens=tokens,
+        is_finite=np.ones(len(tokens), bool) if is_finite is None else np.array(is_finite),
+        log_probabilities=(-tokens / np.float32(100)).astype("float32"),
+        top_tokens=tokens[:, None] + ranks.astype("int32"),
+        top_log_probabilities=(-tokens[:, None] / np.float32(100) - ranks).astype("float32"),
     )
 
 
@@ -124,16 +116,16 @@ class FakeRowModel:
         if sampling is None:
             return cache, None, prompt_outputs
         assert cache == list(prompt)
-        token = self.choose(cache, [], uniform)
-        return cache, make_outputs([token], [not self.is_bad(cache)]), prompt_outputs
+        self._first_token = self.choose(cache, [], uniform)
+        return cache, make_outputs([self._first_token], [not self.is_bad(cache)]), prompt_outputs
 
-    def place(self, cache, row, prompt, sampling, first_token):
+    def place(self, cache, row, prompt, sampling):
         self._run("place")
         assert cache == list(prompt)
         assert len(cache) < self.slots
         self.rows[row] = {
             "tokens": cache,
-            "next": first_token,
+            "next": self._first_token,
             "prompt": len(cache),
             "time": self.clock.now,
         }

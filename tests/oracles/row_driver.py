@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from keras_deepseek.models.generation.row_sampling import RowSampling
+from keras_deepseek.text.sampling import SamplingOptions
 
-GREEDY = RowSampling(temperature=0.0)
+GREEDY = SamplingOptions(temperature=0.0)
 
 
 class Row:
@@ -48,7 +48,7 @@ class RowDriver:
             cache, outputs, details = self.steps.read(cache, prompt[start:stop], start, **options)
             row.prompt_outputs.append(details)
         row.take(outputs, 0)
-        self.steps.place(cache, index, prompt, sampling, row.text[-1])
+        self.steps.place(cache, index, prompt, sampling)
         self.rows[index] = row
         return row
 

@@ -64,7 +64,7 @@ def compute_row_distribution(logits, sampling, prompt, answer):
     for token in set(answer):
         scores[token] -= sampling.presence_penalty
         scores[token] -= sampling.frequency_penalty * answer.count(token)
-    for token, bias in sampling.logit_bias.items():
+    for token, bias in (sampling.logit_bias or {}).items():
         scores[token] += bias
     return compute_distribution(scores, dataclasses.replace(sampling, repetition_penalty=1.0))
 

@@ -14,8 +14,8 @@ import numpy as np
 from keras_deepseek.inference.errors import OverloadedError
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
 from keras_deepseek.inference.text.row_work import ReadChunk, Resize
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.inference.text.text_request import TextRequest
+from keras_deepseek.text.sampling import SamplingOptions
 
 VOCABULARY_SIZE = 97
 END_TOKEN = 0

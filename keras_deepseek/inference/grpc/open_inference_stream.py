@@ -36,8 +36,8 @@ from keras_deepseek.inference.protocols.open_inference_text import (
     read_text_call,
 )
 from keras_deepseek.inference.server.service import Service
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.inference.text.text_answer import TextAnswer
+from keras_deepseek.text.sampling import SamplingOptions
 
 MAX_WAITING = 64
 """Requests of one stream that may be in flight. Then no further requests are read."""

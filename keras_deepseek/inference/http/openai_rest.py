@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.http.answers import answer_json
 from keras_deepseek.inference.http.body import compute, read_body
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse

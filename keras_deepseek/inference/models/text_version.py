@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.errors import InvalidFieldError, InvalidInputError
 from keras_deepseek.inference.models.model_options import (
     MAX_LENGTH,
     MAX_TEXT_ROWS,

@@ -12,7 +12,7 @@ from keras_deepseek.chat.chat_messages import (
     unknown_name,
 )
 from keras_deepseek.chat.chat_style import THINK_CLOSE, THINK_OPEN, get_style
-from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.openai.openai_errors import naming_fields
 from keras_deepseek.inference.openai.text_body import (
     TextBody,
@@ -20,7 +20,7 @@ from keras_deepseek.inference.openai.text_body import (
     read_object,
     read_text_body,
 )
-from keras_deepseek.inference.text.sampling import SamplingOptions
+from keras_deepseek.text.sampling import SamplingOptions
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _STYLE_EFFORTS: Mapping[str, Mapping[str | int | None, str]] = {

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.openai.text_body import TextBody, read_flag, read_text_body
-from keras_deepseek.inference.text.sampling import SamplingOptions
+from keras_deepseek.text.sampling import SamplingOptions
 
 MAX_PROMPTS = 1024
 """The most answers of one request, to all of its prompts."""

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from keras_deepseek.chat import ChatInputError
-from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.errors import InvalidFieldError, ModelNotFoundError
+from keras_deepseek.errors import InvalidFieldError, InvalidInputError
+from keras_deepseek.inference.errors import ModelNotFoundError
 
 _TYPES = {
     401: ("authentication_error", "invalid_api_key"),
@@ -38,7 +37,7 @@ def field_of(error: Exception) -> str | None:
     """Returns the path of the field that an error is about, or `None`."""
     if isinstance(error, ModelNotFoundError):
         return "model"
-    return error.field if isinstance(error, InvalidFieldError | ChatInputError) else None
+    return error.field if isinstance(error, InvalidFieldError) else None
 
 
 @contextmanager
@@ -58,8 +57,6 @@ def naming_fields(names: Mapping[str, str], default: str | None = None) -> Itera
         raise InvalidFieldError(
             name, str(error).replace(f"`{error.field}`", f"`{name}`")
         ) from error
-    except ChatInputError:
-        raise
     except InvalidInputError as error:
         if default is None:
             raise

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_deepseek.checks import check_boolean, check_integer
-from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.errors import InvalidFieldError, InvalidInputError
 from keras_deepseek.inference.protocols.json_text import load_object
-from keras_deepseek.inference.text.sampling import ALIASES, SamplingOptions
+from keras_deepseek.text.sampling import ALIASES, SamplingOptions
 
 REFUSED_FIELDS = (
     "audio",

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from keras_deepseek.checks import check_integer, check_number
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidFieldError, InvalidInputError
 from keras_deepseek.inference.batching.fair_scheduler import FairOrder
-from keras_deepseek.inference.errors import InvalidFieldError, OverloadedError
+from keras_deepseek.inference.errors import OverloadedError
 from keras_deepseek.inference.text.pace import Pace
 from keras_deepseek.inference.text.row_work import (
     CacheShape,

@@ -20,12 +20,12 @@ from keras_deepseek.inference.errors import (
     TextFailedError,
 )
 from keras_deepseek.inference.text.choice_writer import ChoiceWriter
-from keras_deepseek.inference.text.row_model import RowModel, RowOutputs
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
 from keras_deepseek.inference.text.row_work import DecodeStep, ReadChunk, Resize, Work
 from keras_deepseek.inference.text.text_answer import TextAnswer, TextPiece
 from keras_deepseek.inference.text.text_request import Outcome, TextEvent, TextRequest
 from keras_deepseek.inference.text.text_totals import TextStatistics, TextTotals
+from keras_deepseek.text.row_model import RowModel, RowOutputs
 
 LAST_SECONDS = 1.0
 """The seconds that `close` waits for the last call of the model, after it has ended all answers."""
@@ -224,7 +224,7 @@ class TextLoop:
             token, is_finite = int(outputs.tokens[0]), bool(outputs.is_finite[0])
             if is_finite:
                 with self._change_cache():
-                    model.place(cache, work.row, request.prompt, request.sampling, token)
+                    model.place(cache, work.row, request.prompt, request.sampling)
         with self._condition:
             now = self._clock()
             self._totals.num_prompt_tokens += work.stop - work.start

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from keras_deepseek.inference.errors import InvalidFieldError
-from keras_deepseek.inference.text.sampling import SamplingOptions
+from keras_deepseek.errors import InvalidFieldError
+from keras_deepseek.text.sampling import SamplingOptions
 
 Outcome = Literal["token", "stop", "length", "cancelled", "deadline", "failed"]
 """The meaning of an event. `"token"`: a token, and more will follow. All others end the answer.

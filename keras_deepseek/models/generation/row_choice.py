@@ -13,13 +13,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.models.generation.row_sampling import (
-    NUM_ALTERNATIVES,
-    ChoiceKind,
-    RowSampling,
-    RowSettings,
-    is_greedy,
-)
+from keras_deepseek.models.generation.row_sampling import ChoiceKind, is_greedy
 from keras_deepseek.models.generation.token_choice import (
     divide,
     draw,
@@ -27,6 +21,7 @@ from keras_deepseek.models.generation.token_choice import (
     is_in_top_p,
     penalize,
 )
+from keras_deepseek.text.sampling import MAX_ALTERNATIVES, SamplingOptions
 
 _NUM_CANDIDATES = 1024
 """The most likely tokens that are sorted for cutoffs: sorting all of them takes 14 times as long.
@@ -37,7 +32,7 @@ In 16 rows with a vocabulary of 129,280 that is 12 ms and 170 ms on PyTorch, on 
 Numbers = Mapping[str, Any]
 History = dict[str, Any]
 
-_GREEDY = RowSampling(temperature=0.0)
+_GREEDY = SamplingOptions(temperature=0.0)
 
 
 def choose_greedily(logits: Any) -> dict[str, Any]:
@@ -129,7 +124,7 @@ def _find_bound(scores: Any, columns: Numbers, *, sorts_all: bool) -> tuple[Any,
 def describe(logits: Any, tokens: Any) -> dict[str, Any]:
     """Returns the log-probabilities of tokens and of the most likely ones, as of `RowOutputs`."""
     logits = ops.cast(logits, "float32")
-    values, top_tokens = ops.top_k(logits, min(NUM_ALTERNATIVES, logits.shape[-1]))
+    values, top_tokens = ops.top_k(logits, min(MAX_ALTERNATIVES, logits.shape[-1]))
     chosen = ops.take_along_axis(logits, ops.expand_dims(tokens, -1), axis=-1)
     # In one subtraction, so that a token has the same number in both.
     logs = ops.concatenate([chosen, values], axis=-1)
@@ -173,7 +168,7 @@ def start_history(
     return history
 
 
-def stack_numbers(samplings: Sequence[RowSettings | None], vocabulary_size: int) -> Numbers:
+def stack_numbers(samplings: Sequence[SamplingOptions | None], vocabulary_size: int) -> Numbers:
     """Returns the settings of rows as arrays of shape `(rows,)` by name."""
     rows = [row or _GREEDY for row in samplings]
     names = ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")

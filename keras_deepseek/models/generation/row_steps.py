@@ -42,35 +42,29 @@ from keras_deepseek.models.generation.row_functions import (
     resize_rows,
     score,
 )
-from keras_deepseek.models.generation.row_sampling import (
-    ChoiceKind,
-    PromptOutputs,
-    RowOutputs,
-    RowSampling,
-    RowSettings,
-    find_kind,
-)
+from keras_deepseek.models.generation.row_sampling import ChoiceKind, find_kind
+from keras_deepseek.text.row_model import LogProbabilities, RowModel, RowOutputs
+from keras_deepseek.text.sampling import SamplingOptions
 
 _SCORED_TOKENS = 32
 """The tokens of a prompt whose logits are computed at once for log-probabilities."""
 
-_GREEDY = RowSampling(temperature=0.0)
+_GREEDY = SamplingOptions(temperature=0.0)
 
 _SAMPLINGS = (
-    RowSampling(),
-    RowSampling(top_k=1),
-    RowSampling(top_p=0.999999),
-    RowSampling(num_alternatives=0),
-    RowSampling(num_alternatives=0, top_p=0.999999),
+    SamplingOptions(),
+    SamplingOptions(top_k=1),
+    SamplingOptions(top_p=0.999999),
+    SamplingOptions(logprobs=0),
+    SamplingOptions(logprobs=0, top_p=0.999999),
 )
 """Samplings that run every step that chooses tokens. For `top_p` even logits need all sorted."""
 
 
-class RowSteps:
+class RowSteps(RowModel):
     """The steps of a `CausalLM` whose cache has rows that go on by themselves.
 
-    `make` a cache. Read a prompt by `begin` and `read`, `place` its cache into a row, and `decode`
-    all rows together. The layers of the model must not change meanwhile.
+    The layers of the model must not change meanwhile.
 
     Args:
         model: `CausalLM`.
@@ -80,35 +74,28 @@ class RowSteps:
     """
 
     def __init__(self, model: CausalLM, *, chunk_size: int, batch_invariant: bool = False) -> None:
-        self.vocabulary_size = int(model.output_shape[-1])
-        self.max_length = read_context(model)
+        super().__init__(int(model.output_shape[-1]), read_context(model))
         self._model = model
         self._recorded: keras.Model | None = model
         self._chunk_size = chunk_size
         self._holds_only_slots = holds_only_slots(model.make_cache)
         self._is_batch_invariant = batch_invariant
         self._state: State = {"cache": [], "history": {}}
-        self._samplings: list[RowSettings | None] = []
+        self._samplings: list[SamplingOptions | None] = []
         self._steps: dict[Any, CompiledStep] = {}
         self._names: dict[int, set[tuple[int, str]]] = {}
 
     @property
     def num_compilations(self) -> int:
-        """The number of times that a step was compiled, or recorded. Any thread may read it."""
         return sum(step.count_compilations() for step in list(self._steps.values()))
 
     # The cache of all rows.
 
     def make(self, rows: int, slots: int) -> None:
-        """Makes a new empty cache in place of the present one."""
         _, self._state = self._call(("make", rows, slots), make_rows(rows, slots), None)
         self._samplings = [None] * rows
 
     def resize(self, slots: int, sources: Sequence[int | None]) -> None:
-        """Copies rows into a cache of another shape.
-
-        `sources` has the row to copy, or `None`, for each row of the new cache.
-        """
         if self._names_at(slots) - find_names(self._cache):
             raise InvalidInputError(
                 f"A row of {self._shape[1]} slots can't be copied into one of {slots}: the cache "
@@ -153,7 +140,6 @@ class RowSteps:
     # A prompt.
 
     def begin(self, prompt_length: int) -> Cache:
-        """Returns the empty staging cache of a prompt."""
         slots = self._staging_slots(prompt_length)
         cache: Cache = self._call(("begin", slots), make_staging(slots), None)[1]
         return cache
@@ -179,28 +165,11 @@ class RowSteps:
         token_ids: Sequence[int],
         start: int,
         *,
-        sampling: RowSettings | None = None,
+        sampling: SamplingOptions | None = None,
         prompt: Sequence[int] = (),
         uniform: float = 0.0,
         targets: Sequence[int] | None = None,
-    ) -> tuple[Cache, RowOutputs | None, PromptOutputs | None]:
-        """Reads a chunk of a prompt into its staging cache, which is used up.
-
-        Args:
-            cache: The staging cache.
-            token_ids: The tokens of the chunk; `chunk_size` of them, unless it is the last one.
-            start: The number of tokens that were read before.
-            sampling: The sampling of the first token of the answer, or `None` if the chunk is not
-                the last one.
-            prompt: All tokens of the prompt.
-            uniform: A random number in [0, 1).
-            targets: The tokens that follow the first tokens of the chunk, or `None` if no
-                log-probabilities are needed.
-
-        Returns:
-            The next staging cache, the first token of the answer or `None`, and the
-                log-probabilities of `targets` or `None`.
-        """
+    ) -> tuple[Cache, RowOutputs | None, LogProbabilities | None]:
         slots = cache[0]["mask"].shape[1]
         size = self._read_size(slots)
         if sampling is not None and targets is None and self._can_overlap(size):
@@ -229,7 +198,7 @@ class RowSteps:
         """Returns True if a chunk of a size may write slots again that were written before."""
         return self._holds_only_slots and size == self._chunk_size
 
-    def _score(self, hidden: Any, targets: Sequence[int]) -> PromptOutputs:
+    def _score(self, hidden: Any, targets: Sequence[int]) -> LogProbabilities:
         """Returns the log-probabilities of the tokens that follow the first of a chunk."""
         number, size = len(targets), hidden.shape[1]
         block = math.gcd(_SCORED_TOKENS, size)
@@ -240,20 +209,12 @@ class RowSteps:
             outputs, _ = self._call(("score", size), score, (), hidden, indices, padded[indices])
             pieces.append(to_numpy(outputs))
         joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-        return PromptOutputs(**{name: array[:number] for name, array in joined.items()})
+        return LogProbabilities(**{name: array[:number] for name, array in joined.items()})
 
     def place(
-        self,
-        cache: Cache,
-        row: int,
-        prompt: Sequence[int],
-        sampling: RowSettings,
-        first_token: int,
+        self, cache: Cache, row: int, prompt: Sequence[int], sampling: SamplingOptions
     ) -> None:
-        """Copies the staging cache of a prompt into a row.
-
-        The first token of the answer counts when it is decoded.
-        """
+        # The first token of the answer counts when it is decoded.
         history = start_history(prompt, sampling.logit_bias, self.vocabulary_size)
         small = {"cache": cache, "history": history}
         key = ("place", self._shape, cache[0]["mask"].shape[1])
@@ -269,10 +230,6 @@ class RowSteps:
         is_active: Sequence[bool],
         uniforms: Sequence[float],
     ) -> RowOutputs:
-        """Reads the last token of each row, and returns the next one.
-
-        `positions` are the slots of these tokens, 0 in rows that are not active.
-        """
         inputs = np.asarray(tokens, "int32"), np.asarray(is_active, "bool")
         key = ("decode", self._shape)
         slots = np.asarray(positions, "int32")
@@ -290,7 +247,7 @@ class RowSteps:
     def _choose(
         self,
         outputs: dict[str, Any],
-        samplings: Sequence[RowSettings | None],
+        samplings: Sequence[SamplingOptions | None],
         uniforms: Sequence[float],
         history: History,
         tokens: Array,
@@ -349,11 +306,6 @@ class RowSteps:
     def warm_up(
         self, shapes: Sequence[tuple[int, int]], report: Callable[[int, int], None]
     ) -> None:
-        """Runs all steps that caches of these shapes need, so that none is compiled later.
-
-        `report` gets the number of runs that are done, and of all. The cache is a new one of the
-        first shape then.
-        """
         self.make(*shapes[0])
         times = backend.current().inference.calls_to_compile()
         jobs = list(self._list_jobs(shapes)) * times
@@ -395,11 +347,11 @@ class RowSteps:
         """Runs the steps of a cache of this shape."""
         self.make(*shape)
         for length in lengths:
-            self.place(self.begin(length), 0, [1], _GREEDY, 0)
+            self.place(self.begin(length), 0, [1], _GREEDY)
         rows = shape[0]
         self.decode([1] * rows, [1] * rows, [True] * rows, [0.0] * rows)
 
-    def _try_choice(self, rows: int, sampling: RowSampling) -> None:
+    def _try_choice(self, rows: int, sampling: SamplingOptions) -> None:
         """Runs the steps that choose tokens from even logits."""
         logits = ops.zeros((rows, self.vocabulary_size))
         outputs = {"logits": logits, "is_finite": ops.ones((rows,), "bool")}

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from keras_deepseek.inference.protocols.grpc_messages import new_message, parse_message
-from keras_deepseek.inference.text.sampling import SamplingOptions
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.inference.grpc.open_inference_stream_test import note_each, open_stream
 from tests.oracles.served_text import ChatTokenizer, FakeEngine, TextModel
 

@@ -10,13 +10,13 @@ import keras
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference import ClosedError, ModelNotFoundError, ModelOptions, ServingEngine
-from keras_deepseek.inference.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import make_sizes
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.server.live_line import LiveStatisticsReader
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.models import CausalLM
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.inference.conftest import Doubler
 from tests.oracles.language_model_preset import write_language_model
 

@@ -2,8 +2,8 @@ import types
 
 import pytest
 
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.inference.text.text_engine import TextEngine
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.oracles.fake_row_model import ByteTokenizer, FakeRowModel
 
 prometheus_parser = pytest.importorskip("prometheus_client.parser")

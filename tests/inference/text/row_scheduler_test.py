@@ -7,12 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.errors import InvalidFieldError, OverloadedError
+from keras_deepseek.errors import InvalidFieldError, InvalidInputError
+from keras_deepseek.inference.errors import OverloadedError
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
 from keras_deepseek.inference.text.row_work import CacheShape, DecodeStep, ReadChunk, Resize
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.inference.text.text_request import TextRequest
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.oracles.text_simulation import END_TOKEN, SimulatedServer, simulate
 
 LADDER = ((1, 64), (4, 64), (4, 256))

@@ -9,17 +9,16 @@ import weakref
 import numpy as np
 import pytest
 
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidFieldError, InvalidInputError
 from keras_deepseek.inference.errors import (
     ClosedError,
     DeadlineExceededError,
-    InvalidFieldError,
     OverloadedError,
     RequestCancelledError,
     TextFailedError,
 )
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.inference.text.text_engine import TextEngine
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.oracles.fake_row_model import (
     END_TOKEN,
     ByteTokenizer,

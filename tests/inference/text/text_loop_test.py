@@ -13,8 +13,8 @@ from keras_deepseek.inference.errors import (
     RequestCancelledError,
     TextFailedError,
 )
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.inference.text.text_engine import TextEngine
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.oracles.fake_row_model import END_TOKEN, ByteTokenizer, FakeRowModel, answer_alone
 
 CHUNK_SECONDS, STEP_SECONDS, RESIZE_SECONDS = 0.1, 0.045, 0.005

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from keras_deepseek.inference.errors import RequestCancelledError
-from keras_deepseek.inference.text.sampling import SamplingOptions
 from keras_deepseek.inference.text.text_engine import TextEngine
 from keras_deepseek.models.generation.row_steps import RowSteps
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.models.generation.row_steps_test import make_model
 
 CHUNK_SIZE = 8

@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.models.generation.keras_hub_rows import KerasHubRows
-from keras_deepseek.models.generation.row_sampling import RowSampling
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.oracles.row_driver import GREEDY, RowDriver
 from tests.oracles.sampling import softmax
 
@@ -74,7 +74,7 @@ def test_rows_of_keras_hub_give_the_tokens_of_each_prompt_alone(function):
     started.append(rows.begin(1, prompts[1]))
     rows.decode(2)
     rows.resize(75, [1, None])
-    started.append(rows.begin(1, prompts[2], RowSampling(0.0, num_alternatives=2)))
+    started.append(rows.begin(1, prompts[2], SamplingOptions(temperature=0.0, logprobs=2)))
     rows.decode(4)
     assert steps.max_length == (LENGTH if function is make_gpt2 else None)
     for row in started:

@@ -3,19 +3,23 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.models.generation.row_sampling import RowSampling
 from keras_deepseek.models.generation.row_steps import RowSteps
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.oracles.row_driver import GREEDY, RowDriver
 from tests.oracles.sampling import compute_row_distribution, is_token_of, softmax
 from tests.oracles.small_language_model import compute_logits, make_small_model
 
 CHUNK = 8
 SAMPLINGS = [
-    RowSampling(1.3, top_k=5),
-    RowSampling(0.8, top_p=0.7, min_p=0.02),
-    RowSampling(1.5, top_k=12, top_p=0.8, repetition_penalty=1.4),
-    RowSampling(0.9, presence_penalty=1.5, frequency_penalty=0.7, logit_bias={3: 4.0, 9: -50}),
-    RowSampling(0.0, repetition_penalty=1.6, frequency_penalty=2.0, logit_bias={7: 3.0}),
+    SamplingOptions(temperature=1.3, top_k=5),
+    SamplingOptions(temperature=0.8, top_p=0.7, min_p=0.02),
+    SamplingOptions(temperature=1.5, top_k=12, top_p=0.8, repetition_penalty=1.4),
+    SamplingOptions(
+        temperature=0.9, presence_penalty=1.5, frequency_penalty=0.7, logit_bias={3: 4.0, 9: -50}
+    ),
+    SamplingOptions(
+        temperature=0.0, repetition_penalty=1.6, frequency_penalty=2.0, logit_bias={7: 3.0}
+    ),
     GREEDY,
 ]
 PROMPTS = [[5, 6, 7, 5, 9, 1, 2, 3, 4, 30], [8, 5], [17, 3, 3, 40], [9], [12, 7, 7], [5, 6]]
@@ -60,13 +64,15 @@ def test_each_row_is_sampled_by_its_own_settings(model):
 
 def test_a_new_row_has_nothing_of_the_one_before_it(model):
     rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, 30, CHUNK)
-    strong = RowSampling(2.0, presence_penalty=2.0, logit_bias=dict.fromkeys(range(20), 30.0))
+    strong = SamplingOptions(
+        temperature=2.0, presence_penalty=2.0, logit_bias=dict.fromkeys(range(20), 30.0)
+    )
     rows.begin(0, PROMPTS[0], strong)
     other = rows.begin(1, PROMPTS[1], SAMPLINGS[3])  # Keeps penalties in use.
     rows.decode(3)
-    row = rows.begin(0, PROMPTS[2], RowSampling(0.9), seed=4)
+    row = rows.begin(0, PROMPTS[2], SamplingOptions(temperature=0.9), seed=4)
     greedy_rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 1, 30, CHUNK)
-    alone = greedy_rows.begin(0, PROMPTS[2], RowSampling(0.9), seed=4)
+    alone = greedy_rows.begin(0, PROMPTS[2], SamplingOptions(temperature=0.9), seed=4)
     rows.decode(6)
     greedy_rows.decode(6)
     check(model, row)
@@ -77,7 +83,7 @@ def test_a_new_row_has_nothing_of_the_one_before_it(model):
 @pytest.mark.each_backend
 def test_log_probabilities_are_those_of_the_model(model):
     rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, 30, CHUNK)
-    sampling = RowSampling(1.2, logit_bias={4: 9.0}, num_alternatives=5)
+    sampling = SamplingOptions(temperature=1.2, logit_bias={4: 9.0}, logprobs=5)
     row = rows.begin(1, PROMPTS[0], sampling, has_targets=True)
     rows.begin(0, PROMPTS[1])
     rows.decode(3)
@@ -110,14 +116,14 @@ def test_cutoffs_are_right_where_the_likeliest_tokens_do_not_suffice():
     model = make_small_model(vocabulary_size=1500, scale=0.02)
     rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, 30, CHUNK)
     samplings = (
-        RowSampling(top_p=0.95),
-        RowSampling(0.01, top_k=3),
-        RowSampling(top_k=1200, num_alternatives=1),
-        RowSampling(top_k=1024),
+        SamplingOptions(top_p=0.95),
+        SamplingOptions(temperature=0.01, top_k=3),
+        SamplingOptions(top_k=1200, logprobs=1),
+        SamplingOptions(top_k=1024),
     )
     for number, sampling in enumerate(samplings):
         row = rows.begin(0, [5, 6, 7], sampling, seed=number)
-        other = rows.begin(1, [9, 1000], RowSampling(0.05, top_p=0.5), seed=number)
+        other = rows.begin(1, [9, 1000], SamplingOptions(temperature=0.05, top_p=0.5), seed=number)
         rows.decode(4)
         check(model, row)
         check(model, other)

@@ -6,8 +6,8 @@ import pytest
 
 from keras_deepseek import models
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.models.generation.row_sampling import RowSampling
 from keras_deepseek.models.generation.row_steps import RowSteps
+from keras_deepseek.text.sampling import SamplingOptions
 from tests.oracles.language_models import perturb
 from tests.oracles.row_driver import GREEDY, RowDriver
 from tests.oracles.small_language_model import make_small_model
@@ -84,13 +84,13 @@ def test_nothing_is_compiled_after_the_warm_up():
     rows.begin(0, [5, 6, 7])
     rows.decode(2)
     rows.resize(24, [0, None])
-    rows.begin(1, [3] * 8, RowSampling(), has_targets=True)
+    rows.begin(1, [3] * 8, SamplingOptions(), has_targets=True)
     rows.decode(2)
     for sampling in (
-        RowSampling(0.5, top_p=0.9),  # All are sorted: the logits are about even.
-        RowSampling(top_k=3),
-        RowSampling(presence_penalty=1.0),
-        RowSampling(top_p=0.9, num_alternatives=3),
+        SamplingOptions(temperature=0.5, top_p=0.9),  # All are sorted: the logits are about even.
+        SamplingOptions(top_k=3),
+        SamplingOptions(presence_penalty=1.0),
+        SamplingOptions(top_p=0.9, logprobs=3),
     ):
         rows.begin(1, [3, 4, 7] * 5, sampling)
         rows.decode(2)
@@ -114,9 +114,9 @@ def test_a_batch_invariant_row_has_the_same_bits_beside_any_others():
         for other in range(1, 7):
             if draw.random() < 0.7:
                 length = int(draw.integers(1, 20))
-                sampling = [RowSampling(), RowSampling(top_k=9), GREEDY][other % 3]
+                sampling = [SamplingOptions(), SamplingOptions(top_k=9), GREEDY][other % 3]
                 rows.begin(other, draw.integers(1, 200, length).tolist(), sampling)
-        row = rows.begin(index, prompt, RowSampling(num_alternatives=20), seed=7)
+        row = rows.begin(index, prompt, SamplingOptions(logprobs=20), seed=7)
         rows.decode(12)
         names = ("log_probabilities", "top_log_probabilities")
         bits.append([outputs[name].tobytes() for outputs in row.outputs for name in names])

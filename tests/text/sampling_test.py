@@ -4,14 +4,14 @@ import sys
 
 import pytest
 
-from keras_deepseek.inference.errors import InvalidFieldError
-from keras_deepseek.inference.text.sampling import (
+from keras_deepseek.errors import InvalidFieldError
+from keras_deepseek.inference.text.text_request import TextRequest
+from keras_deepseek.text.sampling import (
     MAX_BIASES,
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
     SamplingOptions,
 )
-from keras_deepseek.inference.text.text_request import TextRequest
 
 REFUSED = [
     ("max_tokens", 0),

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
-from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.errors import InvalidFieldError
+from keras_deepseek.errors import InvalidFieldError, InvalidInputError
 
 MAX_CHOICES = 128
 """The most answers to one prompt, as of OpenAI."""
