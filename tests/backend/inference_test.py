@@ -130,6 +130,18 @@ def test_a_compiled_function_traces_once_for_all_slots():
     assert len(traces) == (5 if keras.backend.backend() == "torch" else 2)
 
 
+def test_weights_from_a_file_compile_nothing_again():
+    """JAX, where such weights are bound to a device, and all that is computed from them."""
+    variable = keras.Variable(2.0)
+    current().compute.assign_array(variable, np.float32(3.0))
+    step = current().inference.compile_with_state(add_to_slot(variable), [variable])
+    for _ in range(2):
+        _, state = step({"kept": ops.zeros((2, 4, 3)), "none": None}, ops.ones((2, 1, 3)), 3)
+        step(state, ops.ones((2, 1, 3)), 3)
+    if keras.backend.backend() == "jax":
+        assert step.count_compilations() == 1
+
+
 def test_a_state_is_written_where_it_lies():
     """TensorFlow and PyTorch; JAX gives the memory on by itself."""
     if keras.backend.backend() == "jax":

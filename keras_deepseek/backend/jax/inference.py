@@ -1,6 +1,7 @@
 """Compiled models and decoding steps on JAX."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,9 +61,11 @@ class JaxInference(Inference):
 
         def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
             # The weights are arguments, not constants, so that the next call sees a change.
-            outputs: tuple[Any, Any] = run(
-                [variable.value for variable in variables], state, inputs
-            )
+            values = [variable.value for variable in variables]
+            devices = values[0].devices() if values else ()
+            if len(devices) == 1:
+                state, inputs = jax.tree.map(partial(_commit, *devices), (state, inputs))
+            outputs: tuple[Any, Any] = run(values, state, inputs)
             return outputs
 
         return CompiledStep(step, run._cache_size)  # noqa: SLF001
@@ -76,3 +79,10 @@ class JaxInference(Inference):
             .at[rows, slots]
             .set(update, mode="promise_in_bounds", unique_indices=True)
         )
+
+
+def _commit(device: jax.Device, value: Any) -> Any:
+    """Binds an array to its device: else JAX would compile a step again for arrays that are."""
+    if isinstance(value, jax.Array) and not value.committed:
+        return jax.device_put(value, device)
+    return value
