@@ -125,6 +125,7 @@ class RowModel(ABC):
     ) -> None:
         """Runs all steps that caches of these rows and slots need, so that none is compiled later.
 
+        `shapes` has each number of rows with each number of slots.
         `report` gets the number of runs that are done, and of all. The cache is a new one of the
         first shape then.
         """

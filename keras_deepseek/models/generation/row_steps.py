@@ -103,12 +103,18 @@ class RowSteps(RowModel):
             )
         if self._is_batch_invariant and (len(sources), slots) != self._shape:
             raise InvalidInputError("With `batch_invariant` the cache must keep its shape.")
+        rows, (old_rows, old_slots) = len(sources), self._shape
+        if rows != old_rows and slots != old_slots:
+            # One after the other, so that there are fewer pairs of shapes, all of them compiled.
+            if slots < old_slots:
+                self.resize(slots, range(old_rows))
+            else:
+                self.resize(old_slots, sources)
+                sources = range(rows)
         indices = np.asarray([source or 0 for source in sources], "int32")
         is_copied = np.asarray([source is not None for source in sources])
-        key = ("resize", self._shape, len(sources), slots)
-        _, self._state = self._call(
-            key, resize_rows(len(sources), slots), None, self._state, indices, is_copied
-        )
+        key, resize = ("resize", self._shape, rows, slots), resize_rows(rows, slots)
+        _, self._state = self._call(key, resize, None, self._state, indices, is_copied)
         self._samplings = [
             None if source is None else self._samplings[source] for source in sources
         ]
@@ -316,18 +322,22 @@ class RowSteps(RowModel):
 
     def _list_jobs(self, shapes: Sequence[tuple[int, int]]) -> Iterator[Callable[[], Any]]:
         """Yields functions that run each step once."""
-        lengths = [self._staging_slots(1)]
-        longest = max(slots for _, slots in shapes)
-        while lengths[-1] < min(longest, self.max_length or longest):
-            lengths.append(self._staging_slots(2 * lengths[-1]))
         for source, shape in itertools.permutations(shapes, 2):
-            yield partial(self._try_resize, source, shape)
-        for length in lengths:
+            if source[0] == shape[0] or source[1] == shape[1]:
+                yield partial(self._try_resize, source, shape)
+        for length in self._list_lengths(max(slots for _, slots in shapes)):
             yield partial(self._try_prompt, length)
         for shape in shapes:
-            yield partial(self._try_rows, shape, lengths)
+            yield partial(self._try_rows, shape)
         for rows, sampling in itertools.product({1, *(rows for rows, _ in shapes)}, _SAMPLINGS):
             yield partial(self._try_choice, rows, sampling)
+
+    def _list_lengths(self, slots: int) -> list[int]:
+        """Returns the slots of the staging caches of all prompts that fit into so many slots."""
+        lengths = [self._staging_slots(1)]
+        while lengths[-1] < min(slots, self.max_length or slots):
+            lengths.append(self._staging_slots(2 * lengths[-1]))
+        return lengths
 
     def _try_resize(self, source: tuple[int, int], shape: tuple[int, int]) -> None:
         self.make(*source)
@@ -343,10 +353,10 @@ class RowSteps(RowModel):
                 half = prompt[: size // 2]
                 self.read(self.begin(length), half, 0, sampling=_GREEDY, prompt=prompt)
 
-    def _try_rows(self, shape: tuple[int, int], lengths: Sequence[int]) -> None:
+    def _try_rows(self, shape: tuple[int, int]) -> None:
         """Runs the steps of a cache of this shape."""
         self.make(*shape)
-        for length in lengths:
+        for length in self._list_lengths(shape[1]):
             self.place(self.begin(length), 0, [1], _GREEDY)
         rows = shape[0]
         self.decode([1] * rows, [1] * rows, [True] * rows, [0.0] * rows)

@@ -76,7 +76,7 @@ def test_rows_do_not_grow_where_the_cache_would_hold_other_tensors():
 def test_nothing_is_compiled_after_the_warm_up():
     model = make_small_model(vocabulary_size=1100, scale=0.02)
     steps, reports = RowSteps(model, chunk_size=CHUNK), []
-    steps.warm_up([(1, 12), (2, 24)], lambda *numbers: reports.append(numbers))
+    steps.warm_up([(1, 12), (1, 24), (2, 12), (2, 24)], lambda *numbers: reports.append(numbers))
     assert reports == [(number + 1, len(reports)) for number in range(len(reports))]
     number = steps.num_compilations
     assert number > 20
