@@ -325,7 +325,8 @@ class RowSteps(RowModel):
         for source, shape in itertools.permutations(shapes, 2):
             if source[0] == shape[0] or source[1] == shape[1]:
                 yield partial(self._try_resize, source, shape)
-        for length in self._list_lengths(max(slots for _, slots in shapes)):
+        lengths = self._list_lengths(max(slots for _, slots in shapes))
+        for length in (lengths[0], *lengths):  # The first call of a layer may change attributes.
             yield partial(self._try_prompt, length)
         for shape in shapes:
             yield partial(self._try_rows, shape)
