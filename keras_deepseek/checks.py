@@ -12,23 +12,33 @@ from keras_deepseek.errors import InvalidInputError
 KERAS_FILE = "a `.keras` file"
 
 
-def check_integer(name: str, value: Any, *, minimum: int = 1, default: int | None = None) -> int:
+def check_integer(
+    name: str,
+    value: Any,
+    *,
+    minimum: int = 1,
+    maximum: int | None = None,
+    default: int | None = None,
+) -> int:
     """Returns a Python integer, or raises an error that names the argument.
 
     Args:
         name: string. The argument, as the error names it.
         value: The value.
         minimum: integer. The smallest allowed value.
+        maximum: integer. The largest allowed value, or `None`.
         default: integer. The value for `None`. Without it, `None` is refused.
 
     Raises:
-        InvalidInputError: It is not an integer, or too small.
+        InvalidInputError: It is not an integer, too small or too large.
     """
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         expected = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
         raise InvalidInputError(f"`{name}` must be {expected}, received {value!r}.")
+    if maximum is not None and int(value) > maximum:
+        raise InvalidInputError(f"`{name}` must be at most {maximum}, received {value!r}.")
     return int(value)
 
 
@@ -103,6 +113,7 @@ def check_number(
     value: Any,
     *,
     minimum: float = -math.inf,
+    maximum: float = math.inf,
     above: float = -math.inf,
     below: float = math.inf,
 ) -> float:
@@ -112,6 +123,7 @@ def check_number(
         name: string. The argument, as the error names it.
         value: The value.
         minimum: float. The smallest allowed value.
+        maximum: float. The largest allowed value.
         above: float. The value must be greater than this.
         below: float. The value must be less than this.
 
@@ -120,6 +132,8 @@ def check_number(
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if is_number and math.isfinite(value) and minimum <= value and above < value < below:
+        if value > maximum:
+            raise InvalidInputError(f"`{name}` must be at most {maximum:g}, received {value!r}.")
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     bounds = [
         f"{words} {bound:g}"

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -91,9 +91,10 @@ def run(arguments: argparse.Namespace) -> None:
     sampler = _make_sampler(arguments)
     _check_before_loading(arguments)
     from keras_deepseek.models import CausalLM
-    from keras_deepseek.models.command import LiveText, OutputConsole, StopTexts
+    from keras_deepseek.models.command import LiveText, OutputConsole
     from keras_deepseek.models.generation.generation import TextStream
     from keras_deepseek.models.generation.prompts import find_end_tokens
+    from keras_deepseek.text.stop_strings import StopFilter, StopStrings
 
     model = CausalLM.from_preset(arguments.folder, dtype=arguments.dtype)
     prompt = _read_prompt(arguments, model.tokenizer)
@@ -101,12 +102,12 @@ def run(arguments: argparse.Namespace) -> None:
         prompt, max_new_tokens=arguments.max_new_tokens, sampler=sampler, seed=arguments.seed
     )
     pieces = TextStream(model.tokenizer, prompt, find_end_tokens(model))
-    stops = StopTexts(arguments.stop)
+    stops = StopFilter(StopStrings(arguments.stop))
     try:
         with LiveText(OutputConsole(highlight=False, markup=False, emoji=False)) as live:
             for token in stream:
                 live.push(stops.push(pieces.push(token)))
-                if stops.is_met:
+                if stops.is_stopped:
                     break
             live.add(stops.push(pieces.finish()) + stops.finish())
     except BrokenPipeError:
@@ -260,36 +261,3 @@ class LiveText:
             rate = (self._num_tokens - 1) / (self._last - self._first)
             words += f", then {rate:.1f} tokens/s"
         return words
-
-
-class StopTexts:
-    """A filter of text pieces that ends at a stop text and holds back a possible start of one.
-
-    The stop texts are not returned. Empty ones are ignored.
-    """
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = [text for text in texts if text]
-        self._held = ""
-        self.is_met = False
-
-    def push(self, piece: str) -> str:
-        """Adds a piece of text, and returns the text that can't belong to a stop text."""
-        if self.is_met:
-            return ""
-        text = self._held + piece
-        indices = [index for stop in self._texts if (index := text.find(stop)) >= 0]
-        if indices:
-            self.is_met, self._held = True, ""
-            return text[: min(indices)]
-        begin = next((at for at in range(len(text)) if self._may_begin(text[at:])), len(text))
-        self._held = text[begin:]
-        return text[:begin]
-
-    def _may_begin(self, end: str) -> bool:
-        return any(stop.startswith(end) for stop in self._texts)
-
-    def finish(self) -> str:
-        """Returns the rest of the text, which was held back as a possible start of a stop text."""
-        end, self._held = self._held, ""
-        return end

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
@@ -26,36 +27,15 @@ ALIASES = {"max_completion_tokens": "max_tokens"}
 """Other names of fields in a request. Their errors bear the name that was received."""
 
 
-def _number(**limits: float) -> Callable[[str, Any], float]:
-    """Returns a check of a number with the limits of `check_number`, and `maximum`."""
-    maximum = limits.pop("maximum", None)
-
-    def check(name: str, value: Any) -> float:
-        number = check_number(name, value, **limits)
-        if maximum is not None and number > maximum:
-            raise InvalidInputError(f"`{name}` must be at most {maximum:g}, received {value!r}.")
-        return number
-
-    return check
-
-
-def _integer(minimum: int, maximum: int | None = None) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        number = check_integer(name, value, minimum=minimum)
-        if maximum is not None and number > maximum:
-            raise InvalidInputError(f"`{name}` must be at most {maximum}, received {value!r}.")
-        return number
-
-    return check
-
-
 def _check_top_k(name: str, value: Any) -> int | None:
     number = check_integer(name, value, minimum=-1)
     return number if number > 0 else None  # Clients send -1 or 0 for all tokens.
 
 
 def _check_logprobs(name: str, value: Any) -> bool | int:
-    return value if isinstance(value, bool) else _integer(0, MAX_ALTERNATIVES)(name, value)
+    if isinstance(value, bool):
+        return value
+    return check_integer(name, value, minimum=0, maximum=MAX_ALTERNATIVES)
 
 
 def _check_stop(name: str, value: Any) -> tuple[str, ...]:
@@ -91,12 +71,12 @@ def _check_biases(name: str, value: Any) -> dict[int, float]:
     for token, bias in value.items():
         is_written = isinstance(token, str) and token.isascii() and token.isdecimal()
         number = check_integer(name, int(token) if is_written else token, minimum=0)
-        biases[number] = _number(minimum=-100, maximum=100)(f"{name}[{number}]", bias)
+        biases[number] = check_number(f"{name}[{number}]", bias, minimum=-100, maximum=100)
     return biases
 
 
-def _setting(default: Any, check: Callable[[str, Any], Any]) -> Any:
-    return field(default=default, metadata={"check": check})
+def _setting(default: Any, check: Callable[..., Any], **limits: float) -> Any:
+    return field(default=default, metadata={"check": partial(check, **limits)})
 
 
 @dataclass(frozen=True)
@@ -125,21 +105,21 @@ class SamplingOptions:
         InvalidFieldError: A setting is of another type, or out of its range.
     """
 
-    max_tokens: int | None = _setting(None, _integer(1))
-    temperature: float = _setting(1.0, _number(minimum=0))
+    max_tokens: int | None = _setting(None, check_integer, minimum=1)
+    temperature: float = _setting(1.0, check_number, minimum=0)
     top_k: int | None = _setting(None, _check_top_k)
-    top_p: float = _setting(1.0, _number(above=0, maximum=1))
-    min_p: float = _setting(0.0, _number(minimum=0, maximum=1))
-    repetition_penalty: float = _setting(1.0, _number(above=0))
-    presence_penalty: float = _setting(0.0, _number(minimum=-2, maximum=2))
-    frequency_penalty: float = _setting(0.0, _number(minimum=-2, maximum=2))
+    top_p: float = _setting(1.0, check_number, above=0, maximum=1)
+    min_p: float = _setting(0.0, check_number, minimum=0, maximum=1)
+    repetition_penalty: float = _setting(1.0, check_number, above=0)
+    presence_penalty: float = _setting(0.0, check_number, minimum=-2, maximum=2)
+    frequency_penalty: float = _setting(0.0, check_number, minimum=-2, maximum=2)
     logit_bias: Mapping[int, float] | None = _setting(None, _check_biases)
-    seed: int | None = _setting(None, _integer(-(2**63), 2**63 - 1))
+    seed: int | None = _setting(None, check_integer, minimum=-(2**63), maximum=2**63 - 1)
     stop: tuple[str, ...] = _setting((), _check_stop)
     stop_token_ids: tuple[int, ...] = _setting((), _check_tokens)
-    n: int = _setting(1, _integer(1, MAX_CHOICES))
+    n: int = _setting(1, check_integer, minimum=1, maximum=MAX_CHOICES)
     logprobs: bool | int | None = _setting(None, _check_logprobs)
-    top_logprobs: int | None = _setting(None, _integer(0, MAX_ALTERNATIVES))
+    top_logprobs: int | None = _setting(None, check_integer, minimum=0, maximum=MAX_ALTERNATIVES)
     ignore_eos: bool = _setting(default=False, check=check_boolean)
 
     def __post_init__(self) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_deepseek.inference.text.stop_strings import StopFilter, StopStrings
 from keras_deepseek.inference.text.text_answer import TextAnswer, TextPiece, TokenDetail
 from keras_deepseek.inference.text.text_request import TextEvent, TextRequest
 from keras_deepseek.text.row_model import LogProbabilities, TextTokenizer
+from keras_deepseek.text.stop_strings import StopFilter, StopStrings
 
 TokenText = Callable[[int], str]
 """A function that returns the text of a token by itself."""

@@ -15,13 +15,13 @@ from keras_deepseek.inference.batching.delivery import LoopDelivery
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.text.choice_writer import ChoiceWriter, make_token_text
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
-from keras_deepseek.inference.text.stop_strings import StopStrings
 from keras_deepseek.inference.text.text_answer import TextAnswer
 from keras_deepseek.inference.text.text_loop import TextLoop
 from keras_deepseek.inference.text.text_request import TextRequest
 from keras_deepseek.inference.text.text_totals import TextStatistics
 from keras_deepseek.text.row_model import RowModel, TextTokenizer
 from keras_deepseek.text.sampling import SamplingOptions
+from keras_deepseek.text.stop_strings import StopStrings
 
 SHORT_TEXT = 2**13
 """The most characters that an event loop tokenizes itself: it takes some milliseconds."""

@@ -67,10 +67,10 @@ class Sampler:
         check_number("repetition_penalty", self.repetition_penalty, above=0)
         if self.top_k is not None:
             check_integer("top_k", self.top_k)
-        if self.top_p is not None and check_number("top_p", self.top_p, above=0) > 1:
-            raise InvalidInputError(f"`top_p` must be at most 1, received {self.top_p!r}.")
-        if self.min_p is not None and check_number("min_p", self.min_p, minimum=0) > 1:
-            raise InvalidInputError(f"`min_p` must be at most 1, received {self.min_p!r}.")
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, above=0, maximum=1)
+        if self.min_p is not None:
+            check_number("min_p", self.min_p, minimum=0, maximum=1)
 
     @property
     def rules(self) -> "SamplingRules":

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.inference.text.stop_strings import StopFilter, StopStrings
+from keras_deepseek.text.stop_strings import StopFilter, StopStrings
 
 
 def find_stop(text, stops):
