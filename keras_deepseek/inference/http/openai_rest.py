@@ -5,7 +5,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from keras_deepseek.errors import InvalidFieldError
@@ -24,32 +24,14 @@ from keras_deepseek.inference.http.routing import (
     fields,
 )
 from keras_deepseek.inference.models.text_version import TextVersion
-from keras_deepseek.inference.openai.chat_answer import ChatWriter
-from keras_deepseek.inference.openai.chat_request import (
-    ChatPrompt,
-    ChatRequest,
-    encode_conversation,
-    read_chat_tools,
-)
-from keras_deepseek.inference.openai.chunks import (
-    AnswerStream,
-    ChoiceWriter,
-    Count,
-    Envelope,
-    count_usage,
-    write_chunks,
-)
-from keras_deepseek.inference.openai.completion_answer import CompletionWriter
-from keras_deepseek.inference.openai.completion_request import CompletionRequest, is_token_ids
+from keras_deepseek.inference.openai.chat_call import ChatCall
+from keras_deepseek.inference.openai.chat_prompt import encode_conversation
+from keras_deepseek.inference.openai.completion_call import CompletionCall, is_token_ids
 from keras_deepseek.inference.openai.openai_errors import error_object, naming_fields
-from keras_deepseek.inference.openai.text_body import (
-    TextBody,
-    read_content,
-    read_flag,
-    read_model,
-)
+from keras_deepseek.inference.openai.text_body import read_content, read_flag, read_model
+from keras_deepseek.inference.openai.text_call import AnswerStream, TextCall
 from keras_deepseek.inference.server.service import Service
-from keras_deepseek.inference.text.text_answer import TextAnswer
+from keras_deepseek.inference.text.text_answer import TextAnswer, TextResult
 
 PROTOCOL = "openai"
 """The label of the metrics."""
@@ -64,101 +46,48 @@ _EVENTS_TYPE = "text/event-stream"
 _EVENT_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """No proxy is to keep events back."""
 
-Tokens = Sequence[int]
-
 _T = TypeVar("_T")
 
 
 async def chat(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers a conversation, while the model writes or as a whole."""
-
-    def prepare(content: dict[str, Any]) -> tuple[ChatRequest, TextVersion, ChatPrompt, Tokens]:
-        call = ChatRequest.read(content)
-        version = _find(service, call.body.model)
-        return call, version, *_encode(call, version)
-
-    call, version, prompt, token_ids = await _prepare(service, request, prepare)
-
-    def bind(chosen: TextVersion) -> Tokens:
-        nonlocal version, prompt, token_ids
-        if chosen is not version:  # It has replaced the other one meanwhile, or is on trial.
-            version = chosen
-            prompt, token_ids = _encode(call, chosen)
-        return token_ids
-
-    body = call.body
-    with contextlib.ExitStack() as stack:
-        names = {"prompt": "messages", **body.field_names}
-        keeps = prompt.keeps_special_tokens
-        answer = _submit(
-            service, request, body, body.content, bind, names, keeps_special_tokens=keeps
-        )
-        stack.callback(answer.cancel)
-        writer = ChatWriter(prompt, has_details=body.sampling.num_alternatives is not None)
-        envelope = Envelope("chat.completion", "chatcmpl", version.name, "chat.completion.chunk")
-
-        def count() -> dict[str, int]:
-            return count_usage(answer.num_prompt_tokens, answer.num_tokens)
-
-        if body.is_streamed:
-            return await _stream(request, body, envelope, [answer], writer, count, stack)
-        with request.ends_on_disconnect():
-            result = await answer.wait()
-
-        def write() -> HttpResponse:
-            return answer_json(envelope.wrap(writer.write_whole(result.choices), usage=count()))
-
-        return await compute(_cost(body, result.num_tokens), write)
-
-
-def _encode(call: ChatRequest, version: TextVersion) -> tuple[ChatPrompt, Tokens]:
-    prompt = call.encode(version)
-    with naming_fields({"prompt": "messages"}):
-        return prompt, version.engine.tokenize(prompt.text, adds_special_tokens=False)
+    return await _answer(service, request, ChatCall)
 
 
 async def complete(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers one or more prompts, while the model writes or as a whole."""
+    return await _answer(service, request, CompletionCall)
 
-    def prepare(
-        content: dict[str, Any],
-    ) -> tuple[CompletionRequest, TextVersion, Sequence[Tokens], Sequence[str]]:
-        call = CompletionRequest.read(content)
-        version = _find(service, call.body.model)
-        prompts = call.encode(version.engine.tokenize, version.max_length)
-        with naming_fields({}, "prompt"):
-            echoes = call.echoes(version.tokenizer.detokenize)
-        return call, version, prompts, echoes
 
-    call, version, prompts, echoes = await _prepare(service, request, prepare)
+async def _answer(
+    service: Service, request: HttpRequest, read: Callable[[dict[str, Any]], TextCall]
+) -> HttpResponse:
+    def prepare(content: dict[str, Any]) -> TextCall:
+        call = read(content)
+        call.encode_for(_find(service, call.body.model))
+        return call
 
-    def bind(chosen: TextVersion) -> Tokens:
-        nonlocal version, prompts
-        if chosen is not version:
-            version = chosen
-            prompts = call.encode(chosen.engine.tokenize, chosen.max_length)
-        return prompts[len(answers)]
-
-    body, answers = call.body, list[TextAnswer]()
+    call = await _prepare(service, request, prepare)
     with contextlib.ExitStack() as stack:
-        while len(answers) < len(prompts):
-            logged = {**body.content, "prompt": call.prompts[len(answers)]}
-            names, details = body.field_names, call.has_prompt_details
-            answer = _submit(service, request, body, logged, bind, names, echo_details=details)
-            stack.callback(answer.cancel)
-            answers.append(answer)
-        writer = CompletionWriter(call, answers, echoes)
-        envelope = Envelope("text_completion", "cmpl", version.name, "text_completion")
-        if body.is_streamed:
-            return await _stream(request, body, envelope, answers, writer, writer.count, stack)
+        stack.callback(call.cancel)
+        while len(call.answers) < len(call.prompts):
+            call.answers.append(_submit(service, request, call))
+        if call.body.is_streamed:
+            stream = AnswerStream(call)
+            with request.ends_on_disconnect():
+                await stream.open()
+            stack.pop_all()  # The stream cancels the call from now on.
+            # Without the charset, some clients take the text for Latin-1.
+            kind = f"{_EVENTS_TYPE}; charset=utf-8"
+            return HttpResponse(
+                200, b"", kind, _EVENT_HEADERS, stream, lambda piece: b"data: %b\n\n" % piece
+            )
         with request.ends_on_disconnect():
-            results = [await answer.wait() for answer in answers]
-        usage = writer.count()
-
-        def write() -> HttpResponse:
-            return answer_json(envelope.wrap(writer.write_whole(results), usage=usage))
-
-        return await compute(_cost(body, usage["total_tokens"]), write)
+            results = [await answer.wait() for answer in call.answers]
+        return await compute(
+            sum(_cost(call, result) for result in results),
+            lambda: answer_json(call.write_whole(results)),
+        )
 
 
 async def list_models(service: Service, _request: HttpRequest) -> HttpResponse:
@@ -192,7 +121,7 @@ async def tokenize(service: Service, request: HttpRequest) -> HttpResponse:
         version = _find(service, read_model(content))
         text, is_chat = content.get("prompt"), "messages" in content
         if is_chat:
-            text = encode_conversation(content, read_chat_tools(content), version).text
+            text = encode_conversation(content, version).text
         elif not isinstance(text, str):
             raise InvalidFieldError("prompt", f"`prompt` must be a string, received {text!r:.50}.")
         adds = read_flag(content, "add_special_tokens", default=not is_chat)
@@ -241,9 +170,10 @@ def _find(service: Service, name: str | None) -> TextVersion:
         return service.engine.find_text(name)
 
 
-def _cost(body: TextBody, num_tokens: int) -> int:
+def _cost(call: TextCall, result: TextResult) -> int:
     """Returns the bytes that take about as long to parse as a whole answer takes to write."""
-    num_alternatives = body.sampling.num_alternatives
+    num_alternatives = call.body.sampling.num_alternatives
+    num_tokens = result.num_tokens + len(result.prompt_details)
     return num_tokens * (4 if num_alternatives is None else 128 * (1 + num_alternatives))
 
 
@@ -259,57 +189,26 @@ def _read_timeout(request: HttpRequest) -> float | None:
     return seconds if 0 < seconds < math.inf else None
 
 
-def _submit(
-    service: Service,
-    request: HttpRequest,
-    body: TextBody,
-    logged: Mapping[str, Any],
-    bind: Callable[[TextVersion], Tokens],
-    names: dict[str, str],
-    **options: bool,
-) -> TextAnswer:
-    """Submits a prompt.
+def _submit(service: Service, request: HttpRequest, call: TextCall) -> TextAnswer:
+    """Submits the next prompt of a call.
 
-    The log of requests gets the fields `logged`. `names` are the client's names of fields, for
-    errors. A client is who has a token, where the server asks for one, or else an address: clients
-    share the model fairly.
+    A client is who has a token, where the server asks for one, or else an address: clients share
+    the model fairly.
     """
     has_tokens = service.tokens is not None
-    client = request.headers.get("authorization", "") if has_tokens else request.client
-    with naming_fields(names):
+    with naming_fields(call.field_names):
         answer, _ = service.engine.dispatch_text(
-            bind,
-            body.sampling,
-            model=body.model,
+            call.encode_for,
+            call.body.sampling,
+            model=call.body.model,
             trace=request.trace,
             timeout=_read_timeout(request),
-            priority=body.priority,
-            client=client,
-            body=logged,
-            **options,
+            priority=call.body.priority,
+            client=request.headers.get("authorization", "") if has_tokens else request.client,
+            body=call.log_fields(),
+            **call.options,
         )
     return answer
-
-
-async def _stream(
-    request: HttpRequest,
-    body: TextBody,
-    envelope: Envelope,
-    answers: Sequence[TextAnswer],
-    writer: ChoiceWriter,
-    count: Count,
-    stack: contextlib.ExitStack,
-) -> HttpResponse:
-    """Returns a streamed answer, once its first event is there. It takes over from `stack`."""
-    stream = AnswerStream(answers, write_chunks(body, envelope, answers, writer, count))
-    with request.ends_on_disconnect():
-        await stream.open()
-    stack.pop_all()
-    # Without the charset, some clients take the text for Latin-1.
-    kind = f"{_EVENTS_TYPE}; charset=utf-8"
-    return HttpResponse(
-        200, b"", kind, _EVENT_HEADERS, stream, lambda piece: b"data: %b\n\n" % piece
-    )
 
 
 OPENAI_ERROR = ErrorForm(

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_deepseek.checks import check_boolean, check_integer
-from keras_deepseek.errors import InvalidFieldError, InvalidInputError
+from keras_deepseek.errors import InvalidFieldError
+from keras_deepseek.inference.openai.openai_errors import naming_fields
 from keras_deepseek.inference.protocols.json_text import load_object
-from keras_deepseek.text.sampling import ALIASES, SamplingOptions
+from keras_deepseek.text.sampling import SamplingOptions
 
 REFUSED_FIELDS = (
     "audio",
@@ -49,13 +50,6 @@ class TextBody:
     has_usage: bool
     has_running_usage: bool
     priority: int
-
-    @property
-    def field_names(self) -> dict[str, str]:
-        """The client's names of settings, where it uses another one than `SamplingOptions`."""
-        return {
-            name: alias for alias, name in ALIASES.items() if self.content.get(alias) is not None
-        }
 
 
 def read_content(body: bytes) -> dict[str, Any]:
@@ -99,12 +93,8 @@ def read_flag(
 ) -> bool:
     """Returns a boolean field, or its default if it is not given. `path` is that of `content`."""
     value = content.get(name)
-    if value is None:
-        return default
-    try:
-        return check_boolean(f"{path}{name}", value)
-    except InvalidInputError as error:
-        raise InvalidFieldError(f"{path}{name}", str(error)) from error
+    with naming_fields({}, f"{path}{name}"):
+        return default if value is None else check_boolean(f"{path}{name}", value)
 
 
 def read_object(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -116,8 +106,6 @@ def read_object(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _read_priority(content: Mapping[str, Any]) -> int:
-    try:
+    with naming_fields({}, "priority"):
         priority = check_integer("priority", content.get("priority", 0), minimum=-_MAX_PRIORITY)
-    except InvalidInputError as error:
-        raise InvalidFieldError("priority", str(error)) from error
     return min(priority, _MAX_PRIORITY)

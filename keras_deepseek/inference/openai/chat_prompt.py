@@ -1,8 +1,8 @@
-"""Requests of `/v1/chat/completions`, and their conversations as prompts."""
+"""The conversation of a request as a prompt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from keras_deepseek.chat import ChatParser
 from keras_deepseek.chat.chat_messages import (
@@ -13,14 +13,9 @@ from keras_deepseek.chat.chat_messages import (
 )
 from keras_deepseek.chat.chat_style import THINK_CLOSE, THINK_OPEN, get_style
 from keras_deepseek.errors import InvalidFieldError
+from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.openai.openai_errors import naming_fields
-from keras_deepseek.inference.openai.text_body import (
-    TextBody,
-    read_flag,
-    read_object,
-    read_text_body,
-)
-from keras_deepseek.text.sampling import SamplingOptions
+from keras_deepseek.inference.openai.text_body import read_flag, read_object
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _STYLE_EFFORTS: Mapping[str, Mapping[str | int | None, str]] = {
@@ -37,42 +32,6 @@ _NOT_FOR_TEMPLATES = ("add_generation_prompt", "messages", "self", "template")
 _READER_STYLE = "v3.2"
 """The format by whose rules messages for a template are checked, and by whose parser the reasoning
 of their answers is split off: `<think>` is the same in all of them."""
-
-
-class ChatTokenizer(Protocol):
-    """A tokenizer with a chat template or a message format."""
-
-    def token_to_id(self, token: str) -> int | None:
-        """Returns the id of a token, or `None` if there is no such token."""
-
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str:
-        """Returns the text of a conversation."""
-
-
-class ChatModel(Protocol):
-    """A language model, as `TextVersion` is one."""
-
-    @property
-    def tokenizer(self) -> ChatTokenizer:
-        """Its tokenizer."""
-
-    @property
-    def has_chat(self) -> bool:
-        """True if it has a chat template, or a message format."""
-
-    @property
-    def chat_style(self) -> str | None:
-        """The message format. `None`: it has a chat template."""
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens of a prompt and its answer."""
 
 
 @dataclass(frozen=True)
@@ -100,40 +59,15 @@ class ChatPrompt:
         return ChatParser(self.style, thinking=self.thinks, tools=self.tools)
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """A request of `/v1/chat/completions`.
+def encode_conversation(content: Mapping[str, Any], model: TextVersion) -> ChatPrompt:
+    """Returns the text of the conversation in a request, of a chat or to tokenize it.
 
-    Args:
-        body: The fields that it shares with completions.
-        tools: The tools that the model may call.
+    Raises:
+        InvalidFieldError: A field is wrong, or the model has no chat format, or its format lacks
+            what a field asks for.
     """
-
-    body: TextBody
-    tools: Sequence[Mapping[str, Any]]
-
-    @classmethod
-    def read(cls, content: Mapping[str, Any]) -> "ChatRequest":
-        """Reads the fields of a request, and raises an error with the name of a wrong one."""
-        body = read_text_body(content, SamplingOptions.from_request(content))
-        read_response_schema(content.get("response_format"))
-        return cls(body, read_chat_tools(content))
-
-    def encode(self, model: ChatModel) -> ChatPrompt:
-        """Returns the text of the conversation.
-
-        Raises:
-            InvalidFieldError: The model has no chat format, or it lacks what a field asks for.
-            ChatInputError: A message is wrong.
-        """
-        return encode_conversation(self.body.content, self.tools, model)
-
-
-def encode_conversation(
-    content: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], model: ChatModel
-) -> ChatPrompt:
-    """Returns the text of the conversation in a request, of a chat or to tokenize it."""
-    messages, tokenizer = content.get("messages"), model.tokenizer
+    schema = read_response_schema(content.get("response_format"))
+    tools, messages = _read_tools(content), content.get("messages")
     if not model.has_chat:
         raise InvalidFieldError(
             "messages",
@@ -151,12 +85,24 @@ def encode_conversation(
     assert isinstance(messages, list)
     begins = read_flag(content, "add_generation_prompt", default=True)
     if style is None:
-        return _encode_by_template(content, messages, tools, tokenizer, begins)
+        if schema is not None:
+            raise InvalidFieldError(
+                "response_format",
+                "The model's chat template has no place for a `response_format`. Describe the "
+                "format in a message.",
+            )
+        if tools:
+            raise InvalidFieldError(
+                "tools",
+                "The calls of this model can't be read: its answers have the form of its own chat "
+                "template. Leave `tools` out, or send `tool_choice: none`.",
+            )
+        return _encode_by_template(content, messages, model, begins)
     thinks, effort = _read_thinking(content, style)
     if messages[0]["role"] == "developer":
         messages = [{**messages[0], "role": "system"}, *messages[1:]]
     with naming_fields({}, "messages"):
-        text = tokenizer.apply_chat_template(
+        text = model.tokenizer.apply_chat_template(
             messages,
             add_generation_prompt=begins,
             thinking=thinks,
@@ -168,29 +114,12 @@ def encode_conversation(
 
 
 def _encode_by_template(
-    content: Mapping[str, Any],
-    messages: list[Any],
-    tools: Sequence[Mapping[str, Any]],
-    tokenizer: ChatTokenizer,
-    begins: bool,
+    content: Mapping[str, Any], messages: list[Any], model: TextVersion, begins: bool
 ) -> ChatPrompt:
     """Returns the text by the checkpoint's Jinja template.
 
-    Of such a model's answers, the reasoning is read if it has a token for its end; calls are in a
-    form of each model's own, so tools are refused.
+    Of such a model's answers, the reasoning is read if it has a token for its end.
     """
-    if tools:
-        raise InvalidFieldError(
-            "tools",
-            "The calls of this model can't be read: its answers have the form of its own chat "
-            "template. Leave `tools` out, or send `tool_choice: none`.",
-        )
-    if read_response_schema(content.get("response_format")) is not None:
-        raise InvalidFieldError(
-            "response_format",
-            "The model's chat template has no place for a `response_format`. Describe the format "
-            "in a message.",
-        )
     variables = {
         name: value
         for name, value in read_object(content, "chat_template_kwargs").items()
@@ -202,12 +131,12 @@ def _encode_by_template(
     if "reasoning_effort" in content:
         variables.setdefault("reasoning_effort", content["reasoning_effort"])
     with naming_fields({}, "messages"):
-        text = tokenizer.apply_chat_template(
+        text = model.tokenizer.apply_chat_template(
             [_flatten(message) for message in messages],
             add_generation_prompt=begins,
             **variables,
         )
-    has_reasoning = tokenizer.token_to_id(THINK_CLOSE) is not None
+    has_reasoning = model.tokenizer.token_to_id(THINK_CLOSE) is not None
     thinks = has_reasoning and text.rstrip().endswith(THINK_OPEN)
     style = _READER_STYLE if has_reasoning else None
     return ChatPrompt(text, style, thinks, keeps_special_tokens=False, tools=())
@@ -221,7 +150,7 @@ def _flatten(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "role": "system" if role == "developer" else role, "content": content}
 
 
-def read_chat_tools(content: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _read_tools(content: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Returns the tools that the model may call."""
     read_tools(content.get("tools"))
     choice = content.get("tool_choice", "auto")

@@ -1,0 +1,174 @@
+"""A request for texts that also writes its answer: in chunks as they come, or whole."""
+
+import asyncio
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from keras_deepseek.inference.models.text_version import TextVersion
+from keras_deepseek.inference.openai.text_body import TextBody
+from keras_deepseek.inference.protocols.json_text import to_json
+from keras_deepseek.inference.text.text_answer import TextAnswer, TextPiece, TextResult, TokenDetail
+from keras_deepseek.text.sampling import ALIASES
+
+DONE = b"[DONE]"
+"""The last event of a stream."""
+
+_LEAST = -9999.0
+"""In the place of minus infinity, which JSON does not have."""
+
+Choice = dict[str, Any]
+Tokens = Sequence[int]
+
+
+class TextCall(ABC):
+    """A request of one or more prompts, and their answers in the form of OpenAI's API.
+
+    Args:
+        body: The fields that all such requests have.
+    """
+
+    kind: ClassVar[str]
+    """The kind of a whole answer."""
+    chunk_kind: ClassVar[str]
+    id_prefix: ClassVar[str]
+    has_answer = True
+    """False if the client wants nothing but the prompt."""
+
+    def __init__(self, body: TextBody) -> None:
+        self.body = body
+        self.answers: list[TextAnswer] = []
+        """The answers so far, one for each prompt."""
+        self.prompts: Sequence[Tokens] = ()
+        self.options: dict[str, bool] = {}
+        """Further arguments of `TextEngine.submit`."""
+        self.field_names = {
+            name: alias for alias, name in ALIASES.items() if body.content.get(alias) is not None
+        }
+        """The client's names of fields, where it uses other ones than the engine."""
+        self.has_details = body.sampling.num_alternatives is not None
+        self._version: TextVersion | None = None
+        self._head: dict[str, Any] = {}
+
+    def encode_for(self, version: TextVersion) -> Tokens:
+        """Returns the next prompt for a model, which may have replaced another one meanwhile."""
+        if version is not self._version:
+            self.prompts = self._encode(version)
+            self._version = version
+            self._head = {
+                "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
+                "object": self.kind,
+                "created": int(time.time()),
+                "model": version.name,
+            }
+        return self.prompts[len(self.answers)]
+
+    def log_fields(self) -> Mapping[str, Any]:
+        """Returns the fields of the request for the next prompt, for the log of requests."""
+        return self.body.content
+
+    @abstractmethod
+    def _encode(self, version: TextVersion) -> Sequence[Tokens]:
+        """Returns the tokens of all prompts."""
+
+    @abstractmethod
+    def _write(self, number: int, piece: TextPiece) -> Iterable[Choice]:
+        """Returns the choices of the chunks for a piece of the answer to prompt `number`."""
+
+    @abstractmethod
+    def _write_whole(self, results: Sequence[TextResult]) -> list[Choice]:
+        """Returns the choices of whole answers."""
+
+    def cancel(self) -> None:
+        """Cancels what is not answered yet."""
+        for answer in self.answers:
+            answer.cancel()
+
+    def write_whole(self, results: Sequence[TextResult]) -> dict[str, Any]:
+        """Returns the whole answer."""
+        return {**self._head, "choices": self._write_whole(results), "usage": self._count()}
+
+    async def write_chunks(self) -> AsyncIterator[bytes]:
+        """Yields the events of the streamed answer."""
+        usage: dict[str, Any] = {"usage": None} if self.body.has_usage else {}
+        async for number, piece in _merge(self.answers):
+            for choice in self._write(number, piece):
+                if self.body.has_running_usage:
+                    usage["usage"] = self._count()
+                yield self._chunk([choice], usage)
+        if self.body.has_usage:
+            yield self._chunk([], {"usage": self._count()})
+        yield DONE
+
+    def _chunk(self, choices: list[Choice], usage: dict[str, Any]) -> bytes:
+        chunk = {**self._head, "object": self.chunk_kind, "choices": choices, **usage}
+        return to_json(chunk, is_finite=True)
+
+    def _count(self) -> dict[str, int]:
+        """Returns the `usage` so far."""
+        num_prompt_tokens = sum(answer.num_prompt_tokens for answer in self.answers)
+        num_tokens = sum(answer.num_tokens for answer in self.answers) if self.has_answer else 0
+        return {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": num_tokens,
+            "total_tokens": num_prompt_tokens + num_tokens,
+        }
+
+
+def read_log_probability(detail: TokenDetail) -> float | None:
+    """Returns the log-probability of a token as a number that JSON has."""
+    return None if detail.log_probability is None else max(detail.log_probability, _LEAST)
+
+
+async def _merge(answers: Sequence[TextAnswer]) -> AsyncIterator[tuple[int, TextPiece]]:
+    """Yields the pieces of several answers as they come, with the numbers of the answers."""
+    if len(answers) == 1:
+        async for piece in answers[0]:
+            yield 0, piece
+        return
+    readers = [aiter(answer) for answer in answers]
+    waiting = {asyncio.ensure_future(anext(reader)): n for n, reader in enumerate(readers)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                number = waiting.pop(task)
+                try:
+                    piece = task.result()
+                except StopAsyncIteration:
+                    continue
+                yield number, piece
+                waiting[asyncio.ensure_future(anext(readers[number]))] = number
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+class AnswerStream:
+    """The events of a streamed answer, which cancels its requests when it is closed.
+
+    It has waited for the first event, so that an error before it has a status of its own.
+    """
+
+    def __init__(self, call: TextCall) -> None:
+        self._events = call.write_chunks()
+        self._first: bytes | None = None
+        self._cancel = call.cancel
+
+    async def open(self) -> None:
+        """Waits for the first event."""
+        self._first = await anext(self._events)
+
+    def __aiter__(self) -> "AnswerStream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, None
+        return await anext(self._events) if first is None else first
+
+    async def aclose(self) -> None:
+        """Cancels what is not answered yet."""
+        self._cancel()
