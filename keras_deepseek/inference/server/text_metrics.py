@@ -4,9 +4,9 @@ Dashboards and autoscalers for vLLM find what they ask for under its names. It n
 `prometheus_client`, as `metrics` does.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -28,89 +28,40 @@ _FINISHED_REASONS = {
 """vLLM's words for the ways in which an answer ends."""
 
 
-class _Number(NamedTuple):
-    """A number of a language model. Those of several versions are combined for vLLM's name."""
+_GAUGE, _COUNTER, _TIMES = GaugeMetricFamily, CounterMetricFamily, HistogramMetricFamily
 
-    name: str
-    vllm_name: str
-    text: str
-    read: Callable[[TextStatistics], float]
-    combine: Callable[[Iterable[float]], float] = sum
+_METRICS: Mapping[str, tuple[Callable[..., Any], str, str]] = {
+    "num_waiting": (_GAUGE, "requests_waiting", "num_requests_waiting"),
+    "num_reading": (_GAUGE, "requests_reading", ""),
+    "num_started": (_GAUGE, "requests_running", "num_requests_running"),
+    "used_share": (_GAUGE, "cache_usage", "kv_cache_usage_perc"),
+    "rows": (_GAUGE, "cache_rows", ""),
+    "slots": (_GAUGE, "cache_slots", ""),
+    "num_prompt_tokens": (_COUNTER, "prompt_tokens", "prompt_tokens"),
+    "num_tokens": (_COUNTER, "generated_tokens", "generation_tokens"),
+    "num_compilations": (_COUNTER, "compilations", ""),
+    "first_token": (_TIMES, "first_token_seconds", "time_to_first_token_seconds"),
+    "between_tokens": (_TIMES, "between_tokens_seconds", "inter_token_latency_seconds"),
+    "request": (_TIMES, "request_seconds", "e2e_request_latency_seconds"),
+}
+"""The kind of the metric for a field of `TextStatistics`, our name and vLLM's, if it has one."""
 
-
-class _Times(NamedTuple):
-    """A histogram of seconds."""
-
-    name: str
-    vllm_name: str
-    text: str
-    read: Callable[[TextStatistics], HistogramValues]
-
-
-_GAUGES = (
-    _Number(
-        "requests_waiting",
-        "num_requests_waiting",
-        "Answers that wait for a row.",
-        lambda statistics: statistics.num_waiting,
+_TEXTS = {
+    "num_waiting": "Answers that wait for a row.",
+    "num_reading": "Prompts that are being read.",
+    "num_started": "Answers that have a row or whose prompt is being read.",
+    "used_share": "The used part of the largest cache, from 0 to 1.",
+    "rows": "Rows of the present cache.",
+    "slots": "Tokens of a row of the present cache.",
+    "num_prompt_tokens": "Tokens of prompts that were read.",
+    "num_tokens": "Tokens of answers.",
+    "num_compilations": (
+        "Compiled or recorded steps. It should not grow while requests are answered."
     ),
-    _Number("requests_reading", "", "Prompts that are being read.", lambda s: s.num_reading),
-    _Number(
-        "requests_running",
-        "num_requests_running",
-        "Answers that have a row or whose prompt is being read.",
-        lambda statistics: statistics.num_reading + statistics.num_running,
-    ),
-    _Number(
-        "cache_usage",
-        "kv_cache_usage_perc",
-        "The used part of the largest cache, from 0 to 1.",
-        lambda statistics: statistics.used_share,
-        max,
-    ),
-    _Number("cache_rows", "", "Rows of the present cache.", lambda s: s.rows),
-    _Number("cache_slots", "", "Tokens of a row of the present cache.", lambda s: s.slots),
-)
-_COUNTERS = (
-    _Number(
-        "prompt_tokens",
-        "prompt_tokens",
-        "Tokens of prompts that were read.",
-        lambda statistics: statistics.num_prompt_tokens,
-    ),
-    _Number(
-        "generated_tokens",
-        "generation_tokens",
-        "Tokens of answers.",
-        lambda statistics: statistics.num_tokens,
-    ),
-    _Number(
-        "compilations",
-        "",
-        "Compiled or recorded steps. It should not grow while requests are answered.",
-        lambda statistics: statistics.num_compilations,
-    ),
-)
-_HISTOGRAMS = (
-    _Times(
-        "first_token_seconds",
-        "time_to_first_token_seconds",
-        "Seconds from a request to the first token of its answer.",
-        lambda statistics: statistics.first_token,
-    ),
-    _Times(
-        "between_tokens_seconds",
-        "inter_token_latency_seconds",
-        "Seconds between two tokens of an answer.",
-        lambda statistics: statistics.between_tokens,
-    ),
-    _Times(
-        "request_seconds",
-        "e2e_request_latency_seconds",
-        "Seconds from a request to the end of its answer.",
-        lambda statistics: statistics.request,
-    ),
-)
+    "first_token": "Seconds from a request to the first token of its answer.",
+    "between_tokens": "Seconds between two tokens of an answer.",
+    "request": "Seconds from a request to the end of its answer.",
+}
 
 
 def add_values(
@@ -147,20 +98,18 @@ _Labelled = dict[tuple[str, str], list[TextStatistics]] | dict[tuple[str], list[
 
 def _collect(labelled: _Labelled, prefix: str, names: tuple[str, ...]) -> list[Metric]:
     families: list[Metric] = []
-    for kind, numbers in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
-        for number in numbers:
-            name = number.name if prefix == _OURS else number.vllm_name
-            if name:
-                family = kind(prefix + name, number.text, labels=names)
-                for labels, statistics in labelled.items():
-                    family.add_metric(labels, number.combine(map(number.read, statistics)))
-                families.append(family)
-    for times in _HISTOGRAMS:
-        name = times.name if prefix == _OURS else times.vllm_name
-        histogram = HistogramMetricFamily(prefix + name, times.text, labels=names)
+    for field, (kind, our_name, vllm_name) in _METRICS.items():
+        name = our_name if prefix == _OURS else vllm_name
+        if not name:
+            continue
+        family = kind(prefix + name, _TEXTS[field], labels=names)
         for labels, statistics in labelled.items():
-            add_values(histogram, labels, sum_values(map(times.read, statistics)))
-        families.append(histogram)
+            values = [getattr(version, field) for version in statistics]
+            if kind is _TIMES:
+                add_values(family, labels, sum_values(values))
+            else:
+                family.add_metric(labels, max(values) if field == "used_share" else sum(values))
+        families.append(family)
     return families
 
 

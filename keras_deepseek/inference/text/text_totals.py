@@ -50,6 +50,11 @@ class TextStatistics:
     between_tokens: HistogramValues
     request: HistogramValues
 
+    @property
+    def num_started(self) -> int:
+        """The requests that no longer wait."""
+        return self.num_reading + self.num_running
+
 
 class TextTotals:
     """Counts and times. The caller holds a lock."""
