@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 _WRAPPERS = ("arguments", "input")
 """Parameters in which models sometimes put all arguments, as one JSON object."""
 
+_NO_JSON = object()
+
 
 class CallArguments:
     """A writer of one JSON object, whose values arrive one after another, each in pieces.
@@ -25,7 +27,6 @@ class CallArguments:
         self._num_values = 0
         self._is_in_value = self._is_streamed = self._is_wrapper = False
         self._head = ""
-        self._pieces: list[str] = []
         self._wrapped: str | None = None  # The value of a wrapper, until the call ends.
 
     def begin_value(self, name: str, is_string: bool) -> str:
@@ -39,6 +40,7 @@ class CallArguments:
             and name not in self._parameter_names
         )
         self._num_values += 1
+        self._pieces: list[str] = []
         self._is_in_value = True
         self._is_streamed = is_string and not self._is_wrapper
         self._is_string = is_string
@@ -56,10 +58,12 @@ class CallArguments:
         self._is_in_value = False
         if self._is_streamed:
             return '"'
-        text = self._take_pieces()
-        if self._is_wrapper and self._holds_arguments(text):
-            self._wrapped = text
-            return ""
+        text = "".join(self._pieces)
+        if self._is_wrapper:
+            value = _read_json(text)
+            if isinstance(value, dict) and value.keys() <= set(self._parameter_names):
+                self._wrapped = text
+                return ""
         return self._head + self._write(text)
 
     def end(self) -> str:
@@ -75,12 +79,7 @@ class CallArguments:
         """
         if not self._is_in_value:
             return self._unwrap()
-        return "" if self._is_streamed else self._head + self._take_pieces()
-
-    def _take_pieces(self) -> str:
-        text = "".join(self._pieces)
-        self._pieces = []
-        return text
+        return "" if self._is_streamed else self._head + "".join(self._pieces)
 
     def _unwrap(self) -> str:
         """Returns a wrapper as the plain value that it is if it does not stand alone."""
@@ -90,22 +89,15 @@ class CallArguments:
         return text
 
     def _write(self, text: str) -> str:
-        return text if not self._is_string and _is_json(text) else _quote(text)
-
-    def _holds_arguments(self, text: str) -> bool:
-        return _is_json(text) and _is_object_of(json.loads(text), self._parameter_names)
+        is_json = not self._is_string and _read_json(text) is not _NO_JSON
+        return text if is_json else _quote(text)
 
 
-def _is_object_of(value: Any, names: Collection[str]) -> bool:
-    return isinstance(value, dict) and value.keys() <= set(names)
-
-
-def _is_json(text: str) -> bool:
+def _read_json(text: str) -> Any:
     try:
-        json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse)
     except (RecursionError, ValueError):
-        return False
-    return True
+        return _NO_JSON
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -235,13 +235,13 @@ def _encode_answer(turn: Turn, style: ChatStyle, thinks: bool) -> str:
     if turn.calls:
         invoke, parameter = style.tag("invoke"), style.tag("parameter")
         invocations = "".join(
-            f'<{invoke} name="{call.name}">\n'
+            f'<{invoke} name="{call_name}">\n'
             + "\n".join(
                 _encode_argument(parameter, name, value, turn.field)
-                for name, value in call.arguments.items()
+                for name, value in arguments.items()
             )
             + f"\n</{invoke}>\n"
-            for call in turn.calls
+            for _, call_name, arguments in turn.calls
         )
         tag = style.tag(style.calls_tag)
         calls = f"\n\n<{tag}>\n{invocations}</{tag}>"

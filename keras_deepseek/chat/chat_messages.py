@@ -4,6 +4,7 @@ import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from keras_deepseek.chat.chat_style import ChatStyle
@@ -35,13 +36,7 @@ show = reprlib.Repr().repr
 """Shows a received value in a few words, however large and deep it is."""
 
 
-@dataclass(frozen=True)
-class ToolCall:
-    """A call of a tool in an earlier answer."""
-
-    id: str
-    name: str
-    arguments: Mapping[str, Any]
+Call = tuple[str, str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Turn:
         parts: The text of the message, or the text of each result.
         field: The path of the message in the request.
         reasoning: The reasoning of an answer.
-        calls: The calls of an answer.
+        calls: The id, the name and the arguments of each call of an answer.
         has_text: False for a turn of the user that is of tool results alone.
     """
 
@@ -61,43 +56,13 @@ class Turn:
     parts: tuple[str, ...]
     field: str
     reasoning: str = ""
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[Call, ...] = ()
     has_text: bool = True
 
     @property
     def text(self) -> str:
         """The text of the message."""
         return "".join(self.parts)
-
-
-class _PendingResults:
-    """The calls of the last answer, and the results that have arrived for them."""
-
-    def __init__(self, field: str = "messages", calls: Sequence[ToolCall] = ()) -> None:
-        self._field = field
-        self._results: dict[str, str | None] = dict.fromkeys(call.id for call in calls)
-
-    def add(self, call_id: Any, text: str, field: str) -> None:
-        if not isinstance(call_id, str) or call_id not in self._results:
-            raise ChatInputError(
-                f"{field}.tool_call_id",
-                f"must be the `id` of a call in the assistant message before it, as in "
-                f"{show(list(self._results))}; received {show(call_id)}.",
-            )
-        if self._results[call_id] is not None:
-            raise ChatInputError(f"{field}.tool_call_id", f"has a result already: {show(call_id)}.")
-        self._results[call_id] = text
-
-    def take(self) -> list[Turn]:
-        """Returns the results as one turn, or no turn if none has arrived."""
-        texts = [text for text in self._results.values() if text is not None]
-        if texts and len(texts) < len(self._results):
-            missing = next(name for name, text in self._results.items() if text is None)
-            raise ChatInputError(
-                f"{self._field}.tool_calls",
-                f"needs a tool message for each call, and {show(missing)} has none.",
-            )
-        return [Turn("tool", tuple(texts), self._field)] if texts else []
 
 
 def read_turns(messages: Any, style: ChatStyle) -> list[Turn]:
@@ -114,23 +79,50 @@ def read_turns(messages: Any, style: ChatStyle) -> list[Turn]:
         )
     roles = (*_ROLES, "latest_reminder") if style.reminder_token else _ROLES
     turns: list[Turn] = []
-    pending = _PendingResults()
+    results: dict[str, str | None] = {}  # Of the calls of the last answer.
     for number, message in enumerate(messages):
-        field = f"messages[{number}]"
-        role = _read_mapping(message, field).get("role")
+        path = f"messages[{number}]"
+        role = _read_mapping(message, path).get("role")
         if not isinstance(role, str) or role not in roles:
-            raise unknown_name(f"{field}.role", role, roles)
+            raise unknown_name(f"{path}.role", role, roles)
         if role == "assistant":
-            turn = _read_answer(message, field, style)
+            turn = _read_answer(message, path, style)
         else:
-            text = _read_text(message.get("content"), f"{field}.content", style.part_separator)
-            turn = Turn(role, (text,), field)
+            text = _read_text(message.get("content"), f"{path}.content", style.part_separator)
+            turn = Turn(role, (text,), path)
         if role == "tool":
-            pending.add(message.get("tool_call_id"), turn.text, field)
+            _add_result(results, message.get("tool_call_id"), turn.text, f"{path}.tool_call_id")
         else:
-            turns += [*pending.take(), turn]
-            pending = _PendingResults(field, turn.calls)
-    return [*turns, *pending.take()]
+            turns += [*_join_results(results, turns), turn]
+            results = dict.fromkeys(call_id for call_id, _, _ in turn.calls)
+    return [*turns, *_join_results(results, turns)]
+
+
+def _add_result(results: dict[str, str | None], call_id: Any, text: str, path: str) -> None:
+    if not isinstance(call_id, str) or call_id not in results:
+        raise ChatInputError(
+            path,
+            f"must be the `id` of a call in the assistant message before it, as in "
+            f"{show(list(results))}; received {show(call_id)}.",
+        )
+    if results[call_id] is not None:
+        raise ChatInputError(path, f"has a result already: {show(call_id)}.")
+    results[call_id] = text
+
+
+def _join_results(results: Mapping[str, str | None], turns: Sequence[Turn]) -> list[Turn]:
+    """Returns the results of the calls of the last turn as one turn, or none without results."""
+    texts = [text for text in results.values() if text is not None]
+    if not texts:
+        return []
+    path = turns[-1].field
+    if len(texts) < len(results):
+        missing = next(name for name, text in results.items() if text is None)
+        raise ChatInputError(
+            f"{path}.tool_calls",
+            f"needs a tool message for each call, and {show(missing)} has none.",
+        )
+    return [Turn("tool", tuple(texts), path)]
 
 
 def _read_answer(message: Mapping[str, Any], field: str, style: ChatStyle) -> Turn:
@@ -142,19 +134,17 @@ def _read_answer(message: Mapping[str, Any], field: str, style: ChatStyle) -> Tu
     for name in ("reasoning_content", "reasoning"):  # The second one wins.
         if message.get(name) is not None:
             reasoning = _read_string(message[name], f"{field}.{name}")
-    read_calls: dict[str, ToolCall] = {}
-    for number, received in enumerate(calls):
-        call = _read_call(received, f"{field}.tool_calls[{number}]")
-        if call.id in read_calls:
-            raise ChatInputError(
-                f"{field}.tool_calls[{number}].id", f"is that of another call: {show(call.id)}."
-            )
-        read_calls[call.id] = call
+    read_calls: dict[str, Call] = {}
+    for number, call in enumerate(calls):
+        path = f"{field}.tool_calls[{number}]"
+        call_id = _read_name(_read_mapping(call, path).get("id"), f"{path}.id")
+        if call_id in read_calls:
+            raise ChatInputError(f"{path}.id", f"is that of another call: {show(call_id)}.")
+        read_calls[call_id] = (call_id, *_read_call(call, path))
     return Turn("assistant", (text,), field, reasoning, tuple(read_calls.values()))
 
 
-def _read_call(call: Any, field: str) -> ToolCall:
-    call_id = _read_name(_read_mapping(call, field).get("id"), f"{field}.id")
+def _read_call(call: Mapping[str, Any], field: str) -> tuple[str, Mapping[str, Any]]:
     function = _read_mapping(call.get("function"), f"{field}.function")
     name = _read_name(function.get("name"), f"{field}.function.name")
     arguments = function.get("arguments")
@@ -165,7 +155,7 @@ def _read_call(call: Any, field: str) -> ToolCall:
             raise ChatInputError(
                 f"{field}.function.arguments", f"must be JSON: {error}; received {show(arguments)}."
             ) from error
-    return ToolCall(call_id, name, _read_mapping(arguments, f"{field}.function.arguments"))
+    return name, _read_mapping(arguments, f"{field}.function.arguments")
 
 
 def read_tools(tools: Any) -> list[Mapping[str, Any]]:
@@ -228,25 +218,23 @@ def _read_text(content: Any, field: str, separator: str) -> str:
     return separator.join(texts)
 
 
-def _read_mapping(value: Any, field: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ChatInputError(field, f"must be an object, received {show(value)}.")
+def _read(value: Any, path: str, *, kind: Any, expected: str) -> Any:
+    if not isinstance(value, kind):
+        raise ChatInputError(path, f"must be {expected}, received {show(value)}.")
     return value
 
 
-def _read_list(value: Any, field: str) -> Sequence[Any]:
-    if value is not None and not isinstance(value, list | tuple):
-        raise ChatInputError(field, f"must be a list, received {show(value)}.")
-    return value or ()
+_read_mapping = partial(_read, kind=Mapping, expected="an object")
+_read_string = partial(_read, kind=str, expected="a string")
 
 
-def _read_string(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise ChatInputError(field, f"must be a string, received {show(value)}.")
-    return value
+def _read_list(value: Any, path: str) -> Sequence[Any]:
+    values = () if value is None else value
+    received: Sequence[Any] = _read(values, path, kind=list | tuple, expected="a list")
+    return received
 
 
-def _read_name(value: Any, field: str) -> str:
+def _read_name(value: Any, path: str) -> str:
     if not isinstance(value, str) or not value:
-        raise ChatInputError(field, f"must be a string that is not empty, received {show(value)}.")
+        raise ChatInputError(path, f"must be a string that is not empty, received {show(value)}.")
     return value

@@ -3,10 +3,9 @@
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 from keras_deepseek.chat.call_arguments import CallArguments
@@ -148,7 +147,7 @@ class ChatParser:
         self._parameter_names = {
             function["name"]: _read_parameter_names(function) for function in read_tools(tools)
         }
-        self._events: list[ChatEvent] = []
+        self._events: list[tuple[tuple[Any, ...], list[str]]] = []
         self._tail = ""  # The possible start of a tag.
         self._line_breaks = ""  # Those at the end of the text, which may belong to a tag.
         self._has_stray_text = False
@@ -215,7 +214,7 @@ class ChatParser:
 
     def _begin_call(self, tool: str) -> None:
         call_id = f"call_{uuid.uuid4().hex[:24]}"
-        self._events.append(ToolCallStart(self._num_calls, call_id, tool))
+        self._add_event(tool, ToolCallStart, self._num_calls, call_id)
         self._num_calls += 1
         self._arguments = CallArguments(self._parameter_names.get(tool, ()))
 
@@ -237,30 +236,22 @@ class ChatParser:
         self._add_text(text)
 
     def _add_text(self, text: str) -> None:
-        if text:
-            kind = ReasoningText if self._state is _State.REASONING else ContentText
-            self._events.append(kind(text))
+        is_reasoning = self._state is _State.REASONING
+        self._add_event(text, ReasoningText if is_reasoning else ContentText)
 
     def _add_arguments(self, text: str) -> None:
-        if text:
-            self._events.append(ToolCallArguments(self._num_calls - 1, text))
+        self._add_event(text, ToolCallArguments, self._num_calls - 1)
+
+    def _add_event(self, text: str, *kind: Any) -> None:
+        """Adds the text of an event to the last one, if that has the same class and arguments."""
+        if text and self._events and self._events[-1][0] == kind:
+            self._events[-1][1].append(text)
+        elif text:
+            self._events.append((kind, [text]))
 
     def _take_events(self) -> list[ChatEvent]:
-        """Returns the new events, with neighbours of one kind joined."""
         events, self._events = self._events, []
-        joined: list[ChatEvent] = []
-        for _, group in groupby(events, key=_kind_of):
-            first, *later = group
-            if isinstance(first, ToolCallStart):
-                joined += [first, *later]
-            else:
-                text = "".join([first.text, *(event.text for event in later)])  # type: ignore[union-attr]
-                joined.append(replace(first, text=text))
-        return joined
-
-
-def _kind_of(event: ChatEvent) -> tuple[type[ChatEvent], int]:
-    return type(event), getattr(event, "index", 0)
+        return [kind[0](*kind[1:], "".join(pieces)) for kind, pieces in events]
 
 
 def _read_parameter_names(function: Mapping[str, Any]) -> frozenset[str]:
@@ -305,30 +296,30 @@ def join_events(events: Iterable[ChatEvent]) -> dict[str, Any]:
     >>> join_events(parser.feed("A fox.</think>Yes") + parser.finish())
     {'role': 'assistant', 'content': 'Yes', 'reasoning': 'A fox.'}
     """
-    texts: dict[str, list[str]] = {"reasoning": [], "content": []}
+    texts: dict[str | int, list[str]] = {"reasoning": [], "content": []}
     calls: list[ToolCallStart] = []
-    arguments: list[list[str]] = []
     for event in events:
         match event:
             case ReasoningText(text):
                 texts["reasoning"].append(text)
             case ContentText(text):
                 texts["content"].append(text)
-            case ToolCallStart():
+            case ToolCallStart(index):
                 calls.append(event)
-                arguments.append([])
+                texts[index] = []
             case ToolCallArguments(index, text):
-                arguments[index].append(text)
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts["content"])}
-    if texts["reasoning"]:
-        message["reasoning"] = "".join(texts["reasoning"])
+                texts[index].append(text)
+    joined = {key: "".join(pieces) for key, pieces in texts.items()}
+    message: dict[str, Any] = {"role": "assistant", "content": joined["content"]}
+    if joined["reasoning"]:
+        message["reasoning"] = joined["reasoning"]
     if calls:
-        message["content"] = message["content"] or None
+        message["content"] = joined["content"] or None
         message["tool_calls"] = [
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": "".join(arguments[call.index])},
+                "function": {"name": call.name, "arguments": joined[call.index]},
             }
             for call in calls
         ]
