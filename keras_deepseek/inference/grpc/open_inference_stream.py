@@ -6,7 +6,7 @@ many responses as its text has pieces; those of several texts come as they are w
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 from keras_deepseek.inference.errors import ClosedError
@@ -49,35 +49,19 @@ CALL = ("open_inference_grpc", "ModelStreamInfer")
 
 
 class _Started(NamedTuple):
-    """A request of a stream that waits in a model's queue."""
+    """A request of a stream: it waits in a model's queue, or was refused.
+
+    `responses` are the encoded responses to it, with their statuses. Those of a text come side by
+    side with the responses to other requests.
+    """
 
     trace: RequestTrace
-    call: InferCall
-    future: "asyncio.Future[Inputs]"
-    version: ModelVersion
+    cancel: Callable[[], object]
+    responses: AsyncIterator[tuple[str, bytes]]
+    is_text: bool = False
 
 
-class _Text(NamedTuple):
-    """A request of a stream to a language model."""
-
-    trace: RequestTrace
-    call: InferCall
-    text_call: TextCall
-    answer: TextAnswer
-    version: TextVersion
-
-
-class _Answered(NamedTuple):
-    """The encoded response to a request of a stream, with its status."""
-
-    trace: RequestTrace
-    status: str
-    data: bytes
-
-
-_Request = _Started | _Text | _Answered
-
-_Answers = asyncio.Queue[_Request | None]
+_Answers = asyncio.Queue[_Started | None]
 """The requests in their order; `None` is the end."""
 
 
@@ -117,12 +101,11 @@ async def _answer_all(service: Service, context: Any, answers: _Answers) -> None
             started = await answers.get()
             if started is None:
                 return
-            if isinstance(started, _Text):
-                writer = writers.create_task(_write_text(service, context, write_lock, started))
-                writer.add_done_callback(lambda _: room.release())
+            writing = _answer(service, context, write_lock, started)
+            if started.is_text:
+                writers.create_task(writing).add_done_callback(lambda _: room.release())
             else:
-                async with write_lock:
-                    await _answer(service, context, started)
+                await writing
                 room.release()
 
 
@@ -145,7 +128,7 @@ async def _read(
         await answers.put(None)
 
 
-async def _start(service: Service, data: bytes, context: Any, request_id: str) -> _Request:
+async def _start(service: Service, data: bytes, context: Any, request_id: str) -> _Started:
     trace, call = RequestTrace(*CALL), None
     trace.request_id = request_id  # The stream's id, unless the request has its own.
     current_trace.set(trace)
@@ -157,15 +140,16 @@ async def _start(service: Service, data: bytes, context: Any, request_id: str) -
         version = service.engine.find(call.model_name, read_version(call))
         if version.is_text:
             return await _start_text(service, trace, call, context)
-        return _Started(trace, call, *start_infer(service, call, time_left(context)))
+        future, model_version = start_infer(service, call, time_left(context))
+        return _Started(trace, future.cancel, _respond(trace, call, future, model_version))
     # No failure of one request may end the stream.
     except Exception as error:  # noqa: BLE001
-        return _refuse(trace, call, error)
+        return _Started(trace, lambda: None, _refuse(*_format_error(call, error)))
 
 
 async def _start_text(
     service: Service, trace: RequestTrace, call: InferCall, context: Any
-) -> _Text:
+) -> _Started:
     limits = read_timeout_and_priority(call.parameters).within(time_left(context))
     check_accepts(service, call.model_name, limits.timeout)
     text_call = read_text_call(call)
@@ -181,63 +165,55 @@ async def _start_text(
         # A client is who has a token, where the server asks for one, or else an address.
         client=(service.tokens and read_token(context)) or address_of(context.peer()),
     )
-    return _Text(trace, call, text_call, answer, version)
+    responses = _respond_with_text(call, text_call, answer, version)
+    return _Started(trace, answer.cancel, responses, is_text=True)
 
 
-async def _answer(service: Service, context: Any, started: _Started | _Answered) -> None:
-    """Writes the response to a streamed request, and records it."""
-    status, size = "CANCELLED", 0
+async def _answer(
+    service: Service, context: Any, write_lock: asyncio.Lock, started: _Started
+) -> None:
+    """Writes the responses to a request, and records it."""
+    status = last_status = "CANCELLED"
+    size = 0
     try:
-        answered = await _finish(started)
-        await context.write(answered.data)
-        status, size = answered.status, len(answered.data)
+        async for response_status, data in started.responses:
+            async with write_lock:
+                await context.write(data)
+            size += len(data)
+            last_status = response_status
+        status = last_status
     finally:
+        started.cancel()
         end_request(service, context, started.trace, PATH, status, size)
 
 
-async def _finish(started: _Started | _Answered) -> _Answered:
-    if isinstance(started, _Answered):
-        return started
-    trace, call, future, version = started
+async def _respond(
+    trace: RequestTrace, call: InferCall, future: "asyncio.Future[Inputs]", version: ModelVersion
+) -> AsyncIterator[tuple[str, bytes]]:
     try:
         outputs = await outputs_of(call.model_name, future, trace)
+        number = str(version.number)
         data = open_inference_grpc.format_infer(
-            call, outputs, call.model_name, str(version.number), in_stream=True
+            call, outputs, call.model_name, number, in_stream=True
         )
     except Exception as error:  # noqa: BLE001 - As in `_start`.
-        return _refuse(trace, call, error)
-    return _Answered(trace, "OK", data)
+        yield _format_error(call, error)
+    else:
+        yield "OK", data
 
 
-async def _write_text(
-    service: Service, context: Any, write_lock: asyncio.Lock, text: _Text
-) -> None:
-    """Writes the responses to a request for a text, and records it."""
-    status, size = "CANCELLED", 0
-    try:
-        async for answered in _respond(text):
-            async with write_lock:
-                await context.write(answered.data)
-            size += len(answered.data)
-        status = answered.status
-    finally:
-        text.answer.cancel()
-        end_request(service, context, text.trace, PATH, status, size)
-
-
-async def _respond(text: _Text) -> AsyncIterator[_Answered]:
-    trace, call, text_call, answer, version = text
+async def _respond_with_text(
+    call: InferCall, text_call: TextCall, answer: TextAnswer, version: TextVersion
+) -> AsyncIterator[tuple[str, bytes]]:
     name, number = version.name, str(version.number)
     try:
         async for texts, is_last in _texts_of(text_call, answer):
             has_more = not is_last or text_call.has_empty_end
-            yield _Answered(
-                trace, "OK", format_text(call, texts, name, number, is_last=not has_more)
-            )
+            yield "OK", format_text(call, texts, name, number, is_last=not has_more)
         if text_call.has_empty_end:
-            yield _Answered(trace, "OK", format_text(call, None, name, number, is_last=True))
+            yield "OK", format_text(call, None, name, number, is_last=True)
     except Exception as error:  # noqa: BLE001 - As in `_start`.
-        yield _refuse(trace, call, error)
+        yield _format_error(call, error)
 
 
 async def _texts_of(
@@ -257,16 +233,16 @@ async def _texts_of(
             yield texts, not num_open
 
 
-def _refuse(trace: RequestTrace, call: InferCall | None, error: Exception) -> _Answered:
+async def _refuse(status: str, data: bytes) -> AsyncIterator[tuple[str, bytes]]:
+    yield status, data
+
+
+def _format_error(call: InferCall | None, error: Exception) -> tuple[str, bytes]:
     refusal = refusal_of(error)
-    data = open_inference_grpc.format_stream_error(refusal.message, call)
-    return _Answered(trace, refusal.status, data)
+    return refusal.status, open_inference_grpc.format_stream_error(refusal.message, call)
 
 
-def _drop(service: Service, context: Any, started: _Request) -> None:
+def _drop(service: Service, context: Any, started: _Started) -> None:
     """Removes a request from the queue, because its client is gone."""
-    if isinstance(started, _Started):
-        started.future.cancel()
-    elif isinstance(started, _Text):
-        started.answer.cancel()
+    started.cancel()
     end_request(service, context, started.trace, PATH, "CANCELLED", 0)

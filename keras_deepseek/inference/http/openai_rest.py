@@ -223,65 +223,36 @@ _ANSWER = fields(
     {"id": TEXT, "object": TEXT, "created": _NUMBER, "model": TEXT, "choices": LIST},
     usage=_USAGE,
 )
-_MESSAGE = fields({"role": TEXT}, content={})
 _SETTINGS = {
     "model": TEXT,
     "max_tokens": _NUMBER,
     "temperature": {"type": "number"},
     "stream": {"type": "boolean"},
 }
+_MESSAGES = {"type": "array", "items": fields({"role": TEXT}, content={})}
+_CHAT = fields({"messages": _MESSAGES}, **_SETTINGS)
+_COMPLETION = fields({"prompt": {"anyOf": [TEXT, LIST]}}, **_SETTINGS)
+_MODELS = fields({"object": TEXT, "data": LIST})
+_TOKENS = fields({"count": _NUMBER, "max_model_len": _NUMBER, "tokens": LIST, "token_strs": {}})
+_PROMPT, _TOKEN_LIST = fields({"prompt": TEXT}), fields({"tokens": LIST}, model=TEXT)
 
 
-def _route(method: str, path: str, handler: Handler, summary: str, *schemas: Schema) -> Route:
-    answer, *body = schemas
-    operation = Operation(summary, answer, body=body[0] if body else None)
+def _route(
+    path: str, handler: Handler, summary: str, answer: Schema, body: Schema | None = None
+) -> Route:
+    operation = Operation(summary, answer, body=body)
     if handler in (chat, complete):
         operation = operation._replace(other_answers={_EVENTS_TYPE: TEXT})
+    method, call = "GET" if body is None else "POST", handler.__name__
     return Route(
-        method,
-        path,
-        handler,
-        PROTOCOL,
-        handler.__name__,
-        operation=operation,
-        error_form=OPENAI_ERROR,
+        method, path, handler, PROTOCOL, call, operation=operation, error_form=OPENAI_ERROR
     )
 
 
 ROUTES = (
-    _route(
-        "POST",
-        "/v1/chat/completions",
-        chat,
-        "Answer a conversation",
-        _ANSWER,
-        fields({"messages": {"type": "array", "items": _MESSAGE}}, **_SETTINGS),
-    ),
-    _route(
-        "POST",
-        "/v1/completions",
-        complete,
-        "Write after a prompt",
-        _ANSWER,
-        fields({"prompt": {"anyOf": [TEXT, LIST]}}, **_SETTINGS),
-    ),
-    _route(
-        "GET", "/v1/models", list_models, "Language models", fields({"object": TEXT, "data": LIST})
-    ),
-    _route(
-        "POST",
-        "/tokenize",
-        tokenize,
-        "Tokens of a text or a conversation",
-        fields({"count": _NUMBER, "max_model_len": _NUMBER, "tokens": LIST, "token_strs": {}}),
-        OBJECT,
-    ),
-    _route(
-        "POST",
-        "/detokenize",
-        detokenize,
-        "Text of tokens",
-        fields({"prompt": TEXT}),
-        fields({"tokens": LIST}, model=TEXT),
-    ),
+    _route("/v1/chat/completions", chat, "Answer a conversation", _ANSWER, _CHAT),
+    _route("/v1/completions", complete, "Write after a prompt", _ANSWER, _COMPLETION),
+    _route("/v1/models", list_models, "Language models", _MODELS),
+    _route("/tokenize", tokenize, "Tokens of a text or a conversation", _TOKENS, OBJECT),
+    _route("/detokenize", detokenize, "Text of tokens", _PROMPT, _TOKEN_LIST),
 )
