@@ -29,7 +29,7 @@ from keras_deepseek.inference.openai.chat_prompt import encode_conversation
 from keras_deepseek.inference.openai.completion_call import CompletionCall, is_token_ids
 from keras_deepseek.inference.openai.openai_errors import error_object, naming_fields
 from keras_deepseek.inference.openai.text_body import read_content, read_flag, read_model
-from keras_deepseek.inference.openai.text_call import AnswerStream, TextCall
+from keras_deepseek.inference.openai.text_call import TextCall
 from keras_deepseek.inference.server.service import Service
 from keras_deepseek.inference.text.text_answer import TextAnswer, TextResult
 
@@ -73,14 +73,13 @@ async def _answer(
         while len(call.answers) < len(call.prompts):
             call.answers.append(_submit(service, request, call))
         if call.body.is_streamed:
-            stream = AnswerStream(call)
             with request.ends_on_disconnect():
-                await stream.open()
-            stack.pop_all()  # The stream cancels the call from now on.
+                await call.open()
+            stack.pop_all()  # It is cancelled when the stream ends.
             # Without the charset, some clients take the text for Latin-1.
             kind = f"{_EVENTS_TYPE}; charset=utf-8"
             return HttpResponse(
-                200, b"", kind, _EVENT_HEADERS, stream, lambda piece: b"data: %b\n\n" % piece
+                200, b"", kind, _EVENT_HEADERS, call, lambda piece: b"data: %b\n\n" % piece
             )
         with request.ends_on_disconnect():
             results = [await answer.wait() for answer in call.answers]
@@ -92,25 +91,23 @@ async def _answer(
 
 async def list_models(service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers with the language models."""
-    versions = {version.name: version for version in service.engine.text_versions()}
-    models = [describe_model(version) for version in versions.values()]
-    return answer_json({"object": "list", "data": models})
+    return answer_json({"object": "list", "data": list(describe_models(service).values())})
 
 
-def describe_named_model(service: Service, name: str) -> dict[str, Any]:
-    """Returns OpenAI's description of a language model; an empty one for another model."""
-    versions = [version for version in service.engine.text_versions() if version.name == name]
-    return describe_model(versions[-1]) if versions else {}
+def describe_models(service: Service) -> dict[str, dict[str, Any]]:
+    """Returns OpenAI's descriptions of the language models, with their longest sequences.
 
-
-def describe_model(version: TextVersion) -> dict[str, Any]:
-    """Returns OpenAI's description of a model, with its longest sequence, as vLLM's has it."""
+    vLLM has these, too.
+    """
     return {
-        "id": version.name,
-        "object": "model",
-        "created": version.created,
-        "owned_by": "keras_deepseek",
-        "max_model_len": version.max_length,
+        version.name: {
+            "id": version.name,
+            "object": "model",
+            "created": version.created,
+            "owned_by": "keras_deepseek",
+            "max_model_len": version.max_length,
+        }
+        for version in service.engine.text_versions()
     }
 
 

@@ -26,6 +26,8 @@ Tokens = Sequence[int]
 class TextCall(ABC):
     """A request of one or more prompts, and their answers in the form of OpenAI's API.
 
+    Iterate over it for the events of a streamed answer, after `open`.
+
     Args:
         body: The fields that all such requests have.
     """
@@ -90,8 +92,21 @@ class TextCall(ABC):
         """Returns the whole answer."""
         return {**self._head, "choices": self._write_whole(results), "usage": self._count()}
 
-    async def write_chunks(self) -> AsyncIterator[bytes]:
-        """Yields the events of the streamed answer."""
+    async def open(self) -> None:
+        """Waits for the first event of a streamed answer: an error before it has a status."""
+        self._events = self._write_chunks()
+        self._first_event = await anext(self._events)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._first_event
+        async for event in self._events:
+            yield event
+
+    async def aclose(self) -> None:
+        """Cancels what is not answered yet."""
+        self.cancel()
+
+    async def _write_chunks(self) -> AsyncIterator[bytes]:
         usage: dict[str, Any] = {"usage": None} if self.body.has_usage else {}
         async for number, piece in _merge(self.answers):
             for choice in self._write(number, piece):
@@ -145,30 +160,3 @@ async def _merge(answers: Sequence[TextAnswer]) -> AsyncIterator[tuple[int, Text
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-
-
-class AnswerStream:
-    """The events of a streamed answer, which cancels its requests when it is closed.
-
-    It has waited for the first event, so that an error before it has a status of its own.
-    """
-
-    def __init__(self, call: TextCall) -> None:
-        self._events = call.write_chunks()
-        self._first: bytes | None = None
-        self._cancel = call.cancel
-
-    async def open(self) -> None:
-        """Waits for the first event."""
-        self._first = await anext(self._events)
-
-    def __aiter__(self) -> "AnswerStream":
-        return self
-
-    async def __anext__(self) -> bytes:
-        first, self._first = self._first, None
-        return await anext(self._events) if first is None else first
-
-    async def aclose(self) -> None:
-        """Cancels what is not answered yet."""
-        self._cancel()

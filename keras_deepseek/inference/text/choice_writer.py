@@ -32,13 +32,7 @@ def make_token_text(tokenizer: TextTokenizer) -> TokenText:
 class ChoiceWriter:
     """Writes the text of one choice.
 
-    Args:
-        request: The request of the choice.
-        answer: The answer to which its pieces belong.
-        seed: With the number of the choice it gives the random numbers, one for each token.
-        stops: The stop strings, or `None`.
-        wants_prompt: True if the prompt's log-probabilities are asked for.
-        keeps_special_tokens: True if special tokens belong to the text.
+    With the number of the choice `seed` gives the random numbers, one for each token.
     """
 
     def __init__(

@@ -48,7 +48,6 @@ class RowScheduler:
         max_waiting: The most requests that wait. One client has at most as many as there is room
             left, so that others find some: half, if it is alone.
         shrink_seconds: The seconds after which a cache that is too large shrinks.
-        pace: The learned times.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class RowScheduler:
         reading_share: float = 0.75,
         max_waiting: int = 512,
         shrink_seconds: float = 1.0,
-        pace: Pace | None = None,
     ) -> None:
         self.shapes = sorted((CacheShape(*shape) for shape in shapes), key=math.prod)
         self._largest = self.shapes[-1]
@@ -70,7 +68,7 @@ class RowScheduler:
         self.num_seats = self._largest.rows
         self.shape = self.shapes[0]
         self.rows: list[TextRequest | None] = [None] * self.shape.rows
-        self.pace = pace or Pace(chunk_size)
+        self.pace = Pace(chunk_size)
         self._chunk_size = check_integer("chunk_size", chunk_size)
         self._share = check_number("reading_share", reading_share, above=0, below=1)
         self._max_waiting = check_integer("max_waiting", max_waiting)

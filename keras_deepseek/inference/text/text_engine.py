@@ -11,7 +11,6 @@ from typing import Any
 
 from keras_deepseek.checks import check_number
 from keras_deepseek.errors import InvalidFieldError, InvalidInputError
-from keras_deepseek.inference.batching.delivery import LoopDelivery
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.text.choice_writer import ChoiceWriter, make_token_text
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
@@ -37,7 +36,6 @@ class TextEngine:
             that many answers are written at once, with so many tokens of prompt and answer.
         chunk_size: The tokens of a prompt that are read at once.
         max_waiting: The most requests that wait.
-        reading_share: The share of the time that reading prompts may have.
         end_tokens: The tokens that end an answer. Defaults to those of the tokenizer.
         clock: A function that returns seconds.
         take_turn: Returns a context manager in which the model runs, among other models.
@@ -63,15 +61,12 @@ class TextEngine:
         shapes: Iterable[tuple[int, int]],
         chunk_size: int,
         max_waiting: int = 512,
-        reading_share: float = 0.75,
         end_tokens: Iterable[int] | None = None,
         clock: Callable[[], float] = time.monotonic,
         take_turn: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        scheduler = RowScheduler(
-            shapes, chunk_size, reading_share=reading_share, max_waiting=max_waiting
-        )
+        scheduler = RowScheduler(shapes, chunk_size, max_waiting=max_waiting)
         self.max_length = scheduler.shapes[-1].slots
         """The most tokens of a prompt and its answer."""
         if model.max_length is not None and self.max_length > model.max_length:
@@ -83,10 +78,7 @@ class TextEngine:
         self._clock = clock
         self._end_tokens = tuple(tokenizer.stop_token_ids if end_tokens is None else end_tokens)
         self._token_text = make_token_text(tokenizer)
-        self._delivery = LoopDelivery()
-        self._loop = TextLoop(
-            model, scheduler, delivery=self._delivery, clock=clock, take_turn=take_turn
-        )
+        self._loop = TextLoop(model, scheduler, clock, take_turn)
         # One text after another, so that long ones need memory once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
@@ -177,7 +169,7 @@ class TextEngine:
             end_tokens=self._end_tokens,
         )
         requests[0].check_vocabulary(self._model.vocabulary_size)
-        answer = TextAnswer(requests, self._cancel, self._delivery)
+        answer = TextAnswer(requests, self._cancel, self._loop.delivery)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
         stops = StopStrings(sampling.stop) if sampling.stop else None
         self._loop.submit(

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -44,26 +43,20 @@ class TextLoop:
     free while the model computes and while texts are written, so that others can submit and cancel.
     A step that fails ends the requests of its rows. Then the cache is made anew.
 
-    Args:
-        model: The model. Only this thread calls it.
-        scheduler: The scheduler.
-        delivery: Wakes the event loops that wait for pieces: once after each step.
-        clock: The seconds of the scheduler.
-        take_turn: Returns a context manager in which the model runs, among other models.
+    `take_turn` returns a context manager in which the model runs, among other models.
     """
 
     def __init__(
         self,
         model: RowModel,
         scheduler: RowScheduler,
-        *,
-        delivery: LoopDelivery,
-        clock: Callable[[], float] = time.monotonic,
-        take_turn: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
+        clock: Callable[[], float],
+        take_turn: Callable[[], contextlib.AbstractContextManager[None]] | None,
     ) -> None:
+        self.delivery = LoopDelivery()
+        """Wakes the event loops that wait for pieces: once after each step."""
         self._model = model
         self._scheduler = scheduler
-        self._delivery = delivery
         self._clock = clock
         self._take_turn = take_turn or contextlib.nullcontext
         self._condition = threading.Condition()
@@ -108,11 +101,7 @@ class TextLoop:
             self._cancel(requests, "cancelled")
 
     def close(self, seconds: float | None = None) -> bool:
-        """Refuses new requests, and returns when the accepted ones are answered.
-
-        After `seconds`, requests without an answer get a `ClosedError`. Returns False if a call of
-        the model has not returned a second later: its thread goes on.
-        """
+        """Answers the accepted requests, and ends the thread, as `TextEngine.close` says."""
         with self._condition:
             self._is_closing = True
             self._condition.notify()
@@ -141,7 +130,7 @@ class TextLoop:
                 # No error may end the thread: its requests would never be answered.
                 except BaseException as error:  # noqa: BLE001
                     self._fail(error)
-                self._delivery.flush()
+                self.delivery.flush()
         finally:  # Nobody is left, unless the scheduler itself has failed.
             self._is_closing = True
             self._fail_all(ClosedError(CLOSED))
