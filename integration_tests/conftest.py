@@ -207,10 +207,11 @@ def text_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_server(text_preset: Path) -> Iterator[tuple[str, str]]:
-    """Yields the addresses of HTTP and gRPC at which that model is served as `deepseek`."""
+    """Yields the addresses of HTTP and gRPC at which that model is served."""
     from integration_tests.announced_process import announced_process
+    from integration_tests.text_model import NAME
 
-    command = [sys.executable, "-m", "keras_deepseek", "serve", text_preset, "--name", "deepseek"]
+    command = [sys.executable, "-m", "keras_deepseek", "serve", text_preset, "--name", NAME]
     ports = ["--http-port", "0", "--grpc-port", "0"]
     with announced_process([*command, *ports], ROOT, os.environ, 12 * SECONDS) as (process, line):
         assert "grpc://" in line, process.stderr.read()

@@ -14,14 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from integration_tests.text_model import COMPLETION, MAX_LENGTH
+from integration_tests.text_model import CONTINUATION, MAX_LENGTH, NAME, PROMPT
 from tests.oracles.served_process import ServedProcess
 
 pytest.importorskip("uvicorn")
 
 pytestmark = pytest.mark.timeout(1800)
 
-PROMPT, CONTINUATION = COMPLETION
 SECONDS = 300
 MOST_MEGABYTES = 150
 """What an attack may cost: its own bytes, parsed, and the tokens of one prompt."""
@@ -36,7 +35,7 @@ REFUSED = (400, 413)
 
 @pytest.fixture(scope="module")
 def server(text_preset):
-    flags = ["--name", "deepseek", "--max-length", str(MAX_LENGTH), "--max-batch-size", "8"]
+    flags = ["--name", NAME, "--max-length", str(MAX_LENGTH), "--max-batch-size", "8"]
     ports = ["--http-port", "0", "--no-grpc"]
     command = [sys.executable, "-m", "keras_deepseek", "serve", str(text_preset), *flags, *ports]
     with ServedProcess(*command, health="/health") as server:

@@ -16,21 +16,20 @@ import pytest
 
 from integration_tests.text_model import (
     CALL,
-    COMPLETION,
+    CONTINUATION,
     GREETING,
     HELLO,
     MAX_LENGTH,
+    NAME,
+    PROMPT,
     SCHEMA,
+    SECONDS,
     SUM,
+    THINKING,
     THOUGHT,
     TOOL,
     WEATHER,
 )
-
-NAME = "deepseek"
-SECONDS = 600
-PROMPT, CONTINUATION = COMPLETION
-THINKING = {"chat_template_kwargs": {"thinking": True}}
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # The warnings of the clients are their own.
@@ -158,7 +157,8 @@ def test_lm_eval_scores_as_the_model_itself_does(
         f"model={NAME},base_url={url}/completions,tokenizer={text_preset},num_concurrent=1,"
         f"max_retries=1,max_length={MAX_LENGTH - 1}{extra}"
     )
-    pairs = [COMPLETION, (PROMPT, " five, six"), ("Hello", " the answer is"), ("日本", "語 Häufig")]
+    pairs = [(PROMPT, CONTINUATION), (PROMPT, " five, six")]
+    pairs += [("Hello", " the answer is"), ("日本", "語 Häufig")]
     requests = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(pairs)]
     model = CausalLM.from_preset(text_preset, verbose=False)
     for (score, is_greedy), pair in zip(scorer.loglikelihood(requests), pairs, strict=True):

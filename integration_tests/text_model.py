@@ -43,7 +43,10 @@ RESPONSE_FORMAT = {
     "json_schema": {"name": "Sum", "strict": True, "schema": SCHEMA},
 }
 CALL = {"name": "weather", "arguments": {"city": "Paris", "days": 3}}
-COMPLETION = ("One, two,", " three, four, five.")
+PROMPT, CONTINUATION = "One, two,", " three, four, five."
+
+NAME, SECONDS = "deepseek", 600
+THINKING = {"chat_template_kwargs": {"thinking": True}}
 
 
 def taught_texts() -> list[tuple[str, str]]:
@@ -55,7 +58,7 @@ def taught_texts() -> list[tuple[str, str]]:
         (SUM, {"content": "5", "reasoning_content": THOUGHT}, {"thinking": True}),
         (SUM, {"content": '{"total": 5}'}, {"response_format": RESPONSE_FORMAT}),
     ]
-    texts = [COMPLETION]
+    texts = [(PROMPT, CONTINUATION)]
     for messages, answer, options in answers:
         prompt = encode_chat(messages, style=STYLE, **options)
         message = {"role": "assistant", **answer}

@@ -10,20 +10,19 @@ import pytest
 
 from integration_tests.text_model import (
     CALL,
-    COMPLETION,
+    CONTINUATION,
     GREETING,
     HELLO,
+    NAME,
+    PROMPT,
     RESPONSE_FORMAT,
+    SECONDS,
     SUM,
+    THINKING,
     THOUGHT,
     TOOL,
     WEATHER,
 )
-
-NAME = "deepseek"
-SECONDS = 600
-PROMPT, CONTINUATION = COMPLETION
-THINKING = {"chat_template_kwargs": {"thinking": True}}
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # The warnings of the client are its own.

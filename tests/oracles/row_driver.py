@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from keras_deepseek.models.generation.row_steps import RowSteps
 from keras_deepseek.text.sampling import SamplingOptions
 
 GREEDY = SamplingOptions(temperature=0.0)
+CHUNK = 8
 
 
 class Row:
@@ -33,7 +35,7 @@ class Row:
 class RowDriver:
     """Keeps the rows of a model, as a server would."""
 
-    def __init__(self, steps, rows, slots, chunk_size):
+    def __init__(self, steps, rows, slots, chunk_size=CHUNK):
         self.steps, self.rows, self.chunk_size = steps, [None] * rows, chunk_size
         steps.make(rows, slots)
 
@@ -67,3 +69,7 @@ class RowDriver:
     def resize(self, slots, sources):
         self.steps.resize(slots, sources)
         self.rows = [None if source is None else self.rows[source] for source in sources]
+
+
+def drive(model, rows, slots):
+    return RowDriver(RowSteps(model, chunk_size=CHUNK), rows, slots)

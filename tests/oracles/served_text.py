@@ -13,6 +13,10 @@ from tests.inference.conftest import service_of
 from tests.oracles.fake_row_model import END_TOKEN, ByteTokenizer, FakeRowModel
 from tests.oracles.rest_client import RestClient
 
+USER = [{"role": "user", "content": "Hi"}]
+USER_PROMPT = "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>"
+"""The prompt of that conversation in the format of V3.2."""
+
 
 class ChatTokenizer(ByteTokenizer):
     """A tokenizer of bytes with a message format, or with a template: `<role>text` each.

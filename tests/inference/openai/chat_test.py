@@ -5,11 +5,10 @@ import time
 
 import pytest
 
-from tests.oracles.served_text import ChatTokenizer, read_events
+from tests.oracles.served_text import USER, USER_PROMPT, ChatTokenizer, read_events
 
 pytest.importorskip("uvicorn")
 
-USER = [{"role": "user", "content": "Hi"}]
 WEATHER = {
     "type": "function",
     "function": {
@@ -50,7 +49,7 @@ def test_a_conversation_is_answered(serve):
                 },
             },
         )
-        assert text.prompts == ["<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>"]
+        assert text.prompts == [USER_PROMPT]
 
 
 def test_a_streamed_conversation_begins_with_the_role_and_ends_with_a_reason(serve):

@@ -7,11 +7,9 @@ import time
 
 import pytest
 
-from tests.oracles.served_text import ChatTokenizer, read_events
+from tests.oracles.served_text import USER, USER_PROMPT, ChatTokenizer, read_events
 
 pytest.importorskip("uvicorn")
-
-USER = [{"role": "user", "content": "Hi"}]
 
 
 def test_a_json_answer_is_given_whatever_is_accepted(serve):
@@ -139,7 +137,7 @@ def test_texts_are_tokenized_and_back(serve):
         }
         tokens = client.post("/tokenize", messages=USER).content["tokens"]
         text = client.post("/detokenize", tokens=tokens).content["prompt"]
-        assert text == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>"
+        assert text == USER_PROMPT
         assert client.post("/detokenize", tokens=[]).content == {"prompt": ""}
         for path, fields, field in (
             ("/tokenize", {}, "prompt"),

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.models.generation.row_steps import RowSteps
 from keras_deepseek.text.sampling import SamplingOptions
-from tests.oracles.row_driver import GREEDY, RowDriver
+from tests.oracles.row_driver import GREEDY, drive
 from tests.oracles.sampling import compute_row_distribution, is_token_of, softmax
 from tests.oracles.small_language_model import compute_logits, make_small_model
 
-CHUNK = 8
 SAMPLINGS = [
     SamplingOptions(temperature=1.3, top_k=5),
     SamplingOptions(temperature=0.8, top_p=0.7, min_p=0.02),
@@ -46,7 +44,7 @@ def check(model, row):
 
 @pytest.mark.each_backend
 def test_each_row_is_sampled_by_its_own_settings(model):
-    rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 4, 30, CHUNK)
+    rows = drive(model, 4, 30)
     started = [
         rows.begin(index, prompt, sampling, seed=index)
         for index, (prompt, sampling) in enumerate(zip(PROMPTS[:4], SAMPLINGS[:4], strict=True))
@@ -63,7 +61,7 @@ def test_each_row_is_sampled_by_its_own_settings(model):
 
 
 def test_a_new_row_has_nothing_of_the_one_before_it(model):
-    rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, 30, CHUNK)
+    rows = drive(model, 2, 30)
     strong = SamplingOptions(
         temperature=2.0, presence_penalty=2.0, logit_bias=dict.fromkeys(range(20), 30.0)
     )
@@ -71,7 +69,7 @@ def test_a_new_row_has_nothing_of_the_one_before_it(model):
     other = rows.begin(1, PROMPTS[1], SAMPLINGS[3])  # Keeps penalties in use.
     rows.decode(3)
     row = rows.begin(0, PROMPTS[2], SamplingOptions(temperature=0.9), seed=4)
-    greedy_rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 1, 30, CHUNK)
+    greedy_rows = drive(model, 1, 30)
     alone = greedy_rows.begin(0, PROMPTS[2], SamplingOptions(temperature=0.9), seed=4)
     rows.decode(6)
     greedy_rows.decode(6)
@@ -82,7 +80,7 @@ def test_a_new_row_has_nothing_of_the_one_before_it(model):
 
 @pytest.mark.each_backend
 def test_log_probabilities_are_those_of_the_model(model):
-    rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, 30, CHUNK)
+    rows = drive(model, 2, 30)
     sampling = SamplingOptions(temperature=1.2, logit_bias={4: 9.0}, logprobs=5)
     row = rows.begin(1, PROMPTS[0], sampling, has_targets=True)
     rows.begin(0, PROMPTS[1])
@@ -114,7 +112,7 @@ def check_details(outputs, expected, token):
 
 def test_cutoffs_are_right_where_the_likeliest_tokens_do_not_suffice():
     model = make_small_model(vocabulary_size=1500, scale=0.02)
-    rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, 30, CHUNK)
+    rows = drive(model, 2, 30)
     samplings = (
         SamplingOptions(top_p=0.95),
         SamplingOptions(temperature=0.01, top_k=3),
@@ -132,7 +130,7 @@ def test_cutoffs_are_right_where_the_likeliest_tokens_do_not_suffice():
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLINGS[1], SAMPLINGS[3]])
 def test_logits_that_are_not_finite_are_told(sampling):
     model = make_small_model(vocabulary_size=300)
-    rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, 16, CHUNK)
+    rows = drive(model, 2, 16)
     rows.begin(0, [5, 6], sampling)
     rows.begin(1, [7], sampling)
     rows.decode()

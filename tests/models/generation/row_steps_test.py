@@ -9,10 +9,8 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.generation.row_steps import RowSteps
 from keras_deepseek.text.sampling import SamplingOptions
 from tests.oracles.language_models import perturb
-from tests.oracles.row_driver import GREEDY, RowDriver
+from tests.oracles.row_driver import CHUNK, GREEDY, RowDriver, drive
 from tests.oracles.small_language_model import make_small_model
-
-CHUNK = 8
 
 
 def make_model(family):
@@ -42,7 +40,7 @@ def test_rows_that_join_and_leave_give_the_tokens_of_each_prompt_alone(family, s
     model = make_model(family)
     draw = np.random.default_rng(0).integers
     prompts = [draw(1, 200, length).tolist() for length in (5, 24, 16, 19, 3)]
-    rows = RowDriver(RowSteps(model, chunk_size=CHUNK), 2, slots[0], CHUNK)
+    rows = drive(model, 2, slots[0])
     first = rows.begin(0, prompts[0])
     rows.decode(3)
     second = rows.begin(1, prompts[1])  # Its staging cache has more slots than the row.
@@ -80,7 +78,7 @@ def test_nothing_is_compiled_after_the_warm_up():
     assert reports == [(number + 1, len(reports)) for number in range(len(reports))]
     number = steps.num_compilations
     assert number > 20
-    rows = RowDriver(steps, 1, 12, CHUNK)
+    rows = RowDriver(steps, 1, 12)
     rows.begin(0, [5, 6, 7])
     rows.decode(2)
     rows.resize(24, [0, None])
@@ -110,7 +108,7 @@ def test_a_batch_invariant_row_has_the_same_bits_beside_any_others():
     prompt = draw.integers(1, 200, 11).tolist()
     bits = []
     for index in (2, 2, 7, 0):
-        rows = RowDriver(steps, 8, 40, CHUNK)
+        rows = RowDriver(steps, 8, 40)
         for other in range(1, 7):
             if draw.random() < 0.7:
                 length = int(draw.integers(1, 20))
