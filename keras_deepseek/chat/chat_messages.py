@@ -66,11 +66,7 @@ class Turn:
 
 
 def read_turns(messages: Any, style: ChatStyle) -> list[Turn]:
-    """Checks chat messages and returns them as turns.
-
-    Raises:
-        ChatInputError: A message is not one of this format.
-    """
+    """Checks chat messages and returns them as turns."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise ChatInputError(
             "messages",
@@ -159,11 +155,7 @@ def _read_call(call: Mapping[str, Any], field: str) -> tuple[str, Mapping[str, A
 
 
 def read_tools(tools: Any) -> list[Mapping[str, Any]]:
-    """Checks OpenAI's `tools` and returns their functions.
-
-    Raises:
-        ChatInputError: A tool is not a function with a name.
-    """
+    """Checks OpenAI's `tools` and returns their functions."""
     functions = []
     for number, tool in enumerate(_read_list(tools, "tools")):
         field = f"tools[{number}]"
@@ -178,11 +170,7 @@ def read_tools(tools: Any) -> list[Mapping[str, Any]]:
 
 
 def read_response_schema(response_format: Any) -> Any:
-    """Checks OpenAI's `response_format` and returns its JSON schema, or `None` for free text.
-
-    Raises:
-        ChatInputError: It is of an unknown type, or has no schema.
-    """
+    """Checks OpenAI's `response_format` and returns its JSON schema, or `None` for free text."""
     if response_format is None:
         return None
     kind = _read_mapping(response_format, "response_format").get("type")

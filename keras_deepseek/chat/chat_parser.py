@@ -24,25 +24,24 @@ _BREAK = "\n\n"
 
 
 @dataclass(frozen=True)
-class ReasoningText:
+class _TextEvent:
+    text: str
+
+
+class ReasoningText(_TextEvent):
     """A piece of the model's reasoning.
 
     Args:
         text: string.
     """
 
-    text: str
 
-
-@dataclass(frozen=True)
-class ContentText:
+class ContentText(_TextEvent):
     """A piece of the answer's content.
 
     Args:
         text: string.
     """
-
-    text: str
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Dashboards and autoscalers for vLLM find what they ask for under its names. It n
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_type_hints
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -46,22 +46,7 @@ _METRICS: Mapping[str, tuple[Callable[..., Any], str, str]] = {
 }
 """The kind of the metric for a field of `TextStatistics`, our name and vLLM's, if it has one."""
 
-_TEXTS = {
-    "num_waiting": "Answers that wait for a row.",
-    "num_reading": "Prompts that are being read.",
-    "num_started": "Answers that have a row or whose prompt is being read.",
-    "used_share": "The used part of the largest cache, from 0 to 1.",
-    "rows": "Rows of the present cache.",
-    "slots": "Tokens of a row of the present cache.",
-    "num_prompt_tokens": "Tokens of prompts that were read.",
-    "num_tokens": "Tokens of answers.",
-    "num_compilations": (
-        "Compiled or recorded steps. It should not grow while requests are answered."
-    ),
-    "first_token": "Seconds from a request to the first token of its answer.",
-    "between_tokens": "Seconds between two tokens of an answer.",
-    "request": "Seconds from a request to the end of its answer.",
-}
+_HINTS = get_type_hints(TextStatistics, include_extras=True)
 
 
 def add_values(
@@ -102,7 +87,7 @@ def _collect(labelled: _Labelled, prefix: str, names: tuple[str, ...]) -> list[M
         name = our_name if prefix == _OURS else vllm_name
         if not name:
             continue
-        family = kind(prefix + name, _TEXTS[field], labels=names)
+        family = kind(prefix + name, _HINTS[field].__metadata__[0], labels=names)
         for labels, statistics in labelled.items():
             values = [getattr(version, field) for version in statistics]
             if kind is _TIMES:

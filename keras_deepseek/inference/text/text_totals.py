@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from keras_deepseek.inference.histogram import SECONDS, Histogram, HistogramValues
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
@@ -17,43 +18,29 @@ REQUEST_SECONDS = (*SECONDS, 60.0, 120.0, 300.0, 600.0)
 class TextStatistics:
     """The state of a language model that answers requests, and its totals. Times are in seconds.
 
-    Each of the `n` answers to a prompt is a request of its own here.
-
-    Args:
-        num_waiting: The requests that wait for a seat.
-        num_reading: Those whose prompts are being read.
-        num_running: Those whose answers are being decoded.
-        rows: The rows of the present cache.
-        slots: The slots of its rows.
-        used_share: The slots with a token, relative to those of the largest cache.
-        outcomes: The requests that have ended, by the kind of their end (`Outcome`), and
-            `"refused"` for those for which there was no room.
-        num_prompt_tokens: The tokens of prompts that were read.
-        num_tokens: The tokens that were generated.
-        num_compilations: The steps that were compiled. None should be while requests are answered.
-        first_token: The times from requests to their first tokens.
-        between_tokens: The times between two tokens of an answer.
-        request: The times from requests to the ends of their answers.
+    Each of the `n` answers to a prompt is a request of its own here. `outcomes` has the requests
+    that have ended by the kind of their end (`Outcome`), and `"refused"` for those for which there
+    was no room. The other fields come with the texts that metrics show.
     """
 
-    num_waiting: int
-    num_reading: int
-    num_running: int
-    rows: int
-    slots: int
-    used_share: float
     outcomes: Mapping[str, int]
-    num_prompt_tokens: int
-    num_tokens: int
-    num_compilations: int
-    first_token: HistogramValues
-    between_tokens: HistogramValues
-    request: HistogramValues
-
-    @property
-    def num_started(self) -> int:
-        """The requests that no longer wait."""
-        return self.num_reading + self.num_running
+    num_waiting: Annotated[int, "Answers that wait for a row."]
+    num_reading: Annotated[int, "Prompts that are being read."]
+    num_running: Annotated[int, "Answers that have a row."]
+    num_started: Annotated[int, "Answers that have a row or whose prompt is being read."]
+    used_share: Annotated[float, "The used part of the largest cache, from 0 to 1."]
+    rows: Annotated[int, "Rows of the present cache."]
+    slots: Annotated[int, "Tokens of a row of the present cache."]
+    num_prompt_tokens: Annotated[int, "Tokens of prompts that were read."]
+    num_tokens: Annotated[int, "Tokens of answers."]
+    num_compilations: Annotated[
+        int, "Compiled or recorded steps. It should not grow while requests are answered."
+    ]
+    first_token: Annotated[
+        HistogramValues, "Seconds from a request to the first token of its answer."
+    ]
+    between_tokens: Annotated[HistogramValues, "Seconds between two tokens of an answer."]
+    request: Annotated[HistogramValues, "Seconds from a request to the end of its answer."]
 
 
 class TextTotals:
@@ -88,6 +75,7 @@ class TextTotals:
             num_waiting=scheduler.num_waiting,
             num_reading=scheduler.num_reading,
             num_running=len(running),
+            num_started=scheduler.num_reading + len(running),
             rows=scheduler.shape.rows,
             slots=scheduler.shape.slots,
             used_share=num_used / math.prod(scheduler.shapes[-1]),
