@@ -33,7 +33,7 @@ from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.monitoring.request_log import RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.text.text_answer import TextAnswer
-from keras_deepseek.inference.text.text_record import describe_answer, is_chat, make_body
+from keras_deepseek.inference.text.text_record import describe_answer, is_chat
 from keras_deepseek.text.sampling import SamplingOptions
 
 
@@ -230,15 +230,16 @@ class Dispatcher:
         self.repository.start()
         options = _read_sampling(sampling)
         check_request_options(timeout, priority)
+        is_conversation = is_chat(prompt)
         answer, _ = self.dispatch_text(
             lambda version: version.format_prompt(prompt),
             options,
             model=model,
-            body=make_body(prompt, sampling),
+            body={"messages" if is_conversation else "prompt": prompt, **sampling},
             timeout=timeout,
             priority=priority,
             client=client or "",
-            adds_special_tokens=not is_chat(prompt),
+            adds_special_tokens=not is_conversation,
         )
         return answer
 
@@ -288,20 +289,7 @@ class Dispatcher:
         body: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> tuple[TextAnswer, TextVersion]:
-        """Does what `dispatch_text` does, and tokenizes a long text on another thread.
-
-        Args:
-            encode: As in `dispatch_text`.
-            sampling: As in `dispatch_text`.
-            model: As in `dispatch_text`. Defaults to `None`.
-            version: As in `dispatch_text`. Defaults to `None`.
-            trace: As in `dispatch_text`. Defaults to `None`.
-            body: As in `dispatch_text`. Defaults to `None`.
-            **settings: As in `dispatch_text`.
-
-        Returns:
-            As in `dispatch_text`.
-        """
+        """Does what `dispatch_text` does, and tokenizes a long text on another thread."""
         while True:
             chosen = self._choose_text(model, version, trace)
             with self._unless_replaced(chosen, model, version):

@@ -135,10 +135,6 @@ class TextTokenizer(Protocol):
     """A tokenizer, as `keras_deepseek.models.Tokenizer` is one."""
 
     @property
-    def stop_token_ids(self) -> Sequence[int]:
-        """The ids of the tokens that end a text."""
-
-    @property
     def most_bytes_per_token(self) -> int | None:
         """The most UTF-8 bytes of a text that one token can stand for, or `None` if not known."""
 

@@ -187,7 +187,6 @@ class ByteDecoder:
 class ByteTokenizer:
     """A token is a byte, and the end token is the byte 0."""
 
-    stop_token_ids = (END_TOKEN,)
     most_bytes_per_token = 1
 
     def __init__(self):

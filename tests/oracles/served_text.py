@@ -78,6 +78,7 @@ class TextModel:
             tokenizer,
             shapes=[(8, max_length)],
             chunk_size=256,
+            end_tokens=[END_TOKEN],
             clock=self.model.clock,
             **options,
         )

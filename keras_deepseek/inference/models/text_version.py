@@ -96,6 +96,10 @@ class TextVersion(Version):
             threads=options.threads,
         )
         self.tokenizer = self._model.tokenizer
+        self.has_chat = self._model.has_chat
+        """True if it can format a conversation: it has a chat template, or its family a format."""
+        self.chat_style = self._model.chat_style
+        """The family's message format, unless the checkpoint has a chat template."""
         self.max_length = _find_max_length(name, self._model, options.max_length)
         """The most tokens of a prompt and its answer together."""
         self._shapes = self._make_shapes()
@@ -113,16 +117,6 @@ class TextVersion(Version):
     def signature(self) -> Signature:
         """The tensors by which Triton's clients ask a language model, over Open Inference."""
         return _SIGNATURE
-
-    @property
-    def has_chat(self) -> bool:
-        """True if it can format a conversation: it has a chat template, or its family a format."""
-        return self._model.has_chat
-
-    @property
-    def chat_style(self) -> str | None:
-        """The family's message format, unless the checkpoint has a chat template."""
-        return self._model.chat_style
 
     def format_prompt(self, prompt: Any) -> str | Sequence[int]:
         """Returns a prompt for the engine: a text or token ids as they are, or chat messages."""

@@ -20,13 +20,7 @@ _SERVER_ERROR = 500
 
 
 def error_object(message: str, status: int, field: str | None) -> dict[str, Any]:
-    """Returns OpenAI's error object.
-
-    Args:
-        message: The message for people.
-        status: The HTTP status.
-        field: The path of the field that is wrong, as in `"messages[2].role"`, if it is one.
-    """
+    """Returns OpenAI's error object. `field` is a path, as in `"messages[2].role"`."""
     is_of_server = status >= _SERVER_ERROR
     default = ("server_error" if is_of_server else "invalid_request_error", None)
     kind, code = _TYPES.get(status, default)

@@ -49,6 +49,10 @@ _METRICS: Mapping[str, tuple[Callable[..., Any], str, str]] = {
 _HINTS = get_type_hints(TextStatistics, include_extras=True)
 
 
+_Labelled = dict[tuple[str, ...], list[TextStatistics]]
+"""The statistics of the versions that share a line of the text, by its labels."""
+
+
 def add_values(
     family: HistogramMetricFamily, labels: Sequence[str], values: HistogramValues
 ) -> None:
@@ -60,25 +64,19 @@ def add_values(
 
 def collect_text_metrics(versions: Iterable[TextVersion]) -> list[Metric]:
     """Returns the metric families of all versions of language models. Without any: none."""
-    by_name: dict[str, list[TextStatistics]] = {}
-    by_version: dict[tuple[str, str], list[TextStatistics]] = {}
+    by_name: _Labelled = {}
+    by_version: _Labelled = {}
     for version in versions:
         statistics = version.engine.statistics()
         by_version[version.name, str(version.number)] = [statistics]
-        by_name.setdefault(version.name, []).append(statistics)
+        by_name.setdefault((version.name,), []).append(statistics)
     if not by_name:
         return []
-    named = {(name,): statistics for name, statistics in by_name.items()}
     return [
         *_collect(by_version, _OURS, ("model", "version")),
-        _collect_outcomes(by_version),
-        *_collect(named, _VLLM, ("model_name",)),
-        _collect_finished(named),
+        *_collect(by_name, _VLLM, ("model_name",)),
+        *_collect_outcomes(by_version, by_name),
     ]
-
-
-_Labelled = dict[tuple[str, str], list[TextStatistics]] | dict[tuple[str], list[TextStatistics]]
-"""The statistics of the versions that share a line of the text, by its labels."""
 
 
 def _collect(labelled: _Labelled, prefix: str, names: tuple[str, ...]) -> list[Metric]:
@@ -98,28 +96,24 @@ def _collect(labelled: _Labelled, prefix: str, names: tuple[str, ...]) -> list[M
     return families
 
 
-def _collect_outcomes(labelled: _Labelled) -> Metric:
-    family = CounterMetricFamily(
+def _collect_outcomes(by_version: _Labelled, by_name: _Labelled) -> list[Metric]:
+    ours = CounterMetricFamily(
         f"{_OURS}answers",
         "Answers that have ended, or were refused, by how.",
         labels=("model", "version", "outcome"),
     )
-    for labels, (statistics,) in labelled.items():
-        for outcome, count in sorted(statistics.outcomes.items()):
-            family.add_metric([*labels, outcome], count)
-    return family
-
-
-def _collect_finished(labelled: _Labelled) -> Metric:
-    family = CounterMetricFamily(
+    for labels, (version,) in by_version.items():
+        for outcome, count in sorted(version.outcomes.items()):
+            ours.add_metric([*labels, outcome], count)
+    vllm = CounterMetricFamily(
         f"{_VLLM}request_success",
         "Answers that have ended, by why.",
         labels=("model_name", "finished_reason"),
     )
-    for labels, statistics in labelled.items():
+    for labels, versions in by_name.items():
         counts = dict.fromkeys(_FINISHED_REASONS.values(), 0)
         for outcome, reason in _FINISHED_REASONS.items():
-            counts[reason] += sum(version.outcomes.get(outcome, 0) for version in statistics)
+            counts[reason] += sum(version.outcomes.get(outcome, 0) for version in versions)
         for reason, count in counts.items():
-            family.add_metric([*labels, reason], count)
-    return family
+            vllm.add_metric([*labels, reason], count)
+    return [ours, vllm]

@@ -104,15 +104,9 @@ class ChoiceWriter:
         values = outputs.log_probabilities
         tokens, top_values = outputs.top_tokens, outputs.top_log_probabilities
         assert values is not None
-        alternatives: tuple[TokenDetail, ...] = ()
-        if self._num_alternatives:
-            assert tokens is not None
-            assert top_values is not None
-            number = self._num_alternatives
-            alternatives = tuple(
-                TokenDetail(other, self._token_text(other), value)
-                for other, value in zip(
-                    tokens[row, :number].tolist(), top_values[row, :number].tolist(), strict=True
-                )
-            )
+        assert tokens is not None
+        assert top_values is not None
+        number = self._num_alternatives
+        pairs = zip(tokens[row, :number].tolist(), top_values[row, :number].tolist(), strict=True)
+        alternatives = tuple(TokenDetail(x, self._token_text(x), value) for x, value in pairs)
         return TokenDetail(token, self._token_text(token), float(values[row]), alternatives)

@@ -66,14 +66,7 @@ class Pace:
 
         Prompts are read one after another, in this order, beside the answers, and take a seat when
         one is free. Answers use the learned share of the tokens that they may still have.
-
-        Args:
-            running: The requests whose answers are being decoded.
-            reading: Those whose prompts are being read.
-            waiting: Those that have no seat yet.
-            num_free: The number of free seats.
-            cache_size: Rows x slots.
-            reading_share: The share of the time that reading gets while answers are decoded.
+        `num_free` seats are free, and reading gets the `reading_share` of the time.
         """
         used_share = self.used_share
         ends = [(request.max_tokens - len(request.tokens)) * used_share for request in running]

@@ -168,7 +168,8 @@ class RowScheduler:
 
         A stop string in the text ends it with the kind `"stop"`. Returns no event if it is over.
         """
-        return [self._end(request, kind, now)] if self._has(request) else []
+        is_open = request in self._waiting or request in self._reading or request.row is not None
+        return [self._end(request, kind, now)] if is_open else []
 
     def expire(self, now: float) -> list[TextEvent]:
         """Ends the requests that have no first token by their deadline."""
@@ -188,8 +189,15 @@ class RowScheduler:
             raise RuntimeError(f"{self._work} was not reported.")
         self._take_seats()
         request = self._choose_reading(now)
-        self._work = self._make_resize(request, now) or self._make_step(request)
-        return self._work
+        work: Work | None = self._make_resize(request, now)
+        if work is None and request is not None:
+            stop = self._stop(request)
+            row = self.rows.index(None) if stop == len(request.prompt) else None
+            work = ReadChunk(request, request.num_read, stop, row)
+        elif work is None and self.running:
+            work = DecodeStep(tuple(self.rows))
+        self._work = work
+        return work
 
     def _take_seats(self) -> None:
         seated = [*self._reading, *self.running]
@@ -233,13 +241,6 @@ class RowScheduler:
                 return None
         sources = [row for row, request in enumerate(self.rows) if request is not None]
         return Resize(shape, (*sources, *[None] * (shape.rows - len(sources))))
-
-    def _make_step(self, request: TextRequest | None) -> Work | None:
-        if request is not None:
-            stop = self._stop(request)
-            row = self.rows.index(None) if stop == len(request.prompt) else None
-            return ReadChunk(request, request.num_read, stop, row)
-        return DecodeStep(tuple(self.rows)) if self.running else None
 
     def _stop(self, request: TextRequest) -> int:
         return min(request.num_read + self._chunk_size, len(request.prompt))
@@ -343,9 +344,6 @@ class RowScheduler:
         if request.tokens:
             self.pace.add_answer(request)
         self._order.leave(request.client)
-
-    def _has(self, request: TextRequest) -> bool:
-        return request in self._waiting or request in self._reading or request.row is not None
 
     def _count_waiting(self, client: str) -> int:
         return sum(request.client == client for request in self._waiting)

@@ -101,10 +101,7 @@ class TextAnswer:
     The pieces are kept until nothing refers to the answer, so that each loop begins at the first
     one.
 
-    Args:
-        requests: The requests of the choices.
-        cancel: Ends them. It is called once at most.
-        delivery: Wakes event loops.
+    `cancel` ends the requests, and is called once at most. `delivery` wakes event loops.
 
     Example:
 
@@ -116,7 +113,7 @@ class TextAnswer:
     def __init__(
         self,
         requests: Sequence[TextRequest],
-        cancel: "Callable[[TextAnswer], None]",
+        cancel: Callable[[Sequence[TextRequest]], None],
         delivery: LoopDelivery,
     ) -> None:
         self.requests = tuple(requests)
@@ -159,7 +156,7 @@ class TextAnswer:
         """
         if self.fail(RequestCancelledError("The request was cancelled.")):
             self._pieces.clear()
-            self._cancel(self)
+            self._cancel(self.requests)
 
     def __iter__(self) -> Iterator[TextPiece]:
         number = 0

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from keras_deepseek.checks import check_number
@@ -36,7 +37,7 @@ class TextEngine:
             that many answers are written at once, with so many tokens of prompt and answer.
         chunk_size: The tokens of a prompt that are read at once.
         max_waiting: The most requests that wait.
-        end_tokens: The tokens that end an answer. Defaults to those of the tokenizer.
+        end_tokens: The tokens that end an answer.
         clock: A function that returns seconds.
         take_turn: Returns a context manager in which the model runs, among other models.
 
@@ -47,7 +48,7 @@ class TextEngine:
     Example:
 
     >>> engine = TextEngine(  # doctest: +SKIP
-    ...     steps, tokenizer, shapes=[(1, 512), (8, 2048)], chunk_size=256
+    ...     steps, tokenizer, shapes=[(1, 512), (8, 2048)], chunk_size=256, end_tokens=[1]
     ... )
     >>> engine.start()  # doctest: +SKIP
     >>> engine.submit("Once upon", SamplingOptions(max_tokens=20)).result().text  # doctest: +SKIP
@@ -60,8 +61,8 @@ class TextEngine:
         *,
         shapes: Iterable[tuple[int, int]],
         chunk_size: int,
+        end_tokens: Iterable[int],
         max_waiting: int = 512,
-        end_tokens: Iterable[int] | None = None,
         clock: Callable[[], float] = time.monotonic,
         take_turn: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
@@ -76,7 +77,7 @@ class TextEngine:
             )
         self._model = model
         self._clock = clock
-        self._end_tokens = tuple(tokenizer.stop_token_ids if end_tokens is None else end_tokens)
+        self._end_tokens = frozenset(end_tokens)
         self._token_text = make_token_text(tokenizer)
         self._loop = TextLoop(model, scheduler, clock, take_turn)
         # One text after another, so that long ones need memory once.
@@ -169,7 +170,7 @@ class TextEngine:
             end_tokens=self._end_tokens,
         )
         requests[0].check_vocabulary(self._model.vocabulary_size)
-        answer = TextAnswer(requests, self._cancel, self._loop.delivery)
+        answer = TextAnswer(requests, self._loop.cancel, self._loop.delivery)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
         stops = StopStrings(sampling.stop) if sampling.stop else None
         self._loop.submit(
@@ -199,10 +200,7 @@ class TextEngine:
     ) -> TextAnswer:
         """Submits a prompt as `submit` does. A long text is tokenized on another thread."""
         if isinstance(prompt, str) and len(prompt) > SHORT_TEXT:
-
-            def tokenize(text: str = prompt) -> Sequence[int]:
-                return self.tokenize(text, adds_special_tokens=adds_special_tokens)
-
+            tokenize = partial(self.tokenize, prompt, adds_special_tokens=adds_special_tokens)
             loop = asyncio.get_running_loop()
             try:
                 tokens = loop.run_in_executor(self._tokenizing, tokenize)
@@ -210,9 +208,6 @@ class TextEngine:
                 raise ClosedError("The model is closed and accepts no requests.") from error
             prompt = await tokens
         return self.submit(prompt, sampling, adds_special_tokens=adds_special_tokens, **options)
-
-    def _cancel(self, answer: TextAnswer) -> None:
-        self._loop.cancel(answer.requests)
 
     def _check_length(self, num_tokens: int, written: str) -> None:
         if num_tokens >= self.max_length:

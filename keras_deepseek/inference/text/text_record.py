@@ -6,14 +6,6 @@ from typing import Any
 from keras_deepseek.inference.text.text_answer import TextAnswer
 
 
-def make_body(prompt: Any, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a request as the body that OpenAI's API takes for it.
-
-    `prompt` is a text, token ids or chat messages, and `sampling` has the other fields.
-    """
-    return {"messages" if is_chat(prompt) else "prompt": prompt, **sampling}
-
-
 def is_chat(prompt: Any) -> bool:
     """Returns True for chat messages, in place of a text or token ids."""
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)

@@ -18,7 +18,12 @@ def model():
 def version(model):
     """A version of a model whose answers are all `A`: 2 rows of 32 tokens."""
     engine = TextEngine(
-        model, ByteTokenizer(), shapes=[(1, 32), (2, 32)], chunk_size=8, clock=model.clock
+        model,
+        ByteTokenizer(),
+        shapes=[(1, 32), (2, 32)],
+        chunk_size=8,
+        end_tokens=(),
+        clock=model.clock,
     )
     engine.start()
     yield types.SimpleNamespace(name="deepseek", number=1, engine=engine)

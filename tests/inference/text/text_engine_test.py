@@ -37,7 +37,9 @@ def options(**settings):
 def open_engine(model=None, *, shapes=((4, 64), (4, 256)), **settings):
     model = model or FakeRowModel()
     settings.setdefault("clock", model.clock)
-    engine = TextEngine(model, ByteTokenizer(), shapes=shapes, chunk_size=16, **settings)
+    engine = TextEngine(
+        model, ByteTokenizer(), shapes=shapes, chunk_size=16, end_tokens=[END_TOKEN], **settings
+    )
     engine.start()
     try:
         yield engine, model
@@ -209,7 +211,7 @@ def test_the_cache_cannot_be_longer_than_the_sequences_of_the_model():
     model = FakeRowModel()
     model.max_length = 100
     with pytest.raises(InvalidInputError, match="at most 100 tokens"):
-        TextEngine(model, ByteTokenizer(), shapes=[(4, 128)], chunk_size=16)
+        TextEngine(model, ByteTokenizer(), shapes=[(4, 128)], chunk_size=16, end_tokens=[END_TOKEN])
 
 
 def test_leaving_a_loop_cancels_the_request():
@@ -416,7 +418,9 @@ def test_no_request_waits_for_a_thread_that_has_ended(monkeypatch):
 
 
 def test_an_engine_that_was_not_started_can_be_closed():
-    engine = TextEngine(FakeRowModel(), ByteTokenizer(), shapes=[(1, 64)], chunk_size=16)
+    engine = TextEngine(
+        FakeRowModel(), ByteTokenizer(), shapes=[(1, 64)], chunk_size=16, end_tokens=[END_TOKEN]
+    )
     answer = engine.submit("a", GREEDY)
     assert engine.close(0)
     with pytest.raises(ClosedError):

@@ -49,6 +49,7 @@ class Clients:
             ByteTokenizer(),
             shapes=[(2, 64), (4, 128), (8, 128)],
             chunk_size=16,
+            end_tokens=[END_TOKEN],
             max_waiting=40,
             clock=self.model.clock,
         )

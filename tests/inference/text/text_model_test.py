@@ -19,7 +19,6 @@ CHUNK_SIZE = 8
 class NumberTokenizer:
     """A tokenizer whose text of a token is its number."""
 
-    stop_token_ids = ()
     most_bytes_per_token = None
 
     def detokenize(self, token_ids, *, skip_special_tokens=True):
@@ -42,6 +41,7 @@ def open_engine(model, shapes):
         NumberTokenizer(),
         shapes=shapes,
         chunk_size=CHUNK_SIZE,
+        end_tokens=(),
         max_waiting=2048,
     )
     engine.start()
