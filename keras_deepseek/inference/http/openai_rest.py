@@ -28,7 +28,7 @@ from keras_deepseek.inference.openai.chat_call import ChatCall
 from keras_deepseek.inference.openai.chat_prompt import encode_conversation
 from keras_deepseek.inference.openai.completion_call import CompletionCall, is_token_ids
 from keras_deepseek.inference.openai.openai_errors import error_object, naming_fields
-from keras_deepseek.inference.openai.text_body import read_content, read_flag, read_model
+from keras_deepseek.inference.openai.request_fields import read_content, read_flag, read_model
 from keras_deepseek.inference.openai.text_call import TextCall
 from keras_deepseek.inference.server.service import Service
 from keras_deepseek.inference.text.text_answer import TextAnswer, TextResult
@@ -64,7 +64,7 @@ async def _answer(
 ) -> HttpResponse:
     def prepare(content: dict[str, Any]) -> TextCall:
         call = read(content)
-        call.encode_for(_find(service, call.body.model))
+        call.encode_for(_find(service, call.model))
         return call
 
     call = await _prepare(service, request, prepare)
@@ -72,7 +72,7 @@ async def _answer(
         stack.callback(call.cancel)
         while len(call.answers) < len(call.prompts):
             call.answers.append(_submit(service, request, call))
-        if call.body.is_streamed:
+        if call.is_streamed:
             with request.ends_on_disconnect():
                 await call.open()
             stack.pop_all()  # It is cancelled when the stream ends.
@@ -169,7 +169,7 @@ def _find(service: Service, name: str | None) -> TextVersion:
 
 def _cost(call: TextCall, result: TextResult) -> int:
     """Returns the bytes that take about as long to parse as a whole answer takes to write."""
-    num_alternatives = call.body.sampling.num_alternatives
+    num_alternatives = call.sampling.num_alternatives
     num_tokens = result.num_tokens + len(result.prompt_details)
     return num_tokens * (4 if num_alternatives is None else 128 * (1 + num_alternatives))
 
@@ -196,11 +196,11 @@ def _submit(service: Service, request: HttpRequest, call: TextCall) -> TextAnswe
     with naming_fields(call.field_names):
         answer, _ = service.engine.dispatch_text(
             call.encode_for,
-            call.body.sampling,
-            model=call.body.model,
+            call.sampling,
+            model=call.model,
             trace=request.trace,
             timeout=_read_timeout(request),
-            priority=call.body.priority,
+            priority=call.priority,
             client=request.headers.get("authorization", "") if has_tokens else request.client,
             body=call.log_fields(),
             **call.options,

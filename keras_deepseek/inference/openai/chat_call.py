@@ -15,7 +15,6 @@ from keras_deepseek.chat import (
 from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.openai.chat_prompt import encode_conversation
 from keras_deepseek.inference.openai.openai_errors import naming_fields
-from keras_deepseek.inference.openai.text_body import read_text_body
 from keras_deepseek.inference.openai.text_call import (
     Choice,
     TextCall,
@@ -36,14 +35,14 @@ class ChatCall(TextCall):
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def __init__(self, content: Mapping[str, Any]) -> None:
-        super().__init__(read_text_body(content, SamplingOptions.from_request(content)))
+        super().__init__(content, SamplingOptions.from_request(content))
         self.field_names["prompt"] = "messages"
         self._parsers: dict[int, ChatParser | None] = {}
         self._calling: set[int] = set()
         """The choices that have called a tool."""
 
     def _encode(self, version: TextVersion) -> Sequence[Tokens]:
-        self._prompt = encode_conversation(self.body.content, version)
+        self._prompt = encode_conversation(self.content, version)
         self.options = {"keeps_special_tokens": self._prompt.keeps_special_tokens}
         with naming_fields({"prompt": "messages"}):
             return [version.engine.tokenize(self._prompt.text, adds_special_tokens=False)]

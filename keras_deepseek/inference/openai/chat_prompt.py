@@ -15,7 +15,7 @@ from keras_deepseek.chat.chat_style import THINK_CLOSE, THINK_OPEN, get_style
 from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.openai.openai_errors import naming_fields
-from keras_deepseek.inference.openai.text_body import read_flag, read_object
+from keras_deepseek.inference.openai.request_fields import read_flag, read_object
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _STYLE_EFFORTS: Mapping[str, Mapping[str | int | None, str]] = {

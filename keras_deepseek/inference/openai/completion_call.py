@@ -6,7 +6,7 @@ from typing import Any
 from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.openai.openai_errors import naming_fields
-from keras_deepseek.inference.openai.text_body import read_flag, read_text_body
+from keras_deepseek.inference.openai.request_fields import read_flag
 from keras_deepseek.inference.openai.text_call import (
     Choice,
     TextCall,
@@ -40,8 +40,8 @@ class CompletionCall(TextCall):
         self.has_answer = not (self._has_echo and settings["max_tokens"] == 0)
         if not self.has_answer:
             settings["max_tokens"] = 1
-        super().__init__(read_text_body(content, SamplingOptions.from_request(settings)))
-        self._num_choices = self.body.sampling.n
+        super().__init__(content, SamplingOptions.from_request(settings))
+        self._num_choices = self.sampling.n
         if content.get("best_of", self._num_choices) != self._num_choices:
             raise InvalidFieldError(
                 "best_of", "`best_of` is not supported, unless it is equal to `n`."
@@ -67,7 +67,7 @@ class CompletionCall(TextCall):
 
     def log_fields(self) -> Mapping[str, Any]:
         """Returns the fields of the request, with one of its prompts."""
-        return {**self.body.content, "prompt": self._sources[len(self.answers)]}
+        return {**self.content, "prompt": self._sources[len(self.answers)]}
 
     def _write(self, number: int, piece: TextPiece) -> Iterator[Choice]:
         """Yields the choice of the chunk for a piece, if it brings anything."""

@@ -7,14 +7,34 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import TextVersion
-from keras_deepseek.inference.openai.text_body import TextBody
+from keras_deepseek.inference.openai.openai_errors import naming_fields
+from keras_deepseek.inference.openai.request_fields import read_flag, read_model, read_object
 from keras_deepseek.inference.protocols.json_text import to_json
 from keras_deepseek.inference.text.text_answer import TextAnswer, TextPiece, TextResult, TokenDetail
-from keras_deepseek.text.sampling import ALIASES
+from keras_deepseek.text.sampling import ALIASES, SamplingOptions
 
 DONE = b"[DONE]"
 """The last event of a stream."""
+
+REFUSED_FIELDS = (
+    "audio",
+    "continue_final_message",
+    "functions",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "prompt_embeds",
+    "structured_outputs",
+    "suffix",
+    "use_beam_search",
+)
+"""Fields of OpenAI and vLLM that promise another answer, so that they can't be ignored."""
+
+_MAX_PRIORITY = 2**31
 
 _LEAST = -9999.0
 """In the place of minus infinity, which JSON does not have."""
@@ -29,7 +49,8 @@ class TextCall(ABC):
     Iterate over it for the events of a streamed answer, after `open`.
 
     Args:
-        body: The fields that all such requests have.
+        content: The fields of the request. Unknown ones are ignored.
+        sampling: The settings of the answers.
     """
 
     kind: ClassVar[str]
@@ -39,18 +60,35 @@ class TextCall(ABC):
     has_answer = True
     """False if the client wants nothing but the prompt."""
 
-    def __init__(self, body: TextBody) -> None:
-        self.body = body
+    def __init__(self, content: Mapping[str, Any], sampling: SamplingOptions) -> None:
+        for name in REFUSED_FIELDS:
+            if content.get(name):
+                raise InvalidFieldError(name, f"`{name}` is not supported here. Leave it out.")
+        options = read_object(content, "stream_options")
+        self.content = content
+        self.sampling = sampling
+        self.model = read_model(content)
+        self.is_streamed = read_flag(content, "stream")
+        self._has_usage = self.is_streamed and read_flag(
+            options, "include_usage", "stream_options."
+        )
+        self._has_running_usage = self._has_usage and read_flag(
+            options, "continuous_usage_stats", "stream_options."
+        )
+        with naming_fields({}, "priority"):
+            priority = check_integer("priority", content.get("priority", 0), minimum=-_MAX_PRIORITY)
+        self.priority = -min(priority, _MAX_PRIORITY)
+        """A request of higher priority runs first. In vLLM's field a lower number does."""
         self.answers: list[TextAnswer] = []
         """The answers so far, one for each prompt."""
         self.prompts: Sequence[Tokens] = ()
         self.options: dict[str, bool] = {}
         """Further arguments of `TextEngine.submit`."""
         self.field_names = {
-            name: alias for alias, name in ALIASES.items() if body.content.get(alias) is not None
+            name: alias for alias, name in ALIASES.items() if content.get(alias) is not None
         }
         """The client's names of fields, where it uses other ones than the engine."""
-        self.has_details = body.sampling.num_alternatives is not None
+        self.has_details = sampling.num_alternatives is not None
         self._version: TextVersion | None = None
         self._head: dict[str, Any] = {}
 
@@ -69,7 +107,7 @@ class TextCall(ABC):
 
     def log_fields(self) -> Mapping[str, Any]:
         """Returns the fields of the request for the next prompt, for the log of requests."""
-        return self.body.content
+        return self.content
 
     @abstractmethod
     def _encode(self, version: TextVersion) -> Sequence[Tokens]:
@@ -107,13 +145,13 @@ class TextCall(ABC):
         self.cancel()
 
     async def _write_chunks(self) -> AsyncIterator[bytes]:
-        usage: dict[str, Any] = {"usage": None} if self.body.has_usage else {}
+        usage: dict[str, Any] = {"usage": None} if self._has_usage else {}
         async for number, piece in _merge(self.answers):
             for choice in self._write(number, piece):
-                if self.body.has_running_usage:
+                if self._has_running_usage:
                     usage["usage"] = self._count()
                 yield self._chunk([choice], usage)
-        if self.body.has_usage:
+        if self._has_usage:
             yield self._chunk([], {"usage": self._count()})
         yield DONE
 
