@@ -49,6 +49,7 @@ PLACES = {
     "tests/inference/dispatcher_test.py": "torch_alone",
     "tests/inference/serve_test.py": "torch_alone",
     "tests/inference/serve_text_test.py": "torch_alone",
+    "tests/inference/models/keras_hub_text_test.py": "torch_alone",
     "tests/inference/models/text_version_test.py": "torch_alone",
     "tests/inference/openai/served_model_test.py": "torch_alone",
     "tests/inference/engine_test.py": "torch_alone",

@@ -6,6 +6,7 @@ point of the group `keras_deepseek.executors`, named after the bundle format tha
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -75,12 +76,15 @@ def open_executor(
 
 
 def is_language_model(model: Any) -> bool:
-    """Returns True for the preset of a model, and for a live `CausalLM`: `text_model` opens them.
+    """Returns True for the preset of a model, and for a live `CausalLM`, ours or KerasHub's.
 
-    They have no executor, since they take texts.
+    They have no executor, since they take texts: `text_model` opens them.
     """
     if isinstance(model, str | os.PathLike):
         return kind_of_model(Path(model)) == "preset"
+    keras_hub = sys.modules.get("keras_hub")
+    if keras_hub is not None and isinstance(model, keras_hub.models.CausalLM):
+        return True
     classes = type(model).__mro__
     return _LANGUAGE_MODEL in ((base.__module__, base.__name__) for base in classes)
 

@@ -1,17 +1,25 @@
-"""Language models of this package: presets, and live `CausalLM`s.
+"""Language models of this package and of KerasHub: presets, and live `CausalLM`s.
 
 Beside `keras_model`, this is the only module of `inference` that needs Keras.
 """
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from keras_deepseek import backend
-from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError, NotSupportedError
 from keras_deepseek.models import CausalLM, Tokenizer
+from keras_deepseek.models.checkpoints.preset_folder import (
+    CONFIG_NAME,
+    find_keras_hub_class,
+    read_json,
+)
+from keras_deepseek.models.generation.keras_hub_rows import KerasHubRows
 from keras_deepseek.models.generation.prompts import find_end_tokens
 from keras_deepseek.models.generation.row_steps import RowSteps
+from keras_deepseek.models.tokenizers.keras_hub_tokenizer import KerasHubTokenizer
 from keras_deepseek.models.tokenizers.tokenizer import is_installed
 from keras_deepseek.models.tokenizers.tokenizer_files import read_chat_templates
 
@@ -26,13 +34,18 @@ class TextModel:
         end_tokens: The tokens by which the model ends a text.
         has_chat: True if it can format a conversation.
         chat_style: The message format of its conversations. `None`: it has a chat template.
+        chunk_size: The most tokens of a prompt that a step reads. `None`: a step reads all.
+        default_length: The most tokens of a prompt and its answer, unless the user sets them.
+            `None`: those that the model takes.
     """
 
     steps: RowSteps
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | KerasHubTokenizer
     end_tokens: frozenset[int]
     has_chat: bool
     chat_style: str | None
+    chunk_size: int | None
+    default_length: int | None = None
 
 
 def open_text_model(
@@ -41,7 +54,7 @@ def open_text_model(
     """Opens a language model. Nothing is compiled yet.
 
     Args:
-        model: The path of a preset, or a live `CausalLM`.
+        model: The path of a preset, or a live `CausalLM`, ours or KerasHub's.
         chunk_size: The most tokens of a prompt that a step reads.
         batch_invariant: True if an answer's bits must not depend on the other answers.
         threads: The CPU threads of the process, or `None`.
@@ -49,14 +62,19 @@ def open_text_model(
     Raises:
         InvalidInputError: There is no such preset, it is of another model, or has no tokenizer.
         CheckpointError: A file of the preset is damaged.
+        NotSupportedError: KerasHub's model can't be served for texts.
     """
     if threads is not None:  # TensorFlow's can't be changed once it has variables.
         backend.current().devices.limit_threads(threads)
-    is_path = isinstance(model, str | os.PathLike)
-    loaded = CausalLM.from_preset(model) if is_path else model
-    tokenizer = loaded.tokenizer
+    path = Path(model) if isinstance(model, str | os.PathLike) else None
+    if path is not None:
+        is_of_keras_hub = find_keras_hub_class(read_json(path, CONFIG_NAME)) is not None
+        model = _read_task(path) if is_of_keras_hub else CausalLM.from_preset(path)
+    if not isinstance(model, CausalLM):
+        return _open_task(model, batch_invariant=batch_invariant)
+    tokenizer = model.tokenizer
     if tokenizer is None:
-        raise _no_tokenizer(os.fspath(model) if is_path else None)
+        raise _no_tokenizer(path if path is None else str(path))
     if not isinstance(tokenizer, Tokenizer):
         raise InvalidInputError(
             "The `tokenizer` of a served language model must be a "
@@ -66,11 +84,55 @@ def open_text_model(
     # A template of the checkpoint comes before the family's format, as in `Tokenizer`.
     chat_style = None if has_template else tokenizer.chat_style
     return TextModel(
-        steps=RowSteps(loaded, chunk_size=chunk_size, batch_invariant=batch_invariant),
+        steps=RowSteps(model, chunk_size=chunk_size, batch_invariant=batch_invariant),
         tokenizer=tokenizer,
-        end_tokens=find_end_tokens(loaded),
+        end_tokens=find_end_tokens(model),
         has_chat=chat_style is not None or has_template,
         chat_style=chat_style,
+        chunk_size=chunk_size,
+    )
+
+
+def _read_task(path: Path) -> Any:
+    """Returns the language model that KerasHub's `save_to_preset` wrote."""
+    folder = str(path.absolute())  # A bare name might be one of KerasHub's own presets.
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise NotSupportedError(
+            f"{str(path)!r} is a preset of KerasHub, which can't be imported: {error}. "
+            "Install it with: pip install keras-hub"
+        ) from error
+    try:
+        return keras_hub.models.CausalLM.from_preset(folder)
+    except Exception as error:  # Keras raises several kinds for a file that is damaged.
+        raise InvalidInputError(
+            f"KerasHub can't read a language model from {str(path)!r}: {error}"
+        ) from error
+
+
+def _open_task(task: Any, *, batch_invariant: bool) -> TextModel:
+    import keras_hub
+
+    name = type(task).__name__
+    if isinstance(task, keras_hub.models.Seq2SeqLM):
+        raise NotSupportedError(
+            f"{name} has an encoder, and only models that go on with a prompt are served for texts."
+        )
+    if batch_invariant:
+        raise NotSupportedError(
+            f"`batch_invariant` (--batch-invariant) holds for models of this package alone, and "
+            f"{name} is one of KerasHub. Remove it."
+        )
+    tokenizer = KerasHubTokenizer(task)
+    return TextModel(
+        steps=KerasHubRows(task),
+        tokenizer=tokenizer,
+        end_tokens=frozenset(tokenizer.stop_token_ids),
+        has_chat=False,
+        chat_style=None,
+        chunk_size=None,
+        default_length=task.preprocessor.sequence_length,
     )
 
 

@@ -69,8 +69,8 @@ def make_sizes(first: int, last: int) -> list[int]:
 class TextVersion(Version):
     """A version of a language model: it takes texts, and answers while it writes.
 
-    `model` is the path of a preset or a live `CausalLM`. For each piece of work, `take_turn` must
-    give the model its turn; with `None` the model waits for no other.
+    `model` is the path of a preset or a live `CausalLM`, ours or KerasHub's. For each piece of
+    work, `take_turn` must give the model its turn; with `None` the model waits for no other.
     """
 
     is_text = True
@@ -107,7 +107,7 @@ class TextVersion(Version):
             self._model.steps,
             self.tokenizer,
             shapes=self._shapes,
-            chunk_size=CHUNK_SIZE,
+            chunk_size=self._model.chunk_size or self.max_length,
             max_waiting=options.max_queue_rows or MAX_WAITING,
             end_tokens=self._model.end_tokens,
             take_turn=take_turn,
@@ -172,7 +172,8 @@ class TextVersion(Version):
 def _find_max_length(name: str, model: "TextModel", asked_length: int | None) -> int:
     most = model.steps.max_length
     if asked_length is None:
-        return MAX_LENGTH if most is None else min(most, MAX_LENGTH)
+        lengths = (most, model.default_length, MAX_LENGTH)
+        return min(length for length in lengths if length is not None)
     if most is not None and asked_length > most:
         raise InvalidInputError(
             f"Received max_length={asked_length} for {name!r}, a language model with at most "

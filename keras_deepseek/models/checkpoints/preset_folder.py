@@ -176,14 +176,22 @@ def override_config(config: Any, overrides: Mapping[str, Any]) -> Any:
 def check_not_keras_hub(folder: Path, checkpoint_config: Mapping[str, Any]) -> None:
     """Raises an error if a preset's `config.json` was written by KerasHub.
 
-    Its layout is that of Keras's own serialization.
+    `keras-deepseek serve` alone takes it.
     """
-    class_name = checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
+    class_name = find_keras_hub_class(checkpoint_config)
     if class_name is not None:
         raise InvalidInputError(
             f"{str(folder)!r} is a preset of KerasHub, of its class {class_name!r}. Read it with "
             "`keras_hub`, or fetch the model in the Hugging Face format, which is read here."
         )
+
+
+def find_keras_hub_class(checkpoint_config: Mapping[str, Any]) -> str | None:
+    """Returns the class in a `config.json` that KerasHub wrote, or `None` for another one.
+
+    Its layout is that of Keras's own serialization.
+    """
+    return checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
 
 
 def check_entries(entries: Sequence[CheckpointEntry], unset: Sequence[keras.Variable]) -> None:

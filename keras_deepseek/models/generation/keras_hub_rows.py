@@ -1,6 +1,5 @@
 """The steps of rows of KerasHub's language models, which take one index for a whole batch."""
 
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +10,9 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.keras_hub_tasks import fill_cache
 from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.models.generation.compiled_steps import to_numpy
 from keras_deepseek.models.generation.row_functions import Cache
 from keras_deepseek.models.generation.row_steps import RowSteps
-from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
 
 _LEAST_SLOTS = 64
 """The slots of the shortest staging cache. Others have twice as many, and so on."""
@@ -25,23 +24,29 @@ _LENGTHS = (3, 5)
 class KerasHubRows(RowSteps):
     """The steps of KerasHub's `CausalLM`, as those of `RowSteps`.
 
-    A prompt is read at once, not in chunks: `read` takes all of its tokens, with a `start` of 0, so
-    that no row decodes meanwhile. Nothing keeps a prefix for other prompts. JAX computes the rows
-    together by a vectorized map; TensorFlow and PyTorch compute them one after the other.
+    Before they are used, a row's logits are compared with those of a call of the task. A prompt is
+    read at once, not in chunks: `read` takes all of its tokens, with a `start` of 0, so that no row
+    decodes meanwhile. Nothing keeps a prefix for other prompts. JAX computes the rows together by a
+    vectorized map; TensorFlow and PyTorch compute them one after the other.
 
     Args:
         task: `keras_hub.models.CausalLM`, with a `call_with_cache` and a cache that has one axis of
             slots.
 
     Raises:
-        NotSupportedError: The task has another cache.
+        NotSupportedError: The task has another cache, or a row has other logits.
     """
 
     def __init__(self, task: Any) -> None:
         rows: Any = _TaskOfRows(task)
         super().__init__(rows, chunk_size=_LEAST_SLOTS)
         self._recorded = None  # PyTorch runs KerasHub's layers as they are.
-        self.tokenizer = KerasHubTokenizer(task.preprocessor) if task.preprocessor else None
+        error = float(to_numpy(self._call("compare", _compare, None)[0])["error"])
+        if not error <= rows.tolerance:
+            raise NotSupportedError(
+                f"The logits of {type(task).__name__} with a cache differ from those of a call by "
+                f"{error:.2g} of the largest one. Rows can't be served so."
+            )
 
     def _read_size(self, slots: int) -> int:
         return slots
@@ -49,39 +54,6 @@ class KerasHubRows(RowSteps):
     def _staging_slots(self, prompt_length: int) -> int:
         slots = super()._staging_slots(prompt_length)
         return slots if self.max_length is None else min(slots, self.max_length)
-
-
-class KerasHubTokenizer:
-    """The tokenizer of a KerasHub preprocessor, as a `Tokenizer` is one.
-
-    Args:
-        preprocessor: `keras_hub.models.CausalLMPreprocessor`.
-    """
-
-    most_bytes_per_token = None
-
-    def __init__(self, preprocessor: Any) -> None:
-        self._tokenizer = preprocessor.tokenizer
-        names = ("start_token_id", "end_token_id", "pad_token_id")
-        start, end, pad = (getattr(self._tokenizer, name, None) for name in names)
-        self._starts = [start] if preprocessor.add_start_token and start is not None else []
-        self.stop_token_ids = () if end is None else (end,)
-        self._special_tokens = {start, end, pad}
-
-    def tokenize(self, texts: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Returns the token ids of a text, with a start token if the preprocessor adds one."""
-        token_ids = np.asarray(self._tokenizer.tokenize(texts)).tolist()
-        return [*self._starts, *token_ids] if add_special_tokens else token_ids
-
-    def detokenize(self, token_ids: Any, *, skip_special_tokens: bool = True) -> str:
-        """Returns the text of token ids."""
-        skipped = self._special_tokens if skip_special_tokens else ()
-        text = self._tokenizer.detokenize([x for x in token_ids if x not in skipped])
-        return text if isinstance(text, str) else np.asarray(text).item().decode()
-
-    def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
-        """Returns a decoder of tokens that arrive one at a time."""
-        return StreamDecoder(partial(self.detokenize, skip_special_tokens=skip_special_tokens))
 
 
 class _TaskOfRows:
@@ -99,16 +71,17 @@ class _TaskOfRows:
         # KerasHub's position embeddings have a limit under this name.
         limit = task.backbone.get_config().get("max_sequence_length")
         self.config = SimpleNamespace(max_length=limit)
-        few, more = (fill_cache(task, np.ones((1, length), "int32")) for length in _LENGTHS)
-        axes = [axis for axis, size in enumerate(few.shape) if size != more.shape[axis]]
-        if len(axes) != 1 or (few.shape[axes[0]], more.shape[axes[0]]) != _LENGTHS:
+        (shape, self._dtype), (longer, _) = (_describe_cache(task, length) for length in _LENGTHS)
+        axes = [axis for axis, size in enumerate(shape) if size != longer[axis]]
+        if len(axes) != 1 or (shape[axes[0]], longer[axes[0]]) != _LENGTHS:
             raise NotSupportedError(
-                f"{type(task).__name__} has a cache of the shape {tuple(few.shape)} for "
-                f"{_LENGTHS[0]} tokens. Rows can only be served where one axis counts them."
+                f"{type(task).__name__} has a cache of the shape {shape} for {_LENGTHS[0]} tokens. "
+                "Rows can only be served where one axis counts them."
             )
         self._slot_axis = axes[0] - 1
-        row = [size for axis, size in enumerate(few.shape) if axis not in (0, axes[0])]
-        self._row_shape, self._dtype = row, keras.backend.standardize_dtype(few.dtype)
+        self._row_shape = [size for axis, size in enumerate(shape) if axis not in (0, axes[0])]
+        self.tolerance = 1e-3 if self._dtype == "float32" else 0.1
+        """The largest relative difference of logits that is rounding."""
 
     def make_cache(self, rows: int, slots: int) -> Cache:
         tokens = ops.zeros((rows, slots, *self._row_shape), self._dtype)
@@ -145,3 +118,38 @@ class _TaskOfRows:
 
     def token_logits(self, hidden: Any) -> Any:
         return hidden
+
+    def measure_error(self) -> Any:
+        """Returns the largest difference of a row's logits from those of a call, relative to these.
+
+        The row reads a prompt with padding, whose last slots are then written again.
+        """
+        length = _LENGTHS[1]
+        tokens = np.arange(length, dtype="int32")[None] % self.output_shape[-1]
+        inputs = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+        expected = self._task({name: ops.convert_to_tensor(x) for name, x in inputs.items()})
+        cache, parts = self.make_cache(1, 2 * length), []
+        padded = np.concatenate([tokens[:, :-1], tokens[:, :2]], axis=1)
+        for start, ids in ((0, padded), (length - 1, tokens[:, -1:])):
+            index = ops.convert_to_tensor(np.asarray([start], "int32"))
+            logits, _, cache = self.call_with_cache(ops.convert_to_tensor(ids), cache, index)
+            parts.append(logits[:, : length - 1])
+        expected = ops.cast(expected, "float32")
+        difference = ops.max(ops.abs(ops.concatenate(parts, axis=1) - expected))
+        return difference / (ops.max(ops.abs(expected)) + keras.config.epsilon())
+
+
+def _compare(model: Any, _: None) -> tuple[dict[str, Any], tuple[()]]:
+    return {"error": model.measure_error()}, ()
+
+
+def _describe_cache(task: Any, length: int) -> tuple[tuple[int, ...], str]:
+    """Returns the shape and the dtype of a cache of so many tokens."""
+    try:
+        cache = fill_cache(task, np.ones((1, length), "int32"))
+        return tuple(cache.shape), keras.backend.standardize_dtype(cache.dtype)
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise NotSupportedError(
+            f"{type(task).__name__} makes no cache of token ids alone, as one tensor, so its rows "
+            f"can't be served: {error}"
+        ) from error

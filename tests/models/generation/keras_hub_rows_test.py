@@ -27,7 +27,7 @@ def make_llama():
     return keras_hub.models.LlamaCausalLM(backbone=backbone)
 
 
-def make_gpt2(preprocessor=None):
+def make_gpt2():
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=90,
         num_layers=2,
@@ -36,7 +36,7 @@ def make_gpt2(preprocessor=None):
         intermediate_dim=48,
         max_sequence_length=LENGTH,
     )
-    return keras_hub.models.GPT2CausalLM(backbone=backbone, preprocessor=preprocessor)
+    return keras_hub.models.GPT2CausalLM(backbone=backbone)
 
 
 def make(function):
@@ -101,24 +101,26 @@ def test_nothing_of_keras_hub_is_compiled_after_the_warm_up():
     assert steps.num_compilations == number
 
 
-def test_the_tokenizer_is_that_of_the_preprocessor():
-    letters = "abcdefgh "
-    vocabulary = {letter.replace(" ", "\u0120"): index for index, letter in enumerate(letters)}
-    vocabulary |= {"ab": 20, "<|endoftext|>": 21}
-    tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
-    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=8)
-    tokenizer = KerasHubRows(make_gpt2(preprocessor)).tokenizer
-    token_ids = tokenizer.tokenize("abc ab")
-    assert token_ids == [21, 20, 2, 8, 20]
-    assert tokenizer.tokenize("abc", add_special_tokens=False) == [20, 2]
-    assert tokenizer.stop_token_ids == (21,)
-    assert tokenizer.detokenize(token_ids) == "abc ab"
-    stream = tokenizer.stream()
-    assert "".join([*map(stream.push, token_ids), stream.finish()]) == "abc ab"
-
-
-def test_a_cache_of_another_form_is_refused():
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        (keras.ops.zeros((1, 2, 7)), "one axis counts them"),
+        ((keras.ops.zeros((1, 2, 7)),) * 2, "as one tensor"),
+    ],
+)
+def test_a_cache_of_another_form_is_refused(cache, message):
     task = make_gpt2()
-    task._build_cache = lambda token_ids: (None, keras.ops.zeros((1, 2, 7)))
-    with pytest.raises(NotSupportedError, match="one axis counts them"):
+    task._build_cache = lambda token_ids: (None, cache)
+    with pytest.raises(NotSupportedError, match=message):
+        KerasHubRows(task)
+
+
+def test_a_task_whose_tokens_see_later_slots_is_refused():
+    class Looking(keras_hub.models.GPT2CausalLM):
+        def call_with_cache(self, token_ids, cache, cache_update_index):
+            logits, hidden, cache = super().call_with_cache(token_ids, cache, cache_update_index)
+            return logits + keras.ops.sum(keras.ops.abs(cache)), hidden, cache
+
+    task = make(lambda: Looking(make_gpt2().backbone))
+    with pytest.raises(NotSupportedError, match="logits of Looking with a cache differ"):
         KerasHubRows(task)
