@@ -61,11 +61,11 @@ class ServingEngine(Dispatcher):
         model: A built `keras.Model`, or an `Executor`; or the path of a bundle, of a SavedModel's
             folder, of an `.onnx` file or a folder with `model.onnx`, or of a `.keras` file. Or a
             language model, which `text` asks: the path of a preset, a folder with a `config.json`
-            and a tokenizer, or a live `CausalLM` with a tokenizer. Or the path of a folder of
-            versions, as `"models/digits"` with the bundle or SavedModel `"models/digits/1"`: its
-            newest version is served, also if it is added later. Or the result of
-            `read_model_config`: several models, each with a folder of versions. Or the URI of a
-            model, which is downloaded (`fetch_model`).
+            and a tokenizer, or a live `CausalLM` with a tokenizer, ours or KerasHub's. Or the path
+            of a folder of versions, as `"models/digits"` with the bundle or SavedModel
+            `"models/digits/1"`: its newest version is served, also if it is added later. Or the
+            result of `read_model_config`: several models, each with a folder of versions. Or the
+            URI of a model, which is downloaded (`fetch_model`).
         name: string. The name in URLs. The models of a model config have their own names, and the
             first is the engine's own model. Defaults to `"model"`.
         version: integer. The number of this version. Defaults to `1`.

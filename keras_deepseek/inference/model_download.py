@@ -43,8 +43,13 @@ _logger = logging.getLogger(__name__)
 _SCHEMES = ("az", "gs", "hf", "http", "https", "s3")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FILE_SUFFIXES = (".keras", ".onnx")
-_PRESET_SUFFIXES = (".jinja", ".json", ".safetensors")
-"""The files of a preset: its config, its weights, its tokenizer and its chat template."""
+_PRESET_SUFFIXES = (".jinja", ".json", ".safetensors", ".weights.h5")
+"""The files of a preset: its config, its weights, its tokenizer and its chat template. The last
+suffix is that of KerasHub's weights."""
+
+_PRESET_FOLDER = "assets/tokenizer/"
+"""The folder in which KerasHub keeps a tokenizer's vocabulary."""
+
 _DOWN = ("GenericError", "ConnectError", "ConnectTimeout", "ReadTimeout")
 """The errors of obstore and of huggingface_hub's HTTP client for a server that does not answer."""
 
@@ -203,7 +208,7 @@ def _choose_files(uri: str, listing: dict[str, tuple[int, str]]) -> dict[str, tu
     elif len(keras) == 1:
         names = keras
     elif "config.json" in listing:
-        names = [name for name in listing if "/" not in name and name.endswith(_PRESET_SUFFIXES)]
+        names = [name for name in listing if _is_of_preset(name)]
     else:
         raise InvalidInputError(
             f"No model at {uri}. Expected a bundle, a SavedModel, model.onnx, one `.keras` file, "
@@ -211,6 +216,11 @@ def _choose_files(uri: str, listing: dict[str, tuple[int, str]]) -> dict[str, tu
             f"{', '.join(sorted(listing)[:5]) or 'nothing'}."
         )
     return {name: listing[name] for name in names}
+
+
+def _is_of_preset(name: str) -> bool:
+    is_at_top = "/" not in name and name.endswith(_PRESET_SUFFIXES)
+    return is_at_top or name.startswith(_PRESET_FOLDER)
 
 
 def _file_name(path: str) -> str:

@@ -284,6 +284,10 @@ def test_a_single_file_is_a_model(site, tmp_path):
             ["config.json", "tokenizer.json", "a.safetensors", "a.bin", "original/b.safetensors"],
             ["a.safetensors", "config.json", "tokenizer.json"],
         ),
+        (
+            ["assets/a.png", "assets/tokenizer/b.spm", "config.json", "model.weights.h5", "tf.h5"],
+            ["assets/tokenizer/b.spm", "config.json", "model.weights.h5"],
+        ),
     ],
 )
 def test_a_folder_of_a_bucket_is_listed(monkeypatch, tmp_path, names, expected):

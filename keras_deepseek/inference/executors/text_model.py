@@ -124,9 +124,9 @@ def _open_task(task: Any, *, batch_invariant: bool) -> TextModel:
             f"`batch_invariant` (--batch-invariant) holds for models of this package alone, and "
             f"{name} is one of KerasHub. Remove it."
         )
-    tokenizer = KerasHubTokenizer(task)
+    steps, tokenizer = KerasHubRows(task), KerasHubTokenizer(task)
     return TextModel(
-        steps=KerasHubRows(task),
+        steps=steps,
         tokenizer=tokenizer,
         end_tokens=frozenset(tokenizer.stop_token_ids),
         has_chat=False,

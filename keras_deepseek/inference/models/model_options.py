@@ -156,7 +156,8 @@ class ModelOptions:
             use `isolated`. Defaults to `None`: as many as the runtime chooses.
         max_length: integer. Of a language model alone: the most tokens of a prompt and its answer
             together. The memory of the cache and the time of the start grow with it. Defaults to
-            `None`: as many as the model takes, and at most 4,096.
+            `None`: as many as the model takes, and at most 4,096. A model of KerasHub then has the
+            `sequence_length` of its preprocessor.
         batch_invariant: boolean. Of a language model alone: if `True`, the bits of an answer don't
             depend on what else the model answers. All steps then have the largest size, so that
             few requests take longer. Defaults to `False`.

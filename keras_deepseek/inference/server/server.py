@@ -188,11 +188,13 @@ def stop_servers(servers: Sequence[Server]) -> None:
 def describe_servers(engine: Dispatcher, servers: Sequence[Server]) -> str:
     """Returns a line with the names of the models and the URLs of an HTTP and a gRPC server."""
     http, *other_servers = servers
-    has_text = bool(engine.text_versions())
-    path = "/v1/chat/completions" if has_text else f"/v1/models/{engine.name}"
+    texts = engine.text_versions()
+    has_chat = any(version.has_chat for version in texts)
+    path = "/v1/completions" if texts else f"/v1/models/{engine.name}"
+    path = "/v1/chat/completions" if has_chat else path
     path = "" if len(engine.models) > 1 else path
     urls = [http.url + path, *(server.url for server in other_servers)]
-    chat = f"; to chat: {http.url}/chat" if has_text else ""
+    chat = f"; to chat: {http.url}/chat" if has_chat else ""
     return f"Serving {', '.join(map(repr, engine.models))} at {' and '.join(urls)}{chat}"
 
 

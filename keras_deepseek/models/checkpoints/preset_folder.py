@@ -182,7 +182,8 @@ def check_not_keras_hub(folder: Path, checkpoint_config: Mapping[str, Any]) -> N
     if class_name is not None:
         raise InvalidInputError(
             f"{str(folder)!r} is a preset of KerasHub, of its class {class_name!r}. Read it with "
-            "`keras_hub`, or fetch the model in the Hugging Face format, which is read here."
+            "`keras_hub`, serve it by `keras-deepseek serve`, or fetch the model in the Hugging "
+            "Face format, which is read here."
         )
 
 

@@ -45,7 +45,7 @@ class KerasHubRows(RowSteps):
         if not error <= rows.tolerance:
             raise NotSupportedError(
                 f"The logits of {type(task).__name__} with a cache differ from those of a call by "
-                f"{error:.2g} of the largest one. Rows can't be served so."
+                f"{error:.2g} of the largest one, so that its texts would be wrong."
             )
 
     def _read_size(self, slots: int) -> int:

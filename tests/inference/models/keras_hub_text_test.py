@@ -6,6 +6,7 @@ import pytest
 
 from keras_deepseek.errors import InvalidFieldError, InvalidInputError, NotSupportedError
 from keras_deepseek.inference import HttpServer, ServingEngine
+from keras_deepseek.inference.server.server import describe_servers
 from tests.inference.conftest import service_of
 
 keras_hub = pytest.importorskip("keras_hub")
@@ -51,14 +52,19 @@ def engine(task, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(engine):
+def server(engine):
     pytest.importorskip("uvicorn")
     server = HttpServer(service_of(engine))
     server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(server):
     client = TextClient(server)
     yield client
     client.close()
-    server.stop()
 
 
 def test_a_preset_of_keras_hub_gives_the_texts_of_each_prompt_alone(engine, task):
@@ -73,6 +79,12 @@ def test_a_live_task_of_keras_hub_gives_the_texts_of_each_prompt_alone(family):
         before = engine.find_text().engine.statistics().num_compilations
         check_answers(engine, task)
         assert engine.find_text().engine.statistics().num_compilations == before
+
+
+@pytest.mark.nightly
+def test_the_address_of_a_model_without_chats_is_that_of_completions(engine, server):
+    line = describe_servers(engine, [server])
+    assert line == f"Serving 'gpt2' at {server.url}/v1/completions"
 
 
 @pytest.mark.nightly
