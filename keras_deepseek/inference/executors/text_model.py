@@ -106,8 +106,9 @@ def _read_task(path: Path) -> Any:
     try:
         return keras_hub.models.CausalLM.from_preset(folder)
     except Exception as error:  # Keras raises several kinds for a file that is damaged.
+        line = str(error).strip().partition("\n")[0]  # The others show a whole config.
         raise InvalidInputError(
-            f"KerasHub can't read a language model from {str(path)!r}: {error}"
+            f"KerasHub can't read a language model from {str(path)!r}: {line}"
         ) from error
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from keras_deepseek.backend.keras_private.keras_hub_tasks import fill_cache
 
-keras_hub = pytest.importorskip("keras_hub")
+keras_hub = pytest.importorskip("keras_hub", reason="tox -e examples has it.")
 
 
 def test_a_task_fills_a_cache_by_a_function_of_its_own():

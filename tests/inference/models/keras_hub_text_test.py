@@ -9,7 +9,7 @@ from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.inference.server.server import describe_servers
 from tests.inference.conftest import service_of
 
-keras_hub = pytest.importorskip("keras_hub")
+keras_hub = pytest.importorskip("keras_hub", reason="tox -e examples has it.")
 
 from tests.oracles.keras_hub_tasks import LENGTH, make_task  # noqa: E402 - it needs KerasHub.
 from tests.oracles.served_text import TextClient, read_events  # noqa: E402

@@ -6,7 +6,7 @@ import pytest
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.models.tokenizers.keras_hub_tokenizer import KerasHubTokenizer
 
-keras_hub = pytest.importorskip("keras_hub")
+keras_hub = pytest.importorskip("keras_hub", reason="tox -e examples has it.")
 
 from tests.oracles.keras_hub_tasks import make_byte_tokenizer, make_task  # noqa: E402
 
