@@ -27,9 +27,9 @@ from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.openai.chat_call import ChatCall
 from keras_deepseek.inference.openai.chat_prompt import encode_conversation
 from keras_deepseek.inference.openai.completion_call import CompletionCall, is_token_ids
+from keras_deepseek.inference.openai.openai_call import OpenAICall
 from keras_deepseek.inference.openai.openai_errors import error_object, naming_fields
 from keras_deepseek.inference.openai.request_fields import read_content, read_flag, read_model
-from keras_deepseek.inference.openai.text_call import TextCall
 from keras_deepseek.inference.server.service import Service
 from keras_deepseek.inference.text.text_answer import TextAnswer, TextResult
 
@@ -60,9 +60,9 @@ async def complete(service: Service, request: HttpRequest) -> HttpResponse:
 
 
 async def _answer(
-    service: Service, request: HttpRequest, read: Callable[[dict[str, Any]], TextCall]
+    service: Service, request: HttpRequest, read: Callable[[dict[str, Any]], OpenAICall]
 ) -> HttpResponse:
-    def prepare(content: dict[str, Any]) -> TextCall:
+    def prepare(content: dict[str, Any]) -> OpenAICall:
         call = read(content)
         call.encode_for(_find(service, call.model))
         return call
@@ -167,7 +167,7 @@ def _find(service: Service, name: str | None) -> TextVersion:
         return service.engine.find_text(name)
 
 
-def _cost(call: TextCall, result: TextResult) -> int:
+def _cost(call: OpenAICall, result: TextResult) -> int:
     """Returns the bytes that take about as long to parse as a whole answer takes to write."""
     num_alternatives = call.sampling.num_alternatives
     num_tokens = result.num_tokens + len(result.prompt_details)
@@ -186,7 +186,7 @@ def _read_timeout(request: HttpRequest) -> float | None:
     return seconds if 0 < seconds < math.inf else None
 
 
-def _submit(service: Service, request: HttpRequest, call: TextCall) -> TextAnswer:
+def _submit(service: Service, request: HttpRequest, call: OpenAICall) -> TextAnswer:
     """Submits the next prompt of a call.
 
     A client is who has a token, where the server asks for one, or else an address: clients share

@@ -14,18 +14,18 @@ from keras_deepseek.chat import (
 )
 from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.openai.chat_prompt import encode_conversation
-from keras_deepseek.inference.openai.openai_errors import naming_fields
-from keras_deepseek.inference.openai.text_call import (
+from keras_deepseek.inference.openai.openai_call import (
     Choice,
-    TextCall,
+    OpenAICall,
     Tokens,
     read_log_probability,
 )
+from keras_deepseek.inference.openai.openai_errors import naming_fields
 from keras_deepseek.inference.text.text_answer import TextChoice, TextPiece, TextResult, TokenDetail
 from keras_deepseek.text.sampling import SamplingOptions
 
 
-class ChatCall(TextCall):
+class ChatCall(OpenAICall):
     """A conversation, and the answer to it.
 
     Args:

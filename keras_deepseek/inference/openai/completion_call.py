@@ -5,14 +5,14 @@ from typing import Any
 
 from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import TextVersion
-from keras_deepseek.inference.openai.openai_errors import naming_fields
-from keras_deepseek.inference.openai.request_fields import read_flag
-from keras_deepseek.inference.openai.text_call import (
+from keras_deepseek.inference.openai.openai_call import (
     Choice,
-    TextCall,
+    OpenAICall,
     Tokens,
     read_log_probability,
 )
+from keras_deepseek.inference.openai.openai_errors import naming_fields
+from keras_deepseek.inference.openai.request_fields import read_flag
 from keras_deepseek.inference.text.text_answer import TextPiece, TextResult, TokenDetail
 from keras_deepseek.text.sampling import SamplingOptions
 
@@ -23,7 +23,7 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for completions alone."""
 
 
-class CompletionCall(TextCall):
+class CompletionCall(OpenAICall):
     """One or more prompts, and the answers to them, whose choices follow each other.
 
     Args:

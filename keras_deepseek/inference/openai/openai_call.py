@@ -43,7 +43,7 @@ Choice = dict[str, Any]
 Tokens = Sequence[int]
 
 
-class TextCall(ABC):
+class OpenAICall(ABC):
     """A request of one or more prompts, and their answers in the form of OpenAI's API.
 
     Iterate over it for the events of a streamed answer, after `open`.
