@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from keras_deepseek.inference.text.text_engine import TextEngine
 from keras_deepseek.text.row_model import RowOutputs
 
 END_TOKEN = 0
@@ -202,3 +203,11 @@ class ByteTokenizer:
 
     def stream(self, *, skip_special_tokens=True):
         return ByteDecoder(skip_special_tokens)
+
+
+def start_engine(model, tokenizer=None, **settings):
+    """Returns a started engine in the time of its model."""
+    settings = {"chunk_size": 16, "end_tokens": [END_TOKEN], "clock": model.clock, **settings}
+    engine = TextEngine(model, tokenizer or ByteTokenizer(), **settings)
+    engine.start()
+    return engine

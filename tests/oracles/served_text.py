@@ -8,9 +8,8 @@ from keras_deepseek.chat import encode_chat
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.inference.errors import ModelNotFoundError
-from keras_deepseek.inference.text.text_engine import TextEngine
 from tests.inference.conftest import service_of
-from tests.oracles.fake_row_model import END_TOKEN, ByteTokenizer, FakeRowModel
+from tests.oracles.fake_row_model import END_TOKEN, ByteTokenizer, FakeRowModel, start_engine
 from tests.oracles.rest_client import RestClient
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -73,16 +72,8 @@ class TextModel:
         self.prompts = []
         self.tokenizer, self.has_chat, self.max_length = tokenizer, has_chat, max_length
         self.chat_style = tokenizer.chat_style
-        self.engine = TextEngine(
-            self.model,
-            tokenizer,
-            shapes=[(8, max_length)],
-            chunk_size=256,
-            end_tokens=[END_TOKEN],
-            clock=self.model.clock,
-            **options,
-        )
-        self.engine.start()
+        shapes = [(8, max_length)]
+        self.engine = start_engine(self.model, tokenizer, shapes=shapes, chunk_size=256, **options)
 
     def _choose(self, prompt, answer, uniform):
         if not answer:

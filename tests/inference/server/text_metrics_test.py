@@ -2,9 +2,8 @@ import types
 
 import pytest
 
-from keras_deepseek.inference.text.text_engine import TextEngine
 from keras_deepseek.text.sampling import SamplingOptions
-from tests.oracles.fake_row_model import ByteTokenizer, FakeRowModel
+from tests.oracles.fake_row_model import FakeRowModel, start_engine
 
 prometheus_parser = pytest.importorskip("prometheus_client.parser")
 
@@ -17,15 +16,7 @@ def model():
 @pytest.fixture
 def version(model):
     """A version of a model whose answers are all `A`: 2 rows of 32 tokens."""
-    engine = TextEngine(
-        model,
-        ByteTokenizer(),
-        shapes=[(1, 32), (2, 32)],
-        chunk_size=8,
-        end_tokens=(),
-        clock=model.clock,
-    )
-    engine.start()
+    engine = start_engine(model, shapes=[(1, 32), (2, 32)], chunk_size=8)
     yield types.SimpleNamespace(name="deepseek", number=1, engine=engine)
     model.release()
     engine.close(60)

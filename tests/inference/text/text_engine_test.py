@@ -24,6 +24,7 @@ from tests.oracles.fake_row_model import (
     ByteTokenizer,
     FakeRowModel,
     answer_alone,
+    start_engine,
 )
 
 GREEDY = SamplingOptions(temperature=0, max_tokens=12)
@@ -36,11 +37,7 @@ def options(**settings):
 @contextlib.contextmanager
 def open_engine(model=None, *, shapes=((4, 64), (4, 256)), **settings):
     model = model or FakeRowModel()
-    settings.setdefault("clock", model.clock)
-    engine = TextEngine(
-        model, ByteTokenizer(), shapes=shapes, chunk_size=16, end_tokens=[END_TOKEN], **settings
-    )
-    engine.start()
+    engine = start_engine(model, shapes=shapes, **settings)
     try:
         yield engine, model
     finally:

@@ -13,9 +13,8 @@ from keras_deepseek.inference.errors import (
     RequestCancelledError,
     TextFailedError,
 )
-from keras_deepseek.inference.text.text_engine import TextEngine
 from keras_deepseek.text.sampling import SamplingOptions
-from tests.oracles.fake_row_model import END_TOKEN, ByteTokenizer, FakeRowModel, answer_alone
+from tests.oracles.fake_row_model import END_TOKEN, FakeRowModel, answer_alone, start_engine
 
 CHUNK_SECONDS, STEP_SECONDS, RESIZE_SECONDS = 0.1, 0.045, 0.005
 
@@ -44,16 +43,8 @@ class Clients:
             chunk_seconds=CHUNK_SECONDS, step_seconds=STEP_SECONDS, resize_seconds=RESIZE_SECONDS
         )
         self.model.is_bad = lambda prompt: prompt[0] == ord("!")
-        self.engine = TextEngine(
-            self.model,
-            ByteTokenizer(),
-            shapes=[(2, 64), (4, 128), (8, 128)],
-            chunk_size=16,
-            end_tokens=[END_TOKEN],
-            max_waiting=40,
-            clock=self.model.clock,
-        )
-        self.engine.start()
+        shapes = [(2, 64), (4, 128), (8, 128)]
+        self.engine = start_engine(self.model, shapes=shapes, max_waiting=40)
         self.requests = []
         self.readers = []
         self.cancelled = []
