@@ -51,7 +51,7 @@ def serve(engine: Any, requests: list[TextRequest]) -> Answers:
 def main() -> None:
     folder, num_rows, max_length = sys.argv[1:]
     standard_output = os.dup(1)
-    os.dup2(2, 1)  # vLLM's log lines are no answers.
+    os.dup2(2, 1)  # vLLM's log lines are no answers, now or later.
     engine = LLM(
         model=folder,
         skip_tokenizer_init=True,
@@ -62,7 +62,7 @@ def main() -> None:
         distributed_executor_backend="uni",
         seed=0,
     ).llm_engine
-    os.dup2(standard_output, 1)
+    sys.stdout = os.fdopen(standard_output, "w")
     config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     answer_questions(lambda requests: serve(engine, requests), config["vocab_size"])
 
