@@ -43,7 +43,7 @@ class ChatTokenizer(ByteTokenizer):
         return 1 if token == "</think>" and self.reasons else None
 
     def id_to_token(self, token_id):
-        return chr(token_id)
+        return chr(token_id) if token_id < 256 else None
 
     def apply_chat_template(self, messages, *, add_generation_prompt=True, **variables):
         self.threads.add(threading.current_thread().name)

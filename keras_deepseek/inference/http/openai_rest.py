@@ -28,7 +28,11 @@ from keras_deepseek.inference.openai.chat_call import ChatCall
 from keras_deepseek.inference.openai.chat_prompt import encode_conversation
 from keras_deepseek.inference.openai.completion_call import CompletionCall, is_token_ids
 from keras_deepseek.inference.openai.openai_call import OpenAICall
-from keras_deepseek.inference.openai.openai_errors import error_object, naming_fields
+from keras_deepseek.inference.openai.openai_errors import (
+    error_object,
+    naming_field,
+    renaming_fields,
+)
 from keras_deepseek.inference.openai.request_fields import read_content, read_flag, read_model
 from keras_deepseek.inference.server.service import Service
 from keras_deepseek.inference.text.text_answer import TextAnswer, TextResult
@@ -141,14 +145,16 @@ async def detokenize(service: Service, request: HttpRequest) -> HttpResponse:
 
     def work(content: dict[str, Any]) -> dict[str, str]:
         version = _find(service, read_model(content))
-        token_ids = content.get("tokens")
-        if token_ids != [] and not is_token_ids(token_ids):
+        token_ids: Any = content.get("tokens")
+        if not (token_ids == [] or is_token_ids(token_ids)):
             raise InvalidFieldError(
                 "tokens", f"`tokens` must be a list of token ids, received {token_ids!r:.50}."
             )
-        with naming_fields({}, "tokens"):
-            text = version.tokenizer.detokenize(token_ids, skip_special_tokens=False)
-        return {"prompt": text}
+        find = version.tokenizer.id_to_token
+        unknown = next((token for token in token_ids if find(token) is None), None)
+        if unknown is not None:
+            raise InvalidFieldError("tokens", f"The tokenizer has no token {unknown!r:.50}.")
+        return {"prompt": version.tokenizer.detokenize(token_ids, skip_special_tokens=False)}
 
     return answer_json(await _prepare(service, request, work))
 
@@ -163,7 +169,7 @@ async def _prepare(
 
 
 def _find(service: Service, name: str | None) -> TextVersion:
-    with naming_fields({}, "model"):
+    with naming_field("model"):
         return service.engine.find_text(name)
 
 
@@ -193,7 +199,7 @@ def _submit(service: Service, request: HttpRequest, call: OpenAICall) -> TextAns
     the model fairly.
     """
     has_tokens = service.tokens is not None
-    with naming_fields(call.field_names):
+    with renaming_fields(call.field_names):
         answer, _ = service.engine.dispatch_text(
             call.encode_for,
             call.sampling,

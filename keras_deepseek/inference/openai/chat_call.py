@@ -20,7 +20,7 @@ from keras_deepseek.inference.openai.openai_call import (
     Tokens,
     read_log_probability,
 )
-from keras_deepseek.inference.openai.openai_errors import naming_fields
+from keras_deepseek.inference.openai.openai_errors import renaming_fields
 from keras_deepseek.inference.text.text_answer import TextChoice, TextPiece, TextResult, TokenDetail
 from keras_deepseek.text.sampling import SamplingOptions
 
@@ -44,7 +44,7 @@ class ChatCall(OpenAICall):
     def _encode(self, version: TextVersion) -> Sequence[Tokens]:
         self._prompt = encode_conversation(self.content, version)
         self.options = {"keeps_special_tokens": self._prompt.keeps_special_tokens}
-        with naming_fields({"prompt": "messages"}):
+        with renaming_fields({"prompt": "messages"}):
             return [version.engine.tokenize(self._prompt.text, adds_special_tokens=False)]
 
     def _write(self, number: int, piece: TextPiece) -> Iterator[Choice]:
@@ -125,5 +125,7 @@ def _format_details(details: Iterable[TokenDetail]) -> dict[str, Any]:
 
 
 def _entry(detail: TokenDetail) -> dict[str, Any]:
-    data = list(detail.text.encode("utf-8", "replace"))
+    # A token that is a part of a character has no text of its own.
+    is_whole = "\N{REPLACEMENT CHARACTER}" not in detail.text
+    data = list(detail.text.encode("utf-8", "replace")) if is_whole else None
     return {"token": detail.text, "logprob": read_log_probability(detail), "bytes": data}

@@ -14,7 +14,7 @@ from keras_deepseek.chat.chat_messages import (
 from keras_deepseek.chat.chat_style import THINK_CLOSE, THINK_OPEN, get_style
 from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import TextVersion
-from keras_deepseek.inference.openai.openai_errors import naming_fields
+from keras_deepseek.inference.openai.openai_errors import naming_field
 from keras_deepseek.inference.openai.request_fields import read_flag, read_object
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -101,7 +101,7 @@ def encode_conversation(content: Mapping[str, Any], model: TextVersion) -> ChatP
     thinks, effort = _read_thinking(content, style)
     if messages[0]["role"] == "developer":
         messages = [{**messages[0], "role": "system"}, *messages[1:]]
-    with naming_fields({}, "messages"):
+    with naming_field("messages"):
         text = model.tokenizer.apply_chat_template(
             messages,
             add_generation_prompt=begins,
@@ -130,16 +130,17 @@ def _encode_by_template(
         variables |= {"thinking": asked_thinking, "enable_thinking": asked_thinking}
     if "reasoning_effort" in content:
         variables.setdefault("reasoning_effort", content["reasoning_effort"])
-    with naming_fields({}, "messages"):
+    with naming_field("messages"):
         text = model.tokenizer.apply_chat_template(
             [_flatten(message) for message in messages],
             add_generation_prompt=begins,
             **variables,
         )
-    has_reasoning = model.tokenizer.token_to_id(THINK_CLOSE) is not None
-    thinks = has_reasoning and text.rstrip().endswith(THINK_OPEN)
-    style = _READER_STYLE if has_reasoning else None
-    return ChatPrompt(text, style, thinks, keeps_special_tokens=False, tools=())
+    end = model.tokenizer.token_to_id(THINK_CLOSE)
+    is_special = end is not None and not model.tokenizer.detokenize([end])
+    thinks = end is not None and text.rstrip().endswith(THINK_OPEN)
+    style = None if end is None else _READER_STYLE
+    return ChatPrompt(text, style, thinks, keeps_special_tokens=is_special, tools=())
 
 
 def _flatten(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from keras_deepseek.inference.openai.openai_call import (
     Tokens,
     read_log_probability,
 )
-from keras_deepseek.inference.openai.openai_errors import naming_fields
+from keras_deepseek.inference.openai.openai_errors import naming_field
 from keras_deepseek.inference.openai.request_fields import read_flag
 from keras_deepseek.inference.text.text_answer import TextPiece, TextResult, TokenDetail
 from keras_deepseek.text.sampling import SamplingOptions
@@ -42,10 +42,6 @@ class CompletionCall(OpenAICall):
             settings["max_tokens"] = 1
         super().__init__(content, SamplingOptions.from_request(settings))
         self._num_choices = self.sampling.n
-        if content.get("best_of", self._num_choices) != self._num_choices:
-            raise InvalidFieldError(
-                "best_of", "`best_of` is not supported, unless it is equal to `n`."
-            )
         self._sources = _read_prompts(content.get("prompt"))
         if len(self._sources) * self._num_choices > MAX_PROMPTS:
             raise InvalidFieldError(
@@ -61,7 +57,7 @@ class CompletionCall(OpenAICall):
         prompts = [_tokenize(prompt, version) for prompt in self._sources]
         self._echoes = [""] * len(prompts)
         if self._has_echo:
-            with naming_fields({}, "prompt"):
+            with naming_field("prompt"):
                 self._echoes = [_write_prompt(prompt, version) for prompt in self._sources]
         return prompts
 

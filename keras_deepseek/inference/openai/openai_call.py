@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import TextVersion
-from keras_deepseek.inference.openai.openai_errors import naming_fields
+from keras_deepseek.inference.openai.openai_errors import naming_field
 from keras_deepseek.inference.openai.request_fields import read_flag, read_model, read_object
 from keras_deepseek.inference.protocols.json_text import to_json
 from keras_deepseek.inference.text.text_answer import TextAnswer, TextPiece, TextResult, TokenDetail
@@ -20,23 +20,36 @@ DONE = b"[DONE]"
 """The last event of a stream."""
 
 REFUSED_FIELDS = (
+    "allowed_token_ids",
     "audio",
+    "bad_words",
+    "chat_template",
     "continue_final_message",
     "functions",
     "guided_choice",
     "guided_grammar",
     "guided_json",
     "guided_regex",
+    "include_stop_str_in_output",
+    "length_penalty",
+    "logits_processors",
+    "min_tokens",
+    "modalities",
     "prompt_embeds",
     "structured_outputs",
     "suffix",
+    "truncate_prompt_tokens",
     "use_beam_search",
+    "web_search_options",
 )
 """Fields of OpenAI and vLLM that promise another answer, so that they can't be ignored."""
 
+_HARMLESS = {"length_penalty": 1, "modalities": ["text"]}
+"""Values with which refused fields change nothing, beside those that are false or empty."""
+
 _MAX_PRIORITY = 2**31
 
-_LEAST = -9999.0
+_LEAST_LOG_PROBABILITY = -9999.0
 """In the place of minus infinity, which JSON does not have."""
 
 Choice = dict[str, Any]
@@ -62,8 +75,12 @@ class OpenAICall(ABC):
 
     def __init__(self, content: Mapping[str, Any], sampling: SamplingOptions) -> None:
         for name in REFUSED_FIELDS:
-            if content.get(name):
+            if content.get(name) and content[name] != _HARMLESS.get(name):
                 raise InvalidFieldError(name, f"`{name}` is not supported here. Leave it out.")
+        if not read_flag(content, "skip_special_tokens", default=True):
+            raise InvalidFieldError("skip_special_tokens", "`skip_special_tokens` must be true.")
+        if content.get("best_of", sampling.n) != sampling.n:
+            raise InvalidFieldError("best_of", "`best_of` must be equal to `n`. Leave it out.")
         options = read_object(content, "stream_options")
         self.content = content
         self.sampling = sampling
@@ -75,7 +92,7 @@ class OpenAICall(ABC):
         self._has_running_usage = self._has_usage and read_flag(
             options, "continuous_usage_stats", "stream_options."
         )
-        with naming_fields({}, "priority"):
+        with naming_field("priority"):
             priority = check_integer("priority", content.get("priority", 0), minimum=-_MAX_PRIORITY)
         self.priority = -min(priority, _MAX_PRIORITY)
         """A request of higher priority runs first. In vLLM's field a lower number does."""
@@ -172,7 +189,11 @@ class OpenAICall(ABC):
 
 def read_log_probability(detail: TokenDetail) -> float | None:
     """Returns the log-probability of a token as a number that JSON has."""
-    return None if detail.log_probability is None else max(detail.log_probability, _LEAST)
+    return (
+        None
+        if detail.log_probability is None
+        else max(detail.log_probability, _LEAST_LOG_PROBABILITY)
+    )
 
 
 async def _merge(answers: Sequence[TextAnswer]) -> AsyncIterator[tuple[int, TextPiece]]:

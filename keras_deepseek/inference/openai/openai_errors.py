@@ -35,13 +35,19 @@ def field_of(error: Exception) -> str | None:
 
 
 @contextmanager
-def naming_fields(names: Mapping[str, str], default: str | None = None) -> Iterator[None]:
-    """Context manager that gives the errors of its block the names that the client uses.
+def naming_field(name: str) -> Iterator[None]:
+    """Context manager that names the field of errors that have none."""
+    try:
+        yield
+    except InvalidFieldError:
+        raise
+    except InvalidInputError as error:
+        raise InvalidFieldError(name, str(error)) from error
 
-    Args:
-        names: The client's names of fields that have another one here.
-        default: The field of an error that has none.
-    """
+
+@contextmanager
+def renaming_fields(names: Mapping[str, str]) -> Iterator[None]:
+    """Context manager that gives errors the client's names of fields: `names` has them by ours."""
     try:
         yield
     except InvalidFieldError as error:
@@ -51,7 +57,3 @@ def naming_fields(names: Mapping[str, str], default: str | None = None) -> Itera
         raise InvalidFieldError(
             name, str(error).replace(f"`{error.field}`", f"`{name}`")
         ) from error
-    except InvalidInputError as error:
-        if default is None:
-            raise
-        raise InvalidFieldError(default, str(error)) from error

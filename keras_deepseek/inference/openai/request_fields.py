@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidFieldError
-from keras_deepseek.inference.openai.openai_errors import naming_fields
+from keras_deepseek.inference.openai.openai_errors import naming_field
 from keras_deepseek.inference.protocols.json_text import load_object
 
 _MAX_NAME = 256
@@ -30,7 +30,7 @@ def read_flag(
 ) -> bool:
     """Returns a boolean field, or its default if it is not given. `path` is that of `content`."""
     value = content.get(name)
-    with naming_fields({}, f"{path}{name}"):
+    with naming_field(f"{path}{name}"):
         return default if value is None else check_boolean(f"{path}{name}", value)
 
 

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from keras_deepseek.inference.openai.chat_prompt import encode_conversation
 from tests.oracles.served_text import USER, USER_PROMPT, ChatTokenizer, read_events
 
 pytest.importorskip("uvicorn")
@@ -196,6 +197,27 @@ def test_log_probabilities_of_a_conversation_have_as_many_alternatives_as_asked(
         assert streamed == ["A", "b", "<end>"]
 
 
+def test_a_part_of_a_character_has_no_bytes_of_its_own(serve):
+    with serve("é") as (client, _):
+        first, second, end = client.chat(logprobs=True).content["choices"][0]["logprobs"]["content"]
+        assert first["bytes"] is second["bytes"] is None
+        assert end["bytes"] == list(b"<end>")
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_a_special_token_at_the_end_of_reasoning_is_not_skipped(serve, monkeypatch, is_special):
+    tokenizer = ChatTokenizer(reasons=True)
+    with serve("", tokenizer) as (_, text):
+        detokenize = tokenizer.detokenize
+        monkeypatch.setattr(
+            tokenizer,
+            "detokenize",
+            lambda ids: "" if is_special and ids == [1] else detokenize(ids),
+        )
+        prompt = encode_conversation({"messages": USER}, text)
+        assert prompt.keeps_special_tokens == is_special
+
+
 def test_a_template_gets_its_variables_and_its_model_s_reasoning_is_split_off(serve):
     tokenizer = ChatTokenizer(reasons=True)
     with serve("Hm.</think>Yes.", tokenizer) as (client, text):
@@ -275,6 +297,10 @@ CHAT_FAULTS = [
     ({"priority": 1.5}, "priority"),
     ({"seed": "a"}, "seed"),
     ({"guided_json": {"type": "object"}}, "guided_json"),
+    ({"min_tokens": 3}, "min_tokens"),
+    ({"length_penalty": 2.0}, "length_penalty"),
+    ({"skip_special_tokens": False}, "skip_special_tokens"),
+    ({"n": 2, "best_of": 3}, "best_of"),
     ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages"),
     ({"messages": [{"role": "user", "content": ""}] * 5000}, "messages"),
 ]

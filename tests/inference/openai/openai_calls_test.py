@@ -143,6 +143,7 @@ def test_texts_are_tokenized_and_back(serve):
             ("/tokenize", {}, "prompt"),
             ("/tokenize", {"messages": [{"role": "user"}]}, "messages[0].content"),
             ("/detokenize", {"tokens": "a"}, "tokens"),
+            ("/detokenize", {"tokens": [3, 10**6]}, "tokens"),
             ("/detokenize", {}, "tokens"),
         ):
             answered = client.post(path, **fields)
