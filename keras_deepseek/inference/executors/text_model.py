@@ -3,6 +3,7 @@
 Beside `keras_model`, this is the only module of `inference` that needs Keras.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from keras_deepseek.models.generation.row_steps import RowSteps
 from keras_deepseek.models.tokenizers.keras_hub_tokenizer import KerasHubTokenizer
 from keras_deepseek.models.tokenizers.tokenizer import is_installed
 from keras_deepseek.models.tokenizers.tokenizer_files import read_chat_templates
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def open_text_model(
             f"keras_deepseek.models.Tokenizer; received {tokenizer!r:.100}."
         )
     has_template = bool(read_chat_templates(tokenizer.files))
+    if has_template:
+        _try_template(tokenizer)
     # A template of the checkpoint comes before the family's format, as in `Tokenizer`.
     chat_style = None if has_template else tokenizer.chat_style
     return TextModel(
@@ -91,6 +96,14 @@ def open_text_model(
         chat_style=chat_style,
         chunk_size=chunk_size,
     )
+
+
+def _try_template(tokenizer: Tokenizer) -> None:
+    """Warns of a template that fails before a user meets it. Some refuse certain conversations."""
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])
+    except InvalidInputError as error:
+        _logger.warning("The chat template refuses a message of a user: %s", error)
 
 
 def _read_task(path: Path) -> Any:

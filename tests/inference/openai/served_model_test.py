@@ -1,10 +1,13 @@
 """OpenAI's API of a real, tiny language model: the same answers as in the process itself."""
 
+import shutil
+
 import numpy as np
 import pytest
 from keras.ops import convert_to_numpy
 
 from keras_deepseek.inference import HttpServer, ServingEngine
+from keras_deepseek.inference.executors.text_model import open_text_model
 from keras_deepseek.models import CausalLM
 from tests.inference.conftest import service_of
 from tests.oracles.served_text import TextClient, read_events
@@ -83,3 +86,10 @@ def test_tensors_are_refused_and_the_error_names_the_address_of_chats(client):
     assert "/v1/chat/completions" in answered.content["error"]
     answered = client.chat(model="other")
     assert (answered.status, answered.content["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_broken_template_is_told_at_the_start(preset, tmp_path, caplog):
+    shutil.copytree(preset, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text("{% for m in %}")
+    open_text_model(tmp_path, chunk_size=16, batch_invariant=False, threads=None)
+    assert "The chat template refuses a message of a user: The chat template" in caplog.text
