@@ -53,6 +53,8 @@ QUICK_LLAMA_CONFIG = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
 }
 AT_ONCE, POISSON, EQUAL = "at once", "Poisson", "equal lengths"
 TRAFFIC: dict[str, dict[str, Any]] = {
