@@ -183,7 +183,10 @@ class RowSteps(RowModel):
         number = len(token_ids)
         padded = np.asarray([[*token_ids, *[0] * (size - number)]], "int32")
         index = np.asarray([start], "int32")
-        if number == size and targets is None:
+        is_large = 2 * size >= self._read_size(
+            slots
+        )  # Smaller ones are compiled with a mask alone.
+        if number == size and targets is None and is_large:
             outputs, cache = self._call(("read", size, slots), read, cache, padded, index)
         else:
             mask, last = np.arange(size)[None] < number, np.asarray([number - 1], "int32")
@@ -351,7 +354,11 @@ class RowSteps(RowModel):
         cache, _, _ = self.read(cache, [1] * size, 0)
         self.read(cache, [1] * size, length - size, targets=[1])
         if self._can_overlap(size):
-            for prompt in [[1] * length] if length > size else [[1] * length, [1]]:
+            numbers = [length]
+            if length == size:  # Here, prompts of a part of a chunk are read, too.
+                numbers += [math.ceil(size / part) for part in (2, 4, 8)]
+                numbers.append(max(size // 2 - 1, 1))
+            for prompt in [[1] * number for number in numbers]:
                 half = prompt[: size // 2]
                 self.read(self.begin(length), half, 0, sampling=_GREEDY, prompt=prompt)
 
@@ -377,10 +384,13 @@ def _fit_last_chunk(
 ) -> tuple[Sequence[int], int, int]:
     """Returns the tokens to read last, the number of those before, and the size of the chunk.
 
-    A short remainder takes half a chunk. If the prompt is long enough, the chunk begins among
-    tokens that were read already, so that it has no padding: their slots get the same numbers.
+    A short remainder takes half a chunk, and a short prompt an eighth of it. If the prompt is long
+    enough, the chunk begins among tokens that were read already, so that it has no padding: their
+    slots get the same numbers.
     """
-    size = size // 2 if len(token_ids) <= size // 2 else size
+    least = size // 2 if start else math.ceil(size / 8)
+    while size > least and len(token_ids) <= size // 2:
+        size //= 2
     if len(prompt) < size:
         return token_ids, start, size
     start = len(prompt) - size
