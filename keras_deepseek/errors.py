@@ -37,10 +37,12 @@ class InvalidFieldError(InvalidInputError):
     Args:
         field: string. The name of the field, as in the request.
         message: string. What was received, and what was expected. A long one is cut.
+        code: string or `None`. OpenAI's code of the error, if it has one.
     """
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, code: str | None = None) -> None:
         self.field = field
+        self.code = code
         is_long = len(message) > MESSAGE_LENGTH
         super().__init__(f"{message[:MESSAGE_LENGTH]} ..." if is_long else message)
 

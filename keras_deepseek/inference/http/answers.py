@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Unpack, cast
 
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.arguments import RequestOptions
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.errors import (
@@ -64,7 +65,9 @@ def answer_error(error: Exception, form: ErrorForm = ERROR) -> HttpResponse:
     if not status:
         _logger.error("The server failed.", exc_info=error)
         status, message = 500, "The server failed; see its log."
-    return answer_json(form.make(message, status, field_of(error)), status, headers)
+    code = error.code if isinstance(error, InvalidFieldError) else None
+    content = form.make(message, status, field_of(error), code)
+    return answer_json(content, status, headers)
 
 
 def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[str, Array]:

@@ -126,7 +126,8 @@ async def tokenize(service: Service, request: HttpRequest) -> HttpResponse:
         elif not isinstance(text, str):
             raise InvalidFieldError("prompt", f"`prompt` must be a string, received {text!r:.50}.")
         adds = read_flag(content, "add_special_tokens", default=not is_chat)
-        token_ids = list(version.engine.tokenize(text, adds_special_tokens=adds))
+        with renaming_fields({"prompt": "messages"} if is_chat else {}):
+            token_ids = list(version.engine.tokenize(text, adds_special_tokens=adds))
         has_strings = read_flag(content, "return_token_strs")
         return {
             "count": len(token_ids),

@@ -46,13 +46,13 @@ class ErrorForm(NamedTuple):
     Args:
         name: The name of the schema in the OpenAPI document.
         schema: The JSON schema of what `make` returns.
-        make: Returns the content of the answer, from the message, the HTTP status, and the path of
-            the request's field that is wrong, or `None`.
+        make: Returns the content of the answer, from the message, the HTTP status, the path of the
+            request's field that is wrong, and OpenAI's code of the error; either may be `None`.
     """
 
     name: str
     schema: Schema
-    make: Callable[[str, int, str | None], Any]
+    make: Callable[[str, int, str | None, str | None], Any]
 
 
 DescribeModel = Callable[[str, Signature], Operation | None]
@@ -69,7 +69,7 @@ def fields(required: Mapping[str, Schema], **optional: Schema) -> Schema:
 
 
 ERROR = ErrorForm(
-    "Error", fields({"error": TEXT}), lambda message, _status, _field: {"error": message}
+    "Error", fields({"error": TEXT}), lambda message, _status, _field, _code: {"error": message}
 )
 """The form of errors for routes that set no other."""
 

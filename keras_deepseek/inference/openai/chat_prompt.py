@@ -16,6 +16,7 @@ from keras_deepseek.errors import InvalidFieldError
 from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.openai.openai_errors import naming_field
 from keras_deepseek.inference.openai.request_fields import read_flag, read_object
+from keras_deepseek.inference.text.text_request import check_prompt_length
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _STYLE_EFFORTS: Mapping[str, Mapping[str | int | None, str]] = {
@@ -74,12 +75,8 @@ def encode_conversation(content: Mapping[str, Any], model: TextVersion) -> ChatP
             "The model has no chat template, so it can't read `messages`. Send a `prompt` to "
             "/v1/completions.",
         )
-    if isinstance(messages, list) and len(messages) >= model.max_length:
-        raise InvalidFieldError(
-            "messages",
-            f"This model's maximum context length is {model.max_length} tokens, and there are "
-            f"{len(messages)} `messages`.",
-        )
+    if isinstance(messages, list):  # Each has a token.
+        check_prompt_length(len(messages), model.max_length, field="messages", is_least=True)
     style = model.chat_style
     read_turns(messages, get_style(style or _READER_STYLE))
     assert isinstance(messages, list)

@@ -14,6 +14,7 @@ from keras_deepseek.inference.openai.openai_call import (
 from keras_deepseek.inference.openai.openai_errors import naming_field
 from keras_deepseek.inference.openai.request_fields import read_flag
 from keras_deepseek.inference.text.text_answer import TextPiece, TextResult, TokenDetail
+from keras_deepseek.inference.text.text_request import check_prompt_length
 from keras_deepseek.text.sampling import SamplingOptions
 
 MAX_PROMPTS = 1024
@@ -98,12 +99,7 @@ class CompletionCall(OpenAICall):
 def _tokenize(prompt: str | Tokens, version: TextVersion) -> Tokens:
     if isinstance(prompt, str):
         return version.engine.tokenize(prompt)
-    if len(prompt) >= version.max_length:
-        raise InvalidFieldError(
-            "prompt",
-            f"This model's maximum context length is {version.max_length} tokens, and the prompt "
-            f"has {len(prompt)}.",
-        )
+    check_prompt_length(len(prompt), version.max_length)
     return prompt
 
 

@@ -19,12 +19,16 @@ _TYPES = {
 _SERVER_ERROR = 500
 
 
-def error_object(message: str, status: int, field: str | None) -> dict[str, Any]:
-    """Returns OpenAI's error object. `field` is a path, as in `"messages[2].role"`."""
+def error_object(message: str, status: int, field: str | None, code: str | None) -> dict[str, Any]:
+    """Returns OpenAI's error object. `field` is a path, as in `"messages[2].role"`.
+
+    `code` is the error's own, or `None` for that of the status.
+    """
     is_of_server = status >= _SERVER_ERROR
     default = ("server_error" if is_of_server else "invalid_request_error", None)
-    kind, code = _TYPES.get(status, default)
-    return {"error": {"message": message, "type": kind, "param": field, "code": code}}
+    kind, status_code = _TYPES.get(status, default)
+    error = {"message": message, "type": kind, "param": field, "code": code or status_code}
+    return {"error": error}
 
 
 def field_of(error: Exception) -> str | None:
@@ -55,5 +59,5 @@ def renaming_fields(names: Mapping[str, str]) -> Iterator[None]:
         if name is None:
             raise
         raise InvalidFieldError(
-            name, str(error).replace(f"`{error.field}`", f"`{name}`")
+            name, str(error).replace(f"`{error.field}`", f"`{name}`"), error.code
         ) from error

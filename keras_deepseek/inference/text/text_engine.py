@@ -17,7 +17,7 @@ from keras_deepseek.inference.text.choice_writer import ChoiceWriter, make_token
 from keras_deepseek.inference.text.row_scheduler import RowScheduler
 from keras_deepseek.inference.text.text_answer import TextAnswer
 from keras_deepseek.inference.text.text_loop import TextLoop
-from keras_deepseek.inference.text.text_request import TextRequest
+from keras_deepseek.inference.text.text_request import TextRequest, check_prompt_length
 from keras_deepseek.inference.text.text_totals import TextStatistics
 from keras_deepseek.text.row_model import RowModel, TextTokenizer
 from keras_deepseek.text.sampling import SamplingOptions
@@ -113,7 +113,7 @@ class TextEngine:
             raise InvalidFieldError("prompt", f"The text is not valid Unicode: {error}.") from None
         if (most_bytes := self.tokenizer.most_bytes_per_token) is not None:
             fewest_tokens = math.ceil(num_bytes / most_bytes)
-            self._check_length(fewest_tokens, f"at least {fewest_tokens}")
+            check_prompt_length(fewest_tokens, self.max_length, is_least=True)
         return self.tokenizer.tokenize(text, add_special_tokens=adds_special_tokens)
 
     def submit(
@@ -160,7 +160,7 @@ class TextEngine:
             raise InvalidFieldError(
                 "prompt", f"The prompt must be a text or token ids, received {type(prompt)}."
             )
-        self._check_length(len(prompt), str(len(prompt)))
+        check_prompt_length(len(prompt), self.max_length)
         requests = TextRequest.choices(
             prompt,
             sampling,
@@ -208,11 +208,3 @@ class TextEngine:
                 raise ClosedError("The model is closed and accepts no requests.") from error
             prompt = await tokens
         return self.submit(prompt, sampling, adds_special_tokens=adds_special_tokens, **options)
-
-    def _check_length(self, num_tokens: int, written: str) -> None:
-        if num_tokens >= self.max_length:
-            raise InvalidFieldError(
-                "prompt",
-                f"The prompt has {written} tokens. Prompt and answer may have {self.max_length} "
-                "together.",
-            )

@@ -16,6 +16,27 @@ Outcome = Literal["token", "stop", "length", "cancelled", "deadline", "failed"]
 """
 
 
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's code of the error for a prompt that is too long, or whose answer may be."""
+
+
+def check_prompt_length(
+    num_tokens: int, max_length: int, *, field: str = "prompt", is_least: bool = False
+) -> None:
+    """Raises an `InvalidFieldError` if a prompt leaves no room for an answer.
+
+    With `is_least` the prompt has at least `num_tokens` tokens. Clients look for the first words of
+    the message, which are OpenAI's.
+    """
+    if num_tokens >= max_length:
+        raise InvalidFieldError(
+            field,
+            f"This model's maximum context length is {max_length} tokens. The prompt has "
+            f"{'at least ' if is_least else ''}{num_tokens} tokens, and its answer needs one more.",
+            TOO_LONG,
+        )
+
+
 class TextRequest:
     """A prompt that takes one row of the cache until its answer ends.
 
@@ -77,17 +98,15 @@ class TextRequest:
         Raises an `InvalidFieldError` if the prompt or the answer is too long.
         """
         length = len(self.prompt)
-        if length >= num_slots:
-            raise InvalidFieldError(
-                "prompt",
-                f"The prompt has {length} tokens. Prompt and answer may have {num_slots} together.",
-            )
+        check_prompt_length(length, num_slots)
         self.max_tokens = self.sampling.max_tokens or num_slots - length
         if length + self.max_tokens > num_slots:
             raise InvalidFieldError(
                 "max_tokens",
-                f"`max_tokens` is {self.max_tokens} and the prompt has {length} tokens. Together "
-                f"they may have {num_slots}: send at most {num_slots - length}, or none.",
+                f"This model's maximum context length is {num_slots} tokens. The prompt has "
+                f"{length} tokens, so that `max_tokens` may be {num_slots - length} at most, or "
+                f"left out; received {self.max_tokens}.",
+                TOO_LONG,
             )
 
     def check_vocabulary(self, vocabulary_size: int) -> None:

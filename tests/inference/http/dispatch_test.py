@@ -40,9 +40,7 @@ def describe(name, signature):
     return Operation(f"Answer rows with {name!r}", answers, body=body)
 
 
-PROBLEM = ErrorForm(
-    "Problem", fields({"problem": TEXT}), lambda message, _status, _field: {"problem": message}
-)
+PROBLEM = ErrorForm("Problem", fields({"problem": TEXT}), lambda message, *_: {"problem": message})
 ROUTE = Route(
     "POST",
     "/simple/{name}",

@@ -91,7 +91,7 @@ def test_another_method_is_refused_with_those_that_are_allowed(method, path, all
 
 
 def test_a_path_has_the_form_of_errors_of_its_routes():
-    form = ErrorForm("Mine", OBJECT, lambda message, status, field: [status, message, field])
+    form = ErrorForm("Mine", OBJECT, lambda message, status, field, code: [status, message, field])
     router = Router([route("POST", "/mine/{name}", error_form=form), route("GET", "/other")])
     assert router.error_form("/mine/x") is form
     for path in ("/other", "/mine", "/nowhere", ""):

@@ -109,7 +109,7 @@ def test_clients_of_openai_get_the_texts_of_keras_hub(client, task):
 
 
 def test_a_prompt_beyond_the_context_is_refused(engine):
-    with pytest.raises(InvalidFieldError, match=f"may have {LENGTH} together") as raised:
+    with pytest.raises(InvalidFieldError, match=f"context length is {LENGTH} tokens") as raised:
         engine.text("x" * LENGTH)
     assert raised.value.field == "prompt"
 

@@ -112,6 +112,26 @@ def test_a_client_that_hangs_up_leaves_no_row_behind(serve):
         assert text.engine.statistics().num_tokens < 3000
 
 
+def test_what_is_too_long_has_openai_s_code_and_the_client_s_field(serve):
+    chat, long = "/v1/chat/completions", "x" * 5000
+    with serve() as (client, _):
+        for path, param, fields in (
+            ("/v1/completions", "prompt", {"prompt": long}),
+            ("/v1/completions", "prompt", {"prompt": [[7], [7] * 4096]}),
+            ("/v1/completions", "max_tokens", {"prompt": "x", "max_tokens": 4096}),
+            (chat, "max_completion_tokens", {"messages": USER, "max_completion_tokens": 4096}),
+            (chat, "messages", {"messages": USER * 4096}),
+            (chat, "messages", {"messages": [{"role": "user", "content": long}]}),
+            ("/tokenize", "messages", {"messages": USER * 4095}),
+            ("/tokenize", "prompt", {"prompt": long}),
+        ):
+            answered = client.post(path, **fields)
+            error = answered.content["error"]
+            assert (answered.status, error["param"]) == (400, param)
+            assert error["code"] == "context_length_exceeded"
+            assert "model's maximum context length is 4096 tokens. " in error["message"]
+
+
 def test_models_are_listed(serve):
     with serve() as (client, _):
         content = client.ask("GET", "/v1/models").content
