@@ -84,7 +84,8 @@ class SamplingOptions:
     """The settings of a text request, by OpenAI's names and those that vLLM has added.
 
     Args:
-        max_tokens: The most tokens of the answer. Defaults to what the model has room for.
+        max_tokens: The most tokens of the answer; 0 if nothing but the prompt is wanted. Defaults
+            to what the model has room for.
         temperature: 0 is greedy.
         top_k: Number of the most likely tokens to draw from; -1, 0 and `None` are all.
         top_p: Total probability of the tokens to draw from.
@@ -105,7 +106,7 @@ class SamplingOptions:
         InvalidFieldError: A setting is of another type, or out of its range.
     """
 
-    max_tokens: int | None = _setting(None, check_integer, minimum=1)
+    max_tokens: int | None = _setting(None, check_integer, minimum=0)
     temperature: float = _setting(1.0, check_number, minimum=0)
     top_k: int | None = _setting(None, _check_top_k)
     top_p: float = _setting(1.0, check_number, above=0, maximum=1)

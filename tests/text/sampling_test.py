@@ -14,9 +14,9 @@ from keras_deepseek.text.sampling import (
 )
 
 REFUSED = [
-    ("max_tokens", 0),
+    ("max_tokens", -1),
     ("max_tokens", 1.5),
-    ("max_completion_tokens", 0),
+    ("max_completion_tokens", -1),
     ("temperature", -0.1),
     ("temperature", math.inf),
     ("temperature", "1"),

@@ -37,10 +37,6 @@ class CompletionCall(OpenAICall):
     def __init__(self, content: Mapping[str, Any]) -> None:
         self._has_echo = read_flag(content, "echo")
         settings = {"max_tokens": DEFAULT_MAX_TOKENS, **content}
-        # To score a prompt, clients ask for its echo and no tokens. The model always writes one.
-        self.has_answer = not (self._has_echo and settings["max_tokens"] == 0)
-        if not self.has_answer:
-            settings["max_tokens"] = 1
         super().__init__(content, SamplingOptions.from_request(settings))
         self._num_choices = self.sampling.n
         self._sources = _read_prompts(content.get("prompt"))
@@ -50,7 +46,7 @@ class CompletionCall(OpenAICall):
                 f"A request may have {MAX_PROMPTS} answers; received {len(self._sources)} prompts "
                 f"with `n` {self._num_choices}.",
             )
-        self.options = {"echo_details": self._has_echo and self.has_details}
+        self.options = {"has_echo": self._has_echo}
         self._offsets: dict[int, int] = {}
         """The characters of each choice so far."""
 
@@ -69,7 +65,7 @@ class CompletionCall(OpenAICall):
     def _write(self, number: int, piece: TextPiece) -> Iterator[Choice]:
         """Yields the choice of the chunk for a piece, if it brings anything."""
         index = number * self._num_choices + piece.choice
-        text, tokens = (piece.text, piece.tokens) if self.has_answer else ("", ())
+        text, tokens = piece.text, piece.tokens
         if index not in self._offsets:
             self._offsets[index] = 0
             text = self._echoes[number] + text
@@ -81,9 +77,7 @@ class CompletionCall(OpenAICall):
         choices: list[Choice] = []
         for result, echo in zip(results, self._echoes, strict=True):
             for choice in result.choices:
-                text, tokens = echo, result.prompt_details
-                if self.has_answer:
-                    text, tokens = text + choice.text, (*tokens, *choice.tokens)
+                text, tokens = echo + choice.text, (*result.prompt_details, *choice.tokens)
                 choices.append(self._choice(len(choices), text, tokens, choice.finish_reason))
         return choices
 

@@ -70,8 +70,6 @@ class OpenAICall(ABC):
     """The kind of a whole answer."""
     chunk_kind: ClassVar[str]
     id_prefix: ClassVar[str]
-    has_answer = True
-    """False if the client wants nothing but the prompt."""
 
     def __init__(self, content: Mapping[str, Any], sampling: SamplingOptions) -> None:
         for name in REFUSED_FIELDS:
@@ -179,7 +177,7 @@ class OpenAICall(ABC):
     def _count(self) -> dict[str, int]:
         """Returns the `usage` so far."""
         num_prompt_tokens = sum(answer.num_prompt_tokens for answer in self.answers)
-        num_tokens = sum(answer.num_tokens for answer in self.answers) if self.has_answer else 0
+        num_tokens = sum(answer.num_tokens for answer in self.answers)
         return {
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_tokens,

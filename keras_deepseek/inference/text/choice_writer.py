@@ -68,10 +68,11 @@ class ChoiceWriter:
     def write(self, event: TextEvent, outputs: LogProbabilities) -> TextPiece:
         """Returns the piece of text that the token of an event adds.
 
-        It ends with the reason `"stop"`, if a stop string does.
+        It ends with the reason `"stop"`, if a stop string does. Without a token, it is the end.
         """
         token, kind = event.token, event.kind
-        assert token is not None
+        if token is None:
+            return TextPiece(self.request.choice, "", (), kind)
         # A stop token is no part of the text.
         text = "" if kind == "stop" else self._decoder.push(token)
         if kind != "token":

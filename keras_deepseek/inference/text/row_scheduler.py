@@ -191,9 +191,8 @@ class RowScheduler:
         request = self._choose_reading(now)
         work: Work | None = self._make_resize(request, now)
         if work is None and request is not None:
-            stop = self._stop(request)
-            row = self.rows.index(None) if stop == len(request.prompt) else None
-            work = ReadChunk(request, request.num_read, stop, row)
+            row = self.rows.index(None) if self._is_placed_next(request) else None
+            work = ReadChunk(request, request.num_read, self._stop(request), row)
         elif work is None and self.running:
             work = DecodeStep(tuple(self.rows))
         self._work = work
@@ -225,7 +224,7 @@ class RowScheduler:
     def _make_resize(self, request: TextRequest | None, now: float) -> Resize | None:
         """Returns a resize to the smallest shape that has room, if it is due."""
         running = self.running
-        is_placed = request is not None and self._stop(request) == len(request.prompt)
+        is_placed = request is not None and self._is_placed_next(request)
         decoding = [*running, request] if request is not None and is_placed else running
         required = CacheShape(
             len(decoding) or 1,
@@ -245,6 +244,10 @@ class RowScheduler:
     def _stop(self, request: TextRequest) -> int:
         return min(request.num_read + self._chunk_size, len(request.prompt))
 
+    def _is_placed_next(self, request: TextRequest) -> bool:
+        """Returns True if the answer begins after the next chunk of the prompt."""
+        return self._stop(request) == len(request.prompt) and request.max_tokens > 0
+
     # What came of it.
 
     def read_done(self, token: int, seconds: float, now: float) -> list[TextEvent]:
@@ -260,7 +263,7 @@ class RowScheduler:
             return []  # It has ended meanwhile.
         request.num_read = work.stop
         if work.row is None:
-            return []
+            return [self._end(request, "length", now)] if work.is_last else []
         del self._reading[request]
         self.rows[work.row], request.row = request, work.row
         return [self._add_token(request, token, 0, now)]

@@ -24,12 +24,13 @@ class ReadChunk:
 
     The first chunk begins that cache. The last one gives the first token of the answer, and then
     the cache is placed into the row, which has slots for all tokens of the prompt and one more, but
-    maybe for fewer than the cache of the prompt.
+    maybe for fewer than the cache of the prompt. If the answer is to have no token, that token and
+    the cache are dropped.
 
     Args:
         start: The number of the prompt's tokens that were read before.
         stop: The number of those that are read after it.
-        row: The row for the last chunk, else `None`.
+        row: The row in which the answer begins after the chunk, or `None`.
     """
 
     request: TextRequest
@@ -41,6 +42,11 @@ class ReadChunk:
     def token_ids(self) -> Sequence[int]:
         """The tokens to read."""
         return self.request.prompt[self.start : self.stop]
+
+    @property
+    def is_last(self) -> bool:
+        """True if the chunk ends the prompt."""
+        return self.stop == len(self.request.prompt)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class TextEngine:
         client: str = "",
         priority: int = 0,
         timeout: float | None = None,
-        echo_details: bool = False,
+        has_echo: bool = False,
         adds_special_tokens: bool = True,
         keeps_special_tokens: bool = False,
     ) -> TextAnswer:
@@ -136,8 +136,8 @@ class TextEngine:
             client: The name of the client. Clients share the rows fairly.
             priority: A request of higher priority is read first.
             timeout: The seconds after which the first token is useless.
-            echo_details: True for the log-probabilities of the prompt's tokens. The settings have
-                to ask for log-probabilities.
+            has_echo: True if the answer is to follow its prompt. The prompt's tokens then have
+                log-probabilities if the answer's have, and `max_tokens` may be 0.
             adds_special_tokens: True if the tokenizer adds its start token to a text. A chat
                 template has it.
             keeps_special_tokens: True if special tokens are part of the answer's text.
@@ -149,8 +149,11 @@ class TextEngine:
             ClosedError: The engine is closed.
         """
         sampling = sampling or SamplingOptions()
-        if echo_details and sampling.num_alternatives is None:
-            raise InvalidFieldError("logprobs", "The prompt's log-probabilities need `logprobs`.")
+        if sampling.max_tokens == 0 and not has_echo:
+            raise InvalidFieldError(
+                "max_tokens",
+                "`max_tokens` may be 0 with `echo` alone, to score a prompt: send at least 1.",
+            )
         deadline = math.inf
         if timeout is not None:
             deadline = self._clock() + check_number("timeout", timeout, above=0)
@@ -171,6 +174,7 @@ class TextEngine:
         )
         requests[0].check_vocabulary(self._model.vocabulary_size)
         answer = TextAnswer(requests, self._loop.cancel, self._loop.delivery)
+        wants_prompt = has_echo and sampling.num_alternatives is not None
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
         stops = StopStrings(sampling.stop) if sampling.stop else None
         self._loop.submit(
@@ -182,7 +186,7 @@ class TextEngine:
                     token_text=self._token_text,
                     seed=seed,
                     stops=stops,
-                    wants_prompt=echo_details and not request.choice,
+                    wants_prompt=wants_prompt and not request.choice,
                     keeps_special_tokens=keeps_special_tokens,
                 )
                 for request in requests

@@ -194,7 +194,7 @@ class TextLoop:
 
     def _read(self, work: ReadChunk, writer: ChoiceWriter, cache: Any) -> None:
         request, model, begin = work.request, self._model, self._clock()
-        is_last = work.row is not None
+        is_last = work.is_last
         if not work.start:
             cache = model.begin(len(request.prompt))
         cache, outputs, prompt_outputs = model.read(
@@ -209,9 +209,9 @@ class TextLoop:
         if prompt_outputs is not None:
             writer.add_prompt(prompt_outputs, work.start, work.stop)
         token, is_finite = 0, True
-        if work.row is not None and outputs is not None:
+        if outputs is not None:
             token, is_finite = int(outputs.tokens[0]), bool(outputs.is_finite[0])
-            if is_finite:
+            if is_finite and work.row is not None:
                 with self._change_cache():
                     model.place(cache, work.row, request.prompt, request.sampling)
         with self._condition:
@@ -248,7 +248,10 @@ class TextLoop:
     # Its results.
 
     def _write(self, events: Iterable[TextEvent], outputs: RowOutputs) -> None:
-        """Writes the text of new tokens, and ends the answers in which it has a stop string."""
+        """Writes the text of new tokens, and ends the answers in which it has a stop string.
+
+        Only the end of an answer without tokens has none.
+        """
         written = []
         for event in events:
             writer = self._writers.get(event.request)
@@ -256,8 +259,9 @@ class TextLoop:
                 written.append((event, writer, _try_write(writer, event, outputs)))
         with self._condition:
             for event, writer, piece in written:
-                self._totals.add_token(event, writer.last_time)
-                writer.last_time = event.time
+                if event.token is not None:
+                    self._totals.add_token(event, writer.last_time)
+                    writer.last_time = event.time
                 if event.is_last:
                     self._end([event])
                 elif piece is None or piece.finish_reason is not None:

@@ -99,7 +99,8 @@ class TextRequest:
         """
         length = len(self.prompt)
         check_prompt_length(length, num_slots)
-        self.max_tokens = self.sampling.max_tokens or num_slots - length
+        max_tokens = self.sampling.max_tokens
+        self.max_tokens = num_slots - length if max_tokens is None else max_tokens
         if length + self.max_tokens > num_slots:
             raise InvalidFieldError(
                 "max_tokens",

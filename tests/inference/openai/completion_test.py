@@ -97,7 +97,7 @@ def test_a_completion_has_sixteen_tokens_unless_told(serve):
 def test_a_prompt_is_scored_as_lm_eval_reads_it(serve, prompt):
     """It takes `[context:-1]` of each list, and is greedy if no alternative is above the token."""
     settings = {"echo": True, "logprobs": 1, "max_tokens": 1, "seed": 1234, "temperature": 0}
-    with serve("d") as (client, _):
+    with serve("d") as (client, text):
         choice = client.complete(prompt, **settings).content["choices"][0]
         details = choice["logprobs"]
         assert choice["text"] == "abcd"
@@ -115,9 +115,15 @@ def test_a_prompt_is_scored_as_lm_eval_reads_it(serve, prompt):
         streamed = [token for choice in choices for token in choice["logprobs"]["tokens"]]
         offsets = [offset for choice in choices for offset in choice["logprobs"]["text_offset"]]
         assert (streamed, offsets) == (list("abcd"), [0, 1, 2, 3])
-        answered = client.complete(prompt, **{**settings, "max_tokens": 0}).content
-        assert answered["choices"][0]["logprobs"]["tokens"] == list("abc")
+        num_tokens = text.engine.statistics().num_tokens
+        settings["max_tokens"] = 0
+        answered = client.complete(prompt, **settings).content
+        (event,) = read_events(client.complete(prompt, **settings, stream=True))
+        for choice in (answered["choices"][0], event["choices"][0]):
+            assert (choice["text"], choice["finish_reason"]) == ("abc", "length")
+            assert choice["logprobs"]["tokens"] == list("abc")
         assert answered["usage"]["completion_tokens"] == 0
+        assert text.engine.statistics().num_tokens == num_tokens
 
 
 def test_a_half_character_is_no_broken_answer(serve):

@@ -58,7 +58,7 @@ class Clients(RuleBasedStateMachine):
     @rule(
         target=requests,
         length=st.integers(1, 200),
-        max_tokens=st.integers(1, 40),
+        max_tokens=st.integers(0, 40),
         number=st.sampled_from([1, 1, 1, 3]),
         client=st.sampled_from("abc"),
         priority=st.sampled_from([0, 0, 0, 1]),

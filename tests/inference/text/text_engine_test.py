@@ -136,7 +136,7 @@ def test_log_probabilities_come_with_each_token_and_for_the_prompt():
     with open_engine(says("ab")) as (engine, _):
         settings = options(logprobs=2, n=2)
         prompt = bytes(range(50, 90))
-        answer = engine.submit(list(prompt), settings, echo_details=True)
+        answer = engine.submit(list(prompt), settings, has_echo=True)
         pieces = [piece for piece in answer if piece.choice == 0]
         assert [piece.tokens[0].text for piece in pieces] == ["a", "b", "<end>"]
         detail = pieces[0].tokens[0]
@@ -171,6 +171,7 @@ def test_log_probabilities_come_with_each_token_and_for_the_prompt():
         ("prompt", None, {}),
         ("prompt", "half of a pair: \ud83d", {}),
         ("max_tokens", "x" * 250, {"max_tokens": 10}),
+        ("max_tokens", "a", {"max_tokens": 0}),
         ("stop_token_ids", "a", {"stop_token_ids": [256]}),
         ("logit_bias", "a", {"logit_bias": {"256": 1}}),
         ("n", "a", {"n": 100}),
@@ -199,9 +200,23 @@ def test_a_text_that_cannot_fit_is_not_tokenized():
             asyncio.run(engine.submit_async("text" * 10_000))
 
 
-def test_details_of_a_prompt_need_log_probabilities():
-    with open_engine() as (engine, _), pytest.raises(InvalidFieldError, match="need `logprobs`"):
-        engine.submit("a", GREEDY, echo_details=True)
+def test_a_prompt_alone_is_scored_without_a_token_or_a_row():
+    with open_engine() as (engine, model):
+        model.failures["place"] = AssertionError("It needs no row.")
+        answers = [
+            engine.submit("x" * 40, options(max_tokens=0, **settings), has_echo=True)
+            for settings in ({"logprobs": 0, "n": 2}, {"logprobs": 0}, {})
+        ]
+        scores = [len(answer.result(60).prompt_details) for answer in answers]
+        assert scores == [40, 40, 0]
+        assert list(answers[1]) == [(0, "", (), "length")]
+        model.is_bad = lambda prompt: True
+        with pytest.raises(TextFailedError, match="not finite"):
+            engine.submit("a", options(max_tokens=0), has_echo=True).result(60)
+        statistics = engine.statistics()
+    assert (statistics.num_tokens, statistics.num_prompt_tokens) == (0, 4 * 40 + 1)
+    assert statistics.first_token.count == 0
+    assert statistics.outcomes == {"length": 4, "failed": 1}
 
 
 def test_the_cache_cannot_be_longer_than_the_sequences_of_the_model():

@@ -54,7 +54,7 @@ class Clients:
         prompt = f"{'!' if draw.random() < 0.02 else 'p'}{number}{'x' * draw.randrange(90)}"
         sampling = SamplingOptions(
             temperature=0,
-            max_tokens=draw.randint(1, 30),
+            max_tokens=draw.randint(0, 30),
             n=draw.choice([1, 1, 1, 3]),
             stop=draw.choice([(), ("q", "zz")]),
         )
@@ -65,6 +65,7 @@ class Clients:
                 client=draw.choice("abc"),
                 priority=draw.choice([0, 0, 0, 1]),
                 timeout=draw.choice([None, None, 0.3, 5.0]),
+                has_echo=True,
             )
         except OverloadedError:
             for _, answer in self.requests[-20:-5]:
@@ -138,7 +139,7 @@ def expect(prompt, answer):
     """Returns the text of an answer that is alone, and how it ends."""
     sampling = answer.requests[0].sampling
     tokens = answer_alone(prompt.encode(), sampling.max_tokens)
-    reason = "stop" if tokens[-1] == END_TOKEN else "length"
+    reason = "stop" if tokens[-1:] == [END_TOKEN] else "length"
     text = bytes(tokens).decode().rstrip("\0")
     for stop in sampling.stop:
         if stop in text:

@@ -134,7 +134,7 @@ def test_log_probabilities_are_those_of_a_plain_call_of_the_model():
     prompt = [*range(5, 16)]
     with open_engine(model, [(2, 24)]) as engine:
         sampling = SamplingOptions(temperature=1, seed=0, max_tokens=4, logprobs=4, top_k=50)
-        result = engine.submit(prompt, sampling, echo_details=True).result()
+        result = engine.submit(prompt, sampling, has_echo=True).result()
     details = [*result.prompt_details, *result.choices[0].tokens]
     tokens = [detail.token_id for detail in details]
     assert tokens == [*prompt, *result.choices[0].token_ids]
