@@ -3,6 +3,7 @@
 `GET /v1/models/NAME` is TF Serving's, too: `tf_serving_rest.status` answers it.
 """
 
+import asyncio
 import contextlib
 import math
 from collections.abc import Callable
@@ -74,8 +75,7 @@ async def _answer(
     call = await _prepare(service, request, prepare)
     with contextlib.ExitStack() as stack:
         stack.callback(call.cancel)
-        while len(call.answers) < len(call.prompts):
-            call.answers.append(_submit(service, request, call))
+        await _submit_all(service, request, call)
         if call.is_streamed:
             with request.ends_on_disconnect():
                 await call.open()
@@ -193,13 +193,38 @@ def _read_timeout(request: HttpRequest) -> float | None:
     return seconds if 0 < seconds < math.inf else None
 
 
-def _submit(service: Service, request: HttpRequest, call: OpenAICall) -> TextAnswer:
-    """Submits the next prompt of a call.
+async def _submit_all(service: Service, request: HttpRequest, call: OpenAICall) -> None:
+    """Submits the prompts of a call.
 
-    A client is who has a token, where the server asks for one, or else an address: clients share
-    the model fairly.
+    If there are more than a client may have waiting, the next ones follow as others are answered.
+    """
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    client = _find_client(service, request)
+    while len(call.answers) < len(call.prompts):
+        ended.clear()
+        has_room = _find(service, call.model).engine.count_room(client) >= call.sampling.n
+        if has_room or all(answer.is_over for answer in call.answers):
+            answer = _submit(service, request, call, client)
+            answer.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+            call.answers.append(answer)
+            continue
+        with request.ends_on_disconnect():
+            await ended.wait()
+        for answer in call.answers:
+            answer.check()
+
+
+def _find_client(service: Service, request: HttpRequest) -> str:
+    """Returns who has a token, where the server asks for one, or else an address.
+
+    Clients share the model fairly.
     """
     has_tokens = service.tokens is not None
+    return request.headers.get("authorization", "") if has_tokens else request.client
+
+
+def _submit(service: Service, request: HttpRequest, call: OpenAICall, client: str) -> TextAnswer:
+    """Submits the next prompt of a call."""
     with renaming_fields(call.field_names):
         answer, _ = service.engine.dispatch_text(
             call.encode_for,
@@ -208,7 +233,7 @@ def _submit(service: Service, request: HttpRequest, call: OpenAICall) -> TextAns
             trace=request.trace,
             timeout=_read_timeout(request),
             priority=call.priority,
-            client=request.headers.get("authorization", "") if has_tokens else request.client,
+            client=client,
             body=call.log_fields(),
             **call.options,
         )

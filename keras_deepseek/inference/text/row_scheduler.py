@@ -45,8 +45,8 @@ class RowScheduler:
         chunk_size: The tokens of a prompt that are read at once.
         reading_share: The share of the time that reading may have while at least half of the rows
             decode. With fewer, a chunk follows each step.
-        max_waiting: The most requests that wait. One client has at most as many as there is room
-            left, so that others find some: half, if it is alone.
+        max_waiting: The places for requests that wait. A client may have half of what others leave,
+            so that a newcomer finds some.
         shrink_seconds: The seconds after which a cache that is too large shrinks.
     """
 
@@ -111,20 +111,20 @@ class RowScheduler:
         """
         self._take_seats()
         request, num_requests = requests[0], len(requests)
-        num_own = self._count_waiting(request.client)
         for other in requests:
             other.take_room(self._largest.slots)
             other.arrived = now
-        if 2 * num_requests - 1 > self._max_waiting:
+        if num_requests > (most := self._share_of(self._max_waiting)):
             raise InvalidFieldError(
-                "n",
-                f"{num_requests} answers were asked for, and {(self._max_waiting + 1) // 2} of a "
-                "client may wait.",
+                "n", f"{num_requests} answers were asked for, and {most} of a client may wait."
             )
         wait = self.predict_first_token(requests)
-        if num_own + 2 * num_requests - 1 > self._max_waiting - self.num_waiting:
+        if num_requests > self.count_room(request.client):
+            num_own = self._count_waiting(request.client)
             raise OverloadedError(
-                f"{self.num_waiting} requests are waiting, {num_own} of this client", wait
+                f"{self.num_waiting} requests are waiting, {num_own} of this client: it may have "
+                f"half of what others leave of {self._max_waiting} places",
+                wait,
             )
         allowed = request.deadline - now
         if wait > allowed and not self.is_idle:  # Else no time would ever be learned anew.
@@ -135,6 +135,17 @@ class RowScheduler:
             self._waiting[other] = None
             self._order.join(other.client)
         self._take_seats()
+
+    def count_room(self, client: str) -> int:
+        """Returns how many more requests of a client may wait."""
+        self._take_seats()
+        num_own = self._count_waiting(client)
+        return self._share_of(self._max_waiting - (self.num_waiting - num_own)) - num_own
+
+    @staticmethod
+    def _share_of(num_places: int) -> int:
+        """Returns how many of the places that others leave a client may have: half, rounded up."""
+        return (num_places + 1) // 2
 
     def predict_first_token(self, requests: Sequence[TextRequest]) -> float:
         """Returns the seconds to the first token of the last of these, if they came now."""

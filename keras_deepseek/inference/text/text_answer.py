@@ -158,6 +158,11 @@ class TextAnswer:
             self._pieces.clear()
             self._cancel(self.requests)
 
+    def check(self) -> None:
+        """Raises the error of the request, if it has one."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+
     def __iter__(self) -> Iterator[TextPiece]:
         number = 0
         with self:
@@ -287,15 +292,11 @@ class TextAnswer:
         with self._lock:
             if number < len(self._pieces):
                 return self._pieces[number]
-            self._check()
+            self.check()
             return None
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error.with_traceback(None)
-
     def _result(self) -> TextResult:
-        self._check()
+        self.check()
         choices = []
         for request in self.requests:
             pieces = [piece for piece in self._pieces if piece.choice == request.choice]

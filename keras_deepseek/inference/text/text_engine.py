@@ -36,7 +36,7 @@ class TextEngine:
         shapes: Pairs of rows and slots that the cache may have. The last one has the most of both:
             that many answers are written at once, with so many tokens of prompt and answer.
         chunk_size: The tokens of a prompt that are read at once.
-        max_waiting: The most requests that wait.
+        max_waiting: The most requests that wait. A client may have half of what others leave.
         end_tokens: The tokens that end an answer.
         clock: A function that returns seconds.
         take_turn: Returns a context manager in which the model runs, among other models.
@@ -99,6 +99,10 @@ class TextEngine:
     def statistics(self) -> TextStatistics:
         """Returns the state of the engine, and its totals."""
         return self._loop.statistics()
+
+    def count_room(self, client: str) -> int:
+        """Returns how many more answers to a client may wait. A prompt needs room for all `n`."""
+        return self._loop.count_room(client)
 
     def tokenize(self, text: str, *, adds_special_tokens: bool = True) -> Sequence[int]:
         """Returns the tokens of a prompt.

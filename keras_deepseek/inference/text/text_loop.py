@@ -95,6 +95,11 @@ class TextLoop:
         if answer.deadline < math.inf:
             self._deadlines.add(answer)
 
+    def count_room(self, client: str) -> int:
+        """Returns how many more requests of a client may wait."""
+        with self._condition:
+            return self._scheduler.count_room(client)
+
     def cancel(self, requests: Iterable[TextRequest]) -> None:
         """Ends the requests that are not over, whose rows are then free."""
         with self._condition:

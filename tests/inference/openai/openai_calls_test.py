@@ -47,13 +47,41 @@ def test_other_errors_have_openai_s_form_too(serve):
 def test_too_many_requests_are_refused_and_told_when_to_come_back(serve):
     with serve(max_waiting=1) as (client, text):
         text.model.hold()
+        answers = []
+        while text.engine.statistics().num_waiting < 1:
+            answers.append(text.engine.submit("a", client="127.0.0.1"))
         answered = client.complete(["a"] * 20)
         assert answered.status == 429
         assert int(answered.headers["Retry-After"]) >= 1
         error = answered.content["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+        assert "it may have half of what others leave of 1 places" in error["message"]
         text.model.release()
+        for answer in answers:
+            answer.result(60)
         assert client.complete("a").status == 200  # Those of the refused request are gone.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_list_of_prompts_may_be_longer_than_the_queue(serve, stream):
+    prompts = [f"{number:03}" for number in range(100)]
+    with serve("ok", max_waiting=6) as (client, text):
+        answered = client.complete(prompts, n=2, echo=True, stream=stream)
+        assert text.engine.statistics().outcomes == {"stop": 200}
+        chunks = read_events(answered) if stream else [answered.content]
+        texts = [""] * 200
+        for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+            texts[choice["index"]] += choice["text"]
+        assert texts == [f"{prompt}ok" for prompt in prompts for _ in range(2)]
+        assert client.complete(prompts, n=4).content["error"]["param"] == "n"  # Three may wait.
+
+
+def test_a_list_of_prompts_ends_with_its_first_failure(serve):
+    with serve("ok", max_waiting=6) as (client, text):
+        text.model.is_bad = lambda prompt: prompt[-1] == ord("b")
+        assert client.complete(["a", "b"] + ["a"] * 500).status == 500
+        assert text.engine.statistics().outcomes["stop"] < 50
+        assert client.complete("a").status == 200
 
 
 def test_a_failure_before_the_first_token_has_a_status(serve):
