@@ -105,7 +105,7 @@ class LiveStatisticsReader:
             sum(version.replicas for version in statistics),
             sum(version.waiting_rows for version in statistics)
             + sum(version.num_waiting for version in texts),
-            sum(version.num_reading + version.num_running for version in texts),
+            sum(version.num_running for version in texts),
         )
         return sums, present
 

@@ -33,7 +33,7 @@ _GAUGE, _COUNTER, _TIMES = GaugeMetricFamily, CounterMetricFamily, HistogramMetr
 _METRICS: Mapping[str, tuple[Callable[..., Any], str, str]] = {
     "num_waiting": (_GAUGE, "requests_waiting", "num_requests_waiting"),
     "num_reading": (_GAUGE, "requests_reading", ""),
-    "num_started": (_GAUGE, "requests_running", "num_requests_running"),
+    "num_running": (_GAUGE, "requests_running", "num_requests_running"),
     "used_share": (_GAUGE, "cache_usage", "kv_cache_usage_perc"),
     "rows": (_GAUGE, "cache_rows", ""),
     "slots": (_GAUGE, "cache_slots", ""),

@@ -26,8 +26,7 @@ class TextStatistics:
     outcomes: Mapping[str, int]
     num_waiting: Annotated[int, "Answers that wait for a row."]
     num_reading: Annotated[int, "Prompts that are being read."]
-    num_running: Annotated[int, "Answers that have a row."]
-    num_started: Annotated[int, "Answers that have a row or whose prompt is being read."]
+    num_running: Annotated[int, "Answers that have a row or whose prompt is being read."]
     used_share: Annotated[float, "The used part of the largest cache, from 0 to 1."]
     rows: Annotated[int, "Rows of the present cache."]
     slots: Annotated[int, "Tokens of a row of the present cache."]
@@ -74,8 +73,7 @@ class TextTotals:
         return TextStatistics(
             num_waiting=scheduler.num_waiting,
             num_reading=scheduler.num_reading,
-            num_running=len(running),
-            num_started=scheduler.num_reading + len(running),
+            num_running=scheduler.num_reading + len(running),
             rows=scheduler.shape.rows,
             slots=scheduler.shape.slots,
             used_share=num_used / math.prod(scheduler.shapes[-1]),
