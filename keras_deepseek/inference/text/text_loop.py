@@ -177,7 +177,7 @@ class TextLoop:
 
     @contextlib.contextmanager
     def _change_cache(self) -> Iterator[None]:
-        """Context manager of all that leaves no cache behind, if it fails."""
+        """Context manager of a change of the cache. If its block fails, the cache is lost."""
         self._has_cache = False
         yield
         self._has_cache = True
