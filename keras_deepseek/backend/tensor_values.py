@@ -24,7 +24,7 @@ def read_values(variables: Sequence[keras.Variable]) -> list[Array]:
     return [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
 
 
-def count_bytes(variables: Sequence[keras.Variable]) -> int:
+def count_bytes(variables: Sequence[keras.Variable | keras.KerasTensor]) -> int:
     """Returns the total bytes of variables' values, except those of strings."""
     return sum(
         int(np.prod(variable.shape))

@@ -1,4 +1,4 @@
-"""The CPUs and the open files that a container or a system allows to this process."""
+"""The CPUs, the memory and the open files that a container or a system allows to this process."""
 
 import contextlib
 import logging
@@ -60,6 +60,14 @@ def _read_quota(folder: Path) -> Iterator[float]:
         )
         if int(quota) > 0:
             yield int(quota) / int(period)
+
+
+def find_memory() -> int | None:
+    """Returns the bytes of the machine's memory, or `None` if the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no such call.
+        return None
 
 
 def raise_limit() -> None:

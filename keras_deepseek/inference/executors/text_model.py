@@ -11,6 +11,7 @@ from typing import Any
 
 from keras_deepseek import backend
 from keras_deepseek.errors import InvalidInputError, MissingExtraError, NotSupportedError
+from keras_deepseek.inference.process_limits import find_memory
 from keras_deepseek.models import CausalLM, Tokenizer
 from keras_deepseek.models.checkpoints.preset_folder import (
     CONFIG_NAME,
@@ -49,6 +50,18 @@ class TextModel:
     chat_style: str | None
     chunk_size: int | None
     default_length: int | None = None
+
+    def check_cache(self, rows: int, slots: int) -> None:
+        """Raises an error, before anything is made, if the device has no memory for a cache."""
+        device = backend.current().devices.read_device_memory()
+        memory = find_memory() if device is None else device.get("limit")
+        needed = self.steps.count_bytes(rows, slots)
+        if memory is not None and needed > memory:
+            raise InvalidInputError(
+                f"The cache for {rows} answers of {slots} tokens takes {needed / 2**30:,.1f} GiB, "
+                f"and there are {memory / 2**30:,.1f}. Lower `max_length` (--max-length), or "
+                "`max_batch_size` (--max-batch-size)."
+            )
 
 
 def open_text_model(

@@ -138,6 +138,7 @@ class TextVersion(Version):
         smaller cache. If the bits of an answer must not depend on others, there is one size.
         """
         max_rows = self._options.max_batch_size or MAX_TEXT_ROWS
+        self._model.check_cache(max_rows, self.max_length)
         if self._options.batch_invariant:
             return [(max_rows, self.max_length)]
         slots = self._model.steps.resizable_slots(make_sizes(_FIRST_SLOTS, self.max_length))

@@ -18,6 +18,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.call_context import make_batch_invariant
 from keras_deepseek.backend.protocols.inference import CompiledStep
+from keras_deepseek.backend.tensor_values import count_bytes
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.generation.compiled_steps import holds_only_slots, to_numpy
@@ -90,6 +91,18 @@ class RowSteps(RowModel):
         return sum(step.count_compilations() for step in list(self._steps.values()))
 
     # The cache of all rows.
+
+    def count_bytes(self, rows: int, slots: int) -> int:
+        """Returns the bytes of a cache, of which nothing is made."""
+        layers = self._model.make_cache(0, slots)
+        dtype = keras.backend.standardize_dtype
+        return count_bytes(
+            [
+                keras.KerasTensor((rows, *tensor.shape[1:]), dtype(tensor.dtype))
+                for tensors in layers
+                for tensor in tensors.values()
+            ]
+        )
 
     def make(self, rows: int, slots: int) -> None:
         _, self._state = self._call(("make", rows, slots), make_rows(rows, slots), None)

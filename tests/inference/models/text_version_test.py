@@ -166,6 +166,12 @@ def test_more_tokens_than_the_model_takes_are_refused(preset):
         ServingEngine(preset, max_length=2000)
 
 
+def test_a_cache_that_no_memory_holds_is_refused_before_it_is_made(tmp_path):
+    model = write_language_model(tmp_path, max_length=None)
+    with pytest.raises(InvalidInputError, match=r"16 answers of 100000000 .* \(--max-length\)"):
+        ServingEngine(model, max_length=10**8)
+
+
 def test_a_live_model_is_served_and_the_log_says_how_much_is_compiled(model, caplog):
     with caplog.at_level(logging.INFO), ServingEngine(model, **SMALL) as engine:
         assert re.search(r"The language model 'model' warms up (\d+) of \1 steps", caplog.text)

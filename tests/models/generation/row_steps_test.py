@@ -70,6 +70,13 @@ def test_rows_do_not_grow_where_the_cache_would_hold_other_tensors():
         steps.resize(48, [0])
 
 
+def test_the_bytes_of_a_cache_are_known_before_it_is_made():
+    model = make_model("DeepSeekV4")
+    tensors = [tensor for layer in model.make_cache(3, 48) for tensor in layer.values()]
+    num_bytes = sum(keras.ops.convert_to_numpy(tensor).nbytes for tensor in tensors)
+    assert RowSteps(model, chunk_size=CHUNK).count_bytes(3, 48) == num_bytes
+
+
 @pytest.mark.torch_alone
 def test_nothing_is_compiled_after_the_warm_up():
     model = make_small_model(vocabulary_size=1100, scale=0.02)
