@@ -190,15 +190,13 @@ class RowSteps(RowModel):
         targets: Sequence[int] | None = None,
     ) -> tuple[Cache, RowOutputs | None, LogProbabilities | None]:
         slots = cache[0]["mask"].shape[1]
-        size = self._read_size(slots)
+        size = chunk_size = self._read_size(slots)
         if sampling is not None and targets is None and self._can_overlap(size):
             token_ids, start, size = _fit_last_chunk(token_ids, start, prompt, size)
         number = len(token_ids)
         padded = np.asarray([[*token_ids, *[0] * (size - number)]], "int32")
         index = np.asarray([start], "int32")
-        is_large = 2 * size >= self._read_size(
-            slots
-        )  # Smaller ones are compiled with a mask alone.
+        is_large = 2 * size >= chunk_size  # Smaller ones are compiled with a mask alone.
         if number == size and targets is None and is_large:
             outputs, cache = self._call(("read", size, slots), read, cache, padded, index)
         else:
@@ -402,7 +400,7 @@ def _fit_last_chunk(
     slots get the same numbers.
     """
     least = size // 2 if start else math.ceil(size / 8)
-    while size > least and len(token_ids) <= size // 2:
+    while size // 2 >= max(least, len(token_ids)):
         size //= 2
     if len(prompt) < size:
         return token_ids, start, size
