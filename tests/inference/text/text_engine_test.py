@@ -410,6 +410,7 @@ def test_closing_answers_what_was_accepted_or_fails_it_after_its_time():
     with open_engine() as (engine, model):
         model.hold()
         answers = [engine.submit("a", GREEDY) for _ in range(9)]
+        assert model.is_held.wait(60)
         assert not engine.close(0.01)
         for answer in answers:
             with pytest.raises(ClosedError):
