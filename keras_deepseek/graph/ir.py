@@ -109,7 +109,6 @@ class Graph:
         leaves: The layers that were kept whole, by path.
         free_sizes: The sizes in shapes that differ between batches, such as the batch size. No
             other dimension of the graph has one of these sizes.
-        reads_sizes: True if code of users computed with sizes: the graph holds for its own only.
     """
 
     inputs: list[Node]
@@ -118,7 +117,6 @@ class Graph:
     structure: Any
     leaves: dict[str, "Leaf"]
     free_sizes: frozenset[int] = frozenset()
-    reads_sizes: bool = False
 
     def roots(self) -> list[Value]:
         """Returns the outputs and their masks."""
@@ -228,4 +226,6 @@ def value_key(value: Any) -> Any:  # noqa: PLR0911 - one line a type
     if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
         array = np.asarray(keras.ops.convert_to_numpy(value))
         return "array", str(value.dtype), array.shape, array.tobytes()
+    if isinstance(value, keras.Operation) and not isinstance(value, keras.Layer):
+        return type(value), value_key(attributes(value))
     return "object", id(value)

@@ -66,7 +66,7 @@ class Reading:
         reason: The foreign code and the reason why a trace would not see all of it, or `None`.
         outer_reason: The same for code that Keras runs around a layer's `call`, even if the layer
             is kept whole.
-        reads_sizes: True if the code computes with sizes: a program holds for its own sizes only.
+        reads_sizes: True if the code computes with sizes. Where they are unknown, it is kept whole.
         watch: The names that the code reads. The result holds while they are unchanged.
     """
 

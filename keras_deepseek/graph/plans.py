@@ -6,24 +6,20 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
-from keras import ops, tree
+from keras import tree
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.comparison_schedule import ComparisonSchedule
-from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.layers import (
-    functional_graph,
     infers_shapes,
     inner_layers,
 )
 from keras_deepseek.backend.keras_private.masks import read_mask
+from keras_deepseek.backend.keras_private.sample_values import longest_sequence
 from keras_deepseek.errors import ExportError
-from keras_deepseek.graph.free_sizes import trace_free, with_sizes
 from keras_deepseek.graph.input_kinds import InputKey, InputKinds
 from keras_deepseek.graph.ir import Shape, count_operations
 from keras_deepseek.graph.known_code import CannotOpenError
@@ -31,8 +27,15 @@ from keras_deepseek.graph.model_lock import lock_of
 from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import count_multiply_adds
 from keras_deepseek.graph.program import Program
+from keras_deepseek.graph.sizes import declared_shapes, trace_free, with_sizes
 from keras_deepseek.graph.trace import as_symbols, call_model, describe_error, path_of, trace_model
-from keras_deepseek.graph.verify import Verifier, resized_batches
+from keras_deepseek.graph.verify import (
+    Verifier,
+    computes_the_same,
+    draw_inputs,
+    in_new_thread,
+    resized_batches,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +77,12 @@ class Plan:
         has_unknown_sizes: bool = False,
     ) -> None:
         shapes = [tuple(tensor.shape) for tensor in tree.flatten(example)]
-        declared = _declared_shapes(model, shapes)
+        declared = declared_shapes(model, shapes)
         with backend.current().compute.outside_compilation():
-            graph, self.axes = trace_free(
-                lambda inputs: trace_model(
+            graph, self.axes, self.reasons = trace_free(
+                functools.partial(
+                    trace_model,
                     model,
-                    inputs,
                     training=training,
                     whole=whole,
                     opens_foreign=opens_foreign,
@@ -87,6 +90,9 @@ class Plan:
                 ),
                 example,
                 declared,
+                functools.partial(computes_the_same, model, example, training=training),
+                longest=longest_sequence(model),
+                as_operations=True,
             )
             self.size_before = (count_operations(graph), count_multiply_adds(graph, training))
             self.rewrites = run_passes(graph, passes, training)
@@ -99,6 +105,8 @@ class Plan:
             if any(declared[index][input_axis] is None for index, input_axis in axis.input_axes)
         ]
         """The free axes that the model leaves open; the batch size of an input may be fixed."""
+        self.reason = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        """The end of a message: why other axes are not free."""
         self.program = Program(graph)
         self.largest_difference: float | None = None
         """That of the outputs from the model's, or `None` before they were compared."""
@@ -258,7 +266,7 @@ class Plans:
                 has_unknown_sizes=any(None in shape for shape in key.shapes),
             )
         if not plan.fits(key.shapes):
-            raise CannotOpenError("fixes a size that its inputs leave open")
+            raise CannotOpenError(f"fixes a size that its inputs leave open{plan.reason}")
         self._plans.add(key, plan)
         return plan
 
@@ -313,7 +321,7 @@ class Plans:
                 plan = self._make(inputs, training, whole)
                 if not plan.is_proved:
                     unproved = plan
-                    plan = _in_new_thread(lambda: self._prove_drawn(inputs, training, unproved))
+                    plan = in_new_thread(lambda: self._prove_drawn(inputs, training, unproved))
                 return plan
         except ExportError as error:
             self._differs = True
@@ -329,18 +337,10 @@ class Plans:
 
         Where these are not known, fewer and more rows and steps than the example's are tried too.
         """
-        traced = tree.flatten(inputs)
         shapes = self._key(inputs, training).shapes
         is_open = any(None in shape for shape in shapes)
-        names = [f"input_{index}" for index in range(len(shapes))]
-        sizes = dict(zip(names, self._kinds.fill_unknown_sizes(shapes), strict=True))
-        specs = [
-            TensorSpec(name, sizes[name], keras.backend.standardize_dtype(tensor.dtype))
-            for name, tensor in zip(names, traced, strict=True)
-        ]
-        batch = draw_batch(self._model, Signature(tuple(specs), ()), sizes)
-        tensors = [ops.convert_to_tensor(batch[name]) for name in names]
-        batch = tree.pack_sequence_as(inputs, tensors)
+        sizes = self._kinds.fill_unknown_sizes(shapes)
+        batch = draw_inputs(self._model, inputs, sizes)
         plan = self._prove(batch, training, resizes=is_open, plan=plan, traced=inputs)
         plan.is_proved |= is_open
         return plan
@@ -397,21 +397,6 @@ class _RecentPlans(collections.OrderedDict[InputKey, Plan | None]):
         return plan
 
 
-def _in_new_thread(function: Callable[[], Any]) -> Any:
-    """Calls a function where no framework traces or compiles what it does."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function).result()
-
-
 def _is_dense(tensor: Any) -> bool:
     sparse = ("dense_shape", "nse", "row_splits")  # Of TensorFlow, JAX, and ragged tensors.
     return not any(hasattr(tensor, name) for name in sparse)
-
-
-def _declared_shapes(model: keras.Model, shapes: Sequence[Shape]) -> list[Any]:
-    """Returns the shapes that a model declares, else those that it gets, of any batch size."""
-    graph = functional_graph(model)
-    declared = [tuple(symbol.shape) for symbol in graph.inputs] if graph is not None else []
-    if [len(shape) for shape in declared] != [len(shape) for shape in shapes]:
-        return [(None, *shape[1:]) for shape in shapes]
-    return declared

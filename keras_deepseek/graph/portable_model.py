@@ -62,7 +62,7 @@ def make_portable(model: keras.Model, signature: Signature, example: Any) -> ker
         raise ExportError(f"it can't be traced: it {error}") from error
     shapes: list[Any] = [spec.shape for spec in signature.inputs]
     if not plan.fits(shapes):
-        raise ExportError("its layers fix a size that its inputs leave open")
+        raise ExportError(f"its layers fix a size that its inputs leave open{plan.reason}")
     graph = plan.program.graph
     inputs = [
         keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=spec.name)

@@ -26,7 +26,7 @@ from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import Variable
 
-from keras_deepseek.backend.keras_private.fixes import fixed_batch_norm
+from keras_deepseek.backend.keras_private.fixes import fixed_batch_norm, fixed_get_item
 from keras_deepseek.backend.keras_private.layers import flatten_layers, without_new_nodes
 from keras_deepseek.backend.keras_private.masks import output_masks, read_mask, set_mask
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
@@ -35,6 +35,7 @@ from keras_deepseek.backend.keras_private.variables import (
     scoped_values,
     stored_dtype,
 )
+from keras_deepseek.graph.created_tensors import creation_as_operations
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
 from keras_deepseek.graph.known_code import (
     CannotOpenError,
@@ -97,15 +98,18 @@ def trace_model(
     whole: Collection[str] = (),
     opens_foreign: bool = False,
     keeps_readers_of_sizes: bool = False,
+    records_creation: bool = False,
 ) -> Graph:
     """Traces a built model. Other threads must not call the model at the same time.
 
     The inputs are tensors or `KerasTensor`s of known shapes. `whole` has the paths of layers to
     keep whole. With `opens_foreign`, layers whose code is not known are traced too: for drawings,
     and for results that are compared with the model later. With `keeps_readers_of_sizes`, layers of
-    users that compute with sizes are kept whole: for inputs of unknown sizes.
+    users that compute with sizes are kept whole: for inputs of unknown sizes. With
+    `records_creation`, `ops.arange` and its like are operations.
     """
     trace = _Trace(model, frozenset(whole), opens_foreign, keeps_readers_of_sizes)
+    trace.records_creation = records_creation
     return trace.run(as_symbols(inputs), training)
 
 
@@ -233,7 +237,7 @@ class _Trace:
         self._opens_foreign = opens_foreign
         self._keeps_readers_of_sizes = keeps_readers_of_sizes
         self._readings = {id(layer): read_layer(layer) for layer in flatten_layers(model)}
-        self._reads_sizes = False
+        self.records_creation = False
         self._leaves: list[tuple[Node, Leaf]] = []
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
         self._current_layer = ""
@@ -264,6 +268,9 @@ class _Trace:
                     raise CannotOpenError(f"has code that is not known: {reading.outer_reason}")
             self._outer_values = scoped_values(self._model.variables)
             stack.enter_context(SealedScope(initialize_variables=False))
+            if self.records_creation:
+                stack.enter_context(creation_as_operations())
+                stack.enter_context(fixed_get_item())
             outputs = self._model(inputs, **kwargs)
             graph = Graph(
                 inputs=nodes,
@@ -273,7 +280,6 @@ class _Trace:
                 ],
                 structure=tree.map_structure(lambda _: 0, outputs),
                 leaves={node.layer: leaf for node, leaf in self._leaves},
-                reads_sizes=self._reads_sizes,
             )
         needed = set(graph.nodes())
         for node, _ in self._leaves:
@@ -305,7 +311,6 @@ class _Trace:
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
                     reason = describe_error(error)
                 else:
-                    self._reads_sizes |= reading.reads_sizes
                     return results
             del self._leaves[number:]
             return self._keep_whole(layer, args, kwargs, reason)

@@ -4,7 +4,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -12,16 +13,21 @@ from keras import ops, tree
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.compare_outputs import compare_outputs
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
+from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.layer_precision import autocast_to, temporary_policy
 from keras_deepseek.backend.keras_private.layers import block_states, flatten_layers, seed_states
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.backend.keras_private.variables import NestedScope
 from keras_deepseek.errors import ExportError
-from keras_deepseek.graph.free_sizes import FreeAxis
+from keras_deepseek.graph.ir import Graph, Shape
 from keras_deepseek.graph.known_code import CannotOpenError, protected_attributes
+from keras_deepseek.graph.program import Program
+from keras_deepseek.graph.size_expressions import FreeAxis
 from keras_deepseek.graph.trace import call_model
+
+_Result = TypeVar("_Result")
 
 _HALF = ("bfloat16", "float16")
 _RATES = {"rate", "dropout", "recurrent_dropout"}
@@ -190,6 +196,40 @@ def resized_batches(inputs: Any, axes: Sequence[FreeAxis], *, training: bool) ->
                 indices = ops.convert_to_tensor(positions.copy())
                 tensors[index] = ops.take(tensors[index], indices, axis=input_axis)
         yield tree.pack_sequence_as(inputs, tensors)
+
+
+def draw_inputs(model: keras.Model, example: Any, shapes: Sequence[Shape]) -> Any:
+    """Returns random inputs of some shapes, of the structure and dtypes of example inputs."""
+    names = [f"input_{index}" for index in range(len(shapes))]
+    sizes = dict(zip(names, shapes, strict=True))
+    specs = [
+        TensorSpec(name, sizes[name], keras.backend.standardize_dtype(tensor.dtype))
+        for name, tensor in zip(names, tree.flatten(example), strict=True)
+    ]
+    batch = draw_batch(model, Signature(tuple(specs), ()), sizes)
+    return tree.pack_sequence_as(example, [ops.convert_to_tensor(batch[name]) for name in names])
+
+
+def computes_the_same(
+    model: keras.Model, example: Any, graph: Graph, shapes: Sequence[Shape], *, training: bool
+) -> bool:
+    """Returns True if a graph computes what the model does on random inputs of some shapes."""
+
+    def compare() -> bool:
+        inputs = draw_inputs(model, example, shapes)
+        try:
+            Verifier(model, [inputs], training=training).compare(Program(graph))
+        except Exception:  # noqa: BLE001 - a layer may raise anything
+            return False
+        return True
+
+    return in_new_thread(compare)
+
+
+def in_new_thread(function: Callable[[], _Result]) -> _Result:
+    """Calls a function where no framework traces or compiles what it does."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def _to_array(tensor: Any) -> Array:

@@ -11,9 +11,9 @@ from keras import layers, ops
 
 from keras_deepseek import graph
 from keras_deepseek.errors import ExportError, InvalidInputError
-from keras_deepseek.graph.free_sizes import FreeAxis
 from keras_deepseek.graph.ir import Node, Rewrite, Value
 from keras_deepseek.graph.passes import PASSES
+from keras_deepseek.graph.size_expressions import FreeAxis
 from keras_deepseek.graph.trace import record
 from keras_deepseek.graph.verify import Verifier, resized_batches
 from tests.oracles.graph_models import random_model

@@ -53,7 +53,20 @@ def optimized():
     return OptimizedModel(model, as_symbols(ops.convert_to_tensor(x)), passes=["identities"]), x
 
 
-@pytest.mark.parametrize("build", [text, image, optimized])
+def open_sizes():
+    image = keras.Input((None, None, 4))
+    x = np.random.default_rng(0).normal(size=(3, 4, 6, 4)).astype("float32")
+    return keras.Model(image, Doubled()(layers.BatchNormalization()(image))), x
+
+
+def open_length():
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    return keras.Model(tokens, Causal(40)(layers.Embedding(20, 8)(tokens))), np.ones(
+        (3, 6), "int32"
+    )
+
+
+@pytest.mark.parametrize("build", [text, image, optimized, open_sizes, open_length])
 def test_a_saved_portable_model_computes_the_same(build, tmp_path):
     model, x = build()
     named = NamedModel(model)
@@ -63,7 +76,8 @@ def test_a_saved_portable_model_computes_the_same(build, tmp_path):
     # A program does not know the vocabulary of its inputs.
     inputs = tuple(replace(spec, vocabulary_size=None) for spec in named.signature.inputs)
     assert loaded.signature == replace(named.signature, inputs=inputs)
-    batch = {named.signature.inputs[0].name: x[[0, 2, 1, 1]]}
+    longer = x if None not in named.signature.inputs[0].shape[1:] else np.concatenate([x, x], 1)
+    batch = {named.signature.inputs[0].name: longer[[0, 2, 1, 1]]}
     expected, received = named(batch), loaded(batch)
     for name, array in expected.items():
         np.testing.assert_allclose(
@@ -71,8 +85,18 @@ def test_a_saved_portable_model_computes_the_same(build, tmp_path):
         )
 
 
-def test_a_size_that_is_fixed_by_a_layer_is_refused():
+class Branching(layers.Layer):
+    """A layer that chooses by a size."""
+
+    def call(self, x):
+        return x * 2.0 if x.shape[1] > 12 else x
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def test_a_size_by_which_a_layer_chooses_is_refused():
     image = keras.Input((None, None, 4))
-    model = keras.Model(image, Doubled()(image))
-    with pytest.raises(ExportError, match="fix a size that its inputs leave open"):
+    model = keras.Model(image, Branching()(image))
+    with pytest.raises(ExportError, match=r"leave open.*something else with"):
         make_portable(model, NamedModel(model).signature, np.ones((2, 4, 6, 4), "float32"))

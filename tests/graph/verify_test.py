@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 from keras_deepseek.errors import ExportError
-from keras_deepseek.graph.free_sizes import FreeAxis
+from keras_deepseek.graph.size_expressions import FreeAxis
 from keras_deepseek.graph.verify import Verifier, resized_batches
 
 

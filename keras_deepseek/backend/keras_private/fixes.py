@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 from keras.src.ops.nn import BatchNorm
+from keras.src.ops.numpy import GetItem
 
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 
@@ -28,6 +29,21 @@ def _symbolic_call(
     if scale is None:
         scale = ops.ones(mean.shape, mean.dtype)
     return keras.Operation.symbolic_call(self, x, mean, variance, offset, scale)
+
+
+@contextlib.contextmanager
+def fixed_get_item() -> Iterator[None]:
+    """Context manager in which a symbol takes `None` or a slice alone in brackets.
+
+    Keras 3.15 takes them in a tuple only.
+    """
+    with temporary_attributes(GetItem, symbolic_call=_get_item):
+        yield
+
+
+def _get_item(self: GetItem, x: Any, key: Any) -> Any:
+    is_alone = key is None or key is Ellipsis or isinstance(key, slice)
+    return keras.Operation.symbolic_call(self, x, (key,) if is_alone else key)
 
 
 @contextlib.contextmanager
