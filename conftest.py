@@ -33,6 +33,7 @@ PLACES = {
     "tests/cli_test.py": "no_framework",
     "tests/command_parser_test.py": "no_framework",
     "tests/deploy": "tensorflow_alone",
+    "tests/deploy/onnx_writer": "torch_alone",
     "tests/docs": "no_framework",
     "tests/errors_test.py": "no_framework",
     "tests/graph": "torch_alone",

@@ -37,7 +37,7 @@ STATIONS = [
     ("callbacks", "callbacks.run_recorder.RunRecorder.on_train_end"),
     ("deploy", "deploy.exporter.Exporter.export"),
     ("deploy", "deploy.make_artifact.make_artifact"),
-    ("deploy", "deploy.formats.onnx.OnnxFormat.write"),
+    ("deploy", "deploy.formats.onnx.OnnxFormat.write_program"),
     ("deploy", "deploy.verification.verify"),
     ("inference", "inference.executors.open_executor.open_executor"),
     ("artifacts", "artifacts.bundle.Bundle.open"),

@@ -193,7 +193,7 @@ def _run_route(
     job: ExportJob, route: Route, expected: Expected, folder: Path, say: Callable[[str], None]
 ) -> MadeArtifact:
     export_format = job.export_format
-    export_format.check_backend(job.model, route.backend)
+    export_format.check_backend(job.model, route.writer)
     check_packages(export_format, route)
     _check_products(job, route)
     result = route.export(job, folder, lambda stage: say(f"{export_format.name}: {stage}"))

@@ -115,7 +115,7 @@ def test_a_difference_on_nan_is_reported(tmp_path, job_of, artifact, is_random, 
     [
         (keras.layers.Discretization([-1.0, 1.0]), "^alike$"),
         (keras.layers.LSTM(3), "^for infinity in .*; known of LSTM$"),
-        (keras.layers.GlobalMaxPooling1D(), r"^for NaN in .* gives nan \(.*known of ReduceMax$"),
+        (keras.layers.GlobalMaxPooling1D(), "^alike$"),
     ],
 )
 def test_the_report_names_operators_that_lose_nan(layer, expected, tmp_path, tensorflow_installed):

@@ -7,6 +7,7 @@ the one place that maps between them, for inference, export and verification.
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -68,14 +69,10 @@ class NamedModel:
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Runs the model in inference mode on the backend's tensors by name."""
         packed = self.pack_inputs(inputs)
-        if self.precision is None:
-            return self.name_outputs(self.model(packed, training=False))
-        policy = keras.DTypePolicy(f"mixed_{self.precision}")
-        layers, exact_inputs = layers_to_switch(self.model), find_exact_inputs(self.model)
-        with temporary_policy(
-            layers, policy, exact_inputs=exact_inputs, casts_embedding_tables=True
-        ):
+        with self.temporary_precision():
             outputs = self.name_outputs(self.model(packed, training=False))
+        if self.precision is None:
+            return outputs
         return {
             spec.name: keras.ops.cast(outputs[spec.name], spec.dtype)
             for spec in self.signature.outputs
@@ -85,6 +82,16 @@ class NamedModel:
         """Runs the model on symbolic tensors by name, whose sizes may be free. See `__call__`."""
         with fixed_time_distributed(), fixed_resize():
             return self(inputs)
+
+    def temporary_precision(self) -> AbstractContextManager[None]:
+        """Returns a context manager in which the layers compute in the precision."""
+        if self.precision is None:
+            return nullcontext()
+        policy = keras.DTypePolicy(f"mixed_{self.precision}")
+        layers, exact_inputs = layers_to_switch(self.model), find_exact_inputs(self.model)
+        return temporary_policy(
+            layers, policy, exact_inputs=exact_inputs, casts_embedding_tables=True
+        )
 
     def in_precision(self, precision: str | None) -> "NamedModel":
         """Returns the same model, which computes in another precision."""

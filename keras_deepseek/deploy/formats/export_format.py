@@ -34,8 +34,12 @@ class ExportFormat(ABC):
             which they are tried. A backend other than the running one loads the model in a process
             of its own, to which a registered format is sent by `cloudpickle`. Defaults to `()`: the
             running backend alone.
+        writes_programs: boolean. Whether `write_program` is defined: the format can be written from
+            the traced operations of a model, by no backend's exporter. That is tried before the
+            backends, in this process. Defaults to `False`.
         packages: dict. For each backend the modules that writing needs, each with the extra that
-            brings it. A backend whose module is missing is skipped. Defaults to `{}`.
+            brings it; for `"program"` those of `write_program`. Where a module is missing, that way
+            is skipped. Defaults to `{}`.
         distributions: tuple of strings. Packages whose versions the manifest records, beside those
             of Keras, the frameworks and ONNX. Defaults to `()`.
         runtime: string. The backend that `run` needs. Defaults to `""`: any.
@@ -66,6 +70,7 @@ class ExportFormat(ABC):
     suffix: str
     entry: str
     backends: tuple[str, ...] = ()
+    writes_programs: bool = False
     packages: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     distributions: tuple[str, ...] = ()
     runtime: str = ""
@@ -88,6 +93,23 @@ class ExportFormat(ABC):
             NotSupportedError: This backend can't write the format; another is tried.
             MissingExtraError: A package for it is not installed; another backend is tried.
         """
+
+    def write_program(self, model: NamedModel, batch: dict[str, Array], folder: Path) -> str:
+        """Writes the artifact from the traced operations of the model, if `writes_programs` is set.
+
+        Args:
+            model: The model by the names of its inputs and outputs, on the running backend.
+            batch: Arrays by input name, like which the model is traced.
+            folder: The empty folder in which the artifact goes under `entry`.
+
+        Returns:
+            A string that says how it was made.
+
+        Raises:
+            NotSupportedError: The model has an operation that the format can't write; a backend's
+                exporter is tried.
+        """
+        raise NotSupportedError(f"The format {self.name!r} is not written from operations.")
 
     @abstractmethod
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
@@ -164,7 +186,7 @@ class ExportFormat(ABC):
 
         Args:
             model: The model by the names of its inputs and outputs.
-            name: string. The name of the backend.
+            name: string. The name of the backend, or `"program"` for `write_program`.
 
         Raises:
             NotSupportedError: This backend can't; the next one is tried.

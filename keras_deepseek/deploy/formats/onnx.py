@@ -16,12 +16,14 @@ from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.fusions import fuse
+from keras_deepseek.deploy.onnx_passes.fusions.attention import fuse_attention
 from keras_deepseek.deploy.onnx_passes.fusions.roll_normalizations import roll_normalizations
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, all_nodes, import_package
 from keras_deepseek.deploy.onnx_passes.kernel_differences import keep_nan, wrap_integers
 from keras_deepseek.deploy.onnx_passes.onnx_file import (
     check_names,
     check_operators,
+    is_beside,
     load,
     raise_opset,
     rename,
@@ -44,15 +46,19 @@ _LOSING_NAN = {
 
 
 class OnnxFormat(ExportFormat):
-    """The ONNX format: the running backend's exporter writes a file, and graph passes change it.
+    """The ONNX format: written from the traced program, or by a backend's exporter.
+
+    The table of `onnx_writer` writes a file of the program. Where it can't, the exporter of a
+    backend writes one, and graph passes repair it.
 
     Args:
-        opset: From 13 to 25. ONNX's converter raises the file to it if a backend's exporter writes
-            a lower one.
+        opset: From 13 to 25. The table writes 18 and above. ONNX's converter raises the file of an
+            exporter that writes a lower one.
         simplified: Whether constants are folded and nodes that do nothing are removed.
         fused: Whether several operators become one, if ONNX has one for them: `LayerNormalization`,
-            from opset 20 on `Gelu`, from 23 on `RMSNormalization` and, up to 24, `Attention`; and
-            an `Einsum` of two tensors becomes `MatMul`.
+            from opset 20 on `Gelu`, from 23 on `RMSNormalization` and, up to 24, `Attention`; an
+            `Einsum` of two tensors becomes `MatMul`; and factors move into weights. The table
+            writes an operation of Keras that ONNX has as one operator so in any case.
         calibration: Batches by input name. If given, products compute in int8, by their ranges.
         products_in_float16: Whether products that an export in float16 leaves in float32 compute in
             float16 as well, as TensorRT requires for GPUs of compute capability 7.5.
@@ -64,8 +70,10 @@ class OnnxFormat(ExportFormat):
     suffix = ".onnx"
     entry = "model.onnx"
     backends = ("tensorflow", "jax", "torch")
+    writes_programs = True
     packages = MappingProxyType(
         {
+            "program": _COMMON_PACKAGES,
             "tensorflow": _COMMON_PACKAGES | {"tf2onnx": "onnx"},
             "jax": _COMMON_PACKAGES | {"jax2onnx": "onnx-jax"},
             "torch": _COMMON_PACKAGES | {"onnxscript": "onnx"},
@@ -103,7 +111,7 @@ class OnnxFormat(ExportFormat):
             )
         if fits_one_file(model.model):
             return
-        if name != "torch":
+        if name not in ("torch", "program"):
             raise NotSupportedError(
                 "its exporter writes one file, which holds 2 GB, and the weights have "
                 f"{count_bytes(model.model.variables) / 1e9:.1f} GB"
@@ -119,13 +127,10 @@ class OnnxFormat(ExportFormat):
             )
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Writes `model.onnx`, with the model's names of inputs and outputs."""
-        onnx = import_package("onnx")
+        """Writes `model.onnx` by the running backend's exporter, and repairs it."""
         import_package("onnxruntime")  # Verification needs it: without it, nothing is begun.
         path = folder / self.entry
-        # Not all exporters write bfloat16. They write float16, which `to_bfloat16` replaces.
-        is_bfloat16 = model.precision == "bfloat16"
-        written = model.in_precision("float16") if is_bfloat16 else model
+        written = self._written_model(model)
         backend.current().export.write_onnx(written, str(path), self.opset)
         proto, is_large = load(path)
         check_operators(proto)
@@ -138,7 +143,43 @@ class OnnxFormat(ExportFormat):
         keep_nan(GraphView(proto))
         if self.fused:
             fuse(proto)
-        if is_bfloat16:
+        proto = self._change_precision(proto, model)
+        make_canonical(proto)
+        self._save(proto, model, path)
+        beside = ", its weights beside it" if is_large else ""
+        return f"{self._describe_file(proto)} of {num_written}{beside}{self._describe_rows()}"
+
+    def write_program(self, model: NamedModel, batch: Batch, folder: Path) -> str:
+        """Writes `model.onnx` from the program of the model, by the table of operations."""
+        import_package("onnxruntime")
+        from keras_deepseek.deploy.onnx_writer import write_program
+
+        proto = write_program(
+            self._written_model(model),
+            batch,
+            self.opset,
+            simplified=self.simplified,
+            fused=self.fused,
+        )
+        view = GraphView(proto)
+        keep_nan(view)
+        if self.fused:
+            fuse_attention(view)
+        proto = self._change_precision(proto, model)
+        path = folder / self.entry
+        self._save(proto, model, path)
+        beside = ", its weights beside it" if is_beside(path) else ""
+        return f"{self._describe_file(proto)}{beside}{self._describe_rows()}"
+
+    def _written_model(self, model: NamedModel) -> NamedModel:
+        """Returns the model in float16 in place of bfloat16, which not every exporter writes.
+
+        `_change_precision` replaces it.
+        """
+        return model.in_precision("float16") if model.precision == "bfloat16" else model
+
+    def _change_precision(self, proto: Any, model: NamedModel) -> Any:
+        if model.precision == "bfloat16":
             to_bfloat16(proto.graph)
             check_bfloat16(proto, OPSETS[-1])
         if self.calibration is not None:
@@ -147,13 +188,21 @@ class OnnxFormat(ExportFormat):
             proto = products_in_float16(proto)
         if self.rolled:
             roll_normalizations(GraphView(proto))
-        make_canonical(proto)
+        return proto
+
+    def _save(self, proto: Any, model: NamedModel, path: Path) -> None:
         self._describe(proto, model)
         save(proto, path)
-        onnx.checker.check_model(path)
-        beside = ", its weights beside it" if is_large else ""
-        how = f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes of {num_written}{beside}"
-        return how if self.calibration is None else f"{how}, {_describe_rows(self.calibration)}"
+        import_package("onnx").checker.check_model(path)
+
+    def _describe_file(self, proto: Any) -> str:
+        return f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes"
+
+    def _describe_rows(self) -> str:
+        if self.calibration is None:
+            return ""
+        num_rows = sum(len(next(iter(batch.values()))) for batch in self.calibration)
+        return f", int8 for the ranges of {num_rows} rows of {', '.join(self.calibration[0])}"
 
     def run(self, folder: Path, samples: list[Batch]) -> list[Batch]:
         """Runs `model.onnx` on the CPU: with onnxruntime, or for bfloat16 with ONNX's evaluator."""
@@ -192,11 +241,6 @@ class OnnxFormat(ExportFormat):
         del proto.metadata_props[:]
         for key, value in properties.items():
             proto.metadata_props.add(key=key, value=value)
-
-
-def _describe_rows(batches: Sequence[Batch]) -> str:
-    num_rows = sum(len(next(iter(batch.values()))) for batch in batches)
-    return f"int8 for the ranges of {num_rows} rows of {', '.join(batches[0])}"
 
 
 def _computes_in_bfloat16(path: Path) -> bool:

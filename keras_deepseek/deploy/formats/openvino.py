@@ -1,5 +1,6 @@
 """The OpenVINO export format: Intel's runtime, converted from the model's ONNX file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ class OpenVINOFormat(ExportFormat):
     entry = "model.xml"
     distributions = ("openvino",)
     backends = OnnxFormat.backends
+    writes_programs = True
     packages = MappingProxyType(
         {name: {**extras, "openvino": "openvino"} for name, extras in OnnxFormat.packages.items()}
     )
@@ -42,9 +44,16 @@ class OpenVINOFormat(ExportFormat):
 
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes the OpenVINO model in the precision of the Keras model."""
+        return self._convert(lambda work: self._onnx.write(model, work), folder)
+
+    def write_program(self, model: NamedModel, batch: Batch, folder: Path) -> str:
+        """Writes the OpenVINO model from the ONNX file of the model's program."""
+        return self._convert(lambda work: self._onnx.write_program(model, batch, work), folder)
+
+    def _convert(self, write: Callable[[Path], str], folder: Path) -> str:
         openvino = import_openvino("to export OpenVINO")
         with temporary_folder("keras_deepseek_openvino") as work:
-            how = self._onnx.write(model, work)
+            how = write(work)
             # `openvino.convert_model` does the same, and sends telemetry.
             converted = shared_core(openvino).read_model(work / self._onnx.entry)
         _keep_the_order_of_equals(converted)

@@ -18,6 +18,8 @@ from keras_deepseek.deploy.onnx_passes.graph_view import (
 )
 from keras_deepseek.errors import ExportError, InvalidInputError
 
+_GRAPH, _INITIALIZER = 7, 5
+"""The numbers of two fields in the protocol buffers of ONNX: of a model, and of its graph."""
 _LEAST_BESIDE = 2**20
 """Bytes. Weights of a large graph stay on disk from this size on."""
 
@@ -30,7 +32,7 @@ def load(path: Path) -> tuple[Any, bool]:
     They stay in `path.data`, where the exporter wrote them; the graph has only their shapes.
     """
     onnx = import_package("onnx")
-    if not _data(path).exists():
+    if not is_beside(path):
         return onnx.load(path), False
     model = onnx.load(path, load_external_data=False)
     import_package("onnx.external_data_helper")
@@ -49,14 +51,54 @@ def save(model: Any, path: Path) -> None:
     Weights that are in `path.data` already stay there.
     """
     onnx = import_package("onnx")
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    onnx.save(
-        model,
-        path,
-        save_as_external_data=size > LARGEST_FILE,
-        location=_data(path).name,
-        size_threshold=1024,
-    )
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_FILE:
+        onnx.save(
+            model,
+            path,
+            save_as_external_data=True,
+            location=_data(path).name,
+            size_threshold=1024,
+        )
+        return
+    light, weights = onnx.ModelProto(), model.graph.initializer
+    _copy_fields(model, light, without="graph")
+    _copy_fields(model.graph, light.graph, without="initializer")
+    graph = light.graph.SerializeToString(deterministic=True)
+    light.ClearField("graph")
+    sizes = [tensor.ByteSize() for tensor in weights]
+    length = len(graph) + sum(len(_header(_INITIALIZER, size)) + size for size in sizes)
+    with path.open("wb") as file:  # One weight at a time, so that no copy of all is made.
+        file.write(light.SerializeToString(deterministic=True) + _header(_GRAPH, length) + graph)
+        for tensor, size in zip(weights, sizes, strict=True):
+            file.write(_header(_INITIALIZER, size))
+            file.write(tensor.SerializeToString(deterministic=True))
+
+
+def _copy_fields(source: Any, target: Any, without: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == without:
+            continue
+        if isinstance(value, str | int | float | bytes):
+            setattr(target, field.name, value)
+        elif hasattr(value, "ListFields"):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            getattr(target, field.name).extend(value)
+
+
+def _header(field: int, length: int) -> bytes:
+    """Returns what stands before a message in a protocol buffer: its field and its length."""
+    header = bytearray([field << 3 | 2])  # 2 means bytes of a length.
+    while length >= 1 << 7:  # Seven bits a byte, and an eighth one if more follow.
+        header.append(length % (1 << 7) | 1 << 7)
+        length >>= 7
+    header.append(length)
+    return bytes(header)
+
+
+def is_beside(path: Path) -> bool:
+    """Returns True if the weights of a file are in a second one."""
+    return _data(path).exists()
 
 
 def _data(path: Path) -> Path:

@@ -1,8 +1,9 @@
-"""The routes of an export, one for each backend that can write the format.
+"""The routes of an export: from the traced program, or by each backend that can write the format.
 
-The running backend writes the artifact in this process. Another backend loads the saved model in a
-process of its own (`child.py`), since not every backend's exporter is right for every model. Each
-route writes the artifact and runs it on the samples. `make_artifact.py` compares the outputs.
+A format that writes programs needs no backend's exporter. Else the running backend writes the
+artifact in this process. Another backend loads the saved model in a process of its own
+(`child.py`), since not every backend's exporter is right for every model. Each route writes the
+artifact and runs it on the samples. `make_artifact.py` compares the outputs.
 """
 
 import importlib.util
@@ -41,6 +42,10 @@ class Route(Protocol):
         """The name of the backend that writes the artifact."""
 
     @property
+    def writer(self) -> str:
+        """The backend's name, or `"program"`, for the packages and checks of a format."""
+
+    @property
     def name(self) -> str:
         """The name of the route in reports, such as the backend's."""
 
@@ -61,6 +66,11 @@ class InProcess:
     backend: str
 
     @property
+    def writer(self) -> str:
+        """The name of the backend."""
+        return self.backend
+
+    @property
     def name(self) -> str:
         """The name of the route in reports."""
         return f"the {self.backend} backend"
@@ -69,7 +79,7 @@ class InProcess:
         """Writes the artifact and runs it, in this process."""
         say(f"writing through {self.name}")
         with whole_tracebacks():
-            how = job.export_format.write(job.model, folder)
+            how = self._write(job, folder)
         say(f"running it on {len(job.batches)} batches")
         return replace(self.run(job, folder), how=how)
 
@@ -81,12 +91,41 @@ class InProcess:
             return RouteResult("", None, str(error))
         return RouteResult("", outputs)
 
+    def _write(self, job: ExportJob, folder: Path) -> str:
+        return job.export_format.write(job.model, folder)
+
+
+@dataclass(frozen=True)
+class FromProgram(InProcess):
+    """The route from the model's traced operations, in this process, by no backend's exporter."""
+
+    @property
+    def writer(self) -> str:
+        """The word by which formats know this route."""
+        return "program"
+
+    @property
+    def name(self) -> str:
+        """The name of the route in reports."""
+        return "the traced program"
+
+    def _write(self, job: ExportJob, folder: Path) -> str:
+        several = (batch for batch in job.samples if min(map(len, batch.values())) > 1)
+        example = next(several, job.samples[0])  # Of one row, a size is like that of no axis.
+        how = job.export_format.write_program(job.model, example, folder)
+        return f"{how}, {self.name}"
+
 
 @dataclass(frozen=True)
 class InChild:
     """The route by another backend, in a child process that loads the saved model."""
 
     backend: str
+
+    @property
+    def writer(self) -> str:
+        """The name of the backend."""
+        return self.backend
 
     @property
     def name(self) -> str:
@@ -119,7 +158,7 @@ class InChild:
 def check_packages(export_format: ExportFormat, route: Route) -> None:
     """Raises a `MissingExtraError` before any work if a package of a route is not installed."""
     needed = {route.backend: route.backend}
-    needed |= export_format.packages.get(route.backend, {})
+    needed |= export_format.packages.get(route.writer, {})
     missing = {name: needed[name] for name in needed if importlib.util.find_spec(name) is None}
     if missing:
         extras = ",".join(sorted({*missing.values()}))
@@ -180,4 +219,5 @@ def find_routes(export_format: ExportFormat) -> list[Route]:
     """Returns the routes to an export format, in the order in which they are tried."""
     running = keras.backend.backend()
     backends = export_format.backends or (running,)
-    return [InProcess(name) if name == running else InChild(name) for name in backends]
+    first: list[Route] = [FromProgram(running)] if export_format.writes_programs else []
+    return first + [InProcess(name) if name == running else InChild(name) for name in backends]

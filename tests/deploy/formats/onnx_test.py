@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -104,6 +106,42 @@ def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precisio
     compare_outputs(
         [infer(batch) for batch in sample], OnnxFormat().run(tmp_path, sample), precision
     )
+
+
+def wrong_tanh(writer, node, x):
+    return writer.add("Sigmoid", writer.name(x))
+
+
+@pytest.mark.skipif(not IN_TENSORFLOW, reason="the next route of the others is another process")
+@pytest.mark.parametrize(
+    ("handler", "reason"),
+    [
+        (
+            None,
+            r"operation Tanh of layer 'squash' can't be written as ONNX: the table has no entry",
+        ),
+        (wrong_tanh, "Output 'squash' of batch 0: differs by"),
+    ],
+)
+def test_what_the_table_can_not_write_goes_on_to_the_next_route(
+    tmp_path, monkeypatch, handler, reason
+):
+    from keras_deepseek.deploy.onnx_writer.writer import TABLE
+
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, keras.layers.Dense(3, activation="tanh", name="squash")(x))
+    if handler is None:
+        monkeypatch.delitem(TABLE, "Tanh")
+    else:
+        monkeypatch.setitem(TABLE, "Tanh", handler)
+    report = Exporter(model, "onnx", verbose=0).export(tmp_path / "model")
+    assert report.verified
+    (passed_over,) = report.passed_over
+    assert re.match(f"through the traced program: {reason}", passed_over)
+    monkeypatch.undo()
+    report = Exporter(model, "onnx", verbose=0).export(tmp_path / "model")
+    assert report.passed_over == ()
+    assert report.route.endswith(", the traced program")
 
 
 def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):

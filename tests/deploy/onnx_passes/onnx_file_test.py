@@ -35,6 +35,18 @@ def test_weights_that_one_file_can_not_hold_stand_beside_it(
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ kernel, rtol=1e-5)
 
 
+def test_a_file_holds_all_of_a_model(make_graph, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    kernel = np.random.default_rng(0).normal(size=(4, 300)).astype("float32")
+    empty = np.zeros((0, 4), "float32")
+    graph = make_graph("y = MatMul (x, kernel)", {"kernel": kernel, "empty": empty})
+    graph.producer_name = "keras_deepseek"
+    graph.metadata_props.add(key="name", value="digits")
+    graph.graph.doc_string = "A graph."
+    save(graph, tmp_path / "model.onnx")
+    assert onnx.load(tmp_path / "model.onnx") == graph
+
+
 def test_large_weights_stay_on_disk_and_small_ones_are_read(make_graph, tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(module, "LARGEST_FILE", 1_000)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.deploy import Exporter
-from keras_deepseek.deploy.routes.route import InChild, InProcess, find_routes
+from keras_deepseek.deploy.routes.route import FromProgram, InChild, InProcess, find_routes
 from keras_deepseek.errors import ExportError, NotSupportedError
 
 
@@ -32,6 +32,8 @@ def test_the_backends_of_a_format_are_tried_in_their_order(weights_format):
         InProcess(name) if name == running else InChild(name) for name in export_format.backends
     ]
     assert find_routes(export_format) == expected
+    export_format.writes_programs = True
+    assert find_routes(export_format) == [FromProgram(running), *expected]
 
 
 SCRIPT = """

@@ -1,0 +1,326 @@
+"""Elementwise operations of several tensors as ONNX nodes.
+
+Where frameworks differ, the file computes what NumPy does: a quotient is rounded down without the
+error of the division, a remainder has the divisor's sign, an integer divided by zero is 0, a shift
+by all bits leaves 0. Integers wrap around.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.deploy.onnx_writer.table.elementwise import (
+    elementwise,
+    log1p,
+    promoted,
+    write_formula,
+)
+from keras_deepseek.deploy.onnx_writer.table.operand import Operand, computed_in, where
+from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
+from keras_deepseek.graph.ir import Node
+from keras_deepseek.graph.size_expressions import Size
+
+Binary = Callable[[Operand, Operand], Operand]
+"""A function of two tensors."""
+
+
+def _floor_divide(x: Operand, y: Operand) -> Operand:
+    """Returns the floor of x / y, of floats without the error of the quotient, as NumPy does."""
+    remainder = x.apply("Mod", y, fmod=1)
+    quotient = (x - remainder) / y - _is_off(remainder, y).cast(x.dtype)
+    return where(y.equals(0), x / y, quotient.apply("Round"))
+
+
+def _is_off(remainder: Operand, divisor: Operand) -> Operand:
+    """Returns where a remainder that was rounded towards zero has not the divisor's sign."""
+    return ~remainder.equals(0) & ((remainder < 0) ^ (divisor < 0))
+
+
+def _mod(x: Operand, y: Operand) -> Operand:
+    remainder = x.apply("Mod", y, fmod=1)
+    return where(_is_off(remainder, y), remainder + y, remainder)
+
+
+def _arctan2(y: Operand, x: Operand) -> Operand:
+    are_infinite = y.is_infinite() & x.is_infinite()
+    ratio = where(are_infinite, y.apply("Sign") * x.apply("Sign"), y / x)
+    angle = where(y.equals(0) & x.equals(0), 0, ratio).apply("Atan")
+    half_turn = where(y.is_negative(), y.like(-math.pi), math.pi)
+    return where(x.is_negative(), angle + half_turn, angle)
+
+
+def _hypot(x: Operand, y: Operand) -> Operand:
+    """Returns the root of x² + y², without the overflow of the squares."""
+    longest, shortest = abs(x).maximum(abs(y)), abs(x).minimum(abs(y))
+    ratio = shortest / where(longest.equals(0), 1, longest)
+    length = longest * (ratio * ratio + 1).apply("Sqrt")
+    return where(longest.is_infinite(), longest, length)
+
+
+def _log_add_exp(x: Operand, y: Operand) -> Operand:
+    difference = where(x.equals(y), 0, x - y)  # Of equal infinities too.
+    return x.maximum(y) + log1p((-abs(difference)).apply("Exp"))
+
+
+def _ignoring_nan(kind: str) -> Binary:
+    """Returns the larger or smaller number, and the number rather than NaN."""
+
+    def choose(x: Operand, y: Operand) -> Operand:
+        if not x.is_float:
+            return x.apply(kind, y)
+        return where(x.is_nan(), y, where(y.is_nan(), x, x.apply(kind, y)))
+
+    return choose
+
+
+def _heaviside(x: Operand, at_zero: Operand) -> Operand:
+    return where(x > 0, 1, where(x.equals(0), at_zero, where(x < 0, 0, x)))
+
+
+BINARY: dict[str, Binary] = {
+    "Add": lambda x, y: x + y,
+    "Arctan2": _arctan2,
+    "Divide": lambda x, y: x / y,
+    "DivideNoNan": lambda x, y: where(y.equals(0), 0, x / y),
+    "Fmax": _ignoring_nan("Max"),
+    "Fmin": _ignoring_nan("Min"),
+    "Heaviside": _heaviside,
+    "Hypot": _hypot,
+    "Ldexp": lambda x, y: x * 2**y,
+    "Logaddexp": _log_add_exp,
+    "Logaddexp2": lambda x, y: _log_add_exp(x * math.log(2), y * math.log(2)) * (1 / math.log(2)),
+    "Maximum": lambda x, y: x.maximum(y),
+    "Minimum": lambda x, y: x.minimum(y),
+    "Multiply": lambda x, y: x * y,
+    "Subtract": lambda x, y: x - y,
+    "TrueDivide": lambda x, y: x / y,
+}
+"""Formulas of two tensors. Their output's dtype is a float where they divide."""
+
+
+@handles(*BINARY)
+def binary(writer: Writer, node: Node, x: Any, y: Any, **_: Any) -> None:
+    """Writes a formula of two tensors."""
+    write_formula(writer, node, [x, y], BINARY[node.kind])
+
+
+COMPARISONS: dict[str, Binary] = {
+    "Equal": lambda x, y: x.equals(y),
+    "Greater": lambda x, y: x > y,
+    "GreaterEqual": lambda x, y: x >= y,
+    "Less": lambda x, y: x < y,
+    "LessEqual": lambda x, y: x <= y,
+    "NotEqual": lambda x, y: ~x.equals(y),
+}
+
+
+@handles(*COMPARISONS)
+def compare(writer: Writer, node: Node, x: Any, y: Any) -> None:
+    """Writes a comparison in the dtype to which Keras promotes both."""
+    write_formula(writer, node, [x, y], COMPARISONS[node.kind], promoted([x, y]))
+
+
+@handles("Isclose")
+def is_close(
+    writer: Writer, node: Node, x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8
+) -> None:
+    """Writes a comparison with a tolerance. Infinities are close to themselves."""
+
+    def formula(x: Operand, y: Operand) -> Operand:
+        is_near = (abs(x - y) <= atol + rtol * abs(y)) & ~y.is_infinite()
+        result = x.equals(y) | is_near
+        return result | (x.is_nan() & y.is_nan()) if node.operation.equal_nan else result
+
+    dtype = str(keras.backend.result_type(promoted([x, y]), float))
+    write_formula(writer, node, [x, y], formula, dtype)
+
+
+LOGIC = {"LogicalAnd": "And", "LogicalOr": "Or", "LogicalXor": "Xor"}
+
+
+@handles(*LOGIC)
+def logic(writer: Writer, node: Node, x: Any, y: Any) -> None:
+    """Writes a logical operation of numbers, of which all but 0 are true."""
+    kind = LOGIC[node.kind]
+    elementwise(writer, node, [x, y], lambda *names: writer.add(kind, *names), ["bool", "bool"])
+
+
+@handles("Where")
+def where_(writer: Writer, node: Node, condition: Any, x: Any = None, y: Any = None) -> None:
+    """Writes a choice between two tensors."""
+    if x is None or y is None:
+        raise NoEntryError("Where of a condition alone: the shape depends on the data")
+    dtype = computed_in(node.spec.dtype)
+
+    def build(*names: str) -> str:
+        return writer.cast(writer.add("Where", *names), dtype, node.spec.dtype)
+
+    elementwise(writer, node, [condition, x, y], build, ["bool", dtype, dtype])
+
+
+@handles("Select")
+def select(
+    writer: Writer, node: Node, conditions: Sequence[Any], choices: Sequence[Any], default: Any = 0
+) -> None:
+    """Writes a choice by the first condition that is true."""
+    if promoted([*choices, default]) != node.spec.dtype:
+        raise NoEntryError("Select of several dtypes")
+    dtype, count = computed_in(node.spec.dtype), len(conditions)
+
+    def build(*names: str) -> str:
+        result = names[-1]
+        for index in reversed(range(count)):
+            result = writer.add("Where", names[index], names[count + index], result)
+        return writer.cast(result, dtype, node.spec.dtype)
+
+    dtypes = ["bool"] * count + [dtype] * (count + 1)
+    elementwise(writer, node, [*conditions, *choices, default], build, dtypes)
+
+
+# Integers.
+
+
+def _quotient_and_remainder(x: Operand, y: Operand) -> tuple[Operand, Operand]:
+    """Returns x / y rounded towards zero, and what remains; x / 0 is 0, and nothing remains.
+
+    A processor stops the program at x / 0 and at the lowest number divided by -1.
+    """
+    x = where(y.equals(0), 0, x)
+    is_opposite = y.equals(-1)
+    quotient = where(is_opposite, -x, x) / where(y.equals(0) | is_opposite, 1, y)
+    return quotient, x - quotient * y
+
+
+def _floor_divide_integers(x: Operand, y: Operand) -> Operand:
+    quotient, remainder = _quotient_and_remainder(x, y)
+    return quotient - _is_off(remainder, y).cast(x.dtype)
+
+
+def _mod_integers(x: Operand, y: Operand) -> Operand:
+    remainder = _quotient_and_remainder(x, y)[1]
+    return where(_is_off(remainder, y), remainder + y, remainder)
+
+
+DIVISIONS: dict[str, tuple[Binary, Binary]] = {
+    "FloorDivide": (_floor_divide, _floor_divide_integers),
+    "Fmod": (
+        lambda x, y: x.apply("Mod", y, fmod=1),
+        lambda x, y: _quotient_and_remainder(x, y)[1],
+    ),
+    "Mod": (_mod, _mod_integers),
+}
+"""The formulas of floats and of integers."""
+
+
+@handles(*DIVISIONS)
+def divide_and_round(writer: Writer, node: Node, x: Any, y: Any) -> None:
+    """Writes a quotient without fraction, or the remainder."""
+    dtype, divisors = node.spec.dtype, writer.array(y)
+    if "float" in dtype:
+        formula = DIVISIONS[node.kind][0]
+    elif dtype == "bool":
+        raise NoEntryError(f"{node.kind} of bool")
+    elif divisors is None or isinstance(y, Size) or np.isin(divisors, (0, -1)).any():
+        formula = DIVISIONS[node.kind][1]
+    elif node.kind == "FloorDivide":
+        formula = _floor_divide_by_constant
+    else:
+        formula = _mod_by_constant if node.kind == "Mod" else DIVISIONS["Fmod"][0]
+    write_formula(writer, node, [x, y], formula)
+
+
+def _floor_divide_by_constant(x: Operand, y: Operand) -> Operand:
+    quotient = x / y
+    return quotient - _is_off(x - quotient * y, y).cast(x.dtype)
+
+
+def _mod_by_constant(x: Operand, y: Operand) -> Operand:
+    return x.apply("Mod", y)  # Of the divisor's sign.
+
+
+@handles("Power")
+def power(writer: Writer, node: Node, x: Any, y: Any) -> None:
+    """Writes a power. One of integers is a chain of products: `Pow` would compute it as floats."""
+    if "float" in node.spec.dtype:
+        write_formula(writer, node, [x, y], lambda x, y: x**y)
+        return
+    exponents = writer.array(y)
+    if exponents is None or isinstance(y, Size) or np.unique(exponents).size != 1:
+        raise NoEntryError("Power of integers by a tensor")
+    exponent = int(exponents.flat[0])
+    if exponent < 0 or node.spec.dtype == "bool":
+        raise NoEntryError(f"Power of {node.spec.dtype} by {exponent}")
+    spread = np.zeros(np.shape(exponents), "int32")  # Its shape may be the larger one.
+    write_formula(writer, node, [x, spread], lambda x, zero: _power(x, exponent) + zero)
+
+
+def _power(x: Operand, exponent: int) -> Operand:
+    """Returns x to the power of a number, from its squares."""
+    result, square = None, x
+    while exponent:
+        if exponent % 2:
+            result = square if result is None else result * square
+        exponent //= 2
+        square = square * square if exponent else square
+    return x * 0 + 1 if result is None else result
+
+
+BITS: dict[str, tuple[str, str]] = {
+    "BitwiseAnd": ("BitwiseAnd", "And"),
+    "BitwiseOr": ("BitwiseOr", "Or"),
+    "BitwiseXor": ("BitwiseXor", "Xor"),
+    "BitwiseInvert": ("BitwiseNot", "Not"),
+    "BitwiseNot": ("BitwiseNot", "Not"),
+}
+"""The operators for integers and for bool."""
+
+
+@handles(*BITS)
+def bitwise(writer: Writer, node: Node, *arguments: Any) -> None:
+    """Writes an operation on the bits of integers."""
+    kind = BITS[node.kind][node.spec.dtype == "bool"]
+    elementwise(writer, node, arguments, lambda *names: writer.add(kind, *names))
+
+
+def _shift_left(x: Operand, count: Operand) -> Operand:
+    shifted = x.cast("uint64").apply("BitShift", count.cast("uint64"), direction="LEFT")
+    return where(count < 64, shifted.cast("int64"), 0)  # noqa: PLR2004
+
+
+def _shift_right(x: Operand, count: Operand) -> Operand:
+    """Returns the floor of x / 2^count. `BitShift` has unsigned integers only."""
+    sign = -(x < 0).cast("int64")
+    positive = x.apply("BitwiseXor", sign).cast("uint64")
+    shifted = positive.apply("BitShift", count.minimum(63).cast("uint64"), direction="RIGHT")
+    return shifted.cast("int64").apply("BitwiseXor", sign)
+
+
+SHIFTS: dict[str, Binary] = {
+    "BitwiseLeftShift": _shift_left,
+    "BitwiseRightShift": _shift_right,
+    "LeftShift": _shift_left,
+    "RightShift": _shift_right,
+}
+
+
+@handles(*SHIFTS)
+def shift(writer: Writer, node: Node, x: Any, count: Any) -> None:
+    """Writes a shift of the bits of integers of any sign."""
+    if node.spec.dtype in ("bool", "uint64"):
+        raise NoEntryError(f"{node.kind} of {node.spec.dtype}")
+    write_formula(writer, node, [x, count], SHIFTS[node.kind], "int64")
+
+
+@handles("IsIn")
+def is_in(writer: Writer, node: Node, x: Any, elements: Any) -> str:
+    """Writes whether each number is among those of another tensor."""
+    elements = elements if hasattr(elements, "dtype") else np.asarray(elements)
+    dtype = computed_in(promoted([x, elements]))
+    column = Operand(writer, writer.tensor(x, dtype), dtype).unsqueeze(-1)
+    row = writer.reshape(writer.tensor(elements, dtype), [-1])
+    matches = column.equals(Operand(writer, row, dtype)).cast("int32")
+    is_match = matches.reduce("ReduceSum", [-1]).cast("bool")
+    return (~is_match if node.operation.invert else is_match).name

@@ -1,0 +1,262 @@
+"""Sorting and indices as ONNX nodes.
+
+Equal numbers are sorted by their index. NaN has no place in the order, but `argmax` and `argmin`
+find it, as in NumPy. An index beyond the size is an error when the file runs, as on TensorFlow and
+PyTorch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.deploy.onnx_writer.table.elementwise import promoted
+from keras_deepseek.deploy.onnx_writer.table.operand import (
+    Operand,
+    computed_in,
+    limits,
+    shape_of,
+    where,
+)
+from keras_deepseek.deploy.onnx_writer.table.shapes import full
+from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
+from keras_deepseek.graph.ir import Node, Value
+
+
+def axes_of(axis: int | Sequence[int] | None, rank: int) -> list[int]:
+    """Returns the axes that Keras means, from 0 and in order; `None` means all."""
+    axes = range(rank) if axis is None else [axis] if isinstance(axis, int) else axis
+    return sorted(int(index) % rank for index in axes)
+
+
+def flat_if_no_axis(writer: Writer, name: str, axis: int | None) -> tuple[str, int]:
+    """Returns a tensor and an axis of it: without an axis, the flat tensor's only one."""
+    return (name, axis) if axis is not None else (writer.reshape(name, [-1]), 0)
+
+
+# Sorting.
+
+SORTED_IN = ("float32", "float64", "int32", "int64")
+
+
+def _sorted_in(dtype: str) -> str:
+    """Returns the dtype in which numbers are compared."""
+    dtype = computed_in(dtype)
+    return dtype if dtype in SORTED_IN else "float32"
+
+
+def top_k(writer: Writer, x: Value, k: str, axis: int, largest: bool) -> tuple[str, str]:
+    """Returns the names of the first `k` numbers in order, and of their indices in int64."""
+    return _top_k(writer, writer.name(x), x.dtype, k, axis, largest)
+
+
+def _top_k(
+    writer: Writer, name: str, dtype: str, k: str, axis: int, largest: bool
+) -> tuple[str, str]:
+    compared = _sorted_in(dtype)
+    name = writer.cast(name, dtype, compared)
+    numbers, indices = writer.add_several(
+        "TopK", name, k, axis=axis, largest=int(largest), sorted=1, outputs=2
+    )
+    return writer.cast(numbers, compared, dtype), indices
+
+
+@handles("TopK")
+def top_k_operation(writer: Writer, node: Node, x: Value) -> list[str]:
+    """Writes the largest numbers of the last axis, in order, and their indices."""
+    numbers, indices = top_k(writer, x, writer.size(node.operation.k), -1, largest=True)
+    return [numbers, writer.cast(indices, "int64", node.outputs[1].dtype)]
+
+
+@handles("_OpaqueOperation")
+def opaque_top_k(writer: Writer, node: Node, x: Value, *tensors: Any) -> list[str]:
+    """Writes the framework's own top k, which this package calls."""
+    function = node.operation._function  # noqa: SLF001
+    if getattr(getattr(function, "func", None), "__name__", "") != "top_k" or tensors:
+        raise NoEntryError(f"{function}")
+    numbers, indices = top_k(writer, x, writer.size(function.keywords["k"]), -1, largest=True)
+    return [numbers, writer.cast(indices, "int64", node.outputs[1].dtype)]
+
+
+@handles("InTopK")
+def in_top_k(writer: Writer, node: Node, targets: Value, predictions: Value) -> str:
+    """Writes whether fewer than k predictions are larger than that of the target."""
+    operand = Operand(writer, writer.name(predictions), predictions.dtype)
+    index = writer.add("Unsqueeze", writer.tensor(targets, "int64"), writer.integers(-1))
+    prediction = Operand(
+        writer, writer.add("GatherElements", operand.name, index, axis=-1), operand.dtype
+    )
+    larger = (operand > prediction).cast("int32")
+    return larger.reduce("ReduceSum", [-1]).apply("Less", node.operation.k, dtype="bool").name
+
+
+@handles("Sort", "Argsort")
+def sort(writer: Writer, node: Node, x: Value) -> str:
+    """Writes all numbers in order, or their indices."""
+    name, axis = flat_if_no_axis(writer, writer.name(x), node.operation.axis)
+    is_flat = node.operation.axis is None
+    size = writer.shape_of(name, 0) if is_flat else writer.size(writer.axis_size(x, axis))
+    numbers, indices = _top_k(writer, name, x.dtype, size, axis, largest=False)
+    return numbers if node.kind == "Sort" else writer.cast(indices, "int64", node.spec.dtype)
+
+
+@handles("Argmax", "Argmin")
+def argmax(writer: Writer, node: Node, x: Value) -> str:
+    """Writes the index of the first largest or smallest number."""
+    op, dtype, rank = node.operation, computed_in(x.dtype), len(x.shape)
+    operand, largest = Operand(writer, writer.tensor(x, dtype), dtype), node.kind == "Argmax"
+    if operand.is_float:
+        operand = where(operand.is_nan(), operand.like(np.inf if largest else -np.inf), operand)
+    name, axis = flat_if_no_axis(writer, operand.name, op.axis)
+    if dtype == "int64":  # For which ONNX Runtime has no kernel.
+        index = _top_k(writer, name, dtype, writer.integers(1), axis, largest)[1]
+        index = index if op.keepdims else writer.add("Squeeze", index, writer.integers(axis))
+    else:
+        kind = "ArgMax" if largest else "ArgMin"
+        index = writer.add(kind, name, axis=axis, keepdims=int(op.keepdims))
+    if op.axis is None and op.keepdims:
+        index = writer.reshape(index, [1] * rank)
+    return writer.cast(index, "int64", node.spec.dtype)
+
+
+@handles("SearchSorted", "Digitize")
+def search_sorted(writer: Writer, node: Node, *arguments: Any) -> str:
+    """Writes for each number how many of a sorted list are smaller, or not larger."""
+    if node.kind == "Digitize":
+        numbers, edges = arguments
+        bounds = writer.array(edges)
+        if bounds is not None and (np.diff(bounds) < 0).any():
+            raise NoEntryError("Digitize into falling bins")
+        is_left = False
+    else:
+        (edges, numbers), is_left = arguments, node.operation.side == "left"
+    dtype = computed_in(promoted([edges, numbers]))
+    edge = Operand(writer, writer.tensor(edges, dtype), dtype)
+    column = writer.add("Unsqueeze", writer.tensor(numbers, dtype), writer.integers(-1))
+    operand = Operand(writer, column, dtype)
+    is_passed = ~(edge >= operand) if is_left else ~(edge > operand)  # NaN passes all.
+    return is_passed.cast("int32").reduce("ReduceSum", [-1]).cast(node.spec.dtype).name
+
+
+# Indices.
+
+
+def _index(writer: Writer, indices: Any) -> str:
+    """Returns the name of indices in a dtype that ONNX takes; fractions are cut off."""
+    dtype = indices.dtype if isinstance(indices, Value) else "int64"
+    return writer.tensor(indices, dtype if dtype in ("int32", "int64") else "int64")
+
+
+@handles("OneHot")
+def one_hot(writer: Writer, node: Node, x: Value) -> str:
+    """Writes a comparison with all classes. A number that is none of them matches nothing."""
+    op, dtype = node.operation, computed_in(x.dtype) if "int" in x.dtype else "int64"
+    rank = len(node.spec.shape)
+    axis = op.axis % rank
+    shape = [op.num_classes if other == axis else 1 for other in range(rank)]
+    classes = writer.constant(np.arange(op.num_classes).reshape(shape), dtype)
+    column = writer.add("Unsqueeze", writer.tensor(x, dtype), writer.integers(axis))
+    return writer.cast(writer.add("Equal", column, classes), "bool", node.spec.dtype)
+
+
+@handles("Take")
+def take(writer: Writer, node: Node, x: Any, indices: Any) -> str:
+    """Writes slices by their indices, of which negative ones count from the end."""
+    name, axis = flat_if_no_axis(writer, writer.tensor(x), node.operation.axis)
+    result: str = writer.add("Gather", name, _index(writer, indices), axis=axis)
+    return result
+
+
+@handles("TakeAlongAxis")
+def take_along_axis(writer: Writer, node: Node, x: Any, indices: Any) -> str:
+    """Writes numbers by indices of a tensor of the same rank, which broadcasts to x."""
+    name, axis = flat_if_no_axis(writer, writer.tensor(x), node.operation.axis)
+    index, _ = flat_if_no_axis(writer, _index(writer, indices), node.operation.axis)
+    if node.operation.axis is not None:
+        axis %= len(x.shape)
+        name = _expand_like(writer, x, name, indices, axis)
+        index = _expand_like(writer, indices, index, x, axis)
+    result: str = writer.add("GatherElements", name, index, axis=axis)
+    return result
+
+
+def _expand_like(writer: Writer, argument: Any, name: str, other: Any, axis: int) -> str:
+    """Returns a tensor with the other's sizes in place of 1, but on one axis."""
+    is_expanded = [
+        index != axis and size == 1 != shape_of(other)[index]
+        for index, size in enumerate(shape_of(argument))
+    ]
+    if not any(is_expanded):
+        return name
+    sizes = [
+        writer.axis_size(other if expanded else argument, index)
+        for index, expanded in enumerate(is_expanded)
+    ]
+    result: str = writer.add("Expand", name, writer.sizes(sizes))
+    return result
+
+
+SEGMENTS: dict[str, tuple[str, Callable[[str], float]]] = {
+    "SegmentSum": ("add", lambda _: 0),
+    "SegmentProd": ("mul", lambda _: 1),
+    "SegmentMax": ("max", lambda dtype: -np.inf if "float" in dtype else limits(dtype)[0]),
+    "SegmentMin": ("min", lambda dtype: np.inf if "float" in dtype else limits(dtype)[1]),
+}
+"""The reduction, and the number of a segment that is empty, as on PyTorch and JAX."""
+
+
+@handles(*SEGMENTS)
+def segments(writer: Writer, node: Node, data: Value, segment_ids: Any) -> str:
+    """Writes a reduction of rows by segment. Rows of no segment go to one that is cut off."""
+    count, dtype = node.operation.num_segments, computed_in(node.spec.dtype)
+    if count is None:
+        raise NoEntryError(f"{node.kind} without num_segments: the shape depends on the data")
+    kind, neutral = SEGMENTS[node.kind]
+    sizes = writer.sizes([count + 1, *writer.sizes_of(data)[1:]])
+    initial = full(writer, sizes, neutral(node.spec.dtype), dtype)
+    ids = Operand(writer, writer.tensor(segment_ids, "int64"), "int64")
+    ids = where((ids < 0) | (ids >= count), count, ids)
+    index = writer.add("Unsqueeze", ids.name, writer.integers(1))
+    name = writer.add("ScatterND", initial, index, writer.tensor(data, dtype), reduction=kind)
+    bounds = writer.integers(0), writer.integers(count), writer.integers(0)
+    return writer.cast(writer.add("Slice", name, *bounds), dtype, node.spec.dtype)
+
+
+@handles("ScatterUpdate")
+def scatter_update(writer: Writer, node: Node, x: Any, indices: Any, updates: Any) -> str:
+    """Writes numbers or slices at indices."""
+    *count, depth = shape_of(indices)
+    shape = (*count, *shape_of(x)[int(depth) :])
+    if tuple(map(int, shape_of(updates))) != tuple(map(int, shape)):
+        raise NoEntryError("ScatterUpdate with updates that broadcast")
+    kind = node.operation.reduction or "none"
+    return _scatter(writer, node, writer.tensor(x), indices, updates, kind)
+
+
+@handles("Scatter")
+def scatter(writer: Writer, node: Node, indices: Any, values: Any) -> str:
+    """Writes numbers or slices at indices of zeros, and the sum of those at the same index."""
+    zeros = full(writer, writer.sizes(list(node.operation.shape)), 0, node.spec.dtype)
+    return _scatter(writer, node, zeros, indices, values, "add")
+
+
+def _scatter(writer: Writer, node: Node, name: str, indices: Any, updates: Any, kind: str) -> str:
+    dtype = node.spec.dtype
+    compute = dtype if kind == "none" else computed_in(dtype)
+    inputs = writer.cast(name, dtype, compute), writer.tensor(indices, "int64")
+    numbers = writer.cast(writer.tensor(updates, dtype), dtype, compute)
+    result = writer.add("ScatterND", *inputs, numbers, reduction=kind)
+    return writer.cast(result, compute, dtype)
+
+
+@handles("UnravelIndex")
+def unravel_index(writer: Writer, node: Node, indices: Value) -> list[str]:
+    """Writes the index on each axis of a number of a flat tensor."""
+    shape, dtype = [int(size) for size in node.operation.shape], computed_in(indices.dtype)
+    flat = Operand(writer, writer.tensor(indices, dtype), dtype)
+    flat = where(flat < 0, flat + int(np.prod(shape)), flat)
+    results = []
+    for size in reversed(shape):
+        results.append(flat.apply("Mod", size).cast(node.spec.dtype).name)
+        flat = flat / size
+    return results[::-1]

@@ -1,0 +1,319 @@
+"""Convolutions and pooling as ONNX nodes.
+
+ONNX has the channels first. The result of a convolution keeps that layout until an operation needs
+that of Keras.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.deploy.onnx_writer.writer import (
+    FIRST,
+    LAST,
+    NoEntryError,
+    Writer,
+    handles,
+    numpy_dtype,
+)
+from keras_deepseek.graph.ir import Node, Value
+
+_FLOATS = ("float32", "float16", "bfloat16")
+_MOST_AXES = 3
+
+
+def as_tuple(sizes: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """Returns one size for each spatial axis."""
+    return (sizes,) * rank if isinstance(sizes, int) else tuple(sizes)
+
+
+def spatial(
+    writer: Writer, x: Value, data_format: str | None
+) -> tuple[str, Sequence[int], int, str]:
+    """Returns an image's tensor with the channels first, its sizes, its channels and the layout.
+
+    The layout is the one in which a tensor with the channels first is the value.
+    """
+    if not 0 < len(x.shape) - 2 <= _MOST_AXES:
+        raise NoEntryError(f"images of {len(x.shape) - 2} axes")
+    if (data_format or keras.config.image_data_format()) == "channels_first":
+        return writer.name(x), x.shape[2:], x.shape[1], LAST
+    return writer.name(x, FIRST), x.shape[1:-1], x.shape[-1], FIRST
+
+
+def same_padding(
+    writer: Writer,
+    sizes: Sequence[int],
+    window: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+) -> dict[str, Any]:
+    """Returns the attributes of "same" padding, of which the larger half comes after."""
+    before, after = [], []
+    for size, width, stride, rate in zip(sizes, window, strides, dilation, strict=True):
+        reach = (width - 1) * rate + 1
+        if stride == 1:
+            total = reach - 1
+        elif writer.is_free(size):
+            if stride > width or any(step != 1 for step in dilation):
+                raise NoEntryError("strides beyond the window, or with dilation, on a free axis")
+            return {"auto_pad": "SAME_UPPER"}
+        else:
+            total = max(reach - 1 - (int(size) - 1) % stride, 0)
+        before.append(total // 2)
+        after.append(total - total // 2)
+    return {"pads": [*before, *after]} if any(before + after) else {}
+
+
+def convolve(  # noqa: PLR0913, PLR0917 - what a convolution is.
+    writer: Writer,
+    node: Node,
+    x: Value,
+    kernel: tuple[str, Sequence[int]],
+    groups: int,
+    strides: int | Sequence[int],
+    padding: str,
+    data_format: str | None,
+    dilation: int | Sequence[int],
+    dtype: str,
+    bias: str | None = None,
+) -> tuple[str, str]:
+    """Adds a convolution, and returns its name and layout.
+
+    `kernel` is the name of a kernel in ONNX's order, and its window.
+    """
+    name, window = kernel
+    source, sizes, _, layout = spatial(writer, x, data_format)
+    _check_float(dtype, f"{node.kind}: a convolution")
+    strides, dilation = as_tuple(strides, len(sizes)), as_tuple(dilation, len(sizes))
+    pads = {}
+    if padding == "same":
+        pads = same_padding(writer, sizes, window, strides, dilation)
+    elif padding == "causal":
+        pads = {"pads": [(window[0] - 1) * dilation[0], 0]}
+    result = writer.add(
+        "Conv",
+        writer.cast(source, x.dtype, dtype),
+        name,
+        *([] if bias is None else [bias]),
+        kernel_shape=list(window),
+        strides=list(strides),
+        dilations=list(dilation),
+        group=groups,
+        **pads,
+    )
+    return result, layout
+
+
+def _check_float(dtype: str, what: str) -> None:
+    if dtype not in _FLOATS:
+        raise NoEntryError(f"{what} of {dtype}, which ONNX Runtime does not compute")
+
+
+def kernel_name(
+    writer: Writer,
+    kernel: Value,
+    dtype: str,
+    order: Sequence[int],
+    shape: Sequence[int] | None = None,
+) -> str:
+    """Returns the name of a kernel whose axes were arranged, and then reshaped."""
+    array = writer.array(kernel)
+    if array is not None:
+        array = array.astype(numpy_dtype(dtype)).transpose(order)
+        return writer.constant(array if shape is None else array.reshape(shape))
+    name = writer.transpose(writer.tensor(kernel, dtype), order)
+    if shape is not None:
+        name = writer.add("Reshape", name, writer.integers(*shape))
+    return name
+
+
+def onnx_order(rank: int) -> list[int]:
+    """Returns the order of a kernel's axes in ONNX: outputs, inputs, window."""
+    return [rank + 1, rank, *range(rank)]
+
+
+@handles("Conv")
+def conv(writer: Writer, node: Node, x: Value, kernel: Value) -> None:
+    """Writes `keras.ops.conv`; fewer inputs of the kernel than channels make groups."""
+    operation, dtype = node.operation, node.spec.dtype
+    _, sizes, channels, _ = spatial(writer, x, operation.data_format)
+    rank = len(sizes)
+    result, layout = convolve(
+        writer,
+        node,
+        x,
+        (kernel_name(writer, kernel, dtype, onnx_order(rank)), kernel.shape[:rank]),
+        int(channels) // kernel.shape[rank],
+        operation.strides,
+        operation.padding,
+        operation.data_format,
+        operation.dilation_rate,
+        dtype,
+    )
+    writer.put(Value(node), result, layout)
+
+
+def _depthwise(writer: Writer, node: Node, x: Value, kernel: Value) -> tuple[str, str]:
+    operation, dtype, rank = node.operation, node.spec.dtype, len(x.shape) - 2
+    *window, channels, multiplier = kernel.shape
+    order = [rank, rank + 1, *range(rank)]
+    name = kernel_name(writer, kernel, dtype, order, [channels * multiplier, 1, *window])
+    return convolve(
+        writer,
+        node,
+        x,
+        (name, window),
+        channels,
+        operation.strides,
+        operation.padding,
+        operation.data_format,
+        operation.dilation_rate,
+        dtype,
+    )
+
+
+@handles("DepthwiseConv")
+def depthwise_conv(writer: Writer, node: Node, x: Value, kernel: Value) -> None:
+    """Writes `keras.ops.depthwise_conv`."""
+    result, layout = _depthwise(writer, node, x, kernel)
+    writer.put(Value(node), result, layout)
+
+
+@handles("SeparableConv")
+def separable_conv(
+    writer: Writer, node: Node, x: Value, depthwise_kernel: Value, pointwise_kernel: Value
+) -> None:
+    """Writes `keras.ops.separable_conv`."""
+    rank = len(x.shape) - 2
+    result, layout = _depthwise(writer, node, x, depthwise_kernel)
+    point = kernel_name(writer, pointwise_kernel, node.spec.dtype, onnx_order(rank))
+    result = writer.add("Conv", result, point, kernel_shape=[1] * rank)
+    writer.put(Value(node), result, layout)
+
+
+def conv_transpose(
+    writer: Writer,
+    x: Value,
+    kernel: Value,
+    strides: int | Sequence[int],
+    padding: str,
+    output_padding: int | Sequence[int] | None,
+    data_format: str | None,
+    dilation: int | Sequence[int],
+    dtype: str,
+    bias: str | None = None,
+) -> tuple[str, str]:
+    """Adds a transposed convolution, and returns its name and layout."""
+    source, sizes, _, layout = spatial(writer, x, data_format)
+    _check_float(dtype, "a transposed convolution")
+    rank = len(sizes)
+    window = kernel.shape[:rank]
+    strides, dilation = as_tuple(strides, rank), as_tuple(dilation, rank)
+    extra = (None,) * rank if output_padding is None else as_tuple(output_padding, rank)
+    crops = [
+        _crop(width, stride, rate, padding, beyond)
+        for width, stride, rate, beyond in zip(window, strides, dilation, extra, strict=True)
+    ]
+    result = writer.add(
+        "ConvTranspose",
+        writer.cast(source, x.dtype, dtype),
+        kernel_name(writer, kernel, dtype, onnx_order(rank)),
+        *([] if bias is None else [bias]),
+        kernel_shape=list(window),
+        strides=list(strides),
+        dilations=list(dilation),
+        pads=[*(before for before, _ in crops), *(max(after, 0) for _, after in crops)],
+        output_padding=[max(-after, 0) for _, after in crops],
+    )
+    return result, layout
+
+
+def _crop(
+    width: int, stride: int, rate: int, padding: str, output_padding: int | None
+) -> tuple[int, int]:
+    """Returns how much of a full transposed convolution Keras cuts off before and after.
+
+    Where the second is negative Keras appends zeros.
+    """
+    reach = (width - 1) * rate + 1
+    if padding == "valid":
+        return 0, -(max(stride - reach, 0) if output_padding is None else output_padding)
+    total = reach - stride if output_padding is None else reach - reach % 2 - output_padding
+    padded = 2 * (reach - 1) - total  # In the convolution of the input with zeros between.
+    before = reach - 1 - min((padded + 1) // 2, reach - 1)
+    return before, total - before
+
+
+@handles("MaxPool", "AveragePool")
+def pool(writer: Writer, node: Node, x: Value) -> None:
+    """Writes `keras.ops.max_pool` and `average_pool`.
+
+    An average counts no padding, as on TensorFlow and JAX. Keras on PyTorch repeats the edge where
+    the padding is larger on one side. Of a window of negative infinity alone ONNX Runtime's
+    largest number is the lowest finite one.
+    """
+    operation = node.operation
+    source, sizes, _, layout = spatial(writer, x, operation.data_format)
+    rank = len(sizes)
+    window = as_tuple(operation.pool_size, rank)
+    strides = window if operation.strides is None else as_tuple(operation.strides, rank)
+    pads = {}
+    if operation.padding == "same":
+        pads = same_padding(writer, sizes, window, strides, (1,) * rank)
+    result = _pool(writer, node.kind, source, x.dtype, window, strides=list(strides), **pads)
+    writer.put(Value(node), result, layout)
+
+
+def _pool(
+    writer: Writer, kind: str, name: str, dtype: str, window: Sequence[int], **attributes: Any
+) -> str:
+    compute = dtype
+    if kind == "AveragePool":
+        _check_float(dtype, "an average")
+        attributes["count_include_pad"] = 0
+    elif dtype in ("int16", "int32", "uint16", "uint32"):
+        compute = "float64"
+    elif ("64" in dtype and dtype != "float64") or dtype == "bool":
+        raise NoEntryError(f"MaxPool of {dtype}")
+    name = writer.cast(name, dtype, compute)
+    name = writer.add(kind, name, kernel_shape=list(window), **attributes)
+    return writer.cast(name, compute, dtype)
+
+
+@handles("AdaptiveMaxPool", "AdaptiveAveragePool")
+def adaptive_pool(writer: Writer, node: Node, x: Value) -> None:
+    """Writes pooling to fixed sizes, of windows that may overlap, along one axis at a time."""
+    kind = node.kind.removeprefix("Adaptive")
+    name, sizes, _, layout = spatial(writer, x, node.operation.data_format)
+    if any(writer.is_free(size) for size in sizes):
+        raise NoEntryError("adaptive pooling of a free axis")
+    if len(node.spec.shape) != len(x.shape):  # Keras 3.15, with the channels last.
+        raise NoEntryError("adaptive pooling whose shape Keras does not know")
+    counts = as_tuple(node.operation.output_size, len(sizes))
+    if not any(size % count for size, count in zip(sizes, counts, strict=True)):
+        window = [int(size) // count for size, count in zip(sizes, counts, strict=True)]
+        name = _pool(writer, kind, name, x.dtype, window, strides=window)
+    else:
+        for axis, count in enumerate(counts):
+            name = _pool_axis(writer, kind, name, x.dtype, axis, [*map(int, sizes)], count)
+    writer.put(Value(node), name, layout)
+
+
+def _pool_axis(
+    writer: Writer, kind: str, name: str, dtype: str, axis: int, sizes: Sequence[int], count: int
+) -> str:
+    """Pools one axis: all windows of each width, of which some are taken."""
+    size = sizes[axis]
+    starts = np.arange(count) * size // count
+    widths = -(-np.arange(1, count + 1) * size // count) - starts
+    parts, places, length = [], np.zeros(count, "int64"), 0
+    for width in np.unique(widths).tolist():
+        window = [width if axis == other else 1 for other in range(len(sizes))]
+        parts.append(_pool(writer, kind, name, dtype, window))
+        places = np.where(widths == width, starts + length, places)
+        length += size - width + 1
+    name = parts[0] if len(parts) == 1 else writer.add("Concat", *parts, axis=axis + 2)
+    return writer.add("Gather", name, writer.constant(places, "int64"), axis=axis + 2)

@@ -1,0 +1,135 @@
+"""Arithmetic on the tensors of an ONNX file, written as Python expressions."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Union
+
+import numpy as np
+
+from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, numpy_dtype
+from keras_deepseek.graph.ir import Value
+
+Number = Union["Operand", int, float]
+
+COMPUTED_IN = {
+    "bool": "int32", "int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32",
+    "uint32": "int64",
+}  # fmt: skip
+"""The dtypes for whose arithmetic ONNX Runtime has no kernels, and those that hold all of their
+numbers. A cast back wraps around, as sums and products in the narrow dtype do."""
+
+
+def computed_in(dtype: str) -> str:
+    """Returns the dtype in which to compute, if the result is cast to `dtype`."""
+    if dtype == "uint64":
+        raise NoEntryError("arithmetic in uint64")
+    return COMPUTED_IN.get(dtype, dtype)
+
+
+def shape_of(argument: Any) -> tuple[int, ...]:
+    """Returns the shape of a value, an array, a list or a number."""
+    return argument.shape if isinstance(argument, Value) else np.shape(argument)
+
+
+def limits(dtype: str) -> tuple[float, float]:
+    """Returns the lowest and the highest finite number of a dtype."""
+    if dtype == "bool":
+        return 0, 1
+    if "int" in dtype:
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    highest = 3.3895313892515355e38 if dtype == "bfloat16" else float(np.finfo(dtype).max)
+    return -highest, highest
+
+
+def _operator(kind: str, dtype: str | None = None) -> Callable[["Operand", Number], "Operand"]:
+    return lambda self, other: self.apply(kind, other, dtype=dtype)
+
+
+def _reflected(kind: str) -> Callable[["Operand", Number], "Operand"]:
+    return lambda self, other: self.like(other).apply(kind, self)
+
+
+class Operand:
+    """A tensor of the file in an expression: `2 * x + 1` adds the nodes `Mul` and `Add`.
+
+    Numbers become constants of the other operand's dtype.
+    """
+
+    def __init__(self, writer: Writer, name: str, dtype: str) -> None:
+        self.writer, self.name, self.dtype = writer, name, dtype
+
+    @property
+    def is_float(self) -> bool:
+        """True for a dtype of floats."""
+        return "float" in self.dtype
+
+    def like(self, number: Number) -> "Operand":
+        """Returns a number as a constant of this dtype, and an operand as it is."""
+        if isinstance(number, Operand):
+            return number
+        array = np.array(number).astype(numpy_dtype(self.dtype))
+        return Operand(self.writer, self.writer.constant(array), self.dtype)
+
+    def apply(
+        self, kind: str, *operands: Number, dtype: str | None = None, **attributes: Any
+    ) -> "Operand":
+        """Returns the output of a node, which has this dtype or the one that is named."""
+        names = [self.like(operand).name for operand in operands]
+        name = self.writer.add(kind, self.name, *names, **attributes)
+        return Operand(self.writer, name, dtype or self.dtype)
+
+    def cast(self, dtype: str) -> "Operand":
+        """Returns the operand in another dtype."""
+        return Operand(self.writer, self.writer.cast(self.name, self.dtype, dtype), dtype)
+
+    __add__, __radd__ = _operator("Add"), _reflected("Add")
+    __sub__, __rsub__ = _operator("Sub"), _reflected("Sub")
+    __mul__, __rmul__ = _operator("Mul"), _reflected("Mul")
+    __truediv__, __rtruediv__ = _operator("Div"), _reflected("Div")
+    __pow__, __rpow__ = _operator("Pow"), _reflected("Pow")
+    __lt__, __le__ = _operator("Less", "bool"), _operator("LessOrEqual", "bool")
+    __gt__, __ge__ = _operator("Greater", "bool"), _operator("GreaterOrEqual", "bool")
+    __and__, __or__, __xor__ = _operator("And"), _operator("Or"), _operator("Xor")
+    equals = _operator("Equal", "bool")  # `==` would make operands unhashable.
+    maximum, minimum = _operator("Max"), _operator("Min")
+
+    def __neg__(self) -> "Operand":
+        return self.apply("Neg")
+
+    def __abs__(self) -> "Operand":
+        return self.apply("Abs")
+
+    def __invert__(self) -> "Operand":
+        return self.apply("Not")
+
+    def unsqueeze(self, *axes: int) -> "Operand":
+        """Returns the operand with axes of size 1."""
+        return self.apply("Unsqueeze", Operand(self.writer, self.writer.integers(*axes), "int64"))
+
+    def reduce(self, kind: str, axes: Sequence[int], keepdims: bool = False) -> "Operand":
+        """Returns a reduction; none over no axes, which ONNX would take for all."""
+        if not axes:
+            return self
+        name = self.writer.reduce(kind, self.name, axes, keepdims)
+        return Operand(self.writer, name, self.dtype)
+
+    def is_nan(self) -> "Operand":
+        """Returns where a float is NaN."""
+        return self.apply("IsNaN", dtype="bool")
+
+    def is_infinite(self, **signs: int) -> "Operand":
+        """Returns where a float is infinite."""
+        wide = self if self.dtype == "float64" else self.cast("float32")  # `IsInf` has no float16.
+        return wide.apply("IsInf", dtype="bool", **signs)
+
+    def is_negative(self) -> "Operand":
+        """Returns where the sign bit is set. It tells -0.0 from 0.0."""
+        return (where(self.equals(0), 1 / self, self) if self.is_float else self) < 0
+
+
+def where(condition: Operand, then: Number, otherwise: Number) -> Operand:
+    """Returns `then` where the condition is true. One of both is an operand."""
+    operand = then if isinstance(then, Operand) else otherwise
+    assert isinstance(operand, Operand)
+    return condition.apply(
+        "Where", operand.like(then), operand.like(otherwise), dtype=operand.dtype
+    )
