@@ -120,7 +120,9 @@ def test_a_norm_of_singular_values_is_refused(order):
         check_operation(lambda x: ops.norm(x, order, axis=(1, 2)), X)
 
 
-@pytest.mark.parametrize("function", [ops.inv, ops.cholesky, ops.svd], ids=str)
+@pytest.mark.parametrize(
+    "function", [ops.inv, ops.cholesky, ops.svd], ids=["inv", "cholesky", "svd"]
+)
 def test_what_onnx_lacks_is_refused(function):
     with pytest.raises(NoEntryError):
         check_operation(function, SQUARE)
