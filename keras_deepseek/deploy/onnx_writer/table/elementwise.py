@@ -52,7 +52,9 @@ def promoted(arguments: Sequence[Any]) -> str:
 
 
 def number(writer: Writer, value: float, dtype: str) -> str:
-    """Returns the name of a scalar constant."""
+    """Returns the name of a scalar: a constant, or a size that is computed."""
+    if isinstance(value, Size):
+        return writer.tensor(value, dtype)
     return writer.constant(np.array(value, numpy_dtype(dtype)))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, numpy_dtype
 from keras_deepseek.graph.ir import Value
+from keras_deepseek.graph.size_expressions import Size
 
 Number = Union["Operand", int, float]
 
@@ -63,9 +64,11 @@ class Operand:
         return "float" in self.dtype
 
     def like(self, number: Number) -> "Operand":
-        """Returns a number as a constant of this dtype, and an operand as it is."""
+        """Returns a number or a size in this dtype, and an operand as it is."""
         if isinstance(number, Operand):
             return number
+        if isinstance(number, Size):
+            return Operand(self.writer, self.writer.tensor(number, self.dtype), self.dtype)
         array = np.array(number).astype(numpy_dtype(self.dtype))
         return Operand(self.writer, self.writer.constant(array), self.dtype)
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.deploy.onnx_writer import NoEntryError
-from tests.oracles.operation_case import check_operation
+from tests.oracles.operation_case import as_layer, check_operation
 
 INF, NAN = np.inf, np.nan
 NUMBERS = np.array(
@@ -127,3 +127,8 @@ def test_gelu_is_an_operator_from_opset_20():
 def test_functions_of_integers_without_meaning_are_refused(function, numbers):
     with pytest.raises(NoEntryError):
         check_operation(function, numbers)
+
+
+def test_a_bound_follows_a_free_size():
+    function = as_layer(lambda x: ops.clip(x, 0, ops.shape(x)[1] - 1))
+    check_operation(function, np.full((3, 5), 100, "float32"), free_axes=[1])
