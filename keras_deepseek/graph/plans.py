@@ -27,7 +27,8 @@ from keras_deepseek.graph.model_lock import lock_of
 from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import count_multiply_adds
 from keras_deepseek.graph.program import Program
-from keras_deepseek.graph.sizes import declared_shapes, trace_free, with_sizes
+from keras_deepseek.graph.size_expressions import with_sizes
+from keras_deepseek.graph.sizes import declared_shapes, trace_free
 from keras_deepseek.graph.trace import as_symbols, call_model, describe_error, path_of, trace_model
 from keras_deepseek.graph.verify import (
     Verifier,

@@ -48,8 +48,6 @@ from keras_deepseek.graph.trace_merging import (
 )
 from keras_deepseek.graph.verify import computes_the_same
 
-__all__ = ["FreeAxis", "Size", "declared_shapes", "free_program", "trace_free", "with_sizes"]
-
 _LONG = 4123
 """A length that code with a special case for long sequences treats as long."""
 _LARGEST = 2**16

@@ -247,7 +247,7 @@ def drop_unused(graph: Any) -> bool:
     num_before = len(graph.node) + len(graph.initializer)
     for index, node in reversed(list(enumerate(graph.node))):  # Users come after producers.
         if not any(users[name] for name in node.output):
-            users.subtract(_used_by(node))
+            users.subtract(names_read(node))
             del graph.node[index]
     for index, tensor in reversed(list(enumerate(graph.initializer))):
         if not users[tensor.name]:
@@ -257,11 +257,12 @@ def drop_unused(graph: Any) -> bool:
 
 def _used(graph: Any) -> Iterator[str]:
     for node in graph.node:
-        yield from _used_by(node)
+        yield from names_read(node)
     yield from (value.name for value in graph.output)
 
 
-def _used_by(node: Any) -> Iterator[str]:
+def names_read(node: Any) -> Iterator[str]:
+    """Yields the tensors that a node and the bodies in it read, and those inside of the bodies."""
     yield from (name for name in node.input if name)
     for inner in inner_graphs(node):
         yield from _used(inner)

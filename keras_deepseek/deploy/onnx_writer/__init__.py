@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_deepseek.artifacts import export_arguments
 from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.onnx_writer import layers, table  # noqa: F401 - they register themselves.
@@ -16,7 +17,7 @@ from keras_deepseek.graph.trace import as_symbols, path_of
 
 __all__ = ["NoEntryError", "write_program"]
 
-OPSETS = range(18, 26)
+OPSETS = range(18, export_arguments.OPSETS.stop)
 """The opsets that the table writes."""
 
 

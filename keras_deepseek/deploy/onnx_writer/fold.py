@@ -1,10 +1,10 @@
-"""What is computed before a file is written: constants, equal nodes, factors, convolutions.
+"""Simplifications of a graph before it is written: constants, equal nodes, convolutions.
 
 All functions take and return the nodes of a graph in order. `arrays` holds its constants by name.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from keras_deepseek.deploy.onnx_passes.graph_view import (
     attribute,
     import_package,
     inner_graphs,
+    names_read,
     replace_inputs,
 )
 
@@ -21,14 +22,6 @@ _LARGE = 2**22
 """Bytes from which on a computed constant is left to the runtime, if the file would grow by it."""
 _BFLOAT16 = 16
 _OLD_IR_VERSION = 8
-
-
-def names_read(node: Any) -> Iterator[str]:
-    """Yields the tensors that a node and the bodies in it read, and those inside of the bodies."""
-    yield from (name for name in node.input if name)
-    for inner in inner_graphs(node):
-        yield from (name for inner_node in inner.node for name in names_read(inner_node))
-        yield from (value.name for value in inner.output)
 
 
 def rename(nodes: Sequence[Any], names: dict[str, str]) -> None:
@@ -68,7 +61,7 @@ def merge_equal(nodes: Sequence[Any], outputs: Collection[str]) -> list[Any]:
 
 def fold_constants(
     nodes: Sequence[Any], arrays: dict[str, Array], opset: int, outputs: Collection[str] = ()
-) -> tuple[list[Any], dict[str, Array]]:
+) -> list[Any]:
     """Computes what no input changes, once, by onnxruntime; adds the results to `arrays`."""
     constant_names, constant, variable = set(arrays), [], []
     for node in nodes:
@@ -80,7 +73,7 @@ def fold_constants(
     read = {name for node in variable for name in names_read(node)}
     names = sorted(name for node in constant for name in node.output if name in read)
     if not names:
-        return variable, arrays
+        return variable
     computed = _compute(constant, names, arrays, opset)
     large = {
         name
@@ -89,7 +82,7 @@ def fold_constants(
         and _saved_bytes(drop_unused(constant, [name]), arrays, read) < array.nbytes // 2
     }
     arrays.update({name: array for name, array in computed.items() if name not in large})
-    return [*drop_unused(constant, large), *variable], arrays
+    return [*drop_unused(constant, large), *variable]
 
 
 def _is_constant(node: Any, constant_names: set[str], arrays: dict[str, Array]) -> bool:
@@ -123,8 +116,8 @@ def _compute(
         )
         for name, array in feeds.items()
     ]
-    wanted = [onnx.ValueInfoProto(name=name) for name in names]
-    graph = onnx.helper.make_graph(nodes, "constants", inputs, wanted)
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    graph = onnx.helper.make_graph(nodes, "constants", inputs, outputs)
     model = make_model(graph, opset)
     options = runtime.SessionOptions()
     options.log_severity_level = 4
@@ -144,11 +137,6 @@ def make_model(graph: Any, opset: int) -> Any:
     return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=version)
 
 
-def _makers_and_uses(nodes: Sequence[Any]) -> tuple[dict[str, Any], Counter[str]]:
-    makers = {name: node for node in nodes for name in node.output}
-    return makers, Counter(name for node in nodes for name in names_read(node))
-
-
 def _constant_operand(node: Any, arrays: dict[str, Array]) -> int | None:
     """Returns the index of the float32 constant among the two inputs of a node, else `None`."""
     for index in (0, 1):
@@ -158,70 +146,10 @@ def _constant_operand(node: Any, arrays: dict[str, Array]) -> int | None:
     return None
 
 
-def fold_scales(nodes: Sequence[Any], arrays: dict[str, Array]) -> list[Any]:
-    """Moves a number by which a product is multiplied into the product's weights, in float32.
-
-    `(x W + b) s` becomes `x (W s) + b s`, also where the product is reshaped or transposed.
-    """
-    makers, uses = _makers_and_uses(nodes)
-    names: dict[str, str] = {}
-    remaining = []
-    for node in nodes:
-        rename([node], names)
-        index = _constant_operand(node, arrays) if node.op_type == "Mul" else None
-        factor = None if index is None else arrays[node.input[index]]
-        source = "" if index is None else node.input[1 - index]
-        chain = (
-            [] if factor is None or factor.size != 1 else _weights_of(source, makers, uses, arrays)
-        )
-        if factor is None or not _scale(chain, factor.reshape(-1)[0], arrays):
-            remaining.append(node)
-            continue
-        names[node.output[0]] = source
-        uses[source] = uses[node.output[0]]
-    rename(remaining, names)  # Bodies come before some of the nodes whose outputs they read.
-    return remaining
-
-
-def _weights_of(
-    name: str, makers: dict[str, Any], uses: Counter[str], arrays: dict[str, Array]
-) -> list[tuple[Any, int]]:
-    """Returns the nodes and inputs with the weights of `x W + b`; `[]` if a tensor is no such sum.
-
-    No other node may read the tensors between.
-    """
-    chain: list[tuple[Any, int]] = []
-    while name in makers and uses[name] == 1:
-        node = makers[name]
-        if node.op_type == "MatMul" and node.input[1] in arrays:
-            is_shared = uses[node.input[1]] > 1 and arrays[node.input[1]].nbytes > _LARGE
-            return [] if is_shared else [*chain, (node, 1)]
-        index = _constant_operand(node, arrays) if node.op_type == "Add" else None
-        if index is not None:
-            chain.append((node, index))
-            name = node.input[1 - index]
-        elif node.op_type in ("Reshape", "Transpose"):
-            name = node.input[0]
-        else:
-            break
-    return []
-
-
-def _scale(chain: list[tuple[Any, int]], factor: Array, arrays: dict[str, Array]) -> bool:
-    """Multiplies weights by a factor; returns False, and changes none, if one would be lost."""
-    scaled = [arrays[node.input[index]] * factor for node, index in chain]
-    if not chain or not factor or not all(np.isfinite(array).all() for array in scaled):
-        return False
-    for (node, index), array in zip(chain, scaled, strict=True):
-        name = f"{node.name}/scaled_{len(arrays)}"
-        arrays[name] = array
-        node.input[index] = name
-    return True
-
-
 def fold_into_convolutions(nodes: Sequence[Any], arrays: dict[str, Array]) -> list[Any]:
     """Moves a factor or summand for each channel of a convolution into its weights, in float32."""
-    makers, uses = _makers_and_uses(nodes)
+    makers = {name: node for node in nodes for name in node.output}
+    uses = Counter(name for node in nodes for name in names_read(node))
     names: dict[str, str] = {}
     remaining = []
     for node in nodes:
@@ -235,7 +163,7 @@ def fold_into_convolutions(nodes: Sequence[Any], arrays: dict[str, Array]) -> li
             continue
         names[node.output[0]] = source
         uses[source] = uses[node.output[0]]
-    rename(remaining, names)
+    rename(remaining, names)  # Bodies come before some of the nodes whose outputs they read.
     return remaining
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.deploy.onnx_passes.graph_view import import_package
+from keras_deepseek.deploy.onnx_passes.fusions.products import fold_scales
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, import_package, names_read
 from keras_deepseek.deploy.onnx_writer import fold
 from keras_deepseek.deploy.onnx_writer.writer import TYPES, Writer
 from keras_deepseek.graph.ir import Shape
@@ -40,10 +41,10 @@ def make_file(
     arrays = writer.take_constants()
     nodes = fold.drop_unused(nodes, names)
     if simplified:
-        nodes, _ = fold.fold_constants(nodes, arrays, writer.opset, names)
+        nodes = fold.fold_constants(nodes, arrays, writer.opset, names)
         nodes = fold.drop_unused(fold.merge_equal(nodes, names), names)
     if fused:
-        nodes = fold.fold_into_convolutions(fold.fold_scales(nodes, arrays), arrays)
+        nodes = fold.fold_into_convolutions(nodes, arrays)
     nodes = _name_outputs(nodes, names, {spec.name for spec in signature.inputs})
     axis_names = _axis_names(signature, axes)
     shapes = [
@@ -59,12 +60,14 @@ def make_file(
         for spec, value in zip(signature.outputs, graph.outputs, strict=True)
     ]
     proto = fold.make_model(onnx.helper.make_graph(nodes, "graph", inputs, outputs), writer.opset)
-    read = {name for node in nodes for name in fold.names_read(node)}
+    read = {name for node in nodes for name in names_read(node)}
     for name in [name for name in arrays if name in read]:
         array = arrays.pop(name)
         tensor = proto.graph.initializer.add(name=name, data_type=TYPES[str(array.dtype)])
         tensor.dims.extend(array.shape)
         tensor.raw_data = array.tobytes()
+    if fused:
+        fold_scales(GraphView(proto))
     return proto
 
 

@@ -14,27 +14,9 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.graph_view import import_package
-from keras_deepseek.deploy.onnx_writer.fold import drop_unused, fold_constants
 from keras_deepseek.errors import ExportError, NotSupportedError
 from keras_deepseek.graph.ir import CONSTANT, WEIGHT, Graph, Node, Value
 from keras_deepseek.graph.size_expressions import InputAxis, Size, ValueAxis
-
-__all__ = [
-    "FIRST",
-    "LAST",
-    "LAYERS",
-    "TABLE",
-    "TYPES",
-    "NoEntryError",
-    "Writer",
-    "drop_unused",
-    "fold_constants",
-    "handles",
-    "handles_layer",
-    "numpy_dtype",
-    "to_first",
-    "to_last",
-]
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 """A function `(writer, node, *args, **kwargs)`, with the arguments of the operation.
@@ -154,7 +136,6 @@ class Writer:
         self.layer = ""
         self.nodes: list[Any] = []
         self.constants: Constants = Constants() if outer is None else outer.constants
-        self.initializers = self.constants.arrays
         self._names: dict[Value, dict[str, str]] = {}
         self._arrays: dict[Value, Array | None] = {}
         self._cache: dict[Any, str] = {}
@@ -370,8 +351,8 @@ class Writer:
             return self.size(self.axis_size(expression.value, expression.axis))
         left, right = map(self._expression, (expression.left, expression.right))
         if expression.operator == _DIVISION:  # ONNX rounds towards zero, and its `Mod` as Python.
-            rest = self.add("Mod", left, right)
-            return self.add("Div", self.add("Sub", left, rest), right)
+            remainder = self.add("Mod", left, right)
+            return self.add("Div", self.add("Sub", left, remainder), right)
         return self.add(_ARITHMETIC[expression.operator], left, right)
 
     # Nodes that many handlers need.
@@ -412,18 +393,6 @@ class Writer:
     def reduce(self, kind: str, name: str, axes: Sequence[int], keepdims: Any) -> str:
         """Reduces axes of a tensor."""
         return self.add(kind, name, self.integers(*axes), keepdims=int(keepdims))
-
-    def zero_pads(
-        self,
-        name: str,
-        pads: Sequence[Sequence[int | str]],
-        rank: int,
-        value: str | None = None,
-        mode: str = "constant",
-    ) -> str:
-        """Pads a tensor by a pair of sizes for each axis, with the tensor `value` or by a mode."""
-        before, after = zip(*pads, strict=True)
-        return self.add("Pad", name, self.sizes([*before, *after]), value, mode=mode)
 
     # Operations and layers.
 

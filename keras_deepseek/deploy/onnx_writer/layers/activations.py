@@ -11,7 +11,6 @@ from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import (
     handles_keras_layer,
     put_function,
 )
-from keras_deepseek.deploy.onnx_writer.table.elementwise import number
 from keras_deepseek.deploy.onnx_writer.table.indices import axes_of
 from keras_deepseek.deploy.onnx_writer.table.normalizations import softmax_of
 from keras_deepseek.deploy.onnx_writer.writer import Writer
@@ -67,8 +66,8 @@ def masked_softmax(
         return softmax_of(writer, "Softmax", name, axes)
     is_visible = writer.tensor(mask)
     if mask.dtype != "bool":
-        is_visible = writer.add("Greater", is_visible, number(writer, 0.5, mask.dtype))
-    low = number(writer, -3e4 if dtype == "float16" else -1e9, dtype)
+        is_visible = writer.add("Greater", is_visible, writer.tensor(0.5, mask.dtype))
+    low = writer.tensor(-3e4 if dtype == "float16" else -1e9, dtype)
     scores = writer.add("Where", is_visible, name, low)
     weights = softmax_of(writer, "Softmax", scores, axes)
-    return str(writer.add("Where", is_visible, weights, number(writer, 0, dtype)))
+    return writer.add("Where", is_visible, weights, writer.tensor(0, dtype))

@@ -3,20 +3,20 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.deploy.onnx_passes.graph_view import import_package
+from keras_deepseek.deploy.onnx_writer.fold import drop_unused, fold_constants
 from keras_deepseek.deploy.onnx_writer.writer import (
     LAST,
     TYPES,
+    Handler,
     NoEntryError,
     Writer,
-    drop_unused,
-    fold_constants,
     handles_layer,
 )
 from keras_deepseek.graph.ir import Graph, Node, Spec, Value
@@ -24,13 +24,11 @@ from keras_deepseek.graph.known_code import CannotOpenError
 from keras_deepseek.graph.size_expressions import has_free_axes
 from keras_deepseek.graph.sizes import free_program
 
-_Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
-
-def handles_keras_layer(*kinds: str) -> Callable[[_Handler], _Handler]:
+def handles_keras_layer(*kinds: str) -> Callable[[Handler], Handler]:
     """Registers a handler for layers of Keras by name, not for others of that name."""
 
-    def register(handler: _Handler) -> _Handler:
+    def register(handler: Handler) -> Handler:
         @functools.wraps(handler)
         def handle(writer: Writer, node: Node, *args: Any, **kwargs: Any) -> Any:
             layer = node.operation
@@ -122,17 +120,15 @@ def write_in_place(writer: Writer, graph: Graph, names: Sequence[dict[str, str]]
     """Writes a graph whose inputs have names, by layout, and returns the writer of its values."""
     body = writer.inner(graph)
     body.nodes = writer.nodes
-    _write_nodes(body, graph, names)
+    _write_nodes(body, names)
     return body
 
 
-def _write_nodes(body: Writer, graph: Graph, names: Sequence[dict[str, str]]) -> None:
-    for node, by_layout in zip(graph.inputs, names, strict=True):
+def _write_nodes(body: Writer, names: Sequence[dict[str, str]]) -> None:
+    for node, by_layout in zip(body.graph.inputs, names, strict=True):
         for layout, name in by_layout.items():
             body.put(Value(node), name, layout)
-    for node in graph.nodes():
-        if node.operation is not None:
-            body.write_node(node)
+    body.write_nodes()
 
 
 def put_function(
@@ -170,17 +166,14 @@ def write_loop(
     """
     body = writer.inner(graph)
     inputs = [f"{body.prefix}{index}" for index in range(len(graph.inputs))]
-    _write_nodes(body, graph, [{LAST: name} for name in inputs])
+    _write_nodes(body, [{LAST: name} for name in inputs])
     results = [body.name(value) for value in graph.outputs]
-    nodes, arrays = fold_constants(
-        drop_unused(body.nodes, results), writer.initializers, writer.opset
-    )
+    nodes = fold_constants(drop_unused(body.nodes, results), writer.constants.arrays, writer.opset)
     computed = {*inputs, *(name for node in nodes for name in node.output)}
     if any(node.op_type in ("Scan", "Loop", "If") for node in nodes):
         raise NoEntryError("a loop in a loop")
     if not computed.issuperset(results):
         raise NoEntryError("a loop of which a state or output is constant")
-    writer.initializers.update(arrays)
     body.nodes = nodes
     outputs = [body.add("Identity", name) for name in results]  # Each has a name of its own.
 
@@ -196,7 +189,7 @@ def write_loop(
         [describe(name, Value(node)) for name, node in zip(inputs, graph.inputs, strict=True)],
         [describe(name, value) for name, value in zip(outputs, graph.outputs, strict=True)],
     )
-    names = writer.add_several(
+    return writer.add_several(
         "Scan",
         *states,
         *sequences,
@@ -205,4 +198,8 @@ def write_loop(
         num_scan_inputs=len(sequences),
         scan_input_directions=[int(is_backwards)] * len(sequences),
     )
-    return [names] if isinstance(names, str) else names
+
+
+def swap_time(writer: Writer, name: str, rank: int) -> str:
+    """Exchanges the axes of the batch and the time of a tensor."""
+    return writer.add("Transpose", name, perm=[1, 0, *range(2, rank)])

@@ -46,8 +46,8 @@ def normalization(writer: Writer, node: Node, x: Value) -> None:
 
     def build(value: str, center: str, width: str) -> str:
         if layer.invert:
-            return str(writer.add("Add", center, writer.add("Mul", value, width)))
-        return str(writer.add("Div", writer.add("Sub", value, center), width))
+            return writer.add("Add", center, writer.add("Mul", value, width))
+        return writer.add("Div", writer.add("Sub", value, center), width)
 
     elementwise(writer, node, [x, mean, deviation], build)
 

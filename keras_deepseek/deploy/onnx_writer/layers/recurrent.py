@@ -9,10 +9,10 @@ from keras import tree
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import (
     handles_keras_layer,
+    swap_time,
     trace_function,
     write_loop,
 )
-from keras_deepseek.deploy.onnx_writer.table.elementwise import number
 from keras_deepseek.deploy.onnx_writer.writer import (
     NoEntryError,
     Writer,
@@ -86,7 +86,7 @@ def _states(initial_state: Any) -> list[Value]:
 def _reversed(writer: Writer, name: str) -> str:
     """Reverses the second axis, that of the time."""
     ends = (writer.integers(number) for number in (-1, -(2**63) + 1, 1, -1))
-    return str(writer.add("Slice", name, *ends))
+    return writer.add("Slice", name, *ends)
 
 
 def _weights(writer: Writer, kind: str, cell: keras.Layer) -> list[str]:
@@ -131,10 +131,10 @@ def any_cell(
     dtype = layer.cell.compute_dtype
     states = [Spec((batch, *state.shape[1:]), dtype) for state in tree.flatten(template)]
     steps = [Spec((batch, *features), sequences.dtype)]
-    names = [_time_first(writer, writer.name(sequences), len(sequences.shape))]
+    names = [swap_time(writer, writer.name(sequences), len(sequences.shape))]
     if mask is not None:
         steps.append(Spec((batch,), "bool"))
-        names.append(_time_first(writer, writer.tensor(mask, "bool"), 2))
+        names.append(swap_time(writer, writer.tensor(mask, "bool"), 2))
         if not layer.zero_output_for_mask:  # The output before is one more state.
             output_shape = node.spec.shape[2 if layer.return_sequences else 1 :]
             states.append(Spec((batch, *output_shape), dtype))
@@ -145,11 +145,11 @@ def any_cell(
     begin = begin or _first_states(writer, layer, sequences, dtype)
     if len(begin) < len(states):
         shape = writer.sizes([writer.axis_size(sequences, 0), *states[-1].shape[1:]])
-        begin.append(writer.add("Expand", number(writer, 0, dtype), shape))
+        begin.append(writer.add("Expand", writer.tensor(0, dtype), shape))
     *last, outputs = write_loop(writer, graph, begin, names, is_backwards=bool(layer.go_backwards))
     rank = len(graph.outputs[-1].shape) + 1
     if layer.return_sequences:
-        output = _time_first(writer, outputs, rank)
+        output = swap_time(writer, outputs, rank)
     else:
         output = writer.add("Gather", outputs, writer.constant(np.int64(-1)), axis=0)
     results = [output, *last[: len(tree.flatten(template))]] if layer.return_state else [output]
@@ -208,8 +208,3 @@ def _check_states(outputs: list[Value], states: list[Spec]) -> None:
     for value, spec in zip(outputs, states, strict=False):
         if value.dtype != spec.dtype or value.shape[1:] != spec.shape[1:]:
             raise NoEntryError(f"a cell whose state of {spec} becomes one of {value.shape}")
-
-
-def _time_first(writer: Writer, name: str, rank: int) -> str:
-    """Exchanges the axes of the batch and the time."""
-    return str(writer.add("Transpose", name, perm=[1, 0, *range(2, rank)]))

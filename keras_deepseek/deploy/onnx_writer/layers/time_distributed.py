@@ -7,6 +7,7 @@ import keras
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import (
     handles_keras_layer,
+    swap_time,
     trace_function,
     write_in_place,
     write_loop,
@@ -45,9 +46,9 @@ def time_distributed(
     (output,) = graph.outputs
     cells = {type(inner) for inner in flatten_layers(layer)}
     if not all(kind in _BY_ROW or _is_cell(kind) for kind in cells):
-        steps = writer.add("Transpose", writer.name(x), perm=_time_first(len(x.shape)))
+        steps = swap_time(writer, writer.name(x), len(x.shape))
         (steps,) = write_loop(writer, graph, [], [steps])
-        return str(writer.add("Transpose", steps, perm=_time_first(len(output.shape) + 1)))
+        return swap_time(writer, steps, len(output.shape) + 1)
     rows = writer.reshape(writer.name(x), [-1, *map(int, features)])
     body = write_in_place(writer, graph, [{LAST: rows}])
     sizes = [writer.axis_size(x, 0), writer.axis_size(x, 1), *map(int, output.shape[1:])]
@@ -56,7 +57,3 @@ def time_distributed(
 
 def _is_cell(kind: type) -> bool:
     return kind in (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
-
-
-def _time_first(rank: int) -> list[int]:
-    return [1, 0, *range(2, rank)]

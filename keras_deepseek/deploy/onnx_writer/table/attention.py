@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from keras_deepseek.deploy.onnx_writer.table.elementwise import number
 from keras_deepseek.deploy.onnx_writer.table.shapes import repeat_axis
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
@@ -37,7 +36,7 @@ def attention(
         name = writer.tensor(x, dtype)
         if groups > 1 and key_heads > 1:  # One head is broadcast.
             name = repeat_axis(writer, name, 2, 4, groups, writer.sizes_of(x))
-        return str(writer.add("Transpose", name, perm=perm))
+        return writer.add("Transpose", name, perm=perm)
 
     factor = 1 / math.sqrt(query.shape[3]) if scale is None else scale
     # The query is shorter than the scores, and its product takes in the factor.
@@ -48,11 +47,11 @@ def attention(
         scores = writer.add("Add", scores, writer.tensor(bias, dtype))
     is_visible = _visible(writer, query, key, mask, is_causal=operation.is_causal)
     if is_visible is not None:
-        low = number(writer, _LOWEST.get(dtype, -3.38953e38) * 0.7, dtype)
+        low = writer.tensor(_LOWEST.get(dtype, -3.38953e38) * 0.7, dtype)
         scores = writer.add("Where", is_visible, scores, low)
     weights = writer.add("Softmax", scores, axis=-1)
     result = writer.add("MatMul", weights, by_head(value, [0, 2, 1, 3]))
-    return str(writer.add("Transpose", result, perm=[0, 2, 1, 3]))
+    return writer.add("Transpose", result, perm=[0, 2, 1, 3])
 
 
 def _visible(
@@ -66,10 +65,10 @@ def _visible(
     def positions(value: Value) -> str:
         end = writer.add("Squeeze", writer.size(writer.axis_size(value, 1)), writer.integers(0))
         zero, one = (writer.constant(np.int64(start)) for start in (0, 1))
-        return str(writer.add("Range", zero, end, one))
+        return writer.add("Range", zero, end, one)
 
     rows = writer.add("Unsqueeze", positions(query), writer.integers(1))
-    is_past: str = writer.add("GreaterOrEqual", rows, positions(key))
+    is_past = writer.add("GreaterOrEqual", rows, positions(key))
     if is_visible is not None:
         is_past = writer.add("And", is_visible, is_past)
     return is_past

@@ -51,13 +51,6 @@ def promoted(arguments: Sequence[Any]) -> str:
     return str(keras.backend.result_type(*kinds))
 
 
-def number(writer: Writer, value: float, dtype: str) -> str:
-    """Returns the name of a scalar: a constant, or a size that is computed."""
-    if isinstance(value, Size):
-        return writer.tensor(value, dtype)
-    return writer.constant(np.array(value, numpy_dtype(dtype)))
-
-
 def elementwise(
     writer: Writer,
     node: Node,
@@ -136,8 +129,7 @@ def write_formula(
 # Casts.
 
 IDENTITIES = (
-    "Array", "Cast", "Conjugate", "ConvertToTensor", "Copy", "Dropout", "Identity", "Real",
-    "StopGradient",
+    "Array", "Cast", "Conjugate", "ConvertToTensor", "Copy", "Real", "StopGradient",
 )  # fmt: skip
 
 
@@ -184,7 +176,7 @@ def _gelu(x: Operand, operation: Any) -> Operand:
     if x.writer.opset >= 20:  # noqa: PLR2004
         return x.apply("Gelu", approximate="tanh" if operation.approximate else "none")
     if operation.approximate:  # In the order of nodes that ONNX Runtime fuses.
-        cube = x.apply("Pow", Operand(x.writer, number(x.writer, 3, "float32"), "float32"))
+        cube = x.apply("Pow", Operand(x.writer, x.writer.tensor(3, "float32"), "float32"))
         inner = math.sqrt(2 / math.pi) * (x + 0.044715 * cube)
         return (0.5 * x) * (1 + inner.apply("Tanh"))
     return (x * ((x / math.sqrt(2)).apply("Erf") + 1)) * 0.5
@@ -368,5 +360,4 @@ def glu(writer: Writer, node: Node, x: Value) -> str:
     """Writes a gated linear unit: one half times the sigmoid of the other."""
     axis = node.operation.axis
     linear, gate = writer.add_several("Split", writer.name(x), axis=axis, outputs=2, num_outputs=2)
-    name: str = writer.add("Mul", linear, writer.add("Sigmoid", gate))
-    return name
+    return writer.add("Mul", linear, writer.add("Sigmoid", gate))

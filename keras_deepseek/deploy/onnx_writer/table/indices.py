@@ -163,8 +163,7 @@ def one_hot(writer: Writer, node: Node, x: Value) -> str:
 def take(writer: Writer, node: Node, x: Any, indices: Any) -> str:
     """Writes slices by their indices, of which negative ones count from the end."""
     name, axis = flat_if_no_axis(writer, writer.tensor(x), node.operation.axis)
-    result: str = writer.add("Gather", name, _index(writer, indices), axis=axis)
-    return result
+    return writer.add("Gather", name, _index(writer, indices), axis=axis)
 
 
 @handles("TakeAlongAxis")
@@ -176,8 +175,7 @@ def take_along_axis(writer: Writer, node: Node, x: Any, indices: Any) -> str:
         axis %= len(x.shape)
         name = _expand_like(writer, x, name, indices, axis)
         index = _expand_like(writer, indices, index, x, axis)
-    result: str = writer.add("GatherElements", name, index, axis=axis)
-    return result
+    return writer.add("GatherElements", name, index, axis=axis)
 
 
 def _expand_like(writer: Writer, argument: Any, name: str, other: Any, axis: int) -> str:
@@ -192,8 +190,7 @@ def _expand_like(writer: Writer, argument: Any, name: str, other: Any, axis: int
         writer.axis_size(other if expanded else argument, index)
         for index, expanded in enumerate(is_expanded)
     ]
-    result: str = writer.add("Expand", name, writer.sizes(sizes))
-    return result
+    return writer.add("Expand", name, writer.sizes(sizes))
 
 
 SEGMENTS: dict[str, tuple[str, Callable[[str], float]]] = {

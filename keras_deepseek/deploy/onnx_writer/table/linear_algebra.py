@@ -75,8 +75,8 @@ def _diag(writer: Writer, node: Node, x: Value) -> str:
         return _diagonal_of(writer, x, offset, 0, 1)
     dtype = "int32" if x.dtype == "bool" else x.dtype
     name = flat(writer, x, dtype)
-    pads = [(max(-offset, 0), max(offset, 0))]
-    name = writer.zero_pads(name, pads, 1, writer.constant(0, dtype))
+    pads = writer.integers(max(-offset, 0), max(offset, 0))
+    name = writer.add("Pad", name, pads, writer.constant(0, dtype))
     size = writer.shape_of(name, 0)
     is_diagonal = writer.add(
         "Equal", column_offsets(writer, size, size), writer.constant(np.int64(offset))

@@ -309,11 +309,11 @@ def _pool_axis(
     size = sizes[axis]
     starts = np.arange(count) * size // count
     widths = -(-np.arange(1, count + 1) * size // count) - starts
-    parts, places, length = [], np.zeros(count, "int64"), 0
+    parts, positions, length = [], np.zeros(count, "int64"), 0
     for width in np.unique(widths).tolist():
         window = [width if axis == other else 1 for other in range(len(sizes))]
         parts.append(_pool(writer, kind, name, dtype, window))
-        places = np.where(widths == width, starts + length, places)
+        positions = np.where(widths == width, starts + length, positions)
         length += size - width + 1
     name = parts[0] if len(parts) == 1 else writer.add("Concat", *parts, axis=axis + 2)
-    return writer.add("Gather", name, writer.constant(places, "int64"), axis=axis + 2)
+    return writer.add("Gather", name, writer.constant(positions, "int64"), axis=axis + 2)

@@ -5,7 +5,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.deploy.onnx_writer.table.elementwise import number
 from keras_deepseek.deploy.onnx_writer.table.indices import axes_of
 from keras_deepseek.deploy.onnx_writer.writer import (
     FIRST,
@@ -30,9 +29,9 @@ def softmax(writer: Writer, node: Node, x: Value) -> str:
 def softmax_of(writer: Writer, kind: str, name: str, axes: list[int]) -> str:
     """Adds a `Softmax` or `LogSoftmax`; ONNX has them for a single axis."""
     if len(axes) == 1:
-        return str(writer.add(kind, name, axis=axes[0]))
+        return writer.add(kind, name, axis=axes[0])
     name = writer.add("Sub", name, writer.reduce("ReduceLogSumExp", name, axes, keepdims=True))
-    return str(writer.add("Exp", name)) if kind == "Softmax" else name
+    return writer.add("Exp", name) if kind == "Softmax" else name
 
 
 @handles("Sparsemax")
@@ -41,7 +40,7 @@ def sparsemax(writer: Writer, node: Node, x: Value) -> str:
     dtype, rank = node.spec.dtype, len(x.shape)
     (axis,) = axes_of(node.operation.axis, rank)
     compute = dtype if dtype == "float64" else "float32"
-    name, one = writer.tensor(x, compute), number(writer, 1, compute)
+    name, one = writer.tensor(x, compute), writer.tensor(1, compute)
     size = writer.size(writer.axis_size(x, axis))
     ordered, _ = writer.add_several("TopK", name, size, axis=axis, outputs=2)
     sums = writer.add("CumSum", ordered, writer.constant(np.int64(axis)))
@@ -50,7 +49,7 @@ def sparsemax(writer: Writer, node: Node, x: Value) -> str:
     counts = writer.add("Reshape", counts, writer.integers(-1, *[1] * (rank - 1 - axis)))
     bounds = writer.add("Div", writer.add("Sub", sums, one), counts)
     is_support = writer.add("Greater", ordered, bounds)
-    zero = number(writer, 0, compute)
+    zero = writer.tensor(0, compute)
     total = writer.reduce(
         "ReduceSum", writer.add("Where", is_support, sums, zero), [axis], keepdims=True
     )
@@ -93,7 +92,7 @@ def layer_norm(
         weights = [value for value in (gamma, beta) if value is not None]
         if all(tuple(value.shape) == sizes for value in weights):
             scale = writer.constant(np.ones(sizes, numpy_dtype(dtype)))
-            name: str = writer.add(
+            return writer.add(
                 "LayerNormalization",
                 writer.tensor(x, dtype),
                 scale if gamma is None else writer.tensor(gamma, dtype),
@@ -101,7 +100,6 @@ def layer_norm(
                 axis=axes[0] - rank,
                 epsilon=epsilon,
             )
-            return name
 
     def along_axes(value: Value) -> str:
         name = writer.tensor(value, compute)
@@ -114,7 +112,7 @@ def layer_norm(
     centered = writer.add("Sub", name, writer.reduce("ReduceMean", name, axes, keepdims=True))
     square = writer.add("Mul", centered, centered)
     variance = writer.reduce("ReduceMean", square, axes, keepdims=True)
-    deviation = writer.add("Sqrt", writer.add("Add", variance, number(writer, epsilon, compute)))
+    deviation = writer.add("Sqrt", writer.add("Add", variance, writer.tensor(epsilon, compute)))
     result = writer.add("Div", name if operation.rms_scaling else centered, deviation)
     if gamma is not None:
         result = writer.add("Mul", result, along_axes(gamma))
@@ -136,18 +134,17 @@ def rms_norm(writer: Writer, node: Node, x: Value, scale: Value | None = None) -
         and scale is not None
         and tuple(scale.shape) == sizes
     ):
-        name: str = writer.add(
+        return writer.add(
             "RMSNormalization",
             writer.tensor(x, dtype),
             writer.tensor(scale, dtype),
             axis=axes[0] - rank,
             epsilon=epsilon,
         )
-        return name
     name = writer.tensor(x, compute)  # ONNX Runtime computes this pattern by one kernel.
-    square = writer.add("Pow", name, number(writer, 2, compute))
+    square = writer.add("Pow", name, writer.tensor(2, compute))
     mean = writer.reduce("ReduceMean", square, axes, keepdims=True)
-    root = writer.add("Sqrt", writer.add("Add", mean, number(writer, epsilon, compute)))
+    root = writer.add("Sqrt", writer.add("Add", mean, writer.tensor(epsilon, compute)))
     result = writer.add("Div", name, root)
     if scale is not None:
         result = writer.add("Mul", result, writer.tensor(scale, compute))
@@ -199,9 +196,9 @@ def _factor_and_shift(
     center, width, shift, gain = (
         None if value is None else writer.tensor(value, dtype) for value in statistics
     )
-    root = writer.add("Sqrt", writer.add("Add", width, number(writer, epsilon, dtype)))
-    inverse: str = writer.add("Reciprocal", root)
+    root = writer.add("Sqrt", writer.add("Add", width, writer.tensor(epsilon, dtype)))
+    inverse = writer.add("Reciprocal", root)
     if gain is not None:
         inverse = writer.add("Mul", inverse, gain)
-    moved: str = writer.add("Neg", writer.add("Mul", center, inverse))
+    moved = writer.add("Neg", writer.add("Mul", center, inverse))
     return inverse, moved if shift is None else writer.add("Add", moved, shift)
