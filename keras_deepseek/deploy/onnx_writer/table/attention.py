@@ -2,9 +2,7 @@
 
 import math
 
-import numpy as np
-
-from keras_deepseek.deploy.onnx_writer.table.shapes import repeat_axis
+from keras_deepseek.deploy.onnx_writer.table.shapes import positions, repeat_axis
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
 
@@ -62,13 +60,9 @@ def _visible(
     if not is_causal:
         return is_visible
 
-    def positions(value: Value) -> str:
-        end = writer.add("Squeeze", writer.size(writer.axis_size(value, 1)), writer.integers(0))
-        zero, one = (writer.constant(np.int64(start)) for start in (0, 1))
-        return writer.add("Range", zero, end, one)
-
-    rows = writer.add("Unsqueeze", positions(query), writer.integers(1))
-    is_past = writer.add("GreaterOrEqual", rows, positions(key))
+    queries, keys = (positions(writer, writer.axis_size(x, 1)) for x in (query, key))
+    rows = writer.add("Unsqueeze", queries, writer.integers(1))
+    is_past = writer.add("GreaterOrEqual", rows, keys)
     if is_visible is not None:
         is_past = writer.add("And", is_visible, is_past)
     return is_past

@@ -36,10 +36,6 @@ def _result(node: Node, operand: Operand) -> str:
 @handles("Matmul")
 def matmul(writer: Writer, node: Node, x: Any, y: Any) -> str:
     """Writes a product of stacks of matrices."""
-    return _matmul(writer, node, x, y)
-
-
-def _matmul(writer: Writer, node: Node, x: Any, y: Any) -> str:
     x_operand, y_operand = _operands(writer, node, x, y)
     return _result(node, x_operand.apply("MatMul", y_operand))
 
@@ -50,7 +46,7 @@ def dot(writer: Writer, node: Node, x: Any, y: Any) -> str:
     if not _rank(x) or not _rank(y):
         return _multiply(writer, node, x, y)
     if _rank(y) <= MATRIX_RANK:
-        return _matmul(writer, node, x, y)
+        return matmul(writer, node, x, y)
     return _contract(writer, node, x, y, [_rank(x) - 1], [_rank(y) - 2])
 
 
