@@ -17,7 +17,7 @@ from keras_deepseek.errors import BundleError, ExportError, InvalidInputError, u
 INT8 = "int8"
 PRECISIONS = ("float16", "bfloat16", INT8)
 """The precisions that an artifact may compute in."""
-OPSETS = range(13, 26)
+OPSETS = range(18, 26)
 """The supported versions of ONNX's default operator set."""
 
 

@@ -29,9 +29,7 @@ _PACKAGES = (
     "torch",
     "onnx",
     "tf2onnx",
-    "jax2onnx",
     "onnxscript",
-    "onnxslim",
     "onnxruntime",
 )
 

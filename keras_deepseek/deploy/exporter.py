@@ -97,7 +97,7 @@ class Exporter:
             one is written with the state `failed`, and a warning is issued. Defaults to `"raise"`.
         verbose: `"auto"` or `1` for each stage, on a terminal with its time; `2` for plain lines;
             `0` for nothing. Defaults to `"auto"`.
-        **options: Arguments of the format. Of ONNX: `opset` (integer from 13 to 25, 18),
+        **options: Arguments of the format. Of ONNX: `opset` (integer from 18 to 25, 18),
             `simplified` (boolean, `True`), `fused` (boolean, `True`: fuses operators that ONNX has
             one operator for), `products_in_float16` and `rolled` (booleans, `False`). Of
             SavedModel: `classify` (boolean or names of classes), `regress` (boolean) and `warmup`

@@ -1,6 +1,6 @@
-"""Summary of an exporter's error in one line, with the layer and operator at which it failed.
+"""Summary of an exporter's error in one line, with the layer at which it failed.
 
-Exporters seldom name these. They are found in the frames of the traceback.
+Exporters seldom name it. It is found in the frames of the traceback.
 """
 
 import contextlib
@@ -13,11 +13,6 @@ from types import FrameType
 import keras
 
 from keras_deepseek.errors import KerasDeepSeekError
-
-_COMPILED = ("closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit")
-"""JAX primitives that only contain others."""
-_NODES = ("eqn", "equation", "node")
-"""The names of exporters' local variables that hold the current operator."""
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300
@@ -41,20 +36,14 @@ def whole_tracebacks() -> Iterator[None]:
 
 
 def failure_place(error: BaseException) -> str:
-    """Returns the layer and operator in which an exporter's error was raised; `""` if unknown."""
+    """Returns the layer in which an exporter's error was raised; `""` if it is unknown."""
     layers: list[str] = []
-    operator, scope = "", ""
     traceback = error.__traceback__
     while traceback is not None:
-        frame = traceback.tb_frame
-        if name := _layer_name(frame):
+        if name := _layer_name(traceback.tb_frame):
             layers = [*layers[: layers.index(name)], name] if name in layers else [*layers, name]
-        frame_names = _operator(frame)
-        operator, scope = frame_names[0] or operator, frame_names[1] or scope
         traceback = traceback.tb_next
-    layer_path = "/".join(layers) or scope
-    where = f"in {layer_path!r}" if layer_path else ""
-    return ", ".join(words for words in (where, f"at {operator}" if operator else "") if words)
+    return f"in {'/'.join(layers)!r}" if layers else ""
 
 
 def _layer_name(frame: FrameType) -> str:
@@ -62,24 +51,6 @@ def _layer_name(frame: FrameType) -> str:
     if isinstance(layer, keras.Model) or not isinstance(layer, keras.Layer | keras.Operation):
         return ""
     return str(layer.name)
-
-
-def _operator(frame: FrameType) -> tuple[str, str]:
-    """Returns the operator that an exporter handles in a stack frame, and the layers around it."""
-    for name in _NODES:
-        node = frame.f_locals.get(name) if name in frame.f_code.co_varnames else None
-        if node is None:
-            continue
-        module = type(node).__module__.partition(".")[0]
-        if module == "jax" and hasattr(node, "primitive"):
-            kind, scopes = str(node.primitive.name), str(node.source_info.name_stack).split("/")
-            scopes = [scope for scope in scopes if not scope.endswith(")")]  # Such as `vmap()`.
-            return "" if kind in _COMPILED else kind, "/".join(scopes)
-        if module == "tf2onnx":
-            return str(node.type), str(node.name).rpartition("/")[0]
-        if module == "torch" and hasattr(node, "target"):
-            return str(node.target), ""
-    return "", ""
 
 
 def failure_reason(error: BaseException) -> str:

@@ -189,7 +189,7 @@ def compare_nonfinite(
         for name, precision in _precisions(job, expected).items()
     }
     batches, references = [], {}
-    sample = job.samples[:3][-1]  # The third one, or the last of fewer.
+    sample = job.samples[:2][-1]  # The second one, or the only one.
     for kind, values in _NONFINITE.items():
         batch = _spoil(sample, job, values)
         with contextlib.suppress(Exception), np.errstate(all="ignore"):  # Of any backend.

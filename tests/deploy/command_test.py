@@ -23,12 +23,12 @@ def test_a_file_becomes_a_bundle(digits, tmp_path, tensorflow_installed):
     digits.save(tmp_path / "digits.keras")
     run(
         tmp_path / "digits.keras",
-        *("--format", "onnx", "--opset", "17", "--name", "numbers"),
+        *("--format", "onnx", "--opset", "20", "--name", "numbers"),
         *("-o", tmp_path / "out"),
     )
     manifest = Bundle.open(tmp_path / "out").manifest
     assert (manifest.name, manifest.format) == ("numbers", "onnx")
-    assert "opset 17" in manifest.route
+    assert "opset 20" in manifest.route
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -69,8 +69,8 @@ def test_invalid_arguments_fail_before_keras_is_loaded(tmp_path):
     cases = {
         "Unknown export format 'onxx': did you mean 'onnx'": [model, "--format", "onxx", *out],
         "format 'saved_model': did you": [model, "--benchmark", "--format", "saved_model"],
-        "`opset` must be an integer from 13 to 25; received 12": [*onnx, "--opset", "12"],
-        "from 13 to 25; received 26": [*engine, "--opset", "26"],
+        "`opset` must be an integer from 18 to 25; received 12": [*onnx, "--opset", "12"],
+        "from 18 to 25; received 26": [*engine, "--opset", "26"],
         "--format savedmodel has no --opset. Leave it out, or pass --format onnx or ": [
             *saved_model,
             "--opset",

@@ -47,16 +47,6 @@ def build_dense() -> keras.Model:
 BUILDERS = {"digits": build_digits, "text": build_text, "two heads": build_two_heads}
 
 
-ONNX_WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
-
-
-@pytest.fixture
-def onnx_writer():
-    """Skips a test where the backend that runs can't write ONNX itself."""
-    pytest.importorskip("onnx")
-    pytest.importorskip(ONNX_WRITERS[keras.backend.backend()])
-
-
 @pytest.fixture(params=BUILDERS)
 def model(request):
     return BUILDERS[request.param]()

@@ -25,7 +25,7 @@ ELSEWHERE = "jax" if HERE == "torch" else "torch"
 def test_an_artifact_that_computes_the_same_is_verified(tmp_path, weights_format, job_of):
     artifact = make_artifact(job_of(weights_format()), tmp_path, print)
     assert artifact.verification.state == "verified"
-    assert artifact.verification.num_samples == 3
+    assert artifact.verification.num_samples == 2
     assert artifact.route == "NumPy"
 
 
@@ -131,14 +131,14 @@ def test_of_several_packages_that_are_missing_the_extras_of_the_running_backend_
 ):
     json_spec, running = importlib.util.find_spec("json"), keras.backend.backend()
     other = next(name for name in ("tensorflow", "jax") if name != running)
-    missing = ("onnx", "jax2onnx", other)
+    missing = ("onnx", "orjson", other)
     monkeypatch.setattr(
         route.importlib.util, "find_spec", lambda name: None if name in missing else json_spec
     )
     export_format = weights_format()
     export_format.backends = (other, running)
-    export_format.packages = {running: {"onnx": "onnx", "jax2onnx": "onnx-jax"}}
-    with pytest.raises(ExportError, match=r"`onnx` is not installed. .*\[onnx,onnx-jax\]'$"):
+    export_format.packages = {running: {"onnx": "onnx", "orjson": "serving"}}
+    with pytest.raises(ExportError, match=r"`onnx` is not installed. .*\[onnx,serving\]'$"):
         make_artifact(job_of(export_format), tmp_path, print)
 
 
@@ -230,12 +230,12 @@ def test_an_engine_is_verified_on_the_sizes_of_its_profiles(job, tmp_path, plain
 
 def test_given_samples_are_what_it_is_verified_on(job, tmp_path, plain_tensorrt):
     artifact = make_engine(
-        replace(job, has_random_samples=False), tmp_path, profiles={"batch": (3, 3, 4)}
+        replace(job, has_random_samples=False), tmp_path, profiles={"batch": (3, 3, 3)}
     )
-    assert (artifact.verification.state, artifact.verification.num_samples) == ("verified", 2)
-    assert artifact.route.endswith(", 1 of the 3 batches left out, whose sizes it does not take")
+    assert (artifact.verification.state, artifact.verification.num_samples) == ("verified", 1)
+    assert artifact.route.endswith(", 1 of the 2 batches left out, whose sizes it does not take")
     fitted, note = fit_samples(job)
-    assert (len(fitted.samples), note) == (3, "")
+    assert (len(fitted.samples), note) == (2, "")
 
 
 def test_samples_beyond_all_profiles_verify_nothing(job, tmp_path, plain_tensorrt):

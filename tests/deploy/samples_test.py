@@ -31,7 +31,7 @@ def test_samples_fit_the_model(model):
 def test_batch_sizes_and_lengths_differ(model):
     _, samples = samples_of(model)
     shapes = {next(iter(sample.values())).shape for sample in samples}
-    assert len({shape[0] for shape in shapes}) == len(samples) >= 3
+    assert len({shape[0] for shape in shapes}) == len(samples) == 2
     if model.name == "text":
         assert len({shape[1] for shape in shapes}) == len(samples)
 
@@ -79,7 +79,7 @@ def test_first_row_ends_in_padding_of_masking():
         assert (sample["x"][:, :8] != -1.0).all()
 
 
-@pytest.mark.parametrize(("factor", "lengths"), [(1, [16, 9, 13]), (4, [32, 64, 96]), (17, [])])
+@pytest.mark.parametrize(("factor", "lengths"), [(1, [9, 13]), (4, [64, 96]), (17, [])])
 def test_batches_are_drawn_that_the_model_takes(halving, factor, lengths):
     samples = make_accepted_samples(NamedModel(halving(factor)))
     assert [sample["image"].shape[1] for sample in samples] == lengths
@@ -211,7 +211,7 @@ def test_no_batch_is_longer_than_a_table_of_positions(num_positions):
     batches = [*make_samples(model, signature), *make_optional_samples(model, signature)]
     lengths = [next(iter(batch.values())).shape[1] for batch in batches]
     assert max(lengths) == num_positions
-    assert len(set(lengths)) > 3
+    assert len(set(lengths)) >= 3
 
 
 @pytest.mark.usefixtures("tensorflow_installed")

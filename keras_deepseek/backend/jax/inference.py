@@ -21,28 +21,11 @@ class JaxInference(Inference):
     def compile_inference(
         self, model: NamedModel, find_obstacle: Callable[[], str | None] | None = None
     ) -> InferenceFunction:
-        variables = model.model.variables
+        return _compile(model)
 
-        @jax.jit
-        def run(
-            values: list[jax.Array], inputs: dict[str, jax.Array]
-        ) -> tuple[dict[str, jax.Array], dict[int, jax.Array]]:
-            scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
-            old_values = [scope.get_current_value(variable) for variable in variables]
-            with without_gradients(), scope:
-                outputs = model(inputs)
-            new_values = map(scope.get_current_value, variables)
-            pairs = enumerate(zip(old_values, new_values, strict=True))
-            return outputs, {number: new for number, (old, new) in pairs if new is not old}
-
-        def infer(inputs: dict[str, Array]) -> dict[str, Array]:
-            # The weights are arguments, not constants, so that the next call sees a change.
-            outputs, assigned = run([variable.value for variable in variables], inputs)
-            for number, value in assigned.items():
-                variables[number].assign(value)
-            return {name: np.asarray(array) for name, array in outputs.items()}
-
-        return infer
+    def plain_inference(self, model: NamedModel) -> InferenceFunction:
+        # Each batch of another shape is compiled, and few follow it.
+        return _compile(model, {"xla_backend_optimization_level": 0})
 
     def compile_with_state(
         self,
@@ -79,6 +62,32 @@ class JaxInference(Inference):
             .at[rows, slots]
             .set(update, mode="promise_in_bounds", unique_indices=True)
         )
+
+
+def _compile(model: NamedModel, options: dict[str, Any] | None = None) -> InferenceFunction:
+    variables = model.model.variables
+
+    def run(
+        values: list[jax.Array], inputs: dict[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], dict[int, jax.Array]]:
+        scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+        old_values = [scope.get_current_value(variable) for variable in variables]
+        with without_gradients(), scope:
+            outputs = model(inputs)
+        new_values = map(scope.get_current_value, variables)
+        pairs = enumerate(zip(old_values, new_values, strict=True))
+        return outputs, {number: new for number, (old, new) in pairs if new is not old}
+
+    compiled = jax.jit(run, compiler_options=options)
+
+    def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+        # The weights are arguments, not constants, so that the next call sees a change.
+        outputs, assigned = compiled([variable.value for variable in variables], inputs)
+        for number, value in assigned.items():
+            variables[number].assign(value)
+        return {name: np.asarray(array) for name, array in outputs.items()}
+
+    return infer
 
 
 def _commit(device: jax.Device, value: Any) -> Any:

@@ -1,8 +1,7 @@
 """Fixes of Keras's operations and layers, for symbols and free axes."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -95,8 +94,3 @@ def _join(x: Any) -> Any:
     """Merges the batch axis and the time axis of a tensor."""
     num_rows, length, *sizes = ops.shape(x)
     return ops.reshape(x, (num_rows * length, *sizes))
-
-
-def temporary_moments(moments: Callable[..., Any]) -> AbstractContextManager[None]:
-    """Returns a context manager in which Keras on PyTorch uses another `moments` function."""
-    return temporary_attributes(keras.src.backend.torch.nn, moments=moments)

@@ -121,8 +121,8 @@ class Inference(abc.ABC):
         return function(*tensors)
 
 
-class Export(abc.ABC):
-    """The interface for writing a model in file formats of other runtimes."""
+class Export:
+    """The interface for writing a model in file formats of other runtimes, where it can."""
 
     def write_saved_model(
         self, model: NamedModel, path: str, signatures: ServingSignatures
@@ -130,9 +130,6 @@ class Export(abc.ABC):
         """Writes a model as a SavedModel folder, or raises `NotSupportedError`."""
         raise NotSupportedError(f"{framework_name()} can't write a SavedModel itself.")
 
-    @abc.abstractmethod
     def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
-        """Writes a model as an ONNX file of at most operator set `opset`.
-
-        Raises `NotSupportedError` if the framework can't write this model.
-        """
+        """Writes a model as an ONNX file of an operator set, or raises `NotSupportedError`."""
+        raise NotSupportedError(f"{framework_name()} can't write ONNX itself.")

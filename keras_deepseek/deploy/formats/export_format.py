@@ -35,8 +35,9 @@ class ExportFormat(ABC):
             of its own, to which a registered format is sent by `cloudpickle`. Defaults to `()`: the
             running backend alone.
         writes_programs: boolean. Whether `write_program` is defined: the format can be written from
-            the traced operations of a model, by no backend's exporter. That is tried before the
-            backends, in this process. Defaults to `False`.
+            the traced operations of a model, by no backend's exporter. That is tried first, in this
+            process; then the running backend, or the first of `backends` if it is none of them.
+            Defaults to `False`.
         packages: dict. For each backend the modules that writing needs, each with the extra that
             brings it; for `"program"` those of `write_program`. Where a module is missing, that way
             is skipped. Defaults to `{}`.

@@ -14,28 +14,17 @@ from keras_deepseek.backend.tensor_values import count_bytes, fits_one_file
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
-from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
-from keras_deepseek.deploy.onnx_passes.fusions import fuse
-from keras_deepseek.deploy.onnx_passes.fusions.attention import fuse_attention
-from keras_deepseek.deploy.onnx_passes.fusions.roll_normalizations import roll_normalizations
+from keras_deepseek.deploy.onnx_passes.attention import add_masks, fuse_attention
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, all_nodes, import_package
-from keras_deepseek.deploy.onnx_passes.kernel_differences import keep_nan, wrap_integers
-from keras_deepseek.deploy.onnx_passes.onnx_file import (
-    check_names,
-    check_operators,
-    is_beside,
-    load,
-    raise_opset,
-    rename,
-    save,
-    simplify,
-)
+from keras_deepseek.deploy.onnx_passes.keep_nan import keep_nan
+from keras_deepseek.deploy.onnx_passes.onnx_file import check_names, is_beside, rename, save
 from keras_deepseek.deploy.onnx_passes.precision import (
     check_bfloat16,
     products_in_float16,
     quantize,
     to_bfloat16,
 )
+from keras_deepseek.deploy.onnx_passes.roll_normalizations import roll_normalizations
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 _COMMON_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
@@ -46,19 +35,16 @@ _LOSING_NAN = {
 
 
 class OnnxFormat(ExportFormat):
-    """The ONNX format: written from the traced program, or by a backend's exporter.
+    """The ONNX format: written from the traced program.
 
-    The table of `onnx_writer` writes a file of the program. Where it can't, the exporter of a
-    backend writes one, and graph passes repair it.
+    The table of `onnx_writer` writes the file. Where it can't, the exporter of PyTorch or
+    TensorFlow writes one, which stays as it is but for names and precision.
 
     Args:
-        opset: From 13 to 25. The table writes 18 and above. ONNX's converter raises the file of an
-            exporter that writes a lower one.
-        simplified: Whether constants are folded and nodes that do nothing are removed.
-        fused: Whether several operators become one, if ONNX has one for them: `LayerNormalization`,
-            from opset 20 on `Gelu`, from 23 on `RMSNormalization` and, up to 24, `Attention`; an
-            `Einsum` of two tensors becomes `MatMul`; and factors move into weights. The table
-            writes an operation of Keras that ONNX has as one operator so in any case.
+        opset: From 18 to 25.
+        simplified: Whether constants are folded and equal nodes are merged.
+        fused: Whether factors move into weights, masks become sums, and, at the opsets 23 and 24,
+            attention becomes `Attention`.
         calibration: Batches by input name. If given, products compute in int8, by their ranges.
         products_in_float16: Whether products that an export in float16 leaves in float32 compute in
             float16 as well, as TensorRT requires for GPUs of compute capability 7.5.
@@ -69,14 +55,13 @@ class OnnxFormat(ExportFormat):
     name = "onnx"
     suffix = ".onnx"
     entry = "model.onnx"
-    backends = ("tensorflow", "jax", "torch")
+    backends = ("tensorflow", "torch")
     writes_programs = True
     packages = MappingProxyType(
         {
             "program": _COMMON_PACKAGES,
-            "tensorflow": _COMMON_PACKAGES | {"tf2onnx": "onnx"},
-            "jax": _COMMON_PACKAGES | {"jax2onnx": "onnx-jax"},
-            "torch": _COMMON_PACKAGES | {"onnxscript": "onnx"},
+            "tensorflow": _COMMON_PACKAGES | {"tf2onnx": "onnx-fallback"},
+            "torch": _COMMON_PACKAGES | {"onnxscript": "onnx-fallback"},
         }
     )
 
@@ -111,7 +96,7 @@ class OnnxFormat(ExportFormat):
             )
         if fits_one_file(model.model):
             return
-        if name not in ("torch", "program"):
+        if name != "program":
             raise NotSupportedError(
                 "its exporter writes one file, which holds 2 GB, and the weights have "
                 f"{count_bytes(model.model.variables) / 1e9:.1f} GB"
@@ -127,31 +112,16 @@ class OnnxFormat(ExportFormat):
             )
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Writes `model.onnx` by the running backend's exporter, and repairs it."""
-        import_package("onnxruntime")  # Verification needs it: without it, nothing is begun.
+        """Writes `model.onnx` by the exporter of the running backend."""
         path = folder / self.entry
         written = self._written_model(model)
         backend.current().export.write_onnx(written, str(path), self.opset)
-        proto, is_large = load(path)
-        check_operators(proto)
+        proto = import_package("onnx").load(path)
         rename(proto.graph, model.signature)
-        num_written = len(proto.graph.node)
-        if self.simplified and not is_large:
-            proto = simplify(proto)
-        proto = raise_opset(proto, self.opset)
-        wrap_integers(proto)
-        keep_nan(GraphView(proto))
-        if self.fused:
-            fuse(proto)
-        proto = self._change_precision(proto, model)
-        make_canonical(proto)
-        self._save(proto, model, path)
-        beside = ", its weights beside it" if is_large else ""
-        return f"{self._describe_file(proto)} of {num_written}{beside}{self._describe_rows()}"
+        return self._finish(proto, model, path)
 
     def write_program(self, model: NamedModel, batch: Batch, folder: Path) -> str:
         """Writes `model.onnx` from the program of the model, by the table of operations."""
-        import_package("onnxruntime")
         from keras_deepseek.deploy.onnx_writer import write_program
 
         proto = write_program(
@@ -164,12 +134,9 @@ class OnnxFormat(ExportFormat):
         view = GraphView(proto)
         keep_nan(view)
         if self.fused:
+            add_masks(view)
             fuse_attention(view)
-        proto = self._change_precision(proto, model)
-        path = folder / self.entry
-        self._save(proto, model, path)
-        beside = ", its weights beside it" if is_beside(path) else ""
-        return f"{self._describe_file(proto)}{beside}{self._describe_rows()}"
+        return self._finish(proto, model, folder / self.entry)
 
     def _written_model(self, model: NamedModel) -> NamedModel:
         """Returns the model in float16 in place of bfloat16, which not every exporter writes.
@@ -190,13 +157,17 @@ class OnnxFormat(ExportFormat):
             roll_normalizations(GraphView(proto))
         return proto
 
-    def _save(self, proto: Any, model: NamedModel, path: Path) -> None:
+    def _finish(self, proto: Any, model: NamedModel, path: Path) -> str:
+        """Writes a file in the precision of the model; returns what it is."""
+        import_package("onnxruntime")  # Verification needs it.
+        proto = self._change_precision(proto, model)
         self._describe(proto, model)
         save(proto, path)
         import_package("onnx").checker.check_model(path)
-
-    def _describe_file(self, proto: Any) -> str:
-        return f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes"
+        beside = ", its weights beside it" if is_beside(path) else ""
+        return (
+            f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes{beside}{self._describe_rows()}"
+        )
 
     def _describe_rows(self) -> str:
         if self.calibration is None:
@@ -223,7 +194,7 @@ class OnnxFormat(ExportFormat):
         return lambda sample: dict(zip(names, session.run(None, sample), strict=True))
 
     def operators_losing_nan(self, folder: Path) -> Sequence[str]:
-        proto, _ = load(folder / self.entry)
+        proto = import_package("onnx").load(folder / self.entry, load_external_data=False)
         return sorted({node.op_type for node in all_nodes(proto.graph)} & _LOSING_NAN)
 
     def _describe(self, proto: Any, model: NamedModel) -> None:

@@ -20,7 +20,7 @@ from keras_deepseek.deploy.formats.onnx import OnnxFormat
 class OpenVINOFormat(ExportFormat):
     """The OpenVINO format: `model.xml` and `model.bin`, converted from ONNX, run on the CPU.
 
-    `opset`, from 13 to 25, is that of the ONNX file.
+    `opset`, from 18 to 25, is that of the ONNX file.
     """
 
     name = "openvino"

@@ -140,7 +140,7 @@ class GraphView:
 
     def constant(self, name: str) -> Array | None:
         """Returns the array of a weight or `Constant` node; `None` if a tensor is not constant."""
-        if name in self._weights and not is_on_disk(self._weights[name]):
+        if name in self._weights:
             return self.onnx.numpy_helper.to_array(self._weights[name])  # type: ignore[no-any-return]
         node = self.producer(name, "Constant")
         if node is not None and node.attribute[0].name == "value":
@@ -234,11 +234,6 @@ def in_both_orders(node: Any) -> Iterator[tuple[str, str]]:
     first, second = node.input
     yield first, second
     yield second, first
-
-
-def is_on_disk(tensor: Any) -> bool:
-    """Returns True if a weight's values are in a second file and not in the graph."""
-    return bool(tensor.data_location == import_package("onnx").TensorProto.EXTERNAL)
 
 
 def drop_unused(graph: Any) -> bool:

@@ -1,55 +1,19 @@
-"""Steps between the file that an exporter writes and the passes: reading, checks, names, opset.
+"""Names of an ONNX graph, and its file. Weights that one file can't hold are in a second one."""
 
-Large weights may be in a second file.
-"""
-
-import logging
 from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.tensor_values import LARGEST_FILE
-from keras_deepseek.deploy.failure_reason import failure_reason
-from keras_deepseek.deploy.onnx_passes.graph_view import (
-    all_nodes,
-    import_package,
-    inner_graphs,
-    is_on_disk,
-)
-from keras_deepseek.errors import ExportError, InvalidInputError
+from keras_deepseek.deploy.onnx_passes.graph_view import import_package, inner_graphs
+from keras_deepseek.errors import InvalidInputError
 
 _GRAPH, _INITIALIZER = 7, 5
 """The numbers of two fields in the protocol buffers of ONNX: of a model, and of its graph."""
-_LEAST_BESIDE = 2**20
-"""Bytes. Weights of a large graph stay on disk from this size on."""
-
-_logger = logging.getLogger(__name__)
-
-
-def load(path: Path) -> tuple[Any, bool]:
-    """Reads an ONNX graph; returns it, and True if its large weights were left on disk.
-
-    They stay in `path.data`, where the exporter wrote them; the graph has only their shapes.
-    """
-    onnx = import_package("onnx")
-    if not is_beside(path):
-        return onnx.load(path), False
-    model = onnx.load(path, load_external_data=False)
-    import_package("onnx.external_data_helper")
-    for tensor in model.graph.initializer:
-        external_data = {entry.key: entry.value for entry in tensor.external_data}
-        if is_on_disk(tensor) and int(external_data["length"]) < _LEAST_BESIDE:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-            tensor.ClearField("external_data")
-            tensor.data_location = onnx.TensorProto.DEFAULT
-    return model, True
 
 
 def save(model: Any, path: Path) -> None:
-    """Writes a graph as `path`, and its weights as `path.data` if one file can't hold them.
-
-    Weights that are in `path.data` already stay there.
-    """
+    """Writes a graph as `path`, and its weights as `path.data` if one file can't hold them."""
     onnx = import_package("onnx")
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_FILE:
         onnx.save(
@@ -103,26 +67,6 @@ def is_beside(path: Path) -> bool:
 
 def _data(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
-
-
-def check_operators(model: Any) -> None:
-    """Raises an `ExportError` that names each operator missing from the graph's opset.
-
-    The message also has their layers. tf2onnx only logs operators that it can't convert, and writes
-    them by TensorFlow's name.
-    """
-    onnx = import_package("onnx")
-    version = next(entry.version for entry in model.opset_import if not entry.domain)
-    lacking: dict[str, str] = {}
-    for node in all_nodes(model.graph):
-        if not node.domain and not onnx.defs.has(node.op_type, version, ""):
-            lacking.setdefault(node.op_type, node.name.rpartition("/")[0])
-    if lacking:
-        named = (f"{kind} in {layer!r}" if layer else kind for kind, layer in lacking.items())
-        raise ExportError(
-            f"its exporter can't write {', '.join(named)} as ONNX (opset {version} has no such "
-            "operator)"
-        )
 
 
 def rename(graph: Any, signature: Signature) -> None:
@@ -181,42 +125,3 @@ def _rename_tensors(graph: Any, new_names: dict[str, str], used_names: set[str])
             _rename_tensors(inner, new_names, used_names)
     for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         value.name = new_name(value.name)
-
-
-def simplify(model: Any) -> Any:
-    """Returns a graph simplified by onnxslim, or the given graph if onnxslim fails."""
-    onnx, onnxslim = import_package("onnx"), import_package("onnxslim")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    try:
-        simple = onnxslim.slim(copy)
-        _put_back_inputs(simple.graph, model.graph)
-        onnx.checker.check_model(simple)
-    except Exception as error:  # noqa: BLE001 - whatever fails, the given graph is right.
-        _logger.warning("The ONNX graph is not simplified, because onnxslim failed: %s", error)
-        return model
-    return simple
-
-
-def _put_back_inputs(simple: Any, graph: Any) -> None:
-    inputs = {value.name: value for value in simple.input}
-    all_inputs = [inputs.get(value.name, value) for value in graph.input]
-    copies = [type(value).FromString(value.SerializeToString()) for value in all_inputs]
-    del simple.input[:]
-    simple.input.extend(copies)
-
-
-def raise_opset(model: Any, opset: int) -> Any:
-    """Converts a graph to a newer opset; returns it unchanged if it has that opset."""
-    (written,) = {entry.version for entry in model.opset_import if not entry.domain}
-    if written == opset:
-        return model
-    onnx = import_package("onnx")
-    import_package("onnx.version_converter")
-    try:
-        return onnx.version_converter.convert_version(model, opset)
-    except Exception as error:  # The converter's C++ code raises several types.
-        raise ExportError(
-            f"It was written with opset {written}, and onnx {onnx.__version__} can't convert that "
-            f"to the requested opset {opset}: {failure_reason(error)}. Pass opset={written}."
-        ) from error

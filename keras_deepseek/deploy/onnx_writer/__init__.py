@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts import export_arguments
 from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.onnx_writer import layers, table  # noqa: F401 - they register themselves.
@@ -17,9 +16,6 @@ from keras_deepseek.graph.trace import as_symbols, path_of
 
 __all__ = ["NoEntryError", "write_program"]
 
-OPSETS = range(18, export_arguments.OPSETS.stop)
-"""The opsets that the table writes."""
-
 
 def write_program(
     model: NamedModel, batch: Batch, opset: int, *, simplified: bool = True, fused: bool = True
@@ -27,12 +23,8 @@ def write_program(
     """Returns the `onnx.ModelProto` of a model, traced on symbols like a batch.
 
     Raises:
-        NoEntryError: The table lacks an operation or the opset, or a free size is not understood.
+        NoEntryError: The table lacks an operation, or a free size is not understood.
     """
-    if opset not in OPSETS:
-        raise NoEntryError(
-            f"the table writes the opsets {OPSETS[0]} to {OPSETS[-1]}, and {opset} was requested"
-        )
     with model.temporary_precision():
         graph, axes = _trace(model, as_symbols(model.pack_inputs(batch)))
     for node, spec in zip(graph.inputs, model.signature.inputs, strict=True):

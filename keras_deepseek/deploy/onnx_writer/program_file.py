@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.deploy.onnx_passes.fusions.products import fold_scales
+from keras_deepseek.deploy.onnx_passes.fold_scales import fold_scales
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, import_package, names_read
 from keras_deepseek.deploy.onnx_writer import fold
 from keras_deepseek.deploy.onnx_writer.writer import TYPES, Writer

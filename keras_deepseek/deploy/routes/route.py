@@ -219,5 +219,10 @@ def find_routes(export_format: ExportFormat) -> list[Route]:
     """Returns the routes to an export format, in the order in which they are tried."""
     running = keras.backend.backend()
     backends = export_format.backends or (running,)
-    first: list[Route] = [FromProgram(running)] if export_format.writes_programs else []
+    if export_format.writes_programs:
+        fallback = running if running in backends else backends[0]
+        first: list[Route] = [FromProgram(running)]
+        backends = (fallback,)
+    else:
+        first = []
     return first + [InProcess(name) if name == running else InChild(name) for name in backends]

@@ -11,7 +11,6 @@ from keras_deepseek.backend.keras_private.fixes import (
     fixed_batch_norm,
     fixed_resize,
     fixed_time_distributed,
-    temporary_moments,
 )
 
 
@@ -114,17 +113,3 @@ def test_a_graph_computes_what_the_layer_is_meant_to(distributed):
     expected = backend.current().inference.plain_inference(named)({"x": batch})["output_0"]
     received = backend.current().inference.compile_inference(named)({"x": batch})["output_0"]
     np.testing.assert_allclose(received, expected, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="It is that of PyTorch.")
-def test_a_normalization_calls_the_function():
-    def moments(x, axes, keepdims=False, synchronized=False):
-        calls.append(axes)
-        return keras.ops.zeros((3,)), keras.ops.ones((3,))
-
-    calls = []
-    layer = keras.layers.BatchNormalization()
-    with temporary_moments(moments):
-        layer(np.ones((2, 3)), training=True)
-    layer(np.ones((2, 3)), training=True)
-    assert len(calls) == 1

@@ -4,9 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek import backend
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.compare_outputs import compare_outputs
 from keras_deepseek.backend import tensor_values
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter
@@ -23,12 +21,17 @@ from keras_deepseek.errors import (
 IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
-@pytest.mark.skipif(not IN_TENSORFLOW, reason="the others know 18 and more")
-@pytest.mark.parametrize("opset", [13, 18, 19, 25])
+def write(export_format, model, folder, precision=None):
+    """Writes an ONNX file from the program of a model."""
+    named = NamedModel(model, precision)
+    return export_format.write_program(named, make_samples(model, named.signature)[1], folder)
+
+
+@pytest.mark.parametrize("opset", [18, 25])
 def test_names_and_free_axes_are_the_models(digits, tmp_path, opset):
     import onnx
 
-    OnnxFormat(opset).write(NamedModel(digits), tmp_path)
+    write(OnnxFormat(opset), digits, tmp_path)
     proto = onnx.load(tmp_path / "model.onnx")
     assert [entry.version for entry in proto.opset_import if not entry.domain] == [opset]
     graph = proto.graph
@@ -45,23 +48,24 @@ def test_names_and_free_axes_are_the_models(digits, tmp_path, opset):
     }
 
 
-@pytest.mark.skipif(not IN_TENSORFLOW, reason="PyTorch writes the fused operator by itself")
 @pytest.mark.parametrize("fused", [True, False])
-def test_operators_are_fused_or_left_as_written(tmp_path, fused):
+def test_masked_attention_is_fused_or_left_as_written(tmp_path, fused):
     import onnx
 
-    x = keras.Input((None, 4), name="x")
-    model = keras.Model(x, keras.layers.LayerNormalization()(x))
-    OnnxFormat(fused=fused).write(NamedModel(model), tmp_path)
+    tokens = keras.Input((None,), name="tokens", dtype="int32")
+    x = keras.layers.Embedding(50, 16, mask_zero=True)(tokens)
+    x = keras.layers.MultiHeadAttention(2, 8)(x, x)
+    model = keras.Model(tokens, keras.layers.Dense(12, activation="gelu")(x))
+    write(OnnxFormat(opset=23, fused=fused), model, tmp_path)
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
-    assert (kinds == {"LayerNormalization"}) == fused
+    assert ("Attention" in kinds, "Softmax" in kinds) == (fused, not fused)
+    assert Exporter(model, "onnx", opset=23, fused=fused, verbose=0).export(tmp_path / "m").verified
 
 
-@pytest.mark.skipif(not IN_TENSORFLOW, reason="tf2onnx writes a choice as a sum of products")
 def test_unchosen_values_may_be_infinite(tmp_path):
     x = keras.Input((4,), name="x")
     chosen = keras.ops.where(x > 0, keras.ops.log(keras.ops.maximum(x, 0.0)), 0.0)
-    OnnxFormat().write(NamedModel(keras.Model(x, chosen)), tmp_path)
+    write(OnnxFormat(), keras.Model(x, chosen), tmp_path)
     (outputs,) = OnnxFormat().run(tmp_path, [{"x": np.array([[-1.0, 0.0, 1.0, 2.0]], "float32")}])
     np.testing.assert_allclose(outputs["output_0"], [[0, 0, 0, np.log(2)]], atol=1e-6)
 
@@ -73,14 +77,13 @@ def build_encoder() -> keras.Model:
     return keras.Model(tokens, keras.layers.Dense(12, activation="gelu")(x))
 
 
-def test_a_backend_that_writes_one_file_is_passed_over_for_large_weights(monkeypatch):
+def test_weights_beyond_one_file_are_written_by_the_table_alone(monkeypatch):
     encoder = NamedModel(build_encoder())
     OnnxFormat().check_backend(encoder, "tensorflow")
     monkeypatch.setattr(tensor_values, "LARGEST_FILE", 1_000)
-    for name in ("tensorflow", "jax"):
-        with pytest.raises(NotSupportedError, match=r"one file, which holds 2 GB, and .* 0\.0 GB"):
-            OnnxFormat().check_backend(encoder, name)
-    OnnxFormat().check_backend(encoder, "torch")
+    with pytest.raises(NotSupportedError, match=r"one file, which holds 2 GB, and .* 0\.0 GB"):
+        OnnxFormat().check_backend(encoder, "torch")
+    OnnxFormat().check_backend(encoder, "program")
     for export_format, model in (
         (OnnxFormat(), encoder.in_precision("bfloat16")),
         (OnnxFormat(calibration=[]), encoder),
@@ -89,23 +92,7 @@ def test_a_backend_that_writes_one_file_is_passed_over_for_large_weights(monkeyp
         with pytest.raises(
             NotSupportedError, match=r"is not supported for weights beyond the 2 GB"
         ):
-            export_format.check_backend(model, "torch")
-
-
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others write one file")
-@pytest.mark.parametrize("precision", [None, "float16"])
-def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precision):
-    monkeypatch.setattr(tensor_values, "LARGEST_FILE", 1_000)
-    monkeypatch.setattr(onnx_file, "_LEAST_BESIDE", 1_024)
-    encoder = build_encoder()
-    named = NamedModel(encoder, precision)
-    assert OnnxFormat().write(named, tmp_path).endswith(", its weights beside it")
-    assert (tmp_path / "model.onnx.data").stat().st_size > 1_000
-    sample = make_samples(encoder, named.signature)
-    infer = backend.current().inference.plain_inference(NamedModel(encoder))
-    compare_outputs(
-        [infer(batch) for batch in sample], OnnxFormat().run(tmp_path, sample), precision
-    )
+            export_format.check_backend(model, "program")
 
 
 def wrong_tanh(writer, node, x):
@@ -150,7 +137,7 @@ def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
 
     monkeypatch.setattr(graph_view.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnx\]"):
-        OnnxFormat().write(NamedModel(digits), tmp_path)
+        write(OnnxFormat(), digits, tmp_path)
 
 
 def test_missing_kernels_of_onnxruntime_are_no_verification_by_another(tmp_path):
@@ -232,13 +219,13 @@ OVERFLOWING = {
 
 @pytest.mark.filterwarnings("ignore:NotImplemented should not be used")  # Keras 3.13, of `trace`.
 @pytest.mark.parametrize("name", OVERFLOWING)
-def test_integers_wrap_around_as_in_keras(name, tmp_path, onnx_writer):
+def test_integers_wrap_around_as_in_keras(name, tmp_path):
     x = keras.Input((4,), dtype="int32", name="x")
     model = keras.Model(x, OVERFLOWING[name](x))
     numbers = np.array([[2**30, 2**30, 2**30, 2**31 - 1], [70000, 70000, -(2**31), 3]], "int32")
     expected = keras.ops.convert_to_numpy(model(keras.ops.convert_to_tensor(numbers)))
     assert np.any(expected != np.clip(OVERFLOWING_EXACTLY[name](numbers), -(2**31), 2**31 - 1))
-    OnnxFormat().write(NamedModel(model), tmp_path)
+    write(OnnxFormat(), model, tmp_path)
     (outputs,) = OnnxFormat().run(tmp_path, [{"x": numbers}])
     assert outputs["output_0"].dtype == expected.dtype
     np.testing.assert_array_equal(outputs["output_0"], expected)

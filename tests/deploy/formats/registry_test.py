@@ -75,9 +75,9 @@ def test_an_unknown_option_is_named_with_those_that_there_are():
 
 def test_options_of_an_engine_and_of_its_onnx_are_told_apart(plain_tensorrt):
     engine_options = {"profiles": {"batch": (1, 1, 1)}, "flavor": "tensorrt"}
-    chosen = registry.choose_format("tensorrt", {"opset": 17, **engine_options})
+    chosen = registry.choose_format("tensorrt", {"opset": 20, **engine_options})
     assert chosen.options == engine_options
-    assert chosen.source.options == {"opset": 17, "rolled": True}
+    assert chosen.source.options == {"opset": 20, "rolled": True}
     assert chosen.export_format.sample_shapes(SIGNATURE) == [{"x": (1, 4)}]
 
 

@@ -163,7 +163,7 @@ def test_the_report_and_the_bundle_say_what_the_engine_is_for(
             {"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 128)},
         ],
         precision="float16",
-        opset=17,
+        opset=20,
         verbose=False,
     ).export(tmp_path / "engine")
     assert report.verification.state == "unverified"
@@ -248,7 +248,7 @@ def test_what_can_not_be_parsed_is_named(tmp_path, num_gpus):
         ({"compute_capabilities": ("75",)}, "precision='float16'"),
         ({"compute_capabilities": ("75", "86"), "precision": "float16"}, "received 75, 86"),
         ({"profiles": {"batch_size": (1, 2, 3)}}, "did you mean 'batch'"),
-        ({"opset": 7}, "from 13 to 25"),
+        ({"opset": 7}, "from 18 to 25"),
         ({"flavour": "rtx"}, "option of tensorrt 'flavour': did you mean 'flavor'"),
     ],
 )

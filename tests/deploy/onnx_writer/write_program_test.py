@@ -196,5 +196,3 @@ def test_an_error_names_the_operation_and_its_layer():
         write(unsupported)
     with pytest.raises(NoEntryError, match=r"layer 'noise' \(Drawing\) .* draws random numbers"):
         write(keras.Model(x, Drawing(name="noise")(x)))
-    with pytest.raises(NoEntryError, match="opsets 18 to 25, and 17 was requested"):
-        write(keras.Model(x, ops.exp(x)), opset=17)

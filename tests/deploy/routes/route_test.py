@@ -33,7 +33,9 @@ def test_the_backends_of_a_format_are_tried_in_their_order(weights_format):
     ]
     assert find_routes(export_format) == expected
     export_format.writes_programs = True
-    assert find_routes(export_format) == [FromProgram(running), *expected]
+    assert find_routes(export_format) == [FromProgram(running), InProcess(running)]
+    export_format.backends = tuple(name for name in ("torch", "jax") if name != running)
+    assert find_routes(export_format)[1:] == [InChild(export_format.backends[0])]
 
 
 SCRIPT = """
@@ -114,7 +116,7 @@ def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_install
     assert stages == [
         "starting a TensorFlow process",
         "writing, in a TensorFlow process",
-        "running it on 3 batches, in a TensorFlow process",
+        "running it on 2 batches, in a TensorFlow process",
     ]
     assert "saved_model.pb" in os.listdir(folder)
     for sample, outputs in zip(job.samples, result.outputs, strict=True):

@@ -132,8 +132,6 @@ def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path, task):
 
 @pytest.mark.nightly
 def test_a_model_that_has_one_is_exported_and_computes_the_same(tmp_path):
-    if keras.backend.backend() == "jax":
-        pytest.importorskip("jax2onnx")
     model = keras.Sequential(
         [
             keras.Input((4,), dtype="int32", name="tokens"),

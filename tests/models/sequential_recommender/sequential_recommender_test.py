@@ -206,8 +206,6 @@ def test_what_is_served_is_exported_and_recommends_the_same(tmp_path):
         "scores": (None, 5),
     }
     assert serving_model.input["item_ids"].shape == (None, 6)
-    if keras.backend.backend() == "jax":
-        pytest.importorskip("jax2onnx")
     form = "savedmodel" if keras.backend.backend() == "tensorflow" else "onnx"
     Exporter(serving_model, form, verbose=False).export(tmp_path / "bundle")
     histories = [[0, 0, 0, 2, 8, 3], [1, 2, 3, 4, 5, 6]]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.attention import add_masks
+from keras_deepseek.deploy.onnx_passes.attention import add_masks
 
 INPUTS = "float[N,H,Q,K] scores, float[N,H,K,D] values, bool[M,1,1,K] mask"
 OUTPUTS = "float[A,B,C,E] y"
@@ -38,19 +38,10 @@ def test_the_softmax_of_keras(parse, check_pass, batches):
     assert "y" in outputs  # The other makes what is added, of the mask's shape.
 
 
-@pytest.mark.parametrize("opset", [13, 17, 20])
+@pytest.mark.parametrize("opset", [18, 20])
 def test_at_other_opsets(parse, check_pass, batches, opset):
     model = parse(BY_KERAS, INPUTS, OUTPUTS, WEIGHTS, opset=opset)
     assert check_pass(add_masks, model, batches)[0] == 1
-
-
-def test_the_attention_of_keras_on_tensorflow(parse, check_pass, batches):
-    nodes = """shape = Shape (scores)  ones = Expand (yes, shape)  both = And (ones, mask)
-        """ + BY_ATTENTION.replace("(mask,", "(both,")
-    weights = WEIGHTS.replace("-1000000000", "-2.3726709e38")
-    model = parse(nodes, INPUTS, OUTPUTS, weights)
-    num_replaced, operators = check_pass(add_masks, model, batches)
-    assert (num_replaced, operators["And"], operators["Expand"]) == (1, 0, 0)
 
 
 def test_layers_share_what_they_add(parse, check_pass, batches):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.products import fold_scales
+from keras_deepseek.deploy.onnx_passes.fold_scales import fold_scales
 
 KERNEL = ", ".join(str((-1) ** index * 0.25 * index) for index in range(24))
 WEIGHTS = f"""float[4,6] kernel = {{{KERNEL}}}, float[2,3] bias = {{1, -2, 3, -4, 5, -6}},

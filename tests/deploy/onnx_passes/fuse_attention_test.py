@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.attention import fuse_attention
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
+from keras_deepseek.deploy.onnx_passes.attention import fuse_attention
 
 INPUTS = "float[N,2,Q,4] q, float[N,2,K,4] k, float[N,2,K,4] v"
 MASK = "float[M,1,R,K] mask"
@@ -84,51 +83,6 @@ def test_without_a_factor_and_with_a_quotient(parse, check_pass, batches):
     assert check_pass(fuse_attention, model, batches) == (1, {"Attention": 1})
 
 
-GROUPED = """
-    parted_k = Unsqueeze (k, axis)
-    tiled_k = Tile (parted_k, times)
-    joined_k = Reshape (tiled_k, heads)
-    parted_v = Unsqueeze (v, axis)
-    tiled_v = Tile (parted_v, times)
-    joined_v = Reshape (tiled_v, heads)
-    keys = Transpose <perm = [0, 2, 3, 1]> (joined_k)
-    values = Transpose <perm = [0, 2, 1, 3]> (joined_v)
-    product = MatMul (q, keys)
-    scores = Mul (product, scale)
-    probabilities = Softmax <axis = -1> (scores)
-    y = MatMul (probabilities, values)
-"""
-GROUPED_INPUTS = "float[N,4,Q,3] q, float[N,K,2,3] k, float[N,K,2,3] v"
-GROUPED_WEIGHTS = WEIGHTS + (
-    ", int64[1] axis = {3}, int64[5] times = {1,1,1,2,1}, int64[4] heads = {0,0,4,3}"
-)
-
-
-@pytest.fixture
-def grouped_batches(draw):
-    return [
-        draw(q=(batch, 4, queries, 3), k=(batch, keys, 2, 3), v=(batch, keys, 2, 3))
-        for batch, queries, keys in LENGTHS
-    ]
-
-
-def test_heads_of_a_group_are_not_repeated(parse, check_pass, grouped_batches):
-    model = parse(GROUPED, GROUPED_INPUTS, OUTPUTS, GROUPED_WEIGHTS, opset=23)
-    expected = (1, {"Transpose": 2, "Attention": 1})
-    assert check_pass(fuse_attention, model, grouped_batches) == expected
-
-
-def test_heads_that_alternate_are(parse, check_pass, grouped_batches):
-    # Repeated before the heads, they stand as 0, 1, 0, 1, and a group has its heads side by side.
-    nodes = GROUPED
-    weights = GROUPED_WEIGHTS.replace("axis = {3}", "axis = {2}").replace(
-        "{1,1,1,2,1}", "{1,1,2,1,1}"
-    )
-    model = parse(nodes, GROUPED_INPUTS, OUTPUTS, weights, opset=23)
-    num_replaced, operators = check_pass(fuse_attention, model, grouped_batches)
-    assert (num_replaced, operators["Tile"]) == (1, 2)
-
-
 CHANGES = {
     "a softmax over the queries": ("axis = -1", "axis = 2"),
     "a softmax over the heads": ("axis = -1", "axis = 1"),
@@ -164,12 +118,3 @@ def test_three_axes_stay(parse, check_pass, draw):
     model = parse(nodes, inputs, "float[A,B,C] y", WEIGHTS, opset=23)
     batches = [draw(q=(2, 3, 4), k=(2, 5, 4), v=(2, 5, 4))]
     assert check_pass(fuse_attention, model, batches)[0] == 0
-
-
-def test_an_exporters_own_gets_the_mask_that_onnxruntime_takes(parse, run_all, batches):
-    nodes = "y = Attention <scale = 0.5> (q, k, v, mask)"
-    fused = parse(nodes, f"{INPUTS}, {MASK}", OUTPUTS, WEIGHTS, opset=23)
-    plain = parse(MASKED, f"{INPUTS}, {MASK}", OUTPUTS, WEIGHTS, opset=23)
-    assert fuse_attention(GraphView(fused)) == 0
-    for arrays in with_masks(batches, MASKS["of the keys"]):
-        np.testing.assert_allclose(run_all(fused, arrays)[0], run_all(plain, arrays)[0], atol=1e-6)

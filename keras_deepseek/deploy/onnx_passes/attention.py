@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.deploy.onnx_passes.fusions.sizes import read_repeated, read_shape
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, in_both_orders
 
 _NO_SCORE = 1e9
@@ -28,8 +27,6 @@ _NOTHING_LEFT = 1e30
 
 _OPSETS = (23, 24)
 _RANK = 4
-_REPEATED_AXIS = 3
-"""The axis along which each head is repeated, in keys of shape (batch, length, heads, 1, size)."""
 
 
 def add_masks(view: GraphView) -> int:
@@ -55,7 +52,6 @@ def _add_mask(
         return None
     replaced = [node for node in (zeroing, softmax, choice) if node is not None]
     mask, scores, hidden_score = choice.input
-    mask = _without_ones(view, mask, scores)
     shape = view.shape(mask)
     if not view.are_only_used_within(replaced, product) or shape is None:
         return None
@@ -100,25 +96,13 @@ def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) ->
     return is_same_mask and number <= -_NO_SCORE
 
 
-def _without_ones(view: GraphView, mask: str, scores: str) -> str:
-    """Returns a mask without the operand of `And` that is true everywhere."""
-    both = view.producer(mask, "And")
-    for other, expanded in (both.input, reversed(both.input)) if both is not None else ():
-        value = read_repeated(view, expanded, scores)
-        if value is not None and value.all():
-            return str(other)
-    return mask
-
-
 def _find_any(view: GraphView, mask: str, output: str) -> list[Any]:
     """Returns nodes that compute, for each row of scores, whether its mask leaves a key visible."""
     numbers, most = f"{output}_numbers", f"{output}_most"
     axes = view.add_weight(np.array([-1], "int64"), "last_axis")
-    is_input = view.opset >= 18  # noqa: PLR2004 - since then, the axes are an input
-    options = {} if is_input else {"axes": [-1]}
     return [
         view.node("Cast", [mask], numbers, to=view.onnx.TensorProto.FLOAT),
-        view.node("ReduceMax", [numbers, axes] if is_input else [numbers], most, **options),
+        view.node("ReduceMax", [numbers, axes], most),
         view.node("Cast", [most], output, to=view.onnx.TensorProto.BOOL),
     ]
 
@@ -132,13 +116,9 @@ class _Scores:
 
 
 def fuse_attention(view: GraphView) -> int:
-    """Replaces scaled dot-product attention by `Attention`.
-
-    Keys and values whose heads are repeated for groups of queries are taken before the repetition.
-    """
+    """Replaces scaled dot-product attention by `Attention`."""
     if view.opset not in _OPSETS:
         return 0
-    view.rewrite(_fit_mask, "Attention")
     return view.rewrite(_fuse, "MatMul")
 
 
@@ -159,21 +139,14 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
         return None
     prefix = last.output[0]
     keys, key_nodes = _turn_keys(view, keys, f"{prefix}__keys")
-    values, value_nodes = last.input[1], []
-    shared_keys, shared_values = _find_shared(view, keys, key_nodes), _find_shared(view, values, [])
-    # `Attention` shares keys and values among query heads itself, if both are repeated alike.
-    if shared_keys and shared_values and shared_keys[1:] == shared_values[1:]:
-        keys, values = f"{prefix}__keys", f"{prefix}__values"
-        key_nodes = [_transpose(view, shared_keys[0], keys)]
-        value_nodes = [_transpose(view, shared_values[0], values)]
-    inputs, mask_nodes = [queries, keys, values], []
+    inputs, mask_nodes = [queries, keys, last.input[1]], []
     if scores.mask:
         if view.dtype(scores.mask) != view.dtype(queries):
             return None
         mask_nodes = _expand_mask(view, scores.mask, queries, keys, prefix)
         inputs.append(mask_nodes[-1].output[0])
     fused = view.node("Attention", inputs, prefix, scale=scores.scale)
-    return [*key_nodes, *value_nodes, *mask_nodes, fused]
+    return [*key_nodes, *mask_nodes, fused]
 
 
 def _find_scores(view: GraphView, name: str) -> _Scores | None:
@@ -220,53 +193,6 @@ def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]
     if order == sorted(order):
         return source, []
     return output, [view.node("Transpose", [source], output, perm=order)]
-
-
-def _find_shared(view: GraphView, name: str, nodes: list[Any]) -> tuple[str, int] | None:
-    """Returns keys or values before a repetition of their heads, and the repetition count."""
-    transposed = nodes[0] if nodes else view.producer(name, "Transpose")
-    if transposed is None or list(attribute(transposed, "perm", [])) != [0, 2, 1, 3]:
-        return None
-    joined = view.producer(transposed.input[0], "Reshape")
-    tiled = view.producer(joined.input[0], "Tile", "Expand") if joined is not None else None
-    parted = view.producer(tiled.input[0], "Unsqueeze") if tiled is not None else None
-    if (
-        joined is None
-        or tiled is None
-        or parted is None
-        or read_shape(view, parted.input[1]) != [_REPEATED_AXIS]
-    ):
-        return None
-    shape, repeated_shape = view.shape(parted.input[0]), view.shape(joined.output[0])
-    repeats = read_shape(view, tiled.input[1])
-    if shape is None or len(shape) != _RANK or repeats is None or len(repeats) != _RANK + 1:
-        return None
-    times = repeats.pop(_REPEATED_AXIS)
-    if any(size != 1 for size in repeats) or not isinstance(times, int):
-        return None
-    heads = shape[2]
-    if (
-        not isinstance(heads, int)
-        or repeated_shape is None
-        or repeated_shape[2:] != [heads * times, shape[3]]
-    ):
-        return None
-    return parted.input[0], times
-
-
-def _transpose(view: GraphView, name: str, output: str) -> Any:
-    return view.node("Transpose", [name], output, perm=[0, 2, 1, 3])
-
-
-def _fit_mask(view: GraphView, node: Any) -> list[Any] | None:
-    """Expands the mask of an existing `Attention` node to the axes that onnxruntime requires."""
-    shape = view.shape(node.input[0])
-    has_mask = len(node.input) > 3 and node.input[3]  # noqa: PLR2004 - after queries, keys, values
-    if not has_mask or shape is None or len(shape) != _RANK or attribute(node, "is_causal", 0):
-        return None
-    mask_nodes = _expand_mask(view, node.input[3], node.input[0], node.input[1], node.output[0])
-    node.input[3] = mask_nodes[-1].output[0]
-    return [*mask_nodes, node]
 
 
 def _expand_mask(view: GraphView, mask: str, queries: str, keys: str, prefix: str) -> list[Any]:

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.roll_normalizations import roll_normalizations
+from keras_deepseek.deploy.onnx_passes.roll_normalizations import roll_normalizations
 
 WEIGHTS = "int64[1] columns = {-2}, int64[1] rows = {-1}, float epsilon = {0.01}"
 POSITIVE = "start = Sigmoid (x)\n"
