@@ -141,8 +141,12 @@ class Writer:
         self._cache: dict[Any, str] = {}
         self._num_nodes = self._num_bodies = 0
         self._helper = import_package("onnx.helper")
+        self._free_axes: dict[int, tuple[str, int]] = {}  # By the size in the trace.
         for node, name in zip(graph.inputs, inputs, strict=False):
             self.put(Value(node), name)
+            for axis, size in enumerate(node.spec.shape):
+                if size in graph.free_sizes:
+                    self._free_axes.setdefault(int(size), (name, axis))
 
     # Nodes and constants.
 
@@ -303,6 +307,8 @@ class Writer:
         size = value.shape[axis]
         if not self.is_free(size):
             return int(size)
+        if not isinstance(size, Size) and size in self._free_axes:
+            return self.shape_of(*self._free_axes[size])
         names = self.layout_names(value)
         if LAST in names:
             return self.shape_of(names[LAST], axis)
