@@ -88,22 +88,22 @@ class Reading:
         return Reading, ()
 
 
-def find_foreign_code(layer: Any) -> str | None:
+def find_foreign_code(layer: Any, methods: dict[type, Any] | None = None) -> str | None:
     """Returns the name of code in a layer or operation that is not known, or `None`.
 
     Such code is a method of the layer's class, a method that overrides one of a known class, or a
     function that the layer holds, such as an activation. The reason why it can't be traced follows
-    the name.
+    the name. `methods` keeps what was found of classes, while nobody changes them.
     """
     if isinstance(layer, keras.Layer):
-        return read_layer(layer).reason
-    code = _find_code(layer)
+        return read_layer(layer, methods).reason
+    code = _find_code(layer, methods)
     return code[0][0] if code else None
 
 
-def read_layer(layer: keras.Layer) -> Reading:
+def read_layer(layer: keras.Layer, methods: dict[type, Any] | None = None) -> Reading:
     """Returns the result of reading a layer's code that is not of a known package."""
-    code = tuple(_find_code(layer))
+    code = tuple(_find_code(layer, methods))
     if not code:
         return Reading()
     reading: Reading | None = vars(layer).get("_code_reading")
@@ -169,16 +169,19 @@ class CodeState:
         self._number, _ = self._numbers.setdefault(self._watch.token(), state)
 
 
-def _find_code(layer: Any) -> list[tuple[str, Any]]:
+def _find_code(layer: Any, methods: dict[type, Any] | None = None) -> list[tuple[str, Any]]:
     """Returns the foreign methods and functions of a layer or operation, and their names."""
     kind: Any = type(layer)
     if isinstance(layer, _WRAPPERS):
         return [("what it wraps", layer)]
-    # Anybody may replace a method of a class later.
-    fingerprint = hash(
-        tuple(id(member) for owner in kind.__mro__ for member in vars(owner).values())
-    )
-    code = list(_find_foreign_methods(kind, fingerprint))
+    methods = {} if methods is None else methods
+    if kind not in methods:
+        # Anybody may replace a method of a class later.
+        fingerprint = hash(
+            tuple(id(member) for owner in kind.__mro__ for member in vars(owner).values())
+        )
+        methods[kind] = _find_foreign_methods(kind, fingerprint)
+    code = list(methods[kind])
     is_model = isinstance(layer, keras.Model)
     for name, value in vars(layer).items():
         if name in _NOT_IN_CALL or name.endswith(_NOT_IN_CALL_SUFFIXES):
@@ -266,11 +269,12 @@ def protected_attributes(model: keras.Model) -> Iterator[None]:
 
     At the end the layers get their own back, such as counters, lists and running means.
     """
+    methods: dict[type, Any] = {}
     owners = [
         inner
         for layer in flatten_layers(model)
         for owner in (layer, *getattr(layer, "operations", ()))
-        if find_foreign_code(owner)
+        if find_foreign_code(owner, methods)
         for inner in (flatten_layers(owner) if isinstance(owner, keras.Layer) else [owner])
     ]
     saved = [(vars(owner), dict(vars(owner))) for owner in {id(o): o for o in owners}.values()]

@@ -157,6 +157,7 @@ class _History:
     def __init__(self) -> None:
         self._values: dict[int, Value] = {}
         self._alive: list[keras.KerasTensor] = []  # An id is unique only while its object is alive.
+        self._methods: dict[type, Any] = {}
 
     def set_value(self, symbol: keras.KerasTensor, value: Value) -> None:
         self._values[id(symbol)] = value
@@ -201,7 +202,7 @@ class _History:
         """Returns the node of an operation on symbols whose values are known."""
         kind = type(operation).__name__
         if not isinstance(operation, keras.Layer):
-            if code := find_foreign_code(operation):
+            if code := find_foreign_code(operation, self._methods):
                 kind = code  # No pass may take it for an operation of Keras.
             contents = (*vars(operation).values(), *tree.flatten((args, kwargs)))
             if any(isinstance(leaf, types.FunctionType | types.MethodType) for leaf in contents):
@@ -236,7 +237,10 @@ class _Trace:
         self._whole = whole
         self._opens_foreign = opens_foreign
         self._keeps_readers_of_sizes = keeps_readers_of_sizes
-        self._readings = {id(layer): read_layer(layer) for layer in flatten_layers(model)}
+        layers = [] if opens_foreign else flatten_layers(model)
+        self._readings = {id(layer): read_layer(layer) for layer in layers}
+        self._has_symbols: set[int] = set()
+        """The ids of the layers whose variables are symbols at the moment."""
         self.records_creation = False
         self._leaves: list[tuple[Node, Leaf]] = []
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
@@ -264,7 +268,7 @@ class _Trace:
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
             stack.enter_context(kept_global_seed())
             for reading in self._readings.values():
-                if reading.outer_reason is not None and not self._opens_foreign:
+                if reading.outer_reason is not None:
                     raise CannotOpenError(f"has code that is not known: {reading.outer_reason}")
             self._outer_values = scoped_values(self._model.variables)
             stack.enter_context(SealedScope(initialize_variables=False))
@@ -305,7 +309,7 @@ class _Trace:
                 reason = "computes with sizes, which are unknown here"
             if reason is None:
                 try:
-                    with _replaced_attributes(layer, Variable, self._weight_symbol):
+                    with self._variables_as_symbols(layer):
                         outputs = type(layer).call(layer, *args, **kwargs)
                         results = tree.map_structure(self._returned, outputs)
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
@@ -314,6 +318,18 @@ class _Trace:
                     return results
             del self._leaves[number:]
             return self._keep_whole(layer, args, kwargs, reason)
+
+    @contextlib.contextmanager
+    def _variables_as_symbols(self, layer: keras.Layer) -> Iterator[None]:
+        if id(layer) in self._has_symbols:  # As the layer around it.
+            yield
+            return
+        layers = {id(inner) for inner in flatten_layers(layer)}
+        with (
+            own_attributes(self, _has_symbols=self._has_symbols | layers),
+            _replaced_attributes(layer, Variable, self._weight_symbol),
+        ):
+            yield
 
     def _keep_whole(self, layer: keras.Layer, args: Any, kwargs: Any, reason: str) -> Any:
         """Adds a layer as one node, and returns symbols like its outputs."""
