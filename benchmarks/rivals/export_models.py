@@ -353,6 +353,8 @@ def _find_difference(session: Any, sample: dict[str, Any], expected: dict[str, A
     mask = sample.get("padding_mask")
     differences = []
     for array in expected.values():
+        if array.ndim not in by_rank:  # Optimum's BERT has no pooled output.
+            continue
         distances = np.abs(by_rank[array.ndim] - array)
         is_by_token = mask is not None and array.shape[:2] == mask.shape
         differences.append(distances[mask.astype(bool)].max() if is_by_token else distances.max())

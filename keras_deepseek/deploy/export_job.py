@@ -29,7 +29,7 @@ class ExportJob:
         options: The format's arguments without calibration. `None` for a registered format, which
             another process can't make by its name.
         custom_objects_from: Modules, by name or by file, that define the model's custom layers.
-        optional_samples: Batches that are used only if the model itself takes them.
+        optional_samples: Lists of batches. Of each the first that the model itself takes is used.
         extreme_samples: Batches of large numbers, also optional, and compared less strictly.
         alternative_samples: Lists like `samples`, tried in turn if the model does not take those.
         allows_difference: Whether an artifact that computes something else is kept.
@@ -45,7 +45,7 @@ class ExportJob:
     options: dict[str, Any] | None
     samples: list[Batch]
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
-    optional_samples: Sequence[Batch] = ()
+    optional_samples: Sequence[Sequence[Batch]] = ()
     extreme_samples: Sequence[Batch] = ()
     alternative_samples: Sequence[list[Batch]] = ()
     allows_difference: bool = False

@@ -107,7 +107,11 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
         ]
         # Optional, since the model may not take every size.
         job = replace(
-            job, samples=[], optional_samples=drawn, extreme_samples=(), alternative_samples=()
+            job,
+            samples=[],
+            optional_samples=[[batch] for batch in drawn],
+            extreme_samples=(),
+            alternative_samples=(),
         )
         return job, ""
 
@@ -121,7 +125,7 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
     fitting = replace(
         job,
         samples=that_fit(job.samples),
-        optional_samples=that_fit(job.optional_samples),
+        optional_samples=[that_fit(samples) for samples in job.optional_samples],
         extreme_samples=that_fit(job.extreme_samples),
         alternative_samples=[that_fit(samples) for samples in job.alternative_samples],
     )

@@ -18,14 +18,14 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import batch_shapes, count_free_lengths, draw_batch
 from keras_deepseek.backend.keras_private.sample_values import longest_sequence
 
-_BATCH_SIZES = (3, 4)
+_NUM_ROWS = 4
 _LEAST_TO_HOLD_OUT, _EACH_HELD_OUT = 20, 5
-LENGTHS = (9, 13)
-"""The length of all free axes in each batch; they differ, so that a hard-coded shape shows."""
+LENGTHS = (13,)
+"""The length of all free axes in each batch."""
 ROUND_LENGTHS = (64, 96)
 """Lengths for models that take only round ones, as those that halve an image several times."""
-_SHORT, _LONG = 5, 40
-"""Lengths of the smallest batch and of the largest one."""
+_SHORT, _OTHER, _LONG = 5, 9, 40
+"""Lengths of small and large batches."""
 _EXTREME_SEED = 2
 _MOST_ROWS, _LARGEST_ROW = 20, 2**18
 """The rows of the largest batch, and the largest number of values in a row of it."""
@@ -36,7 +36,7 @@ _UNEQUAL_LENGTHS = (9, 13, 16, 6)
 def make_samples(
     model: keras.Model, signature: Signature, lengths: tuple[int, ...] = LENGTHS
 ) -> list[Batch]:
-    """Returns random input batches of several batch sizes and lengths that fit a model.
+    """Returns a random input batch for each length, of another number of rows, that fit a model.
 
     Floats are drawn from a standard normal distribution. If the input first goes through a
     `Normalization` or `Rescaling`, they are drawn from the distribution that this layer turns into
@@ -45,9 +45,10 @@ def make_samples(
     numbers, as `IntegerLookup`, they are drawn from these and a few unknown ones. `lengths` has the
     length of all free axes in each batch.
     """
+    rows = range(_NUM_ROWS + 1 - len(lengths), _NUM_ROWS + 1)
     return [
-        _make_batch(model, signature, batch_size, itertools.repeat(length))
-        for batch_size, length in zip(_BATCH_SIZES, _limit_lengths(model, lengths), strict=True)
+        _make_batch(model, signature, num_rows, itertools.repeat(length))
+        for num_rows, length in zip(rows, _limit_lengths(model, lengths), strict=True)
     ]
 
 
@@ -63,22 +64,26 @@ def make_accepted_samples(model: NamedModel) -> list[Batch]:
     return []
 
 
-def make_optional_samples(model: keras.Model, signature: Signature) -> list[Batch]:
-    """Returns random batches that a model may reject, such as very small and large ones.
+def make_optional_samples(model: keras.Model, signature: Signature) -> list[list[Batch]]:
+    """Returns lists of random batches, of each of which the first that the model takes is used.
 
-    One is small and one is large: they reveal a choice by size that was fixed when the model was
-    traced. In others, the free axes have the length 1, or differ in length.
+    One list is of small batches and one of large ones: they reveal a choice by size that was fixed
+    when the model was traced. In a third one, the free axes differ in length.
     """
-    short, long = _limit_lengths(model, (_SHORT, _LONG))
-    batches = [_make_batch(model, signature, 1, itertools.repeat(short))]
-    if count_free_lengths(signature):
-        batches.append(_make_batch(model, signature, 2, itertools.repeat(1)))
+    short, other, long = _limit_lengths(model, (_SHORT, _OTHER, _LONG))
+    sizes = [[(1, 1), (1, short)], [(_MOST_ROWS, long), (_NUM_ROWS - 1, other)]]
     row = (math.prod(size or long for size in spec.shape[1:]) for spec in signature.inputs)
-    if max(row, default=0) <= _LARGEST_ROW:
-        batches.append(_make_batch(model, signature, _MOST_ROWS, itertools.repeat(long)))
+    if max(row, default=0) > _LARGEST_ROW:
+        del sizes[1][0]
+    if not count_free_lengths(signature):
+        sizes = [choices[:1] for choices in sizes]
+    batches = [
+        [_make_batch(model, signature, rows, itertools.repeat(length)) for rows, length in choices]
+        for choices in sizes
+    ]
     if count_free_lengths(signature) > 1:
         unequal = itertools.cycle(_limit_lengths(model, _UNEQUAL_LENGTHS))
-        batches.append(_make_batch(model, signature, _BATCH_SIZES[0], unequal))
+        batches.append([_make_batch(model, signature, _NUM_ROWS - 1, unequal)])
     return batches
 
 
@@ -142,7 +147,7 @@ class VerificationData:
 
     samples: list[Batch]
     alternative_samples: list[list[Batch]] = field(default_factory=list)
-    optional_samples: list[Batch] = field(default_factory=list)
+    optional_samples: list[list[Batch]] = field(default_factory=list)
     extreme_samples: list[Batch] = field(default_factory=list)
     calibration: list[Batch] | None = None
     has_random_samples: bool = False

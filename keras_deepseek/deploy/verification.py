@@ -48,7 +48,7 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
     infer = backend.current().inference.plain_inference(job.expected_model)
     samples, usual = _infer_first(infer, [job.samples, *job.alternative_samples])
     optional, of_optional = _infer_accepted(infer, job.optional_samples)
-    extreme, of_extreme = _infer_accepted(infer, job.extreme_samples)
+    extreme, of_extreme = _infer_accepted(infer, [[sample] for sample in job.extreme_samples])
     reduced = replace(
         job,
         samples=samples + optional,
@@ -64,15 +64,18 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
 
 
 def _infer_accepted(
-    infer: InferenceFunction, samples: Sequence[Batch]
+    infer: InferenceFunction, lists: Sequence[Sequence[Batch]]
 ) -> tuple[list[Batch], list[Batch]]:
+    """Returns the first batch of each list that gives finite outputs, and these."""
     accepted, finite_outputs = [], []
-    for sample in samples:
-        with contextlib.suppress(Exception):  # Any backend's error: it takes no such batch.
-            outputs = infer(sample)
-            if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
-                accepted.append(sample)
-                finite_outputs.append(outputs)
+    for samples in lists:
+        for sample in samples:
+            with contextlib.suppress(Exception):  # Any backend's error: it takes no such batch.
+                outputs = infer(sample)
+                if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
+                    accepted.append(sample)
+                    finite_outputs.append(outputs)
+                    break
     return accepted, finite_outputs
 
 
@@ -189,7 +192,7 @@ def compare_nonfinite(
         for name, precision in _precisions(job, expected).items()
     }
     batches, references = [], {}
-    sample = job.samples[:2][-1]  # The second one, or the only one.
+    sample = job.samples[0]
     for kind, values in _NONFINITE.items():
         batch = _spoil(sample, job, values)
         with contextlib.suppress(Exception), np.errstate(all="ignore"):  # Of any backend.

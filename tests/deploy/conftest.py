@@ -122,7 +122,7 @@ def job_of():
 
     def make(export_format, model=None, **options):
         named = NamedModel(model or build_dense())
-        samples = make_samples(named.model, named.signature)
+        samples = make_samples(named.model, named.signature, lengths=(9, 13))
         if not isinstance(export_format, ExportFormat):
             export_format = DuckTypedFormat(export_format)
         made_with = {} if export_format.name in FORMATS else None

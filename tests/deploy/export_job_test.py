@@ -18,7 +18,7 @@ def test_a_job_asks_for_what_is_right_in_the_models_precision(weights_format, jo
     assert not job.allows_difference
     assert job.precision is None
     assert job.optional_samples == ()
-    assert len(job.samples) == 3
+    assert len(job.samples) == 2
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_what_is_drawn_may_be_left_out_where_the_model_does_not_take_it(
     outputs = keras.layers.Dense(2)(keras.layers.Conv1D(2, 5)(inputs))
     job = job_of(weights_format(), keras.Model(inputs, outputs))
     drawn, _ = fit_samples(engine_job(replace(job, has_random_samples=True)))
-    shapes = [sample["x"].shape for sample in drawn.optional_samples]
+    shapes = [sample["x"].shape for (sample,) in drawn.optional_samples]
     assert (drawn.samples, shapes) == ([], [(1, 1, 3), (4, 16, 3), (32, 64, 3)])
 
 

@@ -20,7 +20,7 @@ BELOW = float(np.nextafter(np.float32(2), np.float32(0)))
 
 def test_further_samples_count_if_the_model_takes_them(tmp_path, weights_format, job_of):
     further = [{"input_0": np.ones((2, 4), "float32")}, {"input_0": np.ones((2, 5), "float32")}]
-    artifact = make_artifact(job_of(weights_format(), optional_samples=further), tmp_path, print)
+    artifact = make_artifact(job_of(weights_format(), optional_samples=[further]), tmp_path, print)
     assert artifact.verification.num_samples == 3
 
 
@@ -166,7 +166,8 @@ def test_large_numbers_are_compared_less_strictly(tmp_path, weights_format, job_
     folder.mkdir()
     # What the format adds to the weights shows in rows alone whose sum is not zero.
     usual = [{"input_0": np.array([[1, -1, 0, 0], [0, 2, 0, -2]], "float32")}]
-    large = {f"{kind}_samples": [{"input_0": np.full((2, 4), 50.0, "float32")}]}
+    batch = {"input_0": np.full((2, 4), 50.0, "float32")}
+    large = {f"{kind}_samples": [[batch] if kind == "optional" else batch]}
     job = job_of(weights_format(spoil=5e-4), allows_difference=True)
     artifact = make_artifact(replace(job, samples=usual, **large), folder, print)
     assert artifact.verification.state == state

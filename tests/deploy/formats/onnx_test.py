@@ -24,7 +24,7 @@ IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 def write(export_format, model, folder, precision=None):
     """Writes an ONNX file from the program of a model."""
     named = NamedModel(model, precision)
-    return export_format.write_program(named, make_samples(model, named.signature)[1], folder)
+    return export_format.write_program(named, make_samples(model, named.signature)[0], folder)
 
 
 @pytest.mark.parametrize("opset", [18, 25])
