@@ -37,10 +37,6 @@ def conv(writer: Writer, node: Node, x: Value) -> None:
         x,
         (kernel_name(writer, kernel, dtype, onnx_order(rank)), kernel.shape[:rank]),
         layer.groups,
-        layer.strides,
-        layer.padding,
-        layer.data_format,
-        layer.dilation_rate,
         dtype,
         _bias(writer, layer, dtype),
     )

@@ -282,10 +282,6 @@ def _extract_patches(writer: Writer, node: Node, x: Value) -> None:
         x,
         (writer.constant(np.moveaxis(kernel, (-1, -2), (0, 1)), dtype), window),
         1,
-        operation.strides or window,
-        operation.padding,
-        operation.data_format,
-        operation.dilation_rate,
         dtype,
     )
     writer.put(Value(node), name, layout)

@@ -18,15 +18,14 @@ from keras_deepseek.deploy.onnx_writer.table.operand import (
     shape_of,
     where,
 )
-from keras_deepseek.deploy.onnx_writer.table.shapes import full
+from keras_deepseek.deploy.onnx_writer.table.shapes import axis_list, full
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
 
 
 def axes_of(axis: int | Sequence[int] | None, rank: int) -> list[int]:
     """Returns the axes that Keras means, from 0 and in order; `None` means all."""
-    axes = range(rank) if axis is None else [axis] if isinstance(axis, int) else axis
-    return sorted(int(index) % rank for index in axes)
+    return sorted(axis_list(axis, rank))
 
 
 def flat_if_no_axis(writer: Writer, name: str, axis: int | None) -> tuple[str, int]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_deepseek.deploy.onnx_writer.table.operand import Operand
+from keras_deepseek.deploy.onnx_writer.table.reductions import extreme
 from keras_deepseek.deploy.onnx_writer.table.shapes import (
     axis_list,
     column_offsets,
@@ -121,7 +123,8 @@ def _vector_norm(
         return writer.reduce("ReduceSum", counted, [axis], keepdims)
     size = writer.add("Abs", name)
     if order in _REDUCTIONS:
-        return _extreme(writer, size, axis, order, dtype, keepdims)
+        sizes = Operand(writer, size, dtype)
+        return extreme(_REDUCTIONS[order], sizes, [axis], keepdims).name
     power = writer.add("Pow", size, writer.constant(order, dtype))
     total = writer.reduce("ReduceSum", power, [axis], keepdims)
     return writer.add("Pow", total, writer.constant(1 / order, dtype))
@@ -134,14 +137,7 @@ def _matrix_norm(
     if order not in (1, -1, math.inf, -math.inf):
         raise NoEntryError(f"the norm {order} of a matrix, which needs its singular values")
     summed, compared = axes if abs(order) == 1 else axes[::-1]
-    sums = writer.reduce("ReduceL1", name, [summed], keepdims=True)
-    name = _extreme(writer, sums, compared, math.copysign(math.inf, order), dtype, keepdims=True)
+    sums = Operand(writer, writer.reduce("ReduceL1", name, [summed], keepdims=True), dtype)
+    kind = _REDUCTIONS[math.copysign(math.inf, order)]
+    name = extreme(kind, sums, [compared], keepdims=True).name
     return name if keepdims else writer.add("Squeeze", name, writer.integers(*axes))
-
-
-def _extreme(writer: Writer, name: str, axis: int, order: float, dtype: str, keepdims: bool) -> str:
-    """Returns the largest or smallest number, or NaN if there is one, which onnxruntime loses."""
-    extreme = writer.reduce(_REDUCTIONS[order], name, [axis], keepdims)
-    is_nan = writer.cast(writer.add("IsNaN", name), "bool", "int32")
-    has_nan = writer.cast(writer.reduce("ReduceMax", is_nan, [axis], keepdims), "int32", "bool")
-    return writer.add("Where", has_nan, writer.constant(math.nan, dtype), extreme)

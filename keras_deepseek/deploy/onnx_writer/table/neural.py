@@ -67,31 +67,28 @@ def same_padding(
     return {"pads": [*before, *after]} if any(before + after) else {}
 
 
-def convolve(  # noqa: PLR0913, PLR0917 - what a convolution is.
+def convolve(
     writer: Writer,
     node: Node,
     x: Value,
     kernel: tuple[str, Sequence[int]],
     groups: int,
-    strides: int | Sequence[int],
-    padding: str,
-    data_format: str | None,
-    dilation: int | Sequence[int],
     dtype: str,
     bias: str | None = None,
 ) -> tuple[str, str]:
-    """Adds a convolution, and returns its name and layout.
+    """Adds a convolution with the strides and so on of a node; returns its name and layout.
 
     `kernel` is the name of a kernel in ONNX's order, and its window.
     """
-    name, window = kernel
-    source, sizes, _, layout = spatial(writer, x, data_format)
+    (name, window), operation = kernel, node.operation
+    source, sizes, _, layout = spatial(writer, x, operation.data_format)
     _check_float(dtype, f"{node.kind}: a convolution")
-    strides, dilation = as_tuple(strides, len(sizes)), as_tuple(dilation, len(sizes))
+    strides = as_tuple(operation.strides or window, len(sizes))
+    dilation = as_tuple(operation.dilation_rate, len(sizes))
     pads = {}
-    if padding == "same":
+    if operation.padding == "same":
         pads = same_padding(writer, sizes, window, strides, dilation)
-    elif padding == "causal":
+    elif operation.padding == "causal":
         pads = {"pads": [(window[0] - 1) * dilation[0], 0]}
     result = writer.add(
         "Conv",
@@ -138,8 +135,8 @@ def onnx_order(rank: int) -> list[int]:
 @handles("Conv")
 def conv(writer: Writer, node: Node, x: Value, kernel: Value) -> None:
     """Writes `keras.ops.conv`; fewer inputs of the kernel than channels make groups."""
-    operation, dtype = node.operation, node.spec.dtype
-    _, sizes, channels, _ = spatial(writer, x, operation.data_format)
+    dtype = node.spec.dtype
+    _, sizes, channels, _ = spatial(writer, x, node.operation.data_format)
     rank = len(sizes)
     result, layout = convolve(
         writer,
@@ -147,17 +144,13 @@ def conv(writer: Writer, node: Node, x: Value, kernel: Value) -> None:
         x,
         (kernel_name(writer, kernel, dtype, onnx_order(rank)), kernel.shape[:rank]),
         int(channels) // kernel.shape[rank],
-        operation.strides,
-        operation.padding,
-        operation.data_format,
-        operation.dilation_rate,
         dtype,
     )
     writer.put(Value(node), result, layout)
 
 
 def _depthwise(writer: Writer, node: Node, x: Value, kernel: Value) -> tuple[str, str]:
-    operation, dtype, rank = node.operation, node.spec.dtype, len(x.shape) - 2
+    dtype, rank = node.spec.dtype, len(x.shape) - 2
     *window, channels, multiplier = kernel.shape
     order = [rank, rank + 1, *range(rank)]
     name = kernel_name(writer, kernel, dtype, order, [channels * multiplier, 1, *window])
@@ -167,10 +160,6 @@ def _depthwise(writer: Writer, node: Node, x: Value, kernel: Value) -> tuple[str
         x,
         (name, window),
         channels,
-        operation.strides,
-        operation.padding,
-        operation.data_format,
-        operation.dilation_rate,
         dtype,
     )
 

@@ -8,9 +8,8 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from keras_deepseek.deploy.onnx_writer.table.operand import Operand, computed_in, shape_of
+from keras_deepseek.deploy.onnx_writer.table.shapes import moved
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
 
@@ -146,8 +145,8 @@ def cross(writer: Writer, node: Node, x: Value, y: Value) -> str:
     if x.shape[op.axisa] != VECTOR_SIZE or y.shape[op.axisb] != VECTOR_SIZE:
         raise NoEntryError("Cross of vectors of two numbers")
     x_operand, y_operand = _operands(writer, node, x, y)
-    x_vector = writer.transpose(x_operand.name, _last(op.axisa, _rank(x)))
-    y_vector = writer.transpose(y_operand.name, _last(op.axisb, _rank(y)))
+    x_vector = writer.transpose(x_operand.name, moved(_rank(x), [op.axisa], [-1]))
+    y_vector = writer.transpose(y_operand.name, moved(_rank(y), [op.axisb], [-1]))
 
     def turn(name: str, order: list[int]) -> Operand:
         turned = writer.add("Gather", name, writer.integers(*order), axis=-1)
@@ -155,13 +154,8 @@ def cross(writer: Writer, node: Node, x: Value, y: Value) -> str:
 
     forward = turn(x_vector, [1, 2, 0]) * turn(y_vector, [2, 0, 1])
     backward = turn(x_vector, [2, 0, 1]) * turn(y_vector, [1, 2, 0])
-    order = np.argsort(_last(op.axisc, len(node.spec.shape))).tolist()
+    order = moved(len(node.spec.shape), [-1], [op.axisc])
     return writer.transpose(_result(node, forward - backward), order)
-
-
-def _last(axis: int, rank: int) -> list[int]:
-    """Returns the order of axes in which one is the last."""
-    return [other for other in range(rank) if other != axis % rank] + [axis % rank]
 
 
 @handles("CDist")

@@ -77,7 +77,7 @@ def reduction(writer: Writer, node: Node, x: Value, **_: Any) -> None:
         sizes = [writer.shape_of(prepared.name, axis) for axis in range(rank)]
         result = _product_of_integers(prepared, axes, sizes, keepdims)
     elif kind in ("ReduceMax", "ReduceMin"):
-        result = _extreme(kind, prepared, axes, keepdims)
+        result = extreme(kind, prepared, axes, keepdims)
     else:
         result = prepared.reduce(kind, axes, keepdims)
     if getattr(op, "initial", None) is not None:
@@ -87,7 +87,7 @@ def reduction(writer: Writer, node: Node, x: Value, **_: Any) -> None:
     writer.put(Value(node), result.cast(dtype).name, layout)
 
 
-def _extreme(kind: str, x: Operand, axes: Sequence[int], keepdims: bool) -> Operand:
+def extreme(kind: str, x: Operand, axes: Sequence[int], keepdims: bool) -> Operand:
     """Returns the largest or smallest number, or NaN if there is one: ONNX Runtime ignores it."""
     result = x.reduce(kind, axes, keepdims)
     if not x.is_float:
@@ -171,7 +171,7 @@ def peak_to_peak(writer: Writer, node: Node, x: Value) -> str:
     axes, keepdims = axes_of(node.operation.axis, len(x.shape)), node.operation.keepdims
     operand = _as_computed(Operand(writer, writer.name(x), x.dtype), node.spec.dtype)
     largest, smallest = (
-        _extreme(kind, operand, axes, keepdims) for kind in ("ReduceMax", "ReduceMin")
+        extreme(kind, operand, axes, keepdims) for kind in ("ReduceMax", "ReduceMin")
     )
     return (largest - smallest).cast(node.spec.dtype).name
 
