@@ -200,11 +200,11 @@ def test_a_cell_that_computes_with_the_batch_size_is_never_wrong():
         check_operation(of_layer(layer), numbers(4, 6, 3))
 
 
-@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("rank", [1, 2, 3])
 def test_a_recurrent_convolution(rank):
-    kind = (layers.ConvLSTM1D, layers.ConvLSTM2D)[rank - 1]
+    kind = (layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)[rank - 1]
     layer = kind(3, 3, padding="same", return_sequences=True)
-    check_operation(of_layer(layer), numbers(3, 4, *(6, 5)[:rank], 2))
+    check_operation(of_layer(layer), numbers(3, 4, *(6, 5, 4)[:rank], 2))
 
 
 def test_a_stateful_layer_is_refused():

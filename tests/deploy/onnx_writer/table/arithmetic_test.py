@@ -81,7 +81,10 @@ def test_comparison_of_a_byte_with_a_number():
 CASES = {
     "add a float to integers": (lambda x: x + 0.5, J),
     "add a number to bytes": (lambda x: x + 100, BYTES),
+    "bitwise_invert": (ops.bitwise_invert, I),
+    "bitwise_left_shift": (ops.bitwise_left_shift, I, SHIFTS),
     "bitwise_not": (ops.bitwise_not, I),
+    "bitwise_right_shift": (ops.bitwise_right_shift, I, SHIFTS),
     "floor_divide by a number": (lambda x: ops.floor_divide(x, -3), I),
     "floor_divide by minus 1": (lambda x: ops.floor_divide(x, -1), I),
     "isin": (lambda x: ops.isin(x, np.array([4, 5], "int32")), I),

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.deploy.onnx_writer import NoEntryError
-from tests.oracles.operation_case import check_operation
+from tests.oracles.operation_case import as_layer, check_operation
 
 X = np.arange(28, dtype="float32").reshape(2, 7, 2) - 3
 
@@ -24,6 +24,30 @@ LIKE = {
 
 def _can_be_one():
     return keras.backend.backend() != "torch"  # PyTorch divides by zero.
+
+
+def of_sizes(x):
+    length = ops.shape(x)[1]
+    return [
+        ops.arange(length),
+        ops.eye(length, length + 1, 1),
+        ops.full((length, 2), 7, "int32"),
+        ops.ones((length,)),
+        ops.zeros((2, length)),
+    ]
+
+
+def test_a_tensor_is_created_by_a_free_size():
+    check_operation(as_layer(of_sizes), X, free_axes=[1])
+
+
+def test_an_empty_tensor_holds_zeros():
+    check_operation(ops.empty_like, X, reference=np.zeros_like)
+
+
+@pytest.mark.parametrize("indexing", ["xy", "ij"])
+def test_a_grid_has_the_numbers_of_two_axes(indexing):
+    check_operation(lambda x: ops.meshgrid(x[0, :, 0], x[0, :2, 1], indexing=indexing), X)
 
 
 @pytest.mark.parametrize("case", LIKE)

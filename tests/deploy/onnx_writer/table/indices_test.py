@@ -1,11 +1,15 @@
 """Sorting and indices in an ONNX file compute what Keras does, of ties and NaN too."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+from keras_deepseek.backend import current
 from keras_deepseek.deploy.onnx_writer import NoEntryError
+from keras_deepseek.layers.opaque_operation import call_opaque
 from tests.oracles.operation_case import check_operation
 
 INF, NAN = np.inf, np.nan
@@ -78,6 +82,10 @@ CASES = {
         np.array([[0, -1], [3, 2]], "int32"),
     ),
     "top_k": (lambda x: ops.top_k(x, 3), X),
+    "top_k of the framework": (
+        lambda x: call_opaque(functools.partial(current().compute.top_k, k=3), x),
+        X,
+    ),
     "top_k of integers": (lambda x, y: [*ops.top_k(x, 2), *ops.top_k(y, 1)], LARGE[:, :2], BYTES),
 }  # fmt: skip
 
@@ -172,6 +180,18 @@ REFERENCES = {
         lambda x, y: ops.segment_max(x, y, num_segments=3),
         _segments(np.max, -(2**31)),
         INTEGERS,
+        IDS,
+    ),
+    "segment_prod of integers": (
+        lambda x, y: ops.segment_prod(x, y, num_segments=3),
+        _segments(np.prod, 1),
+        INTEGERS,
+        IDS,
+    ),
+    "segment_min of floats": (
+        lambda x, y: ops.segment_min(x, y, num_segments=3),
+        _segments(np.min, INF),
+        X[:, 0, :3],
         IDS,
     ),
     "segment_max of floats": (

@@ -103,6 +103,21 @@ def test_a_convolution_by_channel(layer, rank):
     check_operation(of_layer(layer), images(rank))
 
 
+def test_convolutions_by_channel_of_two_kernels():
+    def function(x):
+        depth, point = numbers(3, 4, 2), numbers(1, 8, 5)
+        return ops.depthwise_conv(x, depth, padding="same"), ops.separable_conv(x, depth, point)
+
+    check_operation(function, images(1))
+
+
+def test_a_batch_normalization_of_given_statistics():
+    mean, variance, scale = numbers(4), numbers(4) ** 2, numbers(4, seed=1)
+    check_operation(
+        lambda x: ops.batch_normalization(x, mean, variance, -1, scale=scale), images(2)
+    )
+
+
 def test_a_kernel_that_is_computed():
     def function(x, kernel):
         return ops.conv(x, ops.reshape(ops.mean(kernel, axis=0), (3, 4, 2)), padding="same")
@@ -165,11 +180,14 @@ def test_the_largest_of_integers():
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("count", [2, 4, 5, 11], ids=lambda count: f"to {count}")
-@pytest.mark.parametrize("kind", ["Max", "Average"])
-def test_adaptive_pooling(kind, count, rank):
-    pooling = getattr(layers, f"Adaptive{kind}Pooling{rank}D")
+@pytest.mark.parametrize(
+    "pool", [ops.adaptive_max_pool, ops.adaptive_average_pool], ids=["Max", "Average"]
+)
+def test_adaptive_pooling(pool, count, rank):
     sizes = (8, 10, 9)[:rank]
-    check_operation(pooling(count, data_format="channels_first"), numbers(3, 2, *sizes))
+    check_operation(
+        lambda x: pool(x, (count,) * rank, data_format="channels_first"), numbers(3, 2, *sizes)
+    )
 
 
 def test_adaptive_pooling_with_the_channels_last_is_refused():

@@ -48,6 +48,8 @@ CASES = {
     "stack at the end": (lambda x: ops.stack([x, x + 1], -1), X),
     "stack in front": (lambda x: ops.stack([x, x + 1], 0), X),
     "flip of all": (ops.flip, X),
+    "fliplr": (ops.fliplr, X),
+    "flipud": (ops.flipud, X),
     "flip of negative axes": (lambda x: ops.flip(x, (-1, 1)), X),
     "flip of an empty axis": (lambda x: ops.flip(x, 1), EMPTY),
     "roll beyond the size": (lambda x: ops.roll(x, 7, 1), X),

@@ -138,6 +138,7 @@ SPLITS = {
     "unstacked": lambda x: ops.unstack(x, axis=1),
     "unstacked in one": lambda x: ops.unstack(x[:, :1], axis=1),
     "hsplit": lambda x: ops.hsplit(x, 2),
+    "vsplit": lambda x: ops.vsplit(ops.reshape(x, (4, -1)), 2),
     "dsplit": lambda x: ops.dsplit(x, (2,)),
 }
 
