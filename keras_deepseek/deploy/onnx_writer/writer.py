@@ -6,7 +6,7 @@ with the channels first, as ONNX's convolutions take it. So no pass has to move 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -23,9 +23,20 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 It returns the name of the output's tensor, a list of names, or `None` if it called `put` itself."""
 
-TABLE: dict[str, Callable[..., Any]] = {}
-LAYERS: dict[str, Callable[..., Any]] = {}
-"""The handlers by class name: of operations, and of layers that a trace keeps whole."""
+
+class Entry(NamedTuple):
+    """The handler of an operation, and whom it follows where Keras's backends differ."""
+
+    handler: Callable[..., Any]
+    follows: str
+
+
+TABLE: dict[str, Entry] = {}
+LAYERS: dict[str, Entry] = {}
+"""The entries by class name: of operations, and of layers that a trace keeps whole."""
+
+OPERATOR_OPSETS = {"Gelu": 20, "RMSNorm": 23}
+"""The opset from which on an operation is one operator of ONNX, where that is not the first."""
 
 TYPES = {
     "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9,
@@ -52,21 +63,28 @@ class NoEntryError(NotSupportedError):
         self.where = where
 
 
-def handles(*kinds: str) -> Callable[[Handler], Handler]:
-    """Registers a handler for operations, by class name."""
-    return _registers(TABLE, kinds)
+def handles(*kinds: str, follows: str | Mapping[str, str] = "") -> Callable[[Handler], Handler]:
+    """Registers a handler for operations, by class name.
+
+    `follows` says, for all or by class name, whom the file follows where Keras's backends differ.
+    """
+    return _registers(TABLE, kinds, follows)
 
 
-def handles_layer(*kinds: str) -> Callable[[Handler], Handler]:
+def handles_layer(
+    *kinds: str, follows: str | Mapping[str, str] = ""
+) -> Callable[[Handler], Handler]:
     """Registers a handler for layers that a trace keeps whole, by class name."""
-    return _registers(LAYERS, kinds)
+    return _registers(LAYERS, kinds, follows)
 
 
 def _registers(
-    table: dict[str, Callable[..., Any]], kinds: Sequence[str]
+    table: dict[str, Entry], kinds: Sequence[str], follows: str | Mapping[str, str]
 ) -> Callable[[Handler], Handler]:
     def register(function: Handler) -> Handler:
-        table.update(dict.fromkeys(kinds, function))
+        for kind in kinds:
+            phrase = follows if isinstance(follows, str) else follows.get(kind, "")
+            table[kind] = Entry(function, phrase)
         return function
 
     return register
@@ -414,11 +432,11 @@ class Writer:
             return
         self.layer = node.layer
         kind = type(node.operation).__name__ if node.is_layer else node.kind
-        handler = (LAYERS if node.is_layer else TABLE).get(kind)
-        if handler is None:
+        entry = (LAYERS if node.is_layer else TABLE).get(kind)
+        if entry is None:
             raise NoEntryError(self._reason(node), _where(node))
         try:
-            names = handler(self, node, *node.args, **node.kwargs)
+            names = entry.handler(self, node, *node.args, **node.kwargs)
         except NoEntryError as error:
             raise error if error.where else NoEntryError(str(error), _where(node)) from error
         except ExportError:

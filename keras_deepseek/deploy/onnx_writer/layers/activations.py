@@ -54,7 +54,7 @@ def activated_layer(writer: Writer, node: Node, x: Value, **_: Any) -> None:
         put_function(writer, node, None, Spec(x.shape, x.dtype), names)
 
 
-@handles_keras_layer("Softmax")
+@handles_keras_layer("Softmax", follows="JAX and PyTorch: NaN beside infinity")
 def masked_softmax(
     writer: Writer, node: Node, x: Value, mask: Value | None = None, **_: Any
 ) -> str:

@@ -25,7 +25,7 @@ from keras_deepseek.graph.size_expressions import has_free_axes
 from keras_deepseek.graph.sizes import free_program
 
 
-def handles_keras_layer(*kinds: str) -> Callable[[Handler], Handler]:
+def handles_keras_layer(*kinds: str, follows: str = "") -> Callable[[Handler], Handler]:
     """Registers a handler for layers of Keras by name, not for others of that name."""
 
     def register(handler: Handler) -> Handler:
@@ -37,7 +37,7 @@ def handles_keras_layer(*kinds: str) -> Callable[[Handler], Handler]:
                 raise NoEntryError(f"{node.kind} of another class, with another call or quantized")
             return handler(writer, node, *args, **kwargs)
 
-        handles_layer(*kinds)(handle)
+        handles_layer(*kinds, follows=follows)(handle)
         return handler
 
     return register

@@ -52,7 +52,7 @@ def normalization(writer: Writer, node: Node, x: Value) -> None:
     elementwise(writer, node, [x, mean, deviation], build)
 
 
-@handles_keras_layer("Resizing")
+@handles_keras_layer("Resizing", follows="PyTorch, for NaN")
 def resizing(writer: Writer, node: Node, x: Value, **_: Any) -> None:
     """Writes a resizing of images of floats."""
     layer = node.operation

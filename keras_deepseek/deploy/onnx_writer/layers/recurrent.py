@@ -31,8 +31,11 @@ _ACTIVATIONS = {
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (0, 1, 2), "SimpleRNN": (0,)}
 """The order in which ONNX has Keras's gates."""
 
+_FOLLOWS = "PyTorch and TensorFlow, for a first step that a mask hides"
+"""On JAX, Keras gives the initial state as its output."""
 
-@handles_keras_layer("LSTM", "GRU", "SimpleRNN")
+
+@handles_keras_layer("LSTM", "GRU", "SimpleRNN", follows=_FOLLOWS)
 def recurrent(
     writer: Writer,
     node: Node,
@@ -108,7 +111,7 @@ def _weights(writer: Writer, kind: str, cell: keras.Layer) -> list[str]:
     ]
 
 
-@handles_keras_layer("RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+@handles_keras_layer("RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", follows=_FOLLOWS)
 def any_cell(
     writer: Writer,
     node: Node,
@@ -173,10 +176,9 @@ def _first_states(writer: Writer, layer: keras.Layer, sequences: Value, dtype: s
 
 
 class _Step:
-    """One step of a recurrent layer, as Keras takes it on TensorFlow and PyTorch.
+    """One step of a recurrent layer.
 
-    At a hidden step the states stay, and the output is zero or that of the step before. On JAX it
-    is the first state instead, which differs if that is given and the first step is hidden.
+    At a hidden step the states stay, and the output is zero or that of the step before.
     """
 
     def __init__(self, layer: keras.Layer, template: Any, *, has_mask: bool) -> None:

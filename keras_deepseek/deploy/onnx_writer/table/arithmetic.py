@@ -1,8 +1,7 @@
 """Elementwise operations of several tensors as ONNX nodes.
 
-Where frameworks differ, the file computes what NumPy does: a quotient is rounded down without the
-error of the division, a remainder has the divisor's sign, an integer divided by zero is 0, a shift
-by all bits leaves 0. Integers wrap around.
+A quotient is rounded down without the error of the division, a remainder has the divisor's sign.
+Integers wrap around.
 """
 
 import math
@@ -101,7 +100,14 @@ BINARY: dict[str, Binary] = {
 """Formulas of two tensors. Their output's dtype is a float where they divide."""
 
 
-@handles(*BINARY)
+@handles(
+    *BINARY,
+    follows={
+        "Heaviside": "JAX: NaN for NaN",
+        "Hypot": "JAX and PyTorch, for infinities; TensorFlow, for NaN beside infinity",
+        "Ldexp": "PyTorch, for 0 times a power beyond the range",
+    },
+)
 def binary(writer: Writer, node: Node, x: Any, y: Any, **_: Any) -> None:
     """Writes a formula of two tensors."""
     write_formula(writer, node, [x, y], BINARY[node.kind])
@@ -123,7 +129,7 @@ def compare(writer: Writer, node: Node, x: Any, y: Any) -> None:
     write_formula(writer, node, [x, y], COMPARISONS[node.kind], promoted([x, y]))
 
 
-@handles("Isclose")
+@handles("Isclose", follows="JAX and PyTorch, for infinities")
 def is_close(
     writer: Writer, node: Node, x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8
 ) -> None:
@@ -215,7 +221,14 @@ DIVISIONS: dict[str, tuple[Binary, Binary]] = {
 """The formulas of floats and of integers."""
 
 
-@handles(*DIVISIONS)
+@handles(
+    *DIVISIONS,
+    follows={
+        "FloorDivide": "JAX and PyTorch, for floats; NumPy, for integers divided by 0: 0",
+        "Fmod": "JAX and PyTorch, for integers; NumPy for those divided by 0: 0",
+        "Mod": "NumPy, for integers divided by 0: 0",
+    },
+)
 def divide_and_round(writer: Writer, node: Node, x: Any, y: Any) -> None:
     """Writes a quotient without fraction, or the remainder."""
     dtype, divisors = node.spec.dtype, writer.array(y)
@@ -306,7 +319,7 @@ SHIFTS: dict[str, Binary] = {
 }
 
 
-@handles(*SHIFTS)
+@handles(*SHIFTS, follows="JAX and PyTorch, by more bits than there are, or fewer than 0")
 def shift(writer: Writer, node: Node, x: Any, count: Any) -> None:
     """Writes a shift of the bits of integers of any sign."""
     if node.spec.dtype in ("bool", "uint64"):

@@ -10,7 +10,7 @@ _LOWEST = {"float16": -65500.0}
 """The number, times 0.7, that Keras puts in place of hidden scores, where it is another."""
 
 
-@handles("DotProductAttention")
+@handles("DotProductAttention", follows="JAX and TensorFlow, for NaN and a bias that hides all")
 def attention(
     writer: Writer,
     node: Node,

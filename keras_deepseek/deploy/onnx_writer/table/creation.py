@@ -55,7 +55,7 @@ def _arange(writer: Writer, node: Node, start: Any, stop: Any = None, step: Any 
     return writer.cast(writer.add("Range", *(writer.tensor(b, wide) for b in bounds)), wide, dtype)
 
 
-@handles("Linspace")
+@handles("Linspace", follows="JAX and TensorFlow: the start if `num` is 1")
 def _linspace(writer: Writer, node: Node, start: Any, stop: Any) -> str:
     operation, dtype, rank = node.operation, node.spec.dtype, len(node.spec.shape) - 1
     if "int" in (operation.dtype or "") or operation.retstep:

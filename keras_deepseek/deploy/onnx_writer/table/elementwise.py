@@ -1,7 +1,4 @@
-"""Elementwise operations of one tensor as ONNX nodes, and what all elementwise operations share.
-
-Where frameworks differ, the file computes what NumPy does: the sign of NaN is NaN.
-"""
+"""Elementwise operations of one tensor as ONNX nodes, and what all elementwise operations share."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,6 +17,7 @@ from keras_deepseek.deploy.onnx_writer.table.operand import (
 from keras_deepseek.deploy.onnx_writer.writer import (
     FIRST,
     LAST,
+    OPERATOR_OPSETS,
     NoEntryError,
     Writer,
     handles,
@@ -133,7 +131,10 @@ IDENTITIES = (
 )  # fmt: skip
 
 
-@handles(*IDENTITIES)
+_BEYOND = "PyTorch and TensorFlow, for NaN and floats beyond the range of integers"
+
+
+@handles(*IDENTITIES, follows={"Cast": _BEYOND})
 def identity(writer: Writer, node: Node, x: Any, *_: Any, **__: Any) -> None:
     """Writes a cast, or nothing."""
     elementwise(writer, node, [x], lambda name: name)
@@ -173,7 +174,7 @@ def _sparse_plus(x: Operand) -> Operand:
 
 
 def _gelu(x: Operand, operation: Any) -> Operand:
-    if x.writer.opset >= 20:  # noqa: PLR2004
+    if x.writer.opset >= OPERATOR_OPSETS["Gelu"]:
         return x.apply("Gelu", approximate="tanh" if operation.approximate else "none")
     if operation.approximate:  # In the order of nodes that ONNX Runtime fuses.
         cube = x.apply("Pow", Operand(x.writer, x.writer.tensor(3, "float32"), "float32"))
@@ -208,7 +209,6 @@ FLOAT_FORMULAS: dict[str, Formula] = {
     "Log1p": lambda x, _: log1p(x),
     "Log2": _in_float64(lambda x: x.apply("Log") / math.log(2)),
     "LogSigmoid": lambda x, _: -(-x).apply("Softplus"),
-    "Mish": lambda x, _: x * x.apply("Softplus").apply("Tanh"),
     "Rad2deg": lambda x, _: x * (180 / math.pi),
     "Rsqrt": lambda x, _: x.apply("Sqrt").apply("Reciprocal"),
     "Silu": lambda x, _: x * x.apply("Sigmoid"),
@@ -225,7 +225,17 @@ FLOAT_FORMULAS: dict[str, Formula] = {
 """Other functions of floats."""
 
 
-@handles(*OPERATORS, *FLOAT_FORMULAS)
+@handles(
+    *OPERATORS,
+    *FLOAT_FORMULAS,
+    follows={
+        "Cbrt": "JAX and TensorFlow, for negative integers",
+        "Gelu": "JAX and TensorFlow: infinity for infinity",
+        "HardShrink": "JAX and TensorFlow: 0 for NaN",
+        "SoftShrink": "JAX and TensorFlow: 0 for NaN",
+        "Threshold": "JAX and TensorFlow: the default value for NaN",
+    },
+)
 def function_of_floats(writer: Writer, node: Node, x: Value) -> None:
     """Writes a function of floats."""
     kind = node.kind
@@ -294,7 +304,6 @@ def _nan_to_num(x: Operand, operation: Any) -> Operand:
 
 
 NUMBER_FORMULAS: dict[str, Formula] = {
-    "Abs": lambda x, _: abs(x),
     "Absolute": lambda x, _: abs(x),
     "Clip": _clip,
     "HardTanh": lambda x, _: x.apply("Clip", -1, 1),
@@ -311,7 +320,14 @@ NUMBER_FORMULAS: dict[str, Formula] = {
 """Functions of floats or integers."""
 
 
-@handles(*NUMBER_FORMULAS)
+@handles(
+    *NUMBER_FORMULAS,
+    follows={
+        "Clip": "JAX and PyTorch, for a minimum above the maximum",
+        "Round": "JAX and TensorFlow: integers stay",
+        "Sign": "JAX and TensorFlow: NaN for NaN",
+    },
+)
 def function_of_numbers(writer: Writer, node: Node, x: Value) -> None:
     """Writes a function of floats or integers."""
     write_formula(writer, node, [x], lambda x: NUMBER_FORMULAS[node.kind](x, node.operation))
@@ -341,7 +357,7 @@ def logical_not(writer: Writer, node: Node, x: Value) -> None:
     elementwise(writer, node, [x], lambda name: writer.add("Not", name), ["bool"])
 
 
-@handles("SaturateCast")
+@handles("SaturateCast", follows="no backend, for floats beyond the range: they are clipped")
 def saturate_cast(writer: Writer, node: Node, x: Value) -> None:
     """Writes a cast that clips to what the dtype holds, in numbers of the tensor's dtype."""
     lowest, highest = limits(node.spec.dtype)

@@ -61,7 +61,10 @@ def _image_axes(x: Value, data_format: str) -> tuple[int, int, int]:
 # Sizes.
 
 
-@handles("Resize")
+@handles(
+    "Resize",
+    follows="PyTorch, for NaN, or JAX with `antialias`; PyTorch and TensorFlow, for free sizes",
+)
 def _resize(writer: Writer, node: Node, x: Value) -> None:
     operation = node.operation
     ratio = "crop" if operation.crop_to_aspect_ratio else ""
@@ -131,10 +134,7 @@ def resize_to(
 def _resize_to_nearest(
     writer: Writer, name: str, sizes: Sequence[int], target: Sequence[int]
 ) -> str:
-    """Takes the nearest rows and columns of images, with the channels first.
-
-    For free sizes it rounds as TensorFlow and PyTorch.
-    """
+    """Takes the nearest rows and columns of images, with the channels first."""
     for axis, (size, new_size) in enumerate(zip(sizes, target, strict=True), start=2):
         if not isinstance(new_size, Size) and not writer.is_free(size):
             exact = _nearest_index(size, new_size)
@@ -287,13 +287,9 @@ def _extract_patches(writer: Writer, node: Node, x: Value) -> None:
     writer.put(Value(node), name, layout)
 
 
-@handles("AffineTransform")
+@handles("AffineTransform", follows="TensorFlow, where the last two entries are not 0")
 def _affine_transform(writer: Writer, node: Node, x: Value, transform: Any) -> None:
-    """Writes a sampling of a grid, by the documented formula.
-
-    TensorFlow follows it. JAX and PyTorch have other numbers where the last two entries of a
-    transform aren't zero.
-    """
+    """Writes a sampling of a grid, by the documented formula."""
     operation = node.operation
     fill = operation.fill_value if operation.fill_mode == "constant" else 0
     edges = {"constant": "zeros", "nearest": "border"}.get(operation.fill_mode)
@@ -400,9 +396,8 @@ def _rgb_to_grayscale(writer: Writer, node: Node, x: Value) -> None:
     return compute.put(node, compute("Add", compute("Add", red, green), blue))
 
 
-@handles("RGBToHSV")
+@handles("RGBToHSV", follows="JAX and PyTorch: nearly black colours are black")
 def _rgb_to_hsv(writer: Writer, node: Node, x: Value) -> None:
-    """Follows JAX and PyTorch for colours that are nearly black, which they take for black."""
     compute = _Planes(writer, x, node.operation.data_format)
     is_black = compute("Less", compute("Abs", compute.name), _EPSILON[x.dtype])
     red, green, blue = compute.split(compute("Where", is_black, 0.0, compute.name))
@@ -429,7 +424,7 @@ def _rgb_to_hsv(writer: Writer, node: Node, x: Value) -> None:
     compute.put(node, hue, saturation, value)
 
 
-@handles("HSVToRGB")
+@handles("HSVToRGB", follows="JAX and PyTorch, for numbers outside 0 to 1")
 def _hsv_to_rgb(writer: Writer, node: Node, x: Value) -> None:
     compute = _Planes(writer, x, node.operation.data_format)
     hue, saturation, value = compute.split(compute.name)

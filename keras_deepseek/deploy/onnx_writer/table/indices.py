@@ -1,8 +1,6 @@
 """Sorting and indices as ONNX nodes.
 
-Equal numbers are sorted by their index. NaN has no place in the order, but `argmax` and `argmin`
-find it, as in NumPy. An index beyond the size is an error when the file runs, as on TensorFlow and
-PyTorch.
+Equal numbers are sorted by their index. An index beyond the size is an error when the file runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +58,7 @@ def _top_k(
     return writer.cast(numbers, compared, dtype), indices
 
 
-@handles("TopK")
+@handles("TopK", follows="JAX: NaN first, equal numbers by index")
 def top_k_operation(writer: Writer, node: Node, x: Value) -> list[str]:
     """Writes the largest numbers of the last axis, in order, and their indices."""
     numbers, indices = top_k(writer, x, writer.size(node.operation.k), -1, largest=True)
@@ -77,7 +75,7 @@ def opaque_top_k(writer: Writer, node: Node, x: Value, *tensors: Any) -> list[st
     return [numbers, writer.cast(indices, "int64", node.outputs[1].dtype)]
 
 
-@handles("InTopK")
+@handles("InTopK", follows="JAX and PyTorch, for NaN")
 def in_top_k(writer: Writer, node: Node, targets: Value, predictions: Value) -> str:
     """Writes whether fewer than k predictions are larger than that of the target."""
     operand = Operand(writer, writer.name(predictions), predictions.dtype)
@@ -89,7 +87,7 @@ def in_top_k(writer: Writer, node: Node, targets: Value, predictions: Value) -> 
     return larger.reduce("ReduceSum", [-1]).apply("Less", node.operation.k, dtype="bool").name
 
 
-@handles("Sort", "Argsort")
+@handles("Sort", "Argsort", follows="JAX and PyTorch: NaN last")
 def sort(writer: Writer, node: Node, x: Value) -> str:
     """Writes all numbers in order, or their indices."""
     name, axis = flat_if_no_axis(writer, writer.name(x), node.operation.axis)
@@ -99,7 +97,7 @@ def sort(writer: Writer, node: Node, x: Value) -> str:
     return numbers if node.kind == "Sort" else writer.cast(indices, "int64", node.spec.dtype)
 
 
-@handles("Argmax", "Argmin")
+@handles("Argmax", "Argmin", follows="JAX and PyTorch: the first NaN")
 def argmax(writer: Writer, node: Node, x: Value) -> str:
     """Writes the index of the first largest or smallest number."""
     op, dtype, rank = node.operation, computed_in(x.dtype), len(x.shape)
@@ -118,7 +116,7 @@ def argmax(writer: Writer, node: Node, x: Value) -> str:
     return writer.cast(index, "int64", node.spec.dtype)
 
 
-@handles("SearchSorted", "Digitize")
+@handles("SearchSorted", "Digitize", follows={"SearchSorted": "JAX and PyTorch: NaN last"})
 def search_sorted(writer: Writer, node: Node, *arguments: Any) -> str:
     """Writes for each number how many of a sorted list are smaller, or not larger."""
     if node.kind == "Digitize":
@@ -146,7 +144,7 @@ def _index(writer: Writer, indices: Any) -> str:
     return writer.tensor(indices, dtype if dtype in ("int32", "int64") else "int64")
 
 
-@handles("OneHot")
+@handles("OneHot", follows="TensorFlow: fractions are cut off, zeros for what is no class")
 def one_hot(writer: Writer, node: Node, x: Value) -> str:
     """Writes a comparison with all classes. A number that is none of them matches nothing."""
     op, dtype = node.operation, computed_in(x.dtype) if "int" in x.dtype else "int64"
@@ -158,14 +156,17 @@ def one_hot(writer: Writer, node: Node, x: Value) -> str:
     return writer.cast(writer.add("Equal", column, classes), "bool", node.spec.dtype)
 
 
-@handles("Take")
+@handles(
+    "Take",
+    follows="TensorFlow: negative indices count from the end, one beyond the size is an error",
+)
 def take(writer: Writer, node: Node, x: Any, indices: Any) -> str:
     """Writes slices by their indices, of which negative ones count from the end."""
     name, axis = flat_if_no_axis(writer, writer.tensor(x), node.operation.axis)
     return writer.add("Gather", name, _index(writer, indices), axis=axis)
 
 
-@handles("TakeAlongAxis")
+@handles("TakeAlongAxis", follows="TensorFlow: an index beyond the size is an error")
 def take_along_axis(writer: Writer, node: Node, x: Any, indices: Any) -> str:
     """Writes numbers by indices of a tensor of the same rank, which broadcasts to x."""
     name, axis = flat_if_no_axis(writer, writer.tensor(x), node.operation.axis)
@@ -198,10 +199,21 @@ SEGMENTS: dict[str, tuple[str, Callable[[str], float]]] = {
     "SegmentMax": ("max", lambda dtype: -np.inf if "float" in dtype else limits(dtype)[0]),
     "SegmentMin": ("min", lambda dtype: np.inf if "float" in dtype else limits(dtype)[1]),
 }
-"""The reduction, and the number of a segment that is empty, as on PyTorch and JAX."""
+"""The reduction, and the number of a segment that is empty."""
 
 
-@handles(*SEGMENTS)
+_EXACT = "JAX: exact for integers, without rows of no segment"
+
+
+@handles(
+    *SEGMENTS,
+    follows={
+        "SegmentMax": f"{_EXACT}; TensorFlow, for NaN",
+        "SegmentMin": f"{_EXACT}; TensorFlow, for NaN",
+        "SegmentProd": _EXACT,
+        "SegmentSum": _EXACT,
+    },
+)
 def segments(writer: Writer, node: Node, data: Value, segment_ids: Any) -> str:
     """Writes a reduction of rows by segment. Rows of no segment go to one that is cut off."""
     count, dtype = node.operation.num_segments, computed_in(node.spec.dtype)
@@ -218,7 +230,7 @@ def segments(writer: Writer, node: Node, data: Value, segment_ids: Any) -> str:
     return writer.cast(writer.add("Slice", name, *bounds), dtype, node.spec.dtype)
 
 
-@handles("ScatterUpdate")
+@handles("ScatterUpdate", follows="PyTorch and TensorFlow: an index beyond the size is an error")
 def scatter_update(writer: Writer, node: Node, x: Any, indices: Any, updates: Any) -> str:
     """Writes numbers or slices at indices."""
     *count, depth = shape_of(indices)
@@ -229,7 +241,7 @@ def scatter_update(writer: Writer, node: Node, x: Any, indices: Any, updates: An
     return _scatter(writer, node, writer.tensor(x), indices, updates, kind)
 
 
-@handles("Scatter")
+@handles("Scatter", follows="PyTorch and TensorFlow: an index beyond the size is an error")
 def scatter(writer: Writer, node: Node, indices: Any, values: Any) -> str:
     """Writes numbers or slices at indices of zeros, and the sum of those at the same index."""
     zeros = full(writer, writer.sizes(list(node.operation.shape)), 0, node.spec.dtype)
@@ -245,7 +257,7 @@ def _scatter(writer: Writer, node: Node, name: str, indices: Any, updates: Any, 
     return writer.cast(result, compute, dtype)
 
 
-@handles("UnravelIndex")
+@handles("UnravelIndex", follows="JAX and PyTorch")
 def unravel_index(writer: Writer, node: Node, indices: Value) -> list[str]:
     """Writes the index on each axis of a number of a flat tensor."""
     shape, dtype = [int(size) for size in node.operation.shape], computed_in(indices.dtype)

@@ -55,13 +55,13 @@ def _diagonal_of(writer: Writer, x: Value, offset: int, axis1: int, axis2: int) 
     return writer.add("Gather", writer.reshape(name, [*sizes, -1]), index, axis=rank - 2)
 
 
-@handles("Diagonal")
+@handles("Diagonal", follows="JAX and PyTorch, outside of the matrix")
 def _diagonal(writer: Writer, node: Node, x: Value) -> str:
     operation = node.operation
     return _diagonal_of(writer, x, operation.offset, operation.axis1, operation.axis2)
 
 
-@handles("Trace")
+@handles("Trace", follows="JAX and PyTorch, outside of the matrix")
 def _trace(writer: Writer, node: Node, x: Value) -> str:
     operation, dtype = node.operation, node.spec.dtype
     wide = "int64" if "int" in dtype else dtype

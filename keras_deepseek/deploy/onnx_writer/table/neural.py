@@ -236,13 +236,18 @@ def _crop(
     return before, total - before
 
 
-@handles("MaxPool", "AveragePool")
+@handles(
+    "MaxPool",
+    "AveragePool",
+    follows={
+        "AveragePool": "JAX and TensorFlow: padding is not counted",
+        "MaxPool": "no backend, for NaN and windows of -infinity",
+    },
+)
 def pool(writer: Writer, node: Node, x: Value) -> None:
     """Writes `keras.ops.max_pool` and `average_pool`.
 
-    An average counts no padding, as on TensorFlow and JAX. Keras on PyTorch repeats the edge where
-    the padding is larger on one side. Of a window of negative infinity alone ONNX Runtime's
-    largest number is the lowest finite one.
+    Of a window of negative infinity alone ONNX Runtime's largest number is the lowest finite one.
     """
     operation = node.operation
     source, sizes, _, layout = spatial(writer, x, operation.data_format)
@@ -272,7 +277,11 @@ def _pool(
     return writer.cast(name, compute, dtype)
 
 
-@handles("AdaptiveMaxPool", "AdaptiveAveragePool")
+@handles(
+    "AdaptiveMaxPool",
+    "AdaptiveAveragePool",
+    follows={"AdaptiveMaxPool": "no backend, for NaN and windows of -infinity"},
+)
 def adaptive_pool(writer: Writer, node: Node, x: Value) -> None:
     """Writes pooling to fixed sizes, of windows that may overlap, along one axis at a time."""
     kind = node.kind.removeprefix("Adaptive")

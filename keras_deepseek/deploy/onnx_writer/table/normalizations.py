@@ -9,6 +9,7 @@ from keras_deepseek.deploy.onnx_writer.table.indices import axes_of
 from keras_deepseek.deploy.onnx_writer.writer import (
     FIRST,
     LAST,
+    OPERATOR_OPSETS,
     NoEntryError,
     Writer,
     handles,
@@ -16,10 +17,8 @@ from keras_deepseek.deploy.onnx_writer.writer import (
 )
 from keras_deepseek.graph.ir import Node, Value
 
-_RMS_NORMALIZATION_OPSET = 23
 
-
-@handles("Softmax", "LogSoftmax")
+@handles("Softmax", "LogSoftmax", follows={"Softmax": "JAX and PyTorch: NaN beside infinity"})
 def softmax(writer: Writer, node: Node, x: Value) -> str:
     """Writes `keras.ops.softmax` and `log_softmax`, of one axis or several."""
     axes = axes_of(node.operation.axis, len(x.shape))
@@ -34,7 +33,7 @@ def softmax_of(writer: Writer, kind: str, name: str, axes: list[int]) -> str:
     return writer.add("Exp", name) if kind == "Softmax" else name
 
 
-@handles("Sparsemax")
+@handles("Sparsemax", follows="PyTorch and TensorFlow, for NaN")
 def sparsemax(writer: Writer, node: Node, x: Value) -> str:
     """Writes `keras.ops.sparsemax`: what exceeds a threshold at which the sum is 1."""
     dtype, rank = node.spec.dtype, len(x.shape)
@@ -75,14 +74,11 @@ def _is_trailing(axes: list[int], rank: int) -> bool:
     return axes == list(range(rank - len(axes), rank))
 
 
-@handles("LayerNorm")
+@handles("LayerNorm", follows="JAX and TensorFlow, over inner axes")
 def layer_norm(
     writer: Writer, node: Node, x: Value, gamma: Value | None = None, beta: Value | None = None
 ) -> str:
-    """Writes `keras.ops.layer_normalization`.
-
-    Keras on PyTorch raises for inner axes; the file follows TensorFlow and JAX.
-    """
+    """Writes `keras.ops.layer_normalization`."""
     operation, rank, dtype = node.operation, len(x.shape), node.spec.dtype
     compute, epsilon = _compute_dtype(dtype), _epsilon(operation)
     axes = axes_of(operation.axis, rank)
@@ -129,7 +125,7 @@ def rms_norm(writer: Writer, node: Node, x: Value, scale: Value | None = None) -
     axes = axes_of(operation.axis, rank)
     sizes = tuple(x.shape[axis] for axis in axes)
     if (
-        writer.opset >= _RMS_NORMALIZATION_OPSET
+        writer.opset >= OPERATOR_OPSETS["RMSNorm"]
         and _is_trailing(axes, rank)
         and scale is not None
         and tuple(scale.shape) == sizes

@@ -32,14 +32,14 @@ def _result(node: Node, operand: Operand) -> str:
     return operand.cast(node.spec.dtype).name
 
 
-@handles("Matmul")
+@handles("Matmul", follows="JAX and PyTorch: integers wrap around")
 def matmul(writer: Writer, node: Node, x: Any, y: Any) -> str:
     """Writes a product of stacks of matrices."""
     x_operand, y_operand = _operands(writer, node, x, y)
     return _result(node, x_operand.apply("MatMul", y_operand))
 
 
-@handles("Dot")
+@handles("Dot", follows="JAX: integers wrap around, one axis of each tensor is summed")
 def dot(writer: Writer, node: Node, x: Any, y: Any) -> str:
     """Writes the sums over the last axis of x and the last but one of y."""
     if not _rank(x) or not _rank(y):
@@ -49,7 +49,7 @@ def dot(writer: Writer, node: Node, x: Any, y: Any) -> str:
     return _contract(writer, node, x, y, [_rank(x) - 1], [_rank(y) - 2])
 
 
-@handles("Inner")
+@handles("Inner", follows="JAX: integers wrap around")
 def inner(writer: Writer, node: Node, x: Any, y: Any) -> str:
     """Writes the sums over the last axes of both."""
     if not _rank(x) or not _rank(y):
@@ -62,7 +62,7 @@ def _multiply(writer: Writer, node: Node, x: Any, y: Any) -> str:
     return _result(node, x_operand * y_operand)
 
 
-@handles("Tensordot")
+@handles("Tensordot", follows="JAX and TensorFlow: integers wrap around")
 def tensordot(writer: Writer, node: Node, x: Any, y: Any) -> str:
     """Writes the sums over axes of both."""
     axes, rank = node.operation.axes, _rank(x)
@@ -89,7 +89,7 @@ def _contract(
     return einsum_of(writer, node, "".join(x_labels), "".join(y_labels), output, x, y)
 
 
-@handles("Vdot")
+@handles("Vdot", follows="JAX: integers wrap around")
 def vdot(writer: Writer, node: Node, x: Any, y: Any) -> str:
     """Writes the sum of the products of all numbers."""
     x_flat, y_flat = _flattened(writer, node, (x, y), ([-1], [-1]))
@@ -138,7 +138,7 @@ def product(writer: Writer, sizes: Sequence[int | str]) -> int | str:
     return name
 
 
-@handles("Cross")
+@handles("Cross", follows="JAX and TensorFlow: vectors lie in the last axis")
 def cross(writer: Writer, node: Node, x: Value, y: Value) -> str:
     """Writes `x[1, 2, 0] y[2, 0, 1] - x[2, 0, 1] y[1, 2, 0]` of vectors of three numbers."""
     op = node.operation
@@ -169,7 +169,7 @@ def distances(writer: Writer, node: Node, x: Any, y: Any) -> str:
 # Einstein sums.
 
 
-@handles("Einsum")
+@handles("Einsum", follows="JAX and PyTorch: integers wrap around, sizes of 1 are repeated")
 def einsum(writer: Writer, node: Node, *operands: Any, **_: Any) -> str:
     """Writes sums over axes that share a label."""
     terms, output = _spell_out(node.operation.subscripts, [_rank(operand) for operand in operands])

@@ -1,6 +1,6 @@
 """Reductions, and running sums and products, as ONNX nodes.
 
-Sums and products of integers wrap around. NaN is the largest and the smallest number, as in NumPy.
+Sums and products of integers wrap around. NaN is the largest and the smallest number.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,7 +63,10 @@ REDUCTIONS: dict[str, tuple[str, Callable[[Operand, str], Operand]]] = {
 """The operator, and a function of the tensor and the output's dtype that prepares the tensor."""
 
 
-@handles(*REDUCTIONS)
+_NO_AXES = "JAX and TensorFlow, over no axes"
+
+
+@handles(*REDUCTIONS, follows={"Nanprod": _NO_AXES, "Nansum": _NO_AXES})
 def reduction(writer: Writer, node: Node, x: Value, **_: Any) -> None:
     """Writes a reduction over axes."""
     op, rank, dtype = node.operation, len(x.shape), node.spec.dtype
@@ -165,7 +168,7 @@ def mean_without_nan(writer: Writer, node: Node, x: Value) -> str:
     return (total / count).name
 
 
-@handles("Ptp")
+@handles("Ptp", follows=_NO_AXES)
 def peak_to_peak(writer: Writer, node: Node, x: Value) -> str:
     """Writes the largest less the smallest number."""
     axes, keepdims = axes_of(node.operation.axis, len(x.shape)), node.operation.keepdims
@@ -192,7 +195,7 @@ def average(writer: Writer, node: Node, x: Value, weights: Any = None) -> str:
     return (total / weight.reduce("ReduceSum", axes)).name
 
 
-@handles("Var", "Std", "Moments")
+@handles("Var", "Std", "Moments", follows={"Var": _NO_AXES, "Std": _NO_AXES})
 def variance(writer: Writer, node: Node, x: Value) -> str | list[str]:
     """Writes the mean of squared differences from the mean."""
     op, dtype = node.operation, node.spec.dtype
@@ -224,7 +227,7 @@ def normalize(writer: Writer, node: Node, x: Value) -> str:
     return (operand * norm.apply("Reciprocal").minimum(1 / epsilon)).name
 
 
-@handles("Cumsum", "Nancumsum")
+@handles("Cumsum", "Nancumsum", follows={"Nancumsum": "JAX: infinities stay"})
 def cumsum(writer: Writer, node: Node, x: Value) -> str:
     """Writes the sums up to each index."""
     operand, axis, _ = _running(writer, node, x, 0)
@@ -232,7 +235,7 @@ def cumsum(writer: Writer, node: Node, x: Value) -> str:
     return operand.apply("CumSum", index).cast(node.spec.dtype).name
 
 
-@handles("Cumprod", "Nancumprod")
+@handles("Cumprod", "Nancumprod", follows={"Nancumprod": "JAX: infinities stay"})
 def cumprod(writer: Writer, node: Node, x: Value) -> str:
     """Writes the products up to each index."""
     operand, axis, rank = _running(writer, node, x, 1)

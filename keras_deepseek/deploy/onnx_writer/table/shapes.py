@@ -1,7 +1,4 @@
-"""Operations on shapes as ONNX nodes: to reshape, cut, join, repeat, pad and create tensors.
-
-Where Keras's backends differ from each other, these follow NumPy, as Keras documents.
-"""
+"""Operations on shapes as ONNX nodes: to reshape, cut, join, repeat, pad and create tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -406,7 +403,7 @@ def pad_axes(
     writer.put(Value(node), writer.cast(name, dtype, x.dtype), layout)
 
 
-@handles("Pad")
+@handles("Pad", follows="JAX and TensorFlow, for `symmetric`; JAX, beyond the size")
 def _pad(writer: Writer, node: Node, x: Value, constant_values: Any = None) -> None:
     mode, widths = node.operation.mode, node.operation.pad_width
     widths = list(widths) * (len(x.shape) if len(widths) == 1 else 1)

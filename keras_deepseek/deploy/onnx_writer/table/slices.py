@@ -21,7 +21,7 @@ from keras_deepseek.graph.ir import Node, Value
 from keras_deepseek.graph.size_expressions import Size
 
 
-@handles("GetItem")
+@handles("GetItem", follows="JAX and TensorFlow, for negative steps")
 def _get_item(writer: Writer, _node: Node, x: Value, key: Any) -> str:
     parts = list(key) if isinstance(key, tuple | list) else [key]
     num_axes = sum(part is not None and part is not Ellipsis for part in parts)
@@ -54,7 +54,7 @@ def _is_index(part: Any) -> bool:
 
 
 def _begin(writer: Writer, x: Value, start: Any, axis: int, length: str) -> str:
-    """Returns where a part along an axis begins, moved into the tensor as on JAX."""
+    """Returns where a part along an axis begins, moved into the tensor."""
     size = writer.size(writer.axis_size(x, axis))
     if isinstance(start, Value):
         begin = slice_axis(writer, writer.tensor(start, "int64"), 0, axis, axis + 1)
@@ -69,7 +69,7 @@ def _begin(writer: Writer, x: Value, start: Any, axis: int, length: str) -> str:
     return writer.add("Max", writer.add("Min", begin, most), writer.integers(0))
 
 
-@handles("Slice")
+@handles("Slice", follows="JAX: a part outside is moved into the tensor")
 def _slice(writer: Writer, node: Node, x: Value, start: Any) -> str:
     name, lengths = writer.name(x), node.operation.shape
     for axis, length in enumerate(lengths):
@@ -86,7 +86,7 @@ def _slice(writer: Writer, node: Node, x: Value, start: Any) -> str:
     return name
 
 
-@handles("SliceUpdate")
+@handles("SliceUpdate", follows="JAX: a part outside is moved into the tensor")
 def _slice_update(writer: Writer, node: Node, x: Value, start: Any, updates: Value) -> str:
     """Cuts along each axis in which the update is shorter, and joins the parts."""
     update = writer.tensor(updates, node.spec.dtype)
