@@ -1,7 +1,8 @@
 """A pass that keeps NaN in recurrent layers.
 
-onnxruntime's `LSTM` limits the sums before its activations, which turns NaN into a number. From
-the step of a NaN on, all values of a row are NaN in Keras and in ONNX's definition.
+onnxruntime's `LSTM` and `GRU` limit the sums before their activations, which turns NaN into a
+number, as does the `Relu` of its `RNN`. From the step of a NaN on, all values of a row are NaN in
+Keras and in ONNX's definition.
 """
 
 from typing import Any
@@ -13,15 +14,15 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 
 
 def keep_nan(view: GraphView) -> int:
-    """Makes the outputs of each `LSTM` NaN from a NaN of its input on; returns the number of LSTMs.
+    """Makes outputs of recurrent operators NaN from a NaN of the input on; returns their number.
 
     Adds 0 or NaN by row and step, which costs a sum over the input.
     """
-    return view.rewrite(_add_nan, "LSTM")
+    return view.rewrite(_add_nan, "LSTM", "GRU", "RNN")
 
 
 def _add_nan(view: GraphView, node: Any) -> list[Any] | None:
-    """Returns an `LSTM` node, and nodes that add 0 or NaN to its outputs; `None` if it can't."""
+    """Returns a recurrent node, and nodes that add 0 or NaN to its outputs; `None` if it can't."""
     x, name = node.input[0], f"{''.join(node.output)}__nan"
     dtype = view.dtype(x)
     if not dtype or attribute(node, "layout", 0):
