@@ -49,6 +49,32 @@ def is_batch_invariant() -> bool:
     return _IS_BATCH_INVARIANT.get()
 
 
+_KNOWN_SIZES: ContextVar[tuple[type, ...] | None] = ContextVar("known_sizes", default=None)
+
+
+def with_free_sizes(*, knows_others: bool = True) -> AbstractContextManager[Any]:
+    """Context manager for a trace of a program that is to hold for any sizes of some axes.
+
+    Layers choose nothing by those sizes, which have a subclass of `int` as their class. They choose
+    by no size at all unless `knows_others`.
+    """
+    return set_temporarily(_KNOWN_SIZES, (int,) if knows_others else ())
+
+
+def has_free_sizes() -> bool:
+    """Returns True inside of a `with_free_sizes` block."""
+    return _KNOWN_SIZES.get() is not None
+
+
+def known_size(size: Any) -> int | None:
+    """Returns a size by which a layer may choose an algorithm, or unroll a loop; else `None`.
+
+    A tensor, or `None`, is not known yet. Nor is a free size of a program.
+    """
+    known = _KNOWN_SIZES.get()
+    return size if isinstance(size, int) and (known is None or type(size) in known) else None
+
+
 _NORMALIZERS: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_means", default=None)
 
 

@@ -152,13 +152,13 @@ def _expression(number: Any) -> Expression:
 
 def _add_arithmetic(name: str, compute: Callable[[Any, Any], Any]) -> None:
     def forward(self: Size, other: Any) -> Any:
-        if type(other) not in (int, Size):
+        if type(other) not in (int, bool, Size):
             return getattr(int, f"__{name}__")(self, other)
         expression = Arithmetic(name, self.expression, _expression(other))
         return Size(compute(int(self), int(other)), expression, self.comparisons)
 
     def backward(self: Size, other: Any) -> Any:
-        if type(other) not in (int, Size):
+        if type(other) not in (int, bool, Size):
             return getattr(int, f"__r{name}__")(self, other)
         expression = Arithmetic(name, _expression(other), self.expression)
         return Size(compute(int(other), int(self)), expression, self.comparisons)

@@ -1,5 +1,6 @@
 """Expressions of numbers that differ between traces of one model at several sizes."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -50,8 +51,8 @@ class SizeFinder:
         """Returns the number of the first trace with its expression, or `None`."""
         first = numbers[0]
         key = tuple(map(int, numbers))
-        if isinstance(first, Size):
-            return Size(key[0], first.expression) if self._holds(first.expression, key) else None
+        if isinstance(first, Size) and self._holds(first.expression, key):
+            return Size(key[0], first.expression)
         expression: Expression | None = self._axes.get(key)
         if expression is None:
             if key not in self._fitted:
@@ -67,11 +68,21 @@ class SizeFinder:
             return False
 
     def _fit(self, numbers: Numbers) -> Expression | None:
-        """Returns the simplest expression that holds in the first traces, if it does in others."""
+        """Returns the simplest expression that holds in the first traces, if it does in others.
+
+        Else it is the next one. No other trace confirms that, so all that are left must be equal.
+        """
+        left: list[Expression] = []
+        is_first = True
         for expression in self._candidates(numbers[: self._num_fitted]):
-            if self._holds(expression, numbers, self._num_fitted):
-                return expression if self._holds(expression, numbers) else None
-        return None
+            if not self._holds(expression, numbers, self._num_fitted):
+                continue
+            if self._holds(expression, numbers):
+                left.append(expression)
+                if is_first:
+                    break
+            is_first = False
+        return left[0] if left and all(_is_equal(left[0], other) for other in left) else None
 
     def _candidates(self, numbers: Numbers) -> Iterator[Expression]:
         """Yields expressions of free axes that may have made the numbers, simple ones first."""
@@ -91,6 +102,18 @@ class SizeFinder:
                 quotients = [(size + shift) // divisor for size in columns[axis]]
                 expression = Arithmetic("floordiv", _plus(axis, shift), divisor)
                 yield from _multiples(expression, quotients, numbers)
+
+
+def _is_equal(expression: Expression, other: Expression) -> bool:
+    """Returns True if two expressions agree at all small sizes of the axes."""
+
+    def size_of(axis: InputAxis, step: int) -> int:
+        return step + 7 * axis.input + 3 * axis.axis
+
+    return all(
+        evaluate(expression, size := functools.partial(size_of, step=step)) == evaluate(other, size)
+        for step in range(1, 3 * _LARGEST_DIVISOR)
+    )
 
 
 def _multiples(

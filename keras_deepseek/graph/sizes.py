@@ -11,6 +11,7 @@ model is traced on both sides of each. Where it computes something else there, n
 
 import bisect
 import collections
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from keras import tree
 
 from keras_deepseek import backend
+from keras_deepseek.backend.call_context import has_free_sizes, with_free_sizes
 from keras_deepseek.backend.keras_private.layers import functional_graph
 from keras_deepseek.backend.keras_private.replaced_functions import replaced_functions
 from keras_deepseek.backend.keras_private.sample_values import longest_sequence
@@ -108,7 +110,8 @@ def free_program(
     declared = declared_shapes(model, [tuple(symbol.shape) for symbol in tree.flatten(example)])
 
     trace = functools.partial(trace_model, model, whole=whole, opens_foreign=True)
-    with lock_of(model).exclusive(), backend.current().compute.outside_compilation():
+    outside = backend.current().compute.outside_compilation()
+    with lock_of(model).exclusive(), outside, with_free_sizes():
         agrees = functools.partial(computes_the_same, model, example, training=False)
         return trace_free(trace, example, declared, agrees, longest=longest_sequence(model))
 
@@ -245,6 +248,7 @@ class _Traces:
         self._shapes = [tuple(symbol.shape) for symbol in tree.flatten(example)]
         self._limits = [_LARGEST if axis.is_batch else longest or _LARGEST for axis in axes]
         self._records_creation = records_creation
+        self._fixed: frozenset[int] = frozenset()
         self._graphs: list[Graph] = []
         self._sizes: list[list[int]] = []
         self._is_check: list[bool] = []
@@ -259,10 +263,16 @@ class _Traces:
         return self._graphs[0] if self._graphs else None
 
     def merge(self, used: Collection[int], shift: int) -> Graph:
-        """Returns the first graph, in which numbers that differ in others are `Size`s."""
+        """Returns the first graph, in which numbers that differ in others are `Size`s.
+
+        The axes get other sizes than the `used` ones, which fixed axes have.
+        """
+        self._fixed = frozenset(used)
         near = self._choose(used, [self._first(axis) for axis in self._axes], shift)
-        second = self._choose(near, [size + 5 + 2 * n for n, size in enumerate(near)], shift)
-        third = self._choose(second, [size + 3 for size in second])
+        least = [size + 5 + 2 * n for n, size in enumerate(near)]
+        second = self._choose({*used, *near}, least, shift)
+        third = self._choose({*used, *near, *second}, [size + 3 for size in second])
+        tried = {*used, *near, *second, *third}
         pairs = zip(self._axes, third, strict=True)
         high = [3 * size if axis.is_batch else _LONG for axis, size in pairs]
         self._add(near)
@@ -272,9 +282,9 @@ class _Traces:
         self._follow_branches()
         # Such numbers are multiples of what layers use most.
         multiples = [24 * (size // 24 + 1) for size in near]
-        self._add(self._choose([], multiples, step=24), is_check=True)
+        self._add(self._choose(used, multiples, step=24), is_check=True)
         self._add(third)
-        self._add(self._choose([*near, *second, *third], high))
+        self._add(self._choose(tried, high))
         self._follow_branches()
         changes, has_fitted = self._find_changes()
         checks = itertools.count(1)
@@ -283,7 +293,7 @@ class _Traces:
             if number > _MOST_BRANCHES:
                 raise DifferentError("there are too few sizes to try")
             least = [size + 3 + 7 * number for size in third]
-            self._add(self._choose([*near, *second, *third], least), is_check=True)
+            self._add(self._choose(tried, least), is_check=True)
             changes, has_fitted = self._find_changes()
         if self._disputed:
             for change in changes:
@@ -364,7 +374,15 @@ class _Traces:
             Size(size, axis.first, comparisons)
             for size, axis in zip(sizes, self._axes, strict=True)
         ]
-        with replaced_functions(standardize_shape=_keep_sizes, result_type=_result_type):
+        with contextlib.ExitStack() as stack:
+            kept = _KeptSizes(marked, self._fixed)
+            if has_free_sizes():
+                # A size that a fixed axis has too may get lost, and would then seem to be known.
+                is_sure = self._fixed.isdisjoint(sizes)
+                stack.enter_context(with_free_sizes(knows_others=is_sure))
+            keep_sizes = kept if has_free_sizes() else _keep_sizes
+            functions = replaced_functions(standardize_shape=keep_sizes, result_type=_result_type)
+            stack.enter_context(functions)
             shapes = with_sizes(self._shapes, self._axes, marked)
             symbols = as_symbols(self._example, shapes)
             graph = self._trace(symbols, records_creation=self._records_creation)
@@ -416,6 +434,30 @@ class _Traces:
         merger = Merger(finder, len(self._graphs))
         merger.merge_graphs([self._graphs[number] for number in order])
         return merger.changes, finder.has_fitted
+
+
+class _KeptSizes:
+    """Keeps each `Size` in the shapes of symbols, where Keras would make it an int, or computes it.
+
+    A number in a shape is the `Size` that had this number before, unless a fixed axis has it too.
+    """
+
+    def __init__(self, sizes: Sequence[Size], fixed: Collection[int]) -> None:
+        self._fixed = fixed
+        self._sizes: dict[int, Size] = {}
+        for size in sizes:
+            self._keep(size)
+
+    def __call__(self, standardize: Callable[[Any], Any], shape: Any) -> Any:
+        """Returns the shape of a symbol."""
+        return tuple(map(self._keep, _keep_sizes(standardize, shape)))
+
+    def _keep(self, size: Any) -> Any:
+        if not isinstance(size, Size):
+            return self._sizes.get(size, size)
+        if int(size) not in self._fixed:
+            self._sizes.setdefault(int(size), size)
+        return size
 
 
 def _keep_sizes(standardize: Callable[[Any], Any], shape: Any) -> Any:

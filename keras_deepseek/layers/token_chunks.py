@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend import current
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.opaque_operation import call_opaque
 
@@ -102,7 +103,8 @@ def map_chunks(
         results = ops.map(lambda chunk: compute(chunk | unsplit), split)
         return keras.tree.map_structure(chunks.join, results)
 
-    if isinstance(chunks.number, int) and chunks.number == 1:
+    # A traced program has no loop, so it computes all chunks at once.
+    if isinstance(chunks.number, int) and known_size(chunks.number) in (None, 1):
         return compute(tensors)
     return call_opaque(compute_all, *tensors.values())
 

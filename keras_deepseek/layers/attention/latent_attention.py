@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.layers.attention.head_projection import project_tokens
 from keras_deepseek.layers.double_precision import (
     multiply_matrices,
@@ -85,7 +86,8 @@ def attend_naive(
     query_BNTH, key_BNSH, value_BNSV = (
         ops.transpose(x, (0, 2, 1, 3)) for x in (query_BTNH, key_BSNH, value_BSNV)
     )
-    length, block_size = query_BTNH.shape[1], backend.current().compute.query_block_size(query_BNTH)
+    length = known_size(query_BTNH.shape[1])
+    block_size = backend.current().compute.query_block_size(query_BNTH)
     if not is_causal or length is None or length < 2 * block_size:
         outputs_BNTV = _attend_block(query_BNTH, key_BNSH, value_BNSV, mask_BTS, drop)
         return ops.transpose(outputs_BNTV, (0, 2, 1, 3))
@@ -233,7 +235,7 @@ def _weigh_absorbed(
 
 def _sum_absorbed(weights_BNTS: Any, latent_BSC: Any, kernel_CNV: Any) -> Any:
     """Returns the outputs of absorbed latent attention (BTNV) from its attention weights."""
-    if weights_BNTS.shape[2] == 1:  # As below, but XLA copies no keys.
+    if known_size(weights_BNTS.shape[2]) == 1:  # As below, but XLA copies no keys.
         sums_BTNC = ops.expand_dims(multiply_matrices(ops.squeeze(weights_BNTS, 2), latent_BSC), 1)
     else:
         sums_BTNC = ops.einsum("bnts,bsc->btnc", weights_BNTS, latent_BSC)
@@ -244,7 +246,7 @@ def _sum_absorbed(weights_BNTS: Any, latent_BSC: Any, kernel_CNV: Any) -> Any:
 
 def _score(queries: Sequence[Any], keys: Sequence[Any]) -> Any:
     """Returns attention scores (BNTS): the sum of the products with and without rotary parts."""
-    if queries[0].shape[1] != 1:
+    if known_size(queries[0].shape[1]) != 1:
         first_BNTS, second_BNTS = map(partial(ops.einsum, "btnc,bsc->bnts"), queries, keys)
         return first_BNTS + second_BNTS
     # The same, but TensorFlow copies no keys.

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
@@ -317,7 +318,7 @@ def sum_over_earlier(
     The state sums key_j value_j over earlier calls; it is zeros at first. `chunk_size`, the most
     tokens of a chunk, changes only the cost.
     """
-    length, num_tokens = query_BTNF.shape[1], ops.shape(query_BTNF)[1]
+    length, num_tokens = known_size(query_BTNF.shape[1]), ops.shape(query_BTNF)[1]
     size = chunk_size if length is None else max(1, min(chunk_size, length))
     query_BMCNF, key_BMCNF, value_BMCNV = (
         _split(x, length, size) for x in (query_BTNF, key_BTNF, value_BTNV)

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
@@ -331,8 +332,8 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         )
         ups = (self.key_up, self.value_up)
         absorbs = is_absorbed_cheaper(
-            query_length,
-            key_length,
+            known_size(query_length),
+            known_size(key_length),
             self.nope_head_dim + self.value_head_dim,
             self.key_value_lora_rank,
         )

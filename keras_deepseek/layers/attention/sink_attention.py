@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.layers.attention.compressed.token_packing import take_rows
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.masks import HIDDEN
@@ -72,7 +73,7 @@ def sink_attention(
     batch_size, length, num_heads, dim = ops.shape(query_BTNH)
     fewest, most = _BLOCK_SIZES
     size = min(max(near.sliding_window, fewest), most)
-    size = min(size, query_BTNH.shape[1] or most)
+    size = min(size, known_size(query_BTNH.shape[1]) or most)
     num_blocks = (length + size - 1) // size
     query_BMQNH = _to_blocks(query_BTNH, num_blocks, size)
     near_BMKH, is_near_BMQK = _find_near(near, length, num_blocks, size)
@@ -101,7 +102,7 @@ def sink_attention(
 
 def _split_blocks(num_blocks: Any, chosen_BMQK: Any, dim: int) -> list[slice]:
     """Returns slices that split blocks of queries into groups, so that their keys fit in memory."""
-    if chosen_BMQK is None or not isinstance(num_blocks, int):
+    if chosen_BMQK is None or known_size(num_blocks) is None:
         return [slice(None)]
     size, num_chosen = chosen_BMQK.shape[2:]
     fitting = max(1, _MOST_GATHERED // (size * num_chosen * dim))
@@ -132,7 +133,7 @@ def _attend(
 def _to_blocks(x: Any, num_blocks: Any, size: int) -> Any:
     """Splits (B, T, ...) into blocks (B, M, Q, ...), padded with copies of the last query."""
     batch_size, length, *row = ops.shape(x)
-    if not isinstance(length, int) or length != num_blocks * size:
+    if known_size(length) is None or length != num_blocks * size:
         x = ops.take(
             x, ops.minimum(ops.arange(num_blocks * size, dtype="int32"), length - 1), axis=1
         )

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
@@ -182,8 +183,8 @@ class DeepSeekMoE(FloatingInputLayer):
         kernels = map(ops.convert_to_tensor, (self.gate_kernel, self.up_kernel, self.down_kernel))
         arguments = (tokens_TD, ops.cast(weights_TK, tokens_TD.dtype), indices_TK, *kernels)
         num_choices = ops.shape(indices_TK)[0] * self.router.num_experts_per_token
-        reads_loads = expert_dispatch.is_worth_a_loop(num_choices, self._expert_size)
-        if reads_loads and self.capacity_factor is None:
+        may_read_loads = known_size(num_choices) is not None and self.capacity_factor is None
+        if may_read_loads and expert_dispatch.is_worth_a_loop(num_choices, self._expert_size):
             outputs_TD = backend.current().inference.run_unrecorded(self._route, *arguments)
         else:
             outputs_TD = self._route(*arguments)
@@ -196,7 +197,7 @@ class DeepSeekMoE(FloatingInputLayer):
         """Computes the outputs of the routed experts (TD) in the cheapest way for the batch."""
         num_experts = self.router.num_experts
         num_tokens, per_token = ops.shape(indices_TK)
-        is_empty = isinstance(num_tokens, int) and num_tokens == 0
+        is_empty = known_size(num_tokens) == 0
         if self.capacity_factor is not None and not is_empty:
             capacity = expert_dispatch.count_capacity(
                 num_tokens, num_experts, per_token, self.capacity_factor

@@ -23,7 +23,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.call_context import is_batch_invariant
+from keras_deepseek.backend.call_context import is_batch_invariant, known_size
 
 _READ_KERNEL = 16
 _COPY_KERNEL = 48
@@ -181,9 +181,10 @@ def is_worth_a_loop(num_choices: Any, expert_size: int) -> bool:
 
     `num_choices` is a tensor if unknown. `expert_size` is the number of weights of an expert.
     """
-    if not isinstance(num_choices, int):
+    number = known_size(num_choices)
+    if number is None:
         return True  # Computed at once, blocks would have a size for many choices.
-    return num_choices >= _LEAST_LOOP and num_choices * expert_size >= _LEAST_WORK
+    return number >= _LEAST_LOOP and number * expert_size >= _LEAST_WORK
 
 
 def choose_looped_block_size(num_choices: Any, num_experts: int) -> Any:
@@ -191,7 +192,7 @@ def choose_looped_block_size(num_choices: Any, num_experts: int) -> Any:
 
     `num_choices` is the number of (token, expert) choices. If it is a tensor, so is the result.
     """
-    is_known = isinstance(num_choices, int)
+    is_known = known_size(num_choices) is not None
     of: Any = np if is_known else ops
     num_choices = num_choices if is_known else ops.cast(num_choices, "float32")
     in_use = num_experts * (1 - (1 - 1 / num_experts) ** num_choices)
@@ -208,7 +209,7 @@ def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> in
     A larger block has more empty rows, a smaller one needs more copies of kernels. The numbers of
     tokens and of choices are tensors if unknown.
     """
-    if not isinstance(num_tokens, int):
+    if known_size(num_tokens) is None:
         return _DEFAULT_BLOCK_SIZE
     if num_tokens == 0:
         return None  # JAX's `take` fails on an empty tensor.
@@ -226,7 +227,8 @@ def count_blocks(num_choices: Any, num_experts: int, block_size: Any) -> Any:
 
     Each expert in use may leave one block almost empty.
     """
-    in_use = min(num_choices, num_experts) if isinstance(num_choices, int) else num_experts
+    is_known = known_size(num_choices) is not None
+    in_use = min(num_choices, num_experts) if is_known else num_experts
     return (num_choices + in_use * (block_size - 1)) // block_size
 
 

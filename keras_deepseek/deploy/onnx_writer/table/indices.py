@@ -220,7 +220,8 @@ def segments(writer: Writer, node: Node, data: Value, segment_ids: Any) -> str:
     if count is None:
         raise NoEntryError(f"{node.kind} without num_segments: the shape depends on the data")
     kind, neutral = SEGMENTS[node.kind]
-    sizes = writer.sizes([count + 1, *writer.sizes_of(data)[1:]])
+    # As a name: a number that equals a free size of the trace is not that size.
+    sizes = writer.sizes([writer.integers(count + 1), *writer.sizes_of(data)[1:]])
     initial = full(writer, sizes, neutral(node.spec.dtype), dtype)
     ids = Operand(writer, writer.tensor(segment_ids, "int64"), "int64")
     ids = where((ids < 0) | (ids >= count), count, ids)

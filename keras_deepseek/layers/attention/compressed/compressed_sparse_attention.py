@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend import current
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.layers.attention.compressed.lightning_indexer import (
     IndexerTraining,
@@ -149,7 +150,7 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
     def _find_far(
         self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None
     ) -> tuple[FarKeys | None, Cache]:
-        length = tokens.inputs.shape[1] if cache is None else cache["mask"].shape[1]
+        length = known_size((tokens.inputs if cache is None else cache["mask"]).shape[1])
         keys_BEH, updates = self.compressor.compress(
             tokens, cache, self._rotate_last, self.index_top_k
         )

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.layers.attention.compressed.lightning_indexer import (
     IndexerTraining,
@@ -182,7 +183,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         """Returns the outputs of each head (BTNV), in chunks; adds the indexer's loss."""
         has_cache = "mask" in keys
         adds_loss = bool(training) and self.indexer_loss_weight is not None and not has_cache
-        key_length = keys["latent"].shape[1]
+        key_length = known_size(keys["latent"].shape[1])
         num_keys = self.index_top_k
         if key_length is not None:
             num_keys = min(num_keys, key_length)

@@ -10,8 +10,10 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.attention.compressed.token_packing import count_missing
 from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.self_attention_layer import check_room
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
@@ -190,8 +192,8 @@ class LightningIndexer(keras.Layer):
         """
         scores_BTS = scores if mask is None else ops.where(mask, scores, HIDDEN)
         key_length = ops.shape(scores_BTS)[2]
-        if not isinstance(key_length, int):  # At run time there may be fewer keys than `num_keys`.
-            missing = ops.maximum(num_keys - key_length, 0)
+        if known_size(key_length) is None:  # There may be fewer keys than `num_keys`.
+            missing = count_missing(key_length, num_keys)
             filling = ops.zeros((*ops.shape(scores_BTS)[:2], missing), scores_BTS.dtype) + HIDDEN
             scores_BTS = ops.concatenate([scores_BTS, filling], axis=-1)
         scores_BTK, indices_BTK = call_opaque(

@@ -11,8 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.layers.attention.compressed.token_packing import (
     PackedTokens,
+    count_missing,
     join_recent,
     take_rows,
 )
@@ -96,8 +98,8 @@ class TokenCompressor(keras.Layer):
         rate, updates = self.compress_rate, {}
         if cache is None:
             num_windows = (tokens.length + rate - 1) // rate
-            if not isinstance(num_windows, int):
-                num_windows = ops.maximum(num_windows, min_entries)
+            if known_size(num_windows) is None:
+                num_windows = num_windows + count_missing(num_windows, min_entries)
         else:
             # The most windows that the call can complete, wherever in a window it begins.
             num_windows = (tokens.length - 1) // rate + 1
@@ -138,7 +140,7 @@ class TokenCompressor(keras.Layer):
         gates_BWMF = gates_BWMF + ops.cast(self.position_bias, gates_BWMF.dtype)
         if self.use_overlap:
             # Now M is twice the rate, and F is D.
-            is_first = (windows_BW == 0)[..., None, None]
+            is_first = ops.equal(windows_BW, 0)[..., None, None]
             earlier = ops.where(is_first, HIDDEN, gates_BWMF[:, :-1, :, :dim])
             gates_BWMF = ops.concatenate([earlier, gates_BWMF[:, 1:, :, dim:]], axis=2)
             values_BWMF = ops.concatenate(

@@ -16,6 +16,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.layers.position.start_index import by_row
 
 
@@ -89,16 +90,23 @@ def count_tokens(mask: Any, index: Any) -> Any:
     return ops.sum(ops.cast(is_before, "int32"), axis=1)
 
 
+def count_missing(size: Any, least: int) -> Any:
+    """Returns by how much a size is smaller than the least size, or 0. Both are positive."""
+    if isinstance(size, int):  # Written in arithmetic, as a free size of a traced program needs.
+        return (least - size) * (1 // (size // least + 1))
+    return ops.maximum(least - size, 0)
+
+
 def take_rows(x: Any, indices: Any) -> Any:
     """Gathers rows of each sequence by their indices.
 
     `x` is `(B, S, ...)`; the indices, from 0 to S - 1, are `(B, ...)` or `(1, ...)`. The result has
     the shape of `indices`, then that of a row of `x`.
     """
-    if indices.shape[0] == 1:
+    if known_size(indices.shape[0]) == 1:
         return ops.take(x, indices[0], axis=1)
     batch_size, length, *row = ops.shape(x)
-    if isinstance(batch_size, int) and batch_size == 0:  # JAX's `take` fails on an empty batch.
+    if known_size(batch_size) == 0:  # JAX's `take` fails on an empty batch.
         return ops.zeros((*ops.shape(indices), *row), x.dtype)
     firsts = ops.arange(batch_size, dtype="int32") * length
     firsts = ops.reshape(firsts, (batch_size, *[1] * (len(indices.shape) - 1)))
