@@ -60,6 +60,8 @@ _MOST_DISPUTED = 4
 """The most sizes at which a program with other operations is compared with the model."""
 _SHIFTS = (0, 3, 9, 20)
 """The primes to leave out, where a free and a fixed axis get the same size."""
+_LONGER = 64
+"""The factor of the lengths to try next: what counts blocks of a short sequence is often 1."""
 _NUM_FITTED, _NUM_CHECKS = 4, 2
 """The numbers of traces to which an expression is fitted, and at least compared with."""
 
@@ -204,10 +206,13 @@ def _trace_with_free(make_traces: Callable[[bool], "_Traces"], plain: Graph) -> 
     used = {size for node in plain.nodes() for spec in node.outputs for size in spec.shape}
     failures: list[Exception] = []
     for records_creation in (True, False):
-        for shift in _SHIFTS:
+        retries = [(shift, 1) for shift in _SHIFTS]
+        if has_free_sizes():  # Else a layer may have unrolled a loop over a long sequence.
+            retries = [*retries[:2], *((shift, _LONGER) for shift in _SHIFTS)]
+        for shift, factor in retries:
             traces = make_traces(records_creation)
             try:
-                graph = traces.merge(used, shift)
+                graph = traces.merge(used, shift, factor)
             except CollisionError as error:
                 failures.append(error)
                 continue
@@ -262,13 +267,13 @@ class _Traces:
         """The graph that was traced near the sizes of the example."""
         return self._graphs[0] if self._graphs else None
 
-    def merge(self, used: Collection[int], shift: int) -> Graph:
+    def merge(self, used: Collection[int], shift: int, factor: int) -> Graph:
         """Returns the first graph, in which numbers that differ in others are `Size`s.
 
         The axes get other sizes than the `used` ones, which fixed axes have.
         """
         self._fixed = frozenset(used)
-        near = self._choose(used, [self._first(axis) for axis in self._axes], shift)
+        near = self._choose(used, [self._first(axis, factor) for axis in self._axes], shift)
         least = [size + 5 + 2 * n for n, size in enumerate(near)]
         second = self._choose({*used, *near}, least, shift)
         third = self._choose({*used, *near, *second}, [size + 3 for size in second])
@@ -323,9 +328,9 @@ class _Traces:
             if max(sizes) > _LARGEST_COMPARED or not self._agrees(graph, shapes):
                 raise error
 
-    def _first(self, axis: FreeAxis) -> int:
+    def _first(self, axis: FreeAxis, factor: int) -> int:
         size: int = self._shapes[axis.first.input][axis.first.axis]
-        return max(2 if axis.is_batch else 11, size)
+        return max(2, size) if axis.is_batch else factor * max(11, size)
 
     def _choose(
         self, used: Collection[int], least: Sequence[int], shift: int = 0, step: int = 1

@@ -7,8 +7,10 @@ from keras import ops
 from keras_deepseek.backend.call_context import (
     collect_loss_means,
     is_gradient_free,
+    known_size,
     set_loss_normalizer,
     set_temporarily,
+    with_free_sizes,
     without_gradients,
 )
 
@@ -55,3 +57,19 @@ def test_normalizers_are_collected_only_in_the_block():
     set_loss_normalizer(5)
     assert [float(mean) for mean in outer] == [2.0, 4.0]
     assert [float(mean) for mean in inner] == [3.5]
+
+
+class Free(int):
+    """A size that is free in a program."""
+
+
+def test_a_free_size_is_not_known():
+    assert known_size(Free(3)) == known_size(3) == 3
+    assert known_size(None) is None
+    assert known_size(ops.convert_to_tensor(3)) is None
+    with with_free_sizes():
+        assert known_size(Free(3)) is None
+        assert known_size(3) == 3
+        with with_free_sizes(knows_others=False):
+            assert known_size(3) is None
+    assert known_size(Free(3)) == 3
