@@ -45,6 +45,8 @@ def read_starts(start: Any) -> Array | None:
     """
     if isinstance(start, np.ndarray):
         return np.atleast_1d(start)
+    if isinstance(start, keras.KerasTensor):
+        return None
     compute = backend.current().compute
     if is_by_row(start):
         return compute.read_array(start)
