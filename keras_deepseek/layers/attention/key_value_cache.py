@@ -249,7 +249,7 @@ def make_attention_mask(
     mask = None if key_mask is None else ops.expand_dims(ops.cast(key_mask, "bool"), 1)
     if query_slots is None:
         query_slots = ops.arange(query_length, dtype="int32")
-    queries = by_row(start_index) + query_slots
+    queries = ops.add(by_row(start_index), query_slots)  # JAX adds no symbol to an array.
     keys = ops.arange(key_length, dtype="int32")
     # Slots from a key to a query; negative for a later key. The batch is 1 if all start alike.
     distance = ops.expand_dims(queries, 2) - keys

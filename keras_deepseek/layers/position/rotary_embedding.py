@@ -136,7 +136,8 @@ class RotaryEmbedding(FloatingInputLayer):
         if positions is None:
             check_start(start_index, inputs.shape[0])
             check_length(self.name, self.max_length, inputs.shape[1], start_index)
-            positions = by_row(start_index) + ops.arange(ops.shape(inputs)[1], dtype="int32")
+            steps = ops.arange(ops.shape(inputs)[1], dtype="int32")
+            positions = ops.add(by_row(start_index), steps)  # JAX adds no symbol to an array.
         else:
             positions = ops.convert_to_tensor(positions)
             check_positions(positions, inputs)
