@@ -34,10 +34,14 @@ _SEED = 1_000
 
 
 class Expected(NamedTuple):
-    """The outputs expected of an artifact: the model's, for samples and for extreme batches."""
+    """The outputs expected of an artifact: the model's, for samples and for extreme batches.
+
+    `infer` returns those for another batch.
+    """
 
     usual: list[Batch]
     extreme: list[Batch]
+    infer: InferenceFunction
 
 
 def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
@@ -56,11 +60,17 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
         optional_samples=(),
         alternative_samples=(),
     )
-    extend = _extend(job)
-    expected = (
-        [extend(outputs) for outputs in batches] for batches in (usual + of_optional, of_extreme)
+    extend = job.export_format.further_outputs
+    usual, of_extreme = (
+        [outputs | extend(outputs) for outputs in batches]
+        for batches in (usual + of_optional, of_extreme)
     )
-    return reduced, Expected(*expected)
+
+    def infer_all(sample: Batch) -> Batch:
+        outputs = infer(sample)
+        return outputs | extend(outputs)
+
+    return reduced, Expected(usual, of_extreme, infer_all)
 
 
 def _infer_accepted(
@@ -151,18 +161,12 @@ def verify_resampling_ties(
     verification = verify(expected, result, job)
     if verification.state != "failed" or not job.has_random_samples or job.precision is not None:
         return verification, ""
-    infer = backend.current().inference.plain_inference(job.expected_model)
-    extend = _extend(job)
-
-    def infer_all(sample: Batch) -> Batch:
-        return extend(infer(sample))
-
     precisions = _precisions(job, expected)
     with contextlib.suppress(Exception):  # An error of any backend: the artifact stays failed.
         redrawn = _resample_argmax_tie(
             job.expected_model,
             job.samples,
-            infer_all,
+            expected.infer,
             run,
             expected.usual,
             list(result.outputs or ()),
@@ -186,7 +190,6 @@ def compare_nonfinite(
     """
     if verification.state != "verified" or not job.has_random_samples or not job.samples:
         return verification
-    infer, extend = backend.current().inference.plain_inference(job.expected_model), _extend(job)
     precisions = {
         name: precision or _EXTREME_PRECISION
         for name, precision in _precisions(job, expected).items()
@@ -196,7 +199,7 @@ def compare_nonfinite(
     for kind, values in _NONFINITE.items():
         batch = _spoil(sample, job, values)
         with contextlib.suppress(Exception), np.errstate(all="ignore"):  # Of any backend.
-            references[kind] = extend(infer(batch))
+            references[kind] = expected.infer(batch)
             batches.append(batch)
     if not batches:
         return verification
@@ -263,10 +266,6 @@ def _describe_difference(name: str, expected: Array, received: Array, mask: Arra
         f"output {name!r} gives {float(received[first]):.3g} where the model gives "
         f"{float(expected[first]):.3g} ({mask.sum()} of {mask.size} values)"
     )
-
-
-def _extend(job: ExportJob) -> Callable[[Batch], Batch]:
-    return lambda outputs: {**outputs, **job.export_format.further_outputs(outputs)}
 
 
 def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
