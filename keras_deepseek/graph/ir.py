@@ -47,6 +47,11 @@ class Node:
         return isinstance(self.operation, keras.Layer)
 
     @property
+    def graphs(self) -> tuple["Graph", ...]:
+        """The graphs inside the operation."""
+        return self.operation.graphs if isinstance(self.operation, GraphOperation) else ()
+
+    @property
     def may_have_state(self) -> bool:
         """True for a whole layer, and for an operation whose code is not known."""
         return self.is_layer or "." in self.kind
@@ -137,6 +142,13 @@ class Graph:
                 stack += [(value.node, False) for value in reversed(node.values())]
         return list(finished.values())
 
+    def all_nodes(self) -> Iterator[Node]:
+        """Yields the nodes of this graph; those inside an operation come before it."""
+        for node in self.nodes():
+            for inner in node.graphs:
+                yield from inner.all_nodes()
+            yield node
+
     def users(self) -> dict[Value, list[Node | None]]:
         """Returns the readers of each value, with repetitions; `None` stands for the caller."""
         users: dict[Value, list[Node | None]] = {}
@@ -167,6 +179,19 @@ class Graph:
                 visited.add(id(node))
                 node.args, node.kwargs = node.map_values(resolve)
                 waiting += [value.node for value in node.values()]
+
+
+class GraphOperation(keras.Operation):
+    """An operation that runs graphs, such as a loop. Their free sizes are those around them."""
+
+    def __init__(self, graphs: Sequence[Graph]) -> None:
+        super().__init__()
+        self.graphs = tuple(graphs)
+
+    def __copy__(self) -> "GraphOperation":
+        copied: GraphOperation = object.__new__(type(self))  # Keras would make it by its config.
+        copied.__dict__.update(self.__dict__)
+        return copied
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,7 @@ class _Writer:
         arguments = [self._text(argument) for argument in node.args]
         arguments += [f"{name}={self._text(argument)}" for name, argument in node.kwargs.items()]
         text = f"{name}({', '.join(arguments)})"
-        if len(node.outputs) == 1:
+        if len(node.outputs) == 1 and not node.graphs:
             self._texts[Value(node)] = variable
         else:
             text = f"flatten({text})"

@@ -8,7 +8,16 @@ from typing import Any, TypeAlias
 import keras
 
 from keras_deepseek.graph.created_tensors import Create
-from keras_deepseek.graph.ir import CONSTANT, Graph, Node, Value, attributes, resize_reshape
+from keras_deepseek.graph.ir import (
+    CONSTANT,
+    INPUT,
+    Graph,
+    Node,
+    Spec,
+    Value,
+    attributes,
+    resize_reshape,
+)
 from keras_deepseek.graph.known_code import CannotOpenError
 from keras_deepseek.graph.size_expressions import (
     OPERATORS,
@@ -89,7 +98,17 @@ def read_sizes(graph: Graph) -> None:
 
     Raises `CannotOpenError` if a whole layer gets a size as an argument.
     """
+    _read_sizes(graph, graph, lambda value: value)
+
+
+def _read_sizes(graph: Graph, whole: Graph, local: Callable[[Value], Value]) -> None:
+    """Replaces the operations of a graph inside of a `whole` one.
+
+    `local` returns the value in the graph that is one of the whole graph.
+    """
     for node in graph.nodes():
+        for number, inner in enumerate(node.graphs):
+            _read_sizes(inner, whole, _capturing(node, number, inner, local))
         if node.kind == CONSTANT:
             if isinstance(node.content, Size):
                 node.operation = Create("full", {"dtype": node.spec.dtype})
@@ -97,7 +116,7 @@ def read_sizes(graph: Graph) -> None:
         elif node.operation is None:
             continue
         structure = {"args": node.args, "kwargs": node.kwargs}
-        if node.operation is not None and not node.is_layer:
+        if not (node.operation is None or node.is_layer or node.graphs):
             structure["attributes"] = attributes(node.operation)
         sizes = list(_find_sizes(structure))
         if not sizes:
@@ -109,14 +128,37 @@ def read_sizes(graph: Graph) -> None:
             position = sizes[0][0][-1]
             node.operation = resize_reshape(node.operation, int(position), -1)
         else:
-            _make_reader(node, sizes, graph)
+            _make_reader(node, sizes, whole, local)
 
 
-def _make_reader(node: Node, sizes: Sequence[tuple[Path, Size]], graph: Graph) -> None:
+def _capturing(
+    node: Node, number: int, inner: Graph, local: Callable[[Value], Value]
+) -> Callable[[Value], Value]:
+    """Returns a function that makes a value one more input of a graph inside a node."""
+
+    @functools.cache
+    def capture(value: Value) -> Value:
+        outside = local(value)
+        inputs = Node(INPUT, [Spec(outside.shape, outside.dtype)])
+        inner.inputs.append(inputs)
+        captured = number - len(node.graphs)  # The last arguments are lists of what graphs read.
+        node.args[captured].append(outside)
+        return Value(inputs)
+
+    return capture
+
+
+def _make_reader(
+    node: Node,
+    sizes: Sequence[tuple[Path, Size]],
+    graph: Graph,
+    local: Callable[[Value], Value],
+) -> None:
     sources: list[Value] = []
 
     def number_of(axis: Axis) -> int:
         value = axis.value if isinstance(axis, ValueAxis) else Value(graph.inputs[axis.input])
+        value = local(value)
         if value not in sources:
             sources.append(value)
         return sources.index(value)

@@ -48,11 +48,16 @@ class SizeFinder:
         self._axes.setdefault(numbers, axis)
 
     def find(self, numbers: Sequence[int]) -> Size | None:
-        """Returns the number of the first trace with its expression, or `None`."""
+        """Returns the number of the first trace with its expression, or `None`.
+
+        What was recorded may lack a size that was a plain int by then. Then it does not hold.
+        """
         first = numbers[0]
         key = tuple(map(int, numbers))
         if isinstance(first, Size) and self._holds(first.expression, key):
             return Size(key[0], first.expression)
+        if len(set(key)) == 1:
+            return None
         expression: Expression | None = self._axes.get(key)
         if expression is None:
             if key not in self._fitted:

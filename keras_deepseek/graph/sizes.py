@@ -102,7 +102,8 @@ def free_program(
     """Traces a model in inference; returns its graph, the free axes, and why others are not free.
 
     Numbers that depend on the free axes are `Size`s: in attributes of operations, in arguments and
-    as contents of constants. `ops.arange` and its like are nodes of the kind `Create`.
+    as contents of constants. `ops.arange` and its like are nodes of the kind `Create`, and those
+    that call functions, such as `ops.scan`, are nodes with inner graphs (`control_flow.py`).
 
     Args:
         model: The model. All its layers are opened, so compare the program with it.
@@ -111,7 +112,9 @@ def free_program(
     """
     declared = declared_shapes(model, [tuple(symbol.shape) for symbol in tree.flatten(example)])
 
-    trace = functools.partial(trace_model, model, whole=whole, opens_foreign=True)
+    trace = functools.partial(
+        trace_model, model, whole=whole, opens_foreign=True, records_control_flow=True
+    )
     outside = backend.current().compute.outside_compilation()
     with lock_of(model).exclusive(), outside, with_free_sizes():
         agrees = functools.partial(computes_the_same, model, example, training=False)
@@ -203,7 +206,7 @@ def _trace_with_free(make_traces: Callable[[bool], "_Traces"], plain: Graph) -> 
     A layer that needs the numbers of `ops.arange` in Python is traced again without operations for
     them. The graph was traced at sizes near those of the example.
     """
-    used = {size for node in plain.nodes() for spec in node.outputs for size in spec.shape}
+    used = {size for node in plain.all_nodes() for spec in node.outputs for size in spec.shape}
     failures: list[Exception] = []
     for records_creation in (True, False):
         retries = [(shift, 1) for shift in _SHIFTS]
@@ -311,7 +314,7 @@ class _Traces:
         graph = self._graphs[0]
         check_numbers = [number for number, is_check in enumerate(self._is_check) if is_check]
         graph.free_sizes, small_axes = check_collisions(self._graphs, check_numbers)
-        for node in graph.nodes():
+        for node in graph.all_nodes():
             node.outputs = [Spec(tuple(map(int, spec.shape)), spec.dtype) for spec in node.outputs]
         for axis in small_axes:
             outputs, index = axis.value.node.outputs, axis.value.index
@@ -363,7 +366,7 @@ class _Traces:
         if self._graphs:
             where = f"{self._describe(sizes)} than with {self._describe(self._sizes[0])}"
             try:
-                check_nodes(self._graphs[0].nodes(), graph.nodes(), where)
+                check_nodes(self._graphs[0], graph, where)
             except DifferentError as error:
                 self._disputed.append((sizes, error))
                 if not is_check or len(self._disputed) > _MOST_DISPUTED:

@@ -26,7 +26,11 @@ from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import Variable
 
-from keras_deepseek.backend.keras_private.fixes import fixed_batch_norm, fixed_get_item
+from keras_deepseek.backend.keras_private.fixes import (
+    fixed_batch_norm,
+    fixed_get_item,
+    fixed_layer_outputs,
+)
 from keras_deepseek.backend.keras_private.layers import flatten_layers, without_new_nodes
 from keras_deepseek.backend.keras_private.masks import output_masks, read_mask, set_mask
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
@@ -35,6 +39,7 @@ from keras_deepseek.backend.keras_private.variables import (
     scoped_values,
     stored_dtype,
 )
+from keras_deepseek.graph.control_flow import ControlFlow
 from keras_deepseek.graph.created_tensors import creation_as_operations
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
 from keras_deepseek.graph.known_code import (
@@ -99,6 +104,7 @@ def trace_model(
     opens_foreign: bool = False,
     keeps_readers_of_sizes: bool = False,
     records_creation: bool = False,
+    records_control_flow: bool = False,
 ) -> Graph:
     """Traces a built model. Other threads must not call the model at the same time.
 
@@ -106,10 +112,13 @@ def trace_model(
     keep whole. With `opens_foreign`, layers whose code is not known are traced too: for drawings,
     and for results that are compared with the model later. With `keeps_readers_of_sizes`, layers of
     users that compute with sizes are kept whole: for inputs of unknown sizes. With
-    `records_creation`, `ops.arange` and its like are operations.
+    `records_creation`, `ops.arange` and its like are operations. With `records_control_flow`, those
+    that call functions, such as `ops.scan`, are operations with inner graphs; else a layer that
+    uses one is kept whole.
     """
     trace = _Trace(model, frozenset(whole), opens_foreign, keeps_readers_of_sizes)
     trace.records_creation = records_creation
+    trace.records_control_flow = records_control_flow
     return trace.run(as_symbols(inputs), training)
 
 
@@ -162,6 +171,21 @@ class _History:
     def set_value(self, symbol: keras.KerasTensor, value: Value) -> None:
         self._values[id(symbol)] = value
         self._alive.append(symbol)
+
+    @contextlib.contextmanager
+    def branch(self) -> Iterator[Collection[int]]:
+        """Context manager that forgets at its end the values that are set in it, but weights.
+
+        It yields the ids of the nodes known before.
+        """
+        outside = dict(self._values)
+        try:
+            yield {id(value.node) for value in outside.values()}
+        finally:
+            weights = {
+                key: value for key, value in self._values.items() if value.node.kind == WEIGHT
+            }
+            self._values = outside | weights
 
     def make_symbol(self, value: Value, like: Any = None) -> keras.KerasTensor:
         """Returns a new symbol for a value, with the Keras mask of the tensor that it is `like`."""
@@ -241,7 +265,7 @@ class _Trace:
         self._readings = {id(layer): read_layer(layer) for layer in layers}
         self._has_symbols: set[int] = set()
         """The ids of the layers whose variables are symbols at the moment."""
-        self.records_creation = False
+        self.records_creation = self.records_control_flow = False
         self._leaves: list[tuple[Node, Leaf]] = []
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
         self._current_layer = ""
@@ -263,6 +287,7 @@ class _Trace:
             stack.enter_context(without_new_nodes(self._model))
             stack.enter_context(_restored_names())
             stack.enter_context(fixed_batch_norm())
+            stack.enter_context(fixed_layer_outputs())
             for layer in flatten_layers(self._model):
                 call = functools.partial(self._call_layer, layer)
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
@@ -275,6 +300,12 @@ class _Trace:
             if self.records_creation:
                 stack.enter_context(creation_as_operations())
                 stack.enter_context(fixed_get_item())
+            if self.records_control_flow:
+                recorder = ControlFlow(self._history, lambda: self._current_layer)
+                layers = flatten_layers(self._model)
+                operations = [op for layer in layers for op in getattr(layer, "operations", ())]
+                stack.enter_context(recorder.recording(operations))
+                stack.enter_context(fixed_get_item())
             outputs = self._model(inputs, **kwargs)
             graph = Graph(
                 inputs=nodes,
@@ -285,7 +316,9 @@ class _Trace:
                 structure=tree.map_structure(lambda _: 0, outputs),
                 leaves={node.layer: leaf for node, leaf in self._leaves},
             )
-        needed = set(graph.nodes())
+        needed = set(graph.all_nodes())
+        if not {node for node in graph.nodes() if node.kind == INPUT} <= set(nodes):
+            raise CannotOpenError("uses a tensor of a loop outside of it")
         for node, _ in self._leaves:
             if node not in needed:  # It may add a loss or assign a variable.
                 raise CannotOpenError(f"calls {node.layer}, and does not use its outputs")

@@ -31,8 +31,9 @@ def _node_key(node: Node, numbers: dict[int, int]) -> Any:
     return node.kind, shape, id(layer) if node.is_layer else layer, specs, values
 
 
-def check_nodes(nodes: Sequence[Node], others: Sequence[Node], where: str) -> None:
+def check_nodes(graph: Graph, other: Graph, where: str) -> None:
     """Raises a `DifferentError` if two traces differ in more than numbers."""
+    nodes, others = list(graph.all_nodes()), list(other.all_nodes())
     keys: list[list[Any]] = []
     for trace in (nodes, others):
         numbers = {id(node): number for number, node in enumerate(trace)}
@@ -56,7 +57,7 @@ def check_collisions(
     varied: set[int] = set()
     fixed: set[int] = set()
     at_checks: list[ValueAxis] = []
-    for nodes in zip(*(graph.nodes() for graph in graphs), strict=True):
+    for nodes in zip(*(graph.all_nodes() for graph in graphs), strict=True):
         for index, specs in enumerate(zip(*(node.outputs for node in nodes), strict=True)):
             for axis, shape in enumerate(zip(*(spec.shape for spec in specs), strict=True)):
                 if None in shape:
@@ -88,13 +89,15 @@ class Merger:
         self.changes: list[Callable[[], None]] = []
         """Functions that write the `Size`s into the first graph."""
 
-    def merge_graphs(self, graphs: Sequence[Graph]) -> None:
+    def merge_graphs(self, graphs: Sequence[Graph], *, is_inner: bool = False) -> None:
         """Finds the changes of the nodes of a graph, or of one inside an operation."""
         for nodes in zip(*(graph.nodes() for graph in graphs), strict=True):
             for numbers, node in zip(self._numbers, nodes, strict=True):
                 numbers[id(node)] = len(numbers)
             self._layer = nodes[0].layer
             self._merge_nodes(nodes)
+            if not is_inner:  # A value inside a loop has no size outside.
+                self._add_axes(nodes)
 
     def _merge_nodes(self, nodes: Sequence[Node]) -> None:
         node = nodes[0]
@@ -117,11 +120,13 @@ class Merger:
             node.operation, node.kind = operation, kind
 
         self.changes.append(change)
+
+    def _add_axes(self, nodes: Sequence[Node]) -> None:
         for index, specs in enumerate(zip(*(other.outputs for other in nodes), strict=True)):
             for axis, sizes in enumerate(zip(*(spec.shape for spec in specs), strict=True)):
                 numbers = tuple(map(int, sizes))
                 if len(set(numbers)) > 1:
-                    self._finder.add_axis(numbers, ValueAxis(Value(node, index), axis))
+                    self._finder.add_axis(numbers, ValueAxis(Value(nodes[0], index), axis))
 
     def _merge(self, structures: Sequence[Any]) -> Any:
         """Returns the first structure, with a `Size` for each number that differs in others."""
@@ -130,7 +135,7 @@ class Merger:
             self._check(self._keys(structures), "reads other values or settings")
             return first
         if isinstance(first, Graph):
-            self.merge_graphs(structures)
+            self.merge_graphs(structures, is_inner=True)
             return first
         if all(isinstance(number, int | np.integer) for number in structures):
             return self._merge_numbers(structures)
@@ -148,9 +153,12 @@ class Merger:
 
     def _merge_numbers(self, numbers: Sequence[Any]) -> Any:
         first = numbers[0]
-        if not isinstance(first, Size) and len(set(map(int, numbers))) == 1:
+        is_fixed = len(set(map(int, numbers))) == 1
+        if is_fixed and not isinstance(first, Size):
             return first
         size = self._finder.find(numbers)
+        if size is None and is_fixed:
+            return int(first)
         if size is None:
             self._refuse(f"uses a number that no expression of sizes gives: {_list(numbers)}")
         return size

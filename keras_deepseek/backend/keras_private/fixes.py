@@ -6,7 +6,9 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.layers import layer as layer_module
 from keras.src.ops.nn import BatchNorm
+from keras.src.ops.node import Node
 from keras.src.ops.numpy import GetItem
 
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
@@ -28,6 +30,21 @@ def _symbolic_call(
     if scale is None:
         scale = ops.ones(mean.shape, mean.dtype)
     return keras.Operation.symbolic_call(self, x, mean, variance, offset, scale)
+
+
+@contextlib.contextmanager
+def fixed_layer_outputs() -> Iterator[None]:
+    """Context manager in which a layer that is called on symbols may have `None` among its outputs.
+
+    Keras 3.15 takes them from tensors only.
+    """
+    with temporary_attributes(layer_module, Node=_node_of_layer):
+        yield
+
+
+def _node_of_layer(outputs: Any, **kwargs: Any) -> Node:
+    tensors = [tensor for tensor in keras.tree.flatten(outputs) if tensor is not None]
+    return Node(outputs=tensors, **kwargs)
 
 
 @contextlib.contextmanager

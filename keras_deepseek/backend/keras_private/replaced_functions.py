@@ -53,8 +53,8 @@ def _install(name: str) -> None:
         _users[name] = _users.get(name, 0) + 1
         if _users[name] > 1:
             return
-        # `keras.src.backend` has no `arange`: that of a framework is in its module `numpy`.
-        owner = keras.src.backend if hasattr(keras.src.backend, name) else keras.ops
+        # `keras.src.backend` has some of the operations too, such as `cond`.
+        owner = keras.ops if hasattr(keras.ops, name) else keras.src.backend
         original = getattr(owner, name)
         modules = [module for module in _MODULES if vars(module).get(name) is original]
 

@@ -31,7 +31,7 @@ def write_program(
         if node.spec.dtype != spec.dtype:
             raise NoEntryError(f"the input {spec} is traced as {node.spec.dtype}")
     graph.masks = [None] * len(graph.outputs)  # A file has none.
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         if node.layer == path_of(model.model):  # Keras may have counted the name up.
             node.layer = ""
     writer = Writer(graph, opset, [spec.name for spec in model.signature.inputs])

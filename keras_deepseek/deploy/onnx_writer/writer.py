@@ -140,6 +140,7 @@ class Writer:
         inputs: The name of each of the graph's inputs.
         outer: The writer of the graph around a body. A body may read the values of that.
         prefix: The beginning of all names in a body.
+        shares_sizes: True for a body whose `Size`s are of the axes of the graph around.
     """
 
     def __init__(
@@ -149,8 +150,10 @@ class Writer:
         inputs: Sequence[str] = (),
         outer: "Writer | None" = None,
         prefix: str = "",
+        shares_sizes: bool = False,
     ) -> None:
         self.graph, self.opset, self.outer, self.prefix = graph, opset, outer, prefix
+        self._shares_sizes = shares_sizes
         self.layer = ""
         self.nodes: list[Any] = []
         self.constants: Constants = Constants() if outer is None else outer.constants
@@ -242,6 +245,12 @@ class Writer:
     def put(self, value: Value, name: str, layout: str = LAST) -> None:
         """Records the name of a value's tensor in a layout."""
         self._names.setdefault(value, {})[layout] = name
+
+    def put_captured(self, value: Value, outer_value: Value) -> None:
+        """Records that an input of a body is a value of the graph around."""
+        assert self.outer is not None
+        self._names[value] = dict(self.outer.layout_names(outer_value))
+        self._arrays[value] = self.outer.array(outer_value)
 
     def put_same(self, value: Value, other: Value) -> None:
         """Records that a value has the tensors of another one."""
@@ -365,6 +374,8 @@ class Writer:
     def _expression(self, expression: Any) -> str:
         if isinstance(expression, int):
             return self.integers(expression)
+        if self._shares_sizes and self.outer is not None:
+            return self.outer.size(Size(0, expression))
         return self.cached(("size of", expression), lambda: self._compute_size(expression))
 
     def _compute_size(self, expression: Any) -> str:
@@ -454,11 +465,13 @@ class Writer:
         reason = f", and the layer {leaf.reason}" if leaf is not None else ""
         return f"the table has no entry for it{reason}"
 
-    def inner(self, graph: Graph) -> "Writer":
+    def inner(self, graph: Graph, *, shares_sizes: bool = False) -> "Writer":
         """Returns the writer of a body, which may read the values of this graph."""
         self._num_bodies += 1
         prefix = f"{self.prefix}{self.layer}/body_{self._num_bodies}/"
-        return Writer(graph, self.opset, outer=self, prefix=prefix)
+        if shares_sizes:
+            graph.free_sizes = self.graph.free_sizes
+        return Writer(graph, self.opset, outer=self, prefix=prefix, shares_sizes=shares_sizes)
 
 
 def _begins_alike(shape: Sequence[int | str], sizes: Sequence[int | str], axis: int) -> bool:

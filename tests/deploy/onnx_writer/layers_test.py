@@ -180,6 +180,51 @@ def test_a_cell_that_does_not_begin_with_zeros():
     check_operation(of_layer(layer), numbers(4, 6, 3), free_axes=(1,))
 
 
+class TwoStates(Decay):
+    """A cell with two states of which one is constant, and another output."""
+
+    def __init__(self, units):
+        super().__init__(units)
+        self.state_size, self.output_size = [units, 1], units + 1
+
+    def call(self, inputs, states):
+        output, (state,) = super().call(inputs, states)
+        ones = ops.ones((ops.shape(inputs)[0], 1))
+        return ops.concatenate([output, states[1]], axis=-1), [state, ones]
+
+
+class WithControlFlow(Decay):
+    """A cell that chooses, and repeats what it does."""
+
+    def call(self, inputs, states):
+        output, (state,) = super().call(inputs, states)
+        state = ops.fori_loop(0, 2, lambda _, value: ops.tanh(value) + output, state)
+        return ops.cond(ops.sum(inputs) > 0, lambda: state, lambda: -output), [state]
+
+
+CELLS = {"two states": TwoStates, "control flow": WithControlFlow, "first state": FromOnes}
+USES = {
+    "states": lambda cell: layers.RNN(cell, return_state=True, go_backwards=True),
+    "stacked": lambda cell: layers.RNN([layers.GRUCell(4), cell], return_sequences=True),
+    "at each step": lambda cell: layers.TimeDistributed(layers.RNN(cell)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("kind", CELLS)
+def test_any_cell(kind, use):
+    shape = (4, 6, 4, 3) if use == "at each step" else (4, 6, 3)
+    check_operation(of_layer(USES[use](CELLS[kind](5))), numbers(*shape), free_axes=(1,))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_any_cell_with_a_mask(kind):
+    layer = layers.RNN(CELLS[kind](5), return_sequences=True, return_state=True)
+    check_operation(
+        lambda x, mask: randomized(layer, x, mask=mask), numbers(4, 6, 3), visible(), free_axes=(1,)
+    )
+
+
 class ByBatch(Decay):
     """A cell that computes with the number of rows."""
 
@@ -294,7 +339,11 @@ def squared_relu(x):
     return ops.square(ops.relu(x))
 
 
-@pytest.mark.parametrize("activation", ["mish", squared_relu], ids=["mish", "of users"])
+@pytest.mark.parametrize(
+    "activation",
+    ["mish", "hard_swish", "sparsemax", squared_relu],
+    ids=["mish", "hard swish", "sparsemax", "of users"],
+)
 @pytest.mark.parametrize(
     "layer",
     [

@@ -9,11 +9,8 @@ import keras
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
-from keras_deepseek.deploy.onnx_passes.graph_view import import_package
-from keras_deepseek.deploy.onnx_writer.fold import drop_unused, fold_constants
+from keras_deepseek.deploy.onnx_writer.bodies import add_scan, make_body
 from keras_deepseek.deploy.onnx_writer.writer import (
-    LAST,
-    TYPES,
     Handler,
     NoEntryError,
     Writer,
@@ -47,7 +44,11 @@ def _mish(x: Any) -> Any:
     return x * keras.ops.tanh(keras.ops.softplus(x))
 
 
-SYMBOLIC_ACTIVATIONS = {keras.activations.mish: _mish}
+SYMBOLIC_ACTIVATIONS = {
+    keras.activations.mish: _mish,
+    keras.activations.hard_silu: keras.ops.hard_silu,
+    keras.activations.sparsemax: keras.ops.sparsemax,
+}
 """Keras's activations that call the framework, and the same in operations."""
 
 
@@ -120,15 +121,11 @@ def write_in_place(writer: Writer, graph: Graph, names: Sequence[dict[str, str]]
     """Writes a graph whose inputs have names, by layout, and returns the writer of its values."""
     body = writer.inner(graph)
     body.nodes = writer.nodes
-    _write_nodes(body, names)
-    return body
-
-
-def _write_nodes(body: Writer, names: Sequence[dict[str, str]]) -> None:
     for node, by_layout in zip(body.graph.inputs, names, strict=True):
         for layout, name in by_layout.items():
             body.put(Value(node), name, layout)
     body.write_nodes()
+    return body
 
 
 def put_function(
@@ -159,45 +156,12 @@ def write_loop(
     *,
     is_backwards: bool = False,
 ) -> list[str]:
-    """Adds a `Scan` over the first axis of sequences.
+    """Adds a loop over the first axis of sequences, whose steps have a graph.
 
-    A step's graph has the inputs `[*states, *steps]` and the outputs `[*states, *outputs]`. Returns
-    the names of the last states, and of the outputs of all steps.
+    Returns the names of the last states, and of the outputs of all steps.
     """
-    body = writer.inner(graph)
-    inputs = [f"{body.prefix}{index}" for index in range(len(graph.inputs))]
-    _write_nodes(body, [{LAST: name} for name in inputs])
-    results = [body.name(value) for value in graph.outputs]
-    nodes = fold_constants(drop_unused(body.nodes, results), writer.constants.arrays, writer.opset)
-    computed = {*inputs, *(name for node in nodes for name in node.output)}
-    if any(node.op_type in ("Scan", "Loop", "If") for node in nodes):
-        raise NoEntryError("a loop in a loop")
-    if not computed.issuperset(results):
-        raise NoEntryError("a loop of which a state or output is constant")
-    body.nodes = nodes
-    outputs = [body.add("Identity", name) for name in results]  # Each has a name of its own.
-
-    helper = import_package("onnx.helper")
-
-    def describe(name: str, value: Value) -> Any:
-        shape = [None if body.is_free(size) else int(size) for size in value.shape]
-        return helper.make_tensor_value_info(name, TYPES[value.dtype], shape)
-
-    step = helper.make_graph(
-        body.nodes,
-        "step",
-        [describe(name, Value(node)) for name, node in zip(inputs, graph.inputs, strict=True)],
-        [describe(name, value) for name, value in zip(outputs, graph.outputs, strict=True)],
-    )
-    return writer.add_several(
-        "Scan",
-        *states,
-        *sequences,
-        outputs=len(outputs),
-        body=step,
-        num_scan_inputs=len(sequences),
-        scan_input_directions=[int(is_backwards)] * len(sequences),
-    )
+    body = make_body(writer, graph)
+    return add_scan(writer, body, states, sequences, is_backwards=is_backwards)
 
 
 def swap_time(writer: Writer, name: str, rank: int) -> str:

@@ -13,6 +13,7 @@ from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import (
     trace_function,
     write_loop,
 )
+from keras_deepseek.deploy.onnx_writer.table.shapes import reverse
 from keras_deepseek.deploy.onnx_writer.writer import (
     NoEntryError,
     Writer,
@@ -60,7 +61,7 @@ def recurrent(
     ]
     sequence = writer.tensor(sequences, "float32")
     if layer.go_backwards:
-        sequence = _reversed(writer, sequence)
+        sequence = reverse(writer, sequence, [1])
     outputs = writer.add_several(
         "RNN" if node.kind == "SimpleRNN" else node.kind,
         writer.add("Transpose", sequence, perm=[1, 0, 2]),
@@ -84,12 +85,6 @@ def recurrent(
 def _states(initial_state: Any) -> list[Value]:
     states: list[Value] = [] if initial_state is None else tree.flatten(initial_state)
     return states
-
-
-def _reversed(writer: Writer, name: str) -> str:
-    """Reverses the second axis, that of the time."""
-    ends = (writer.integers(number) for number in (-1, -(2**63) + 1, 1, -1))
-    return writer.add("Slice", name, *ends)
 
 
 def _weights(writer: Writer, kind: str, cell: keras.Layer) -> list[str]:

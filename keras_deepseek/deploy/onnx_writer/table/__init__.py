@@ -3,6 +3,7 @@
 from keras_deepseek.deploy.onnx_writer.table import (  # noqa: F401 - they register themselves.
     arithmetic,
     attention,
+    control_flow,
     creation,
     elementwise,
     images,
