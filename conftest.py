@@ -56,6 +56,7 @@ PLACES = {
     "tests/inference/openai/served_model_test.py": "torch_alone",
     "tests/inference/engine_test.py": "torch_alone",
     "tests/inference/executors/keras_model_test.py": "each_backend",
+    "tests/inference/executors/litert_model_test.py": "tensorflow_alone",
     "tests/inference/executors/open_executor_test.py": "tensorflow_alone",
     "tests/inference/executors/saved_model_test.py": "tensorflow_alone",
     "tests/inference/executors/tensorrt_engine_test.py": "torch_alone",

@@ -75,10 +75,19 @@ def run_openvino(bundle: Path, batches: list[Batch]) -> list[Batch]:
     return [{name: arrays[index].copy() for index, name in enumerate(names)} for arrays in outputs]
 
 
+def run_litert(bundle: Path, batches: list[Batch]) -> list[Batch]:
+    """Runs `model.tflite` by LiteRT's interpreter."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(bundle / "model.tflite")).get_signature_runner()
+    return [runner(**batch) for batch in batches]
+
+
 RUN: dict[str, Callable[[Path, list[Batch]], list[Batch]]] = {
     "onnx": run_onnx,
     "savedmodel": run_saved_model,
     "openvino": run_openvino,
+    "litert": run_litert,
 }
 
 

@@ -27,7 +27,7 @@ from keras_deepseek.deploy.export_job import ExportReport
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 from keras_deepseek.errors import KerasDeepSeekError
 
-FORMATS = ("onnx", "savedmodel", "tensorrt", "openvino")
+FORMATS = ("onnx", "savedmodel", "tensorrt", "openvino", "litert")
 RESULTS = Path(__file__).parent / "results"
 Cell = dict[str, Any]
 
@@ -136,7 +136,10 @@ class Matrix:
 
 def _further_versions() -> dict[str, str]:
     """Returns the releases of what the matrix needs beside what an export does."""
-    return {name: importlib.metadata.version(name) for name in ("keras-hub", "openvino")}
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("ai-edge-litert", "keras-hub", "openvino")
+    }
 
 
 def _describe(report: ExportReport) -> Cell:

@@ -12,7 +12,7 @@ from typing import Any
 HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "docs" / "export_matrix.md"
 BACKENDS = ("tensorflow", "jax", "torch")
-FORMATS = ("onnx", "savedmodel", "tensorrt", "openvino")
+FORMATS = ("onnx", "savedmodel", "tensorrt", "openvino", "litert")
 TITLES = {
     "tensorflow": "TensorFlow",
     "jax": "JAX",
@@ -21,6 +21,7 @@ TITLES = {
     "savedmodel": "SavedModel",
     "tensorrt": "TensorRT",
     "openvino": "OpenVINO",
+    "litert": "LiteRT",
 }
 _LONGEST = 420
 _INTRODUCTION = """# Export matrix

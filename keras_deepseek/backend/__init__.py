@@ -7,7 +7,7 @@ class in `protocols/`. The folders beside them need no such object:
 - `data`: training data that know their position, and random number generators.
 - `processes`: joining processes, sums of gradients, compression.
 - `export`: the writers of ONNX and SavedModel.
-- `runtimes`: SavedModel, OpenVINO and TensorRT without Keras.
+- `runtimes`: SavedModel, OpenVINO, TensorRT and LiteRT without Keras.
 """
 
 import contextlib

@@ -68,18 +68,19 @@ class Exporter:
 
     Args:
         model: `keras.Model`, built. Its current weights and training state are exported.
-        backend: string. The format: `"onnx"`, `"savedmodel"`, `"openvino"` or `"tensorrt"`; the
-            name of a registered format; or `"custom"`: the registered format whose suffix the path
-            has.
+        backend: string. The format: `"onnx"`, `"savedmodel"`, `"openvino"`, `"tensorrt"` or
+            `"litert"`; the name of a registered format; or `"custom"`: the registered format whose
+            suffix the path has.
         input_signature: list. For a subclassed model, the shapes and dtypes of the arguments of its
             `call`, as in `[keras.InputSpec(shape=(None, None), dtype="int32")]`; a size of `None`
             is free. Defaults to `None`: the sizes of the model's first call, with a free batch, in
             floats.
         name: string. The model's name in the bundle. Defaults to `None`, the model's own.
         precision: string. `"float16"` or `"bfloat16"`: the precision that layers compute in, as
-            under Keras's mixed policies; inputs and outputs keep their dtypes. Or `"int8"`, for
-            ONNX and TensorRT: only products compute in it; it requires `calibration`. Defaults to
-            `None`, the model's own.
+            under Keras's mixed policies; inputs and outputs keep their dtypes. LiteRT keeps only
+            weights in `"float16"`. Or `"int8"`, for ONNX, TensorRT and LiteRT: only products, for
+            LiteRT whatever it can, compute in it; it requires `calibration`. Defaults to `None`,
+            the model's own.
         calibration: inputs as `model.predict` takes them, a few hundred rows of real use. int8 is
             made for their ranges. Each fifth row is left out of that, and verifies the artifact.
             Fewer than 20 rows serve for both; if `samples` is given, it verifies the artifact.
@@ -158,7 +159,9 @@ class Exporter:
         self._precision = precision
         if input_signature is not None:
             model = with_input_signature(model, input_signature)
-        self._model = NamedModel(model, None if precision == INT8 else precision)
+        of_format = self._chosen.export_format.own_precisions if self._chosen else ()
+        of_layers = None if precision in (INT8, *of_format) else precision
+        self._model = NamedModel(model, of_layers)
         self.signature = self._model.signature
         self._data = choose_data(self._model, samples, calibration)
         if self._data.calibration is not None:

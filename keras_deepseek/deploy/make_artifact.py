@@ -220,10 +220,13 @@ def _make_from_source(
     export_format, source_format = job.export_format, source.export_format
     source_folder = folder.with_name(source_format.name)
     source_folder.mkdir()
-    source_artifact = make_artifact(job.in_format(source), source_folder, say)
+    route, source_job = find_routes(export_format)[0], job.in_format(source)
+    check_packages(export_format, route)
+    if job.precision in export_format.own_precisions:
+        source_job = replace(source_job, precision=job.model.precision)
+    source_artifact = make_artifact(source_job, source_folder, say)
     say(f"{export_format.name}: building it from {source_format.name}")
-    source_file = source_folder / source_format.entry
-    how = export_format.build(source_file, folder, job.model.signature)
+    how = route.build(job, source_folder / source_format.entry, folder)
     job, note = fit_samples(job)
     verification = _verify_built(job, source_format.name, folder, source_artifact.verification)
     return MadeArtifact(

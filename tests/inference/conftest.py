@@ -140,6 +140,15 @@ def _write_openvino(folder: Path) -> str:
     return "model.xml"
 
 
+def _write_litert(folder: Path) -> str:
+    tf = pytest.importorskip("tensorflow")
+    with staging_folder(folder / "work") as work:
+        _write_saved_model(work)
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(work))
+        (folder / "model.tflite").write_bytes(converter.convert())
+    return "model.tflite"
+
+
 def _write_keras(folder: Path) -> str:
     import keras
 
@@ -158,6 +167,7 @@ _WRITERS = {
     "onnx": _write_onnx,
     "savedmodel": _write_saved_model,
     "openvino": _write_openvino,
+    "litert": _write_litert,
     "keras": _write_keras,
 }
 

@@ -2,11 +2,12 @@
 
 import abc
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.signature import InferenceFunction
+from keras_deepseek.artifacts.signature import Batch, InferenceFunction
 from keras_deepseek.backend import framework_name
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.saved_model_writer import ServingSignatures
@@ -129,6 +130,26 @@ class Export:
     ) -> None:
         """Writes a model as a SavedModel folder, or raises `NotSupportedError`."""
         raise NotSupportedError(f"{framework_name()} can't write a SavedModel itself.")
+
+    def convert_to_litert(
+        self, saved_model: Path, *, in_float16: bool, calibration: Sequence[Batch] | None
+    ) -> bytes:
+        """Returns the content of a LiteRT file made from a SavedModel's `serving_default`.
+
+        It has LiteRT's own operations alone. An operation that LiteRT lacks is replaced if there
+        are others that compute the same.
+
+        Args:
+            saved_model: The folder.
+            in_float16: Whether weights are kept in float16.
+            calibration: Batches by input name. If given, whatever has an operation in int8 computes
+                in it, by the ranges of these batches.
+
+        Raises:
+            ExportError: LiteRT lacks an operation of the model. The message names it.
+            NotSupportedError: The framework has no converter. TensorFlow alone has one.
+        """
+        raise NotSupportedError(f"{framework_name()} can't write LiteRT itself.")
 
     def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
         """Writes a model as an ONNX file of an operator set, or raises `NotSupportedError`."""

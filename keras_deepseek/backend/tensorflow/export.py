@@ -1,5 +1,7 @@
 """ONNX and SavedModel files written from TensorFlow."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -7,9 +9,11 @@ from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
 
+from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.saved_model_writer import ServingSignatures, save_as_saved_model
 from keras_deepseek.backend.protocols.inference import Export
+from keras_deepseek.backend.tensorflow.litert_converter import convert_saved_model
 from keras_deepseek.errors import NotSupportedError
 
 _HIGHEST_OPSET = 18
@@ -23,6 +27,11 @@ class TensorFlowExport(Export):
         self, model: NamedModel, path: str, signatures: ServingSignatures
     ) -> None:
         save_as_saved_model(model, path, signatures)
+
+    def convert_to_litert(
+        self, saved_model: Path, *, in_float16: bool, calibration: Sequence[Batch] | None
+    ) -> bytes:
+        return convert_saved_model(saved_model, in_float16=in_float16, calibration=calibration)
 
     def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
         import tf2onnx

@@ -51,6 +51,9 @@ class ExportFormat(ABC):
             is not called. Options that are no arguments of this format go to the source. Defaults
             to `""`: a backend writes the format itself.
         source_options: dict. Options that the source is made with in any case. Defaults to `{}`.
+        own_precisions: tuple of strings. The precisions that `build` makes from a source in the
+            model's own; with `"int8"` the class takes `calibration`. Defaults to `()`: the source
+            is made in the requested precision.
 
     Example:
 
@@ -78,6 +81,7 @@ class ExportFormat(ABC):
     signatures: tuple[str, ...] = ()
     source: str = ""
     source_options: Mapping[str, Any] = MappingProxyType({})
+    own_precisions: tuple[str, ...] = ()
 
     @abstractmethod
     def write(self, model: NamedModel, folder: Path) -> str:
@@ -145,13 +149,18 @@ class ExportFormat(ABC):
         """
         raise NotSupportedError(f"The format {self.name!r} has no `load`.")
 
-    def build(self, source_file: Path, folder: Path, signature: Signature) -> str:
+    def build(
+        self, source_file: Path, folder: Path, signature: Signature, precision: str | None
+    ) -> str:
         """Builds the artifact from that of `source`; called only for a format that has one.
+
+        It runs by the first of `backends`: if that is not the running one, in its own process.
 
         Args:
             source_file: The verified file of the source.
             folder: The empty folder in which the artifact goes under `entry`.
             signature: `Signature` of the model.
+            precision: string. The artifact's, or `None` for the model's own.
 
         Returns:
             A string that says how it was made.

@@ -154,6 +154,7 @@ _ENTRIES = (
         has_int8=True,
         flags=(_OPSET, _FLAVOR, _CAPABILITIES, _PROFILES),
     ),
+    FormatEntry("litert", "litert:LiteRTFormat", ".tflite", has_int8=True),
 )
 FORMATS = {entry.name: entry for entry in _ENTRIES}
 """The formats of this package, by name."""

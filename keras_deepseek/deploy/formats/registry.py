@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.export_arguments import check_format
+from keras_deepseek.artifacts.export_arguments import INT8, check_format
 from keras_deepseek.artifacts.signature import Batch
 from keras_deepseek.backend import DISPLAY_NAMES
 from keras_deepseek.backend.export.named_model import NamedModel
@@ -41,8 +41,8 @@ def choose_format(
     """Creates an export format by name, and the format that it is built from if any.
 
     The options may be those of either. A registered format takes none. The int8 calibration goes to
-    the format that a backend writes. The error for an unknown option also suggests one of
-    `common_options`, the caller's own.
+    the format that makes int8: the one that a backend writes, unless the other makes it itself. The
+    error for an unknown option also suggests one of `common_options`, the caller's own.
     """
     check_format(name, known_formats())
     is_plain = not options and calibration is None
@@ -61,7 +61,8 @@ def choose_format(
     remaining = {option: value for option, value in options.items() if option not in names}
     if made_by.source:  # A wrong value is named before a missing library is.
         choose_format(made_by.source, remaining)
-    data = {} if made_by.source or calibration is None else {"calibration": calibration}
+    makes_int8 = not made_by.source or INT8 in made_by.own_precisions
+    data = {"calibration": calibration} if makes_int8 and calibration is not None else {}
     return _with_source(made_by(**format_options, **data), format_options, remaining, calibration)
 
 
@@ -74,7 +75,10 @@ def _with_source(
     source = None
     if export_format.source:
         all_options = {**source_options, **export_format.source_options}
-        source = choose_format(export_format.source, all_options, calibration)
+        makes_int8 = INT8 in export_format.own_precisions
+        source = choose_format(
+            export_format.source, all_options, None if makes_int8 else calibration
+        )
     return ChosenFormat(export_format, options, source)
 
 

@@ -81,7 +81,9 @@ class TensorRTFormat(ExportFormat):
             "Exporter(model, 'tensorrt'), which verifies that file first."
         )
 
-    def build(self, source_file: Path, folder: Path, signature: Signature) -> str:
+    def build(
+        self, source_file: Path, folder: Path, signature: Signature, precision: str | None
+    ) -> str:
         """Builds the engine from a verified ONNX file.
 
         Returns the library, the GPUs and the sizes.

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array, Batch
+from keras_deepseek.artifacts.signature import Array, Batch, Signature
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.stage_display import CHILD_MARK
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
@@ -121,7 +121,7 @@ def _changeable_sources() -> dict[str, int]:
 
 
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
-    """Writes the artifact if the job has none yet, runs it, and returns what `result.json` says."""
+    """Writes or builds the artifact if the job has none yet, runs it, and returns the result."""
     from keras_deepseek.backend.export.named_model import NamedModel
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
     from keras_deepseek.deploy.failure_reason import whole_tracebacks
@@ -137,7 +137,10 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
         export_format = choose_format(job["format"], job["options"], calibration).export_format
     folder = Path(job["folder"])
     how = ""
-    if not job["is_written"]:
+    if build := job.get("build"):
+        signature = Signature.from_dict(build["signature"])
+        how = export_format.build(Path(build["source"]), folder, signature, build["precision"])
+    elif not job["is_written"]:
         loaded = load_keras_file(work / "model.keras", job["custom_objects_from"], is_own=True)
         say("writing")
         try:

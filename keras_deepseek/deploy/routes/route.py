@@ -10,7 +10,7 @@ import importlib.util
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from zipfile import ZipFile
 
 import keras
@@ -58,6 +58,9 @@ class Route(Protocol):
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
         """Runs an existing artifact on the job's batches, and returns a `RouteResult`."""
 
+    def build(self, job: ExportJob, source_file: Path, folder: Path) -> str:
+        """Builds the artifact from the file of another format, and says how it was made."""
+
 
 @dataclass(frozen=True)
 class InProcess:
@@ -90,6 +93,10 @@ class InProcess:
         except NotSupportedError as error:
             return RouteResult("", None, str(error))
         return RouteResult("", outputs)
+
+    def build(self, job: ExportJob, source_file: Path, folder: Path) -> str:
+        """Builds the artifact in this process."""
+        return job.export_format.build(source_file, folder, job.model.signature, job.precision)
 
     def _write(self, job: ExportJob, folder: Path) -> str:
         return job.export_format.write(job.model, folder)
@@ -142,9 +149,27 @@ class InChild:
         """Runs an existing artifact in the child process."""
         return self._send(job, folder, lambda _: None, is_written=True)
 
-    def _send(self, job: ExportJob, folder: Path, say: Say, *, is_written: bool) -> RouteResult:
+    def build(self, job: ExportJob, source_file: Path, folder: Path) -> str:
+        """Builds the artifact in the child process."""
+        unrun = replace(job, samples=[], extreme_samples=())
+        build = {
+            "source": str(source_file.resolve()),
+            "signature": job.model.signature.to_dict(),
+            "precision": job.precision,
+        }
+        return self._send(unrun, folder, lambda _: None, is_written=True, build=build).how
+
+    def _send(
+        self,
+        job: ExportJob,
+        folder: Path,
+        say: Say,
+        *,
+        is_written: bool,
+        build: dict[str, Any] | None = None,
+    ) -> RouteResult:
         with temporary_folder("keras_deepseek_export") as work:
-            _write_job(job, folder, work, is_written=is_written)
+            _write_job(job, folder, work, is_written=is_written, build=build)
             run_in_child(work, self.backend, lambda stage: say(f"{stage}, in {self.name}"))
             result = json.loads((work / "result.json").read_text(encoding="utf-8"))
             if "refused" in result:
@@ -165,7 +190,9 @@ def check_packages(export_format: ExportFormat, route: Route) -> None:
         raise MissingExtraError(next(iter(missing)), extra=extras, purpose=f"for {route.name}")
 
 
-def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) -> None:
+def _write_job(
+    job: ExportJob, folder: Path, work: Path, *, is_written: bool, build: dict[str, Any] | None
+) -> None:
     sources: tuple[str, ...] = ()
     if not is_written:
         model = job.model.model
@@ -192,6 +219,7 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
         "folder": str(folder.resolve()),
         "custom_objects_from": sources,
         "is_written": is_written,
+        **({"build": build} if build else {}),
     }
     (work / "job.json").write_text(json.dumps(description), encoding="utf-8")
 

@@ -30,6 +30,7 @@ _ROOM = "keras_deepseek.inference.executors"
 
 BUILT_IN = {
     "keras": f"{_ROOM}.keras_model:KerasModel",
+    "litert": f"{_ROOM}.runtimes:LiteRTModel",
     "onnx": f"{_ROOM}.runtimes:OnnxRuntime",
     "openvino": f"{_ROOM}.runtimes:OpenVINOModel",
     "savedmodel": f"{_ROOM}.runtimes:SavedModel",

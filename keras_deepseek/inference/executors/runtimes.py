@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.backend.runtimes import openvino_model
+from keras_deepseek.backend.runtimes import litert_model, openvino_model
 from keras_deepseek.backend.runtimes.saved_model import limit_threads, load_saved_model
 from keras_deepseek.backend.runtimes.tensorrt_engine import libraries
 from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import EngineRunner
@@ -71,6 +71,19 @@ class OpenVINOModel(_FileExecutor):
 
     def __init__(self, path: Path, signature: Signature, threads: int | None = None) -> None:
         self._model = openvino_model.OpenVINOModel(path, "to serve OpenVINO", threads)
+        check_names(path, self._model.input_names, self._model.output_names, signature)
+        self._signature = signature
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        outputs = self._model.run(inputs)
+        return {spec.name: outputs[spec.name] for spec in self._signature.outputs}
+
+
+class LiteRTModel(_FileExecutor):
+    """Runs a bundle's `.tflite` file on the CPU, as the export's verification does."""
+
+    def __init__(self, path: Path, signature: Signature, threads: int | None = None) -> None:
+        self._model = litert_model.LiteRTModel(path, "to serve LiteRT", threads)
         check_names(path, self._model.input_names, self._model.output_names, signature)
         self._signature = signature
 

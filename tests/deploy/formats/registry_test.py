@@ -88,7 +88,7 @@ def test_an_unknown_option_of_an_engine_is_named_with_those_of_both(plain_tensor
         registry.choose_format("tensorrt", {"opsett": 1})
 
 
-@pytest.mark.parametrize("name", ["onnx", "savedmodel", "openvino", "tensorrt", "custom"])
+@pytest.mark.parametrize("name", ["onnx", "savedmodel", "openvino", "tensorrt", "litert", "custom"])
 def test_a_built_in_name_is_not_taken(name):
     export_format = TextFormat()
     export_format.name = name

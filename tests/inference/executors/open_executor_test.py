@@ -26,12 +26,14 @@ RUNTIMES = {
     "onnx": "onnxruntime",
     "savedmodel": "tensorflow",
     "openvino": "openvino",
+    "litert": "ai_edge_litert",
     "keras": "keras",
 }
 REAL = {
     "a bundle of ONNX": ("onnx", "."),
     "a bundle of a SavedModel": ("savedmodel", "."),
     "a bundle of OpenVINO": ("openvino", "."),
+    "a bundle of LiteRT": ("litert", "."),
     "an ONNX file": ("onnx", "model.onnx"),
     "a SavedModel": ("savedmodel", None),
 }
@@ -68,7 +70,7 @@ def test_a_bundle_that_failed_its_verification_warns(bundle_of):
         open_executor(bundle.path)
 
 
-@pytest.mark.parametrize("form", ["onnx", "savedmodel", "openvino"])
+@pytest.mark.parametrize("form", ["onnx", "savedmodel", "openvino", "litert"])
 def test_a_bundle_is_served_where_keras_is_not_installed(bundle_of, form):
     skip_without(RUNTIMES[form])
     command = [sys.executable, "-c", SERVE_WITHOUT_KERAS, str(bundle_of(form).path)]

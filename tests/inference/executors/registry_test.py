@@ -62,7 +62,7 @@ def test_an_executor_of_another_package_serves_its_format(install, bundle_of, is
 
 def test_a_format_without_an_executor_is_refused_and_the_known_ones_are_named(install):
     install("tripler", tripled="tripler_module:Tripler")
-    formats = "keras, onnx, openvino, savedmodel, tensorrt, tripled"
+    formats = "keras, litert, onnx, openvino, savedmodel, tensorrt, tripled"
     with pytest.raises(NotSupportedError, match=rf"for the format 'other'.*{formats}"):
         find_executor_class("other")
 
