@@ -29,18 +29,18 @@ def convert_saved_model(
     saved_model: Path, *, in_float16: bool, calibration: Sequence[Batch] | None
 ) -> bytes:
     """Returns the content of a LiteRT file, as `Export.convert_to_litert` describes."""
-    try:
-        return _convert(saved_model, in_float16, calibration)
-    except Exception as error:  # The errors of the converter's stages have no common class.
-        refused = dict.fromkeys(_REFUSED.findall(str(error)))
-        with temporary_folder("keras_deepseek_litert") as work:
-            if not rewrite(saved_model, refused, work / "rewritten"):
-                raise ExportError(_describe(str(error), refused)) from error
+    written, refused = saved_model, set[str]()
+    with temporary_folder("keras_deepseek_litert") as work:
+        while True:
             try:
-                return _convert(work / "rewritten", in_float16, calibration)
-            except Exception as second:
-                refused = dict.fromkeys(_REFUSED.findall(str(second)))
-                raise ExportError(_describe(str(second), refused)) from second
+                return _convert(written, in_float16, calibration)
+            except Exception as error:  # The errors of its stages have no common class.
+                names = dict.fromkeys(_REFUSED.findall(str(error)))
+                is_new = not refused.issuperset(names)  # One stage may hide those of the next.
+                refused.update(names)
+                written = work / str(len(refused))
+                if not (is_new and rewrite(saved_model, refused, written)):
+                    raise ExportError(_describe(str(error), names)) from error
 
 
 def _convert(saved_model: Path, in_float16: bool, calibration: Sequence[Batch] | None) -> bytes:

@@ -23,7 +23,7 @@ def test_an_entry_agrees_with_its_class(name):
 
 def test_formats_share_flags():
     assert [flag.flag for flag in FLAGS].count("--opset") == 1
-    assert INT8_FORMATS == ("onnx", "tensorrt")
+    assert INT8_FORMATS == ("onnx", "tensorrt", "litert")
 
 
 @pytest.mark.parametrize("text", ["batch", "batch=", "batch=1,x,3"])

@@ -216,7 +216,8 @@ def test_an_object_with_a_signature_and_run_is_wrapped(doubler, rows):
 
 def test_a_bundle_that_no_executor_runs_is_refused(bundle_of):
     with pytest.raises(
-        NotSupportedError, match=r"for the format 'custom'\. Export .* as keras, onnx, openv"
+        NotSupportedError,
+        match=r"for the format 'custom'\. Export .* as keras, litert, onnx, openv",
     ):
         open_executor(bundle_of("custom").path)
 
