@@ -152,8 +152,7 @@ def check_precision(
         raise InvalidInputError(unknown_name_message("precision", precision, PRECISIONS))
     if precision == INT8 and format_name not in int8_formats:
         raise InvalidInputError(
-            f"Only {' and '.join(int8_formats)} can be written in int8; received "
-            f"the format {format_name!r}."
+            f"int8 is for {', '.join(int8_formats)}; received the format {format_name!r}."
         )
     if precision == INT8 and not has_calibration:
         raise InvalidInputError(

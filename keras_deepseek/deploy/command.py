@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=["float16", "bfloat16", "int8"],
-        help=f"the precision to compute in; int8 is for {' and '.join(INT8_FORMATS)} and needs "
+        help=f"the precision to compute in; int8 is for {', '.join(INT8_FORMATS)}, and needs "
         "--calibrate (default: the precision of the model)",
     )
     parser.add_argument(

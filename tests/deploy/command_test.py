@@ -80,7 +80,7 @@ def test_invalid_arguments_fail_before_keras_is_loaded(tmp_path):
         "names a class twice: ['a', 'b', 'a']": [*saved_model, "--classify", "a", "b", "a"],
         "`name` must be a text without slashes": [*onnx, "--name", "a/b"],
         "precision='int8' needs calibration=": [*onnx, "--precision", "int8"],
-        "Only onnx and tensorrt can be written in int8": [
+        "int8 is for onnx, tensorrt, litert; received": [
             *saved_model,
             "--precision",
             "int8",
