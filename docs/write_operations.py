@@ -82,10 +82,16 @@ def find_functions() -> dict[str, list[str]]:
     functions = {
         "Create": [f"ops.{name}" for name in ("arange", "eye", "full", "ones", "zeros")],
         "_OpaqueOperation": ["compute.top_k"],
+        "Branch": ["ops.cond", "ops.switch"],
+        "ForEach": ["ops.associative_scan", "ops.map", "ops.scan", "ops.vectorized_map"],
+        "While": ["ops.fori_loop", "ops.while_loop"],
     }
+    control_flow = {name for kind in ("Branch", "ForEach", "While") for name in functions[kind]}
     for module_name, module in MODULES.items():
         for name, function in inspect.getmembers(module, inspect.isfunction):
             for kind in operations_of(function):
+                if f"{module_name}.{name}" in control_flow:
+                    continue
                 if module is not keras.activations or kind in TABLE.keys() - functions.keys():
                     functions.setdefault(kind, []).append(f"{module_name}.{name}")
     return functions
