@@ -31,7 +31,7 @@ from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
 from keras_deepseek.deploy.samples import make_samples
-from keras_deepseek.errors import ExportError
+from keras_deepseek.errors import ExportError, NotSupportedError
 
 _SECONDS = 300
 """After this long an export counts as one that hangs."""
@@ -71,11 +71,17 @@ def _raise_timeout(*_: object) -> None:
 
 
 def _one_route(format_name: str, name: str) -> Any:
-    """Returns a format that the running backend alone writes: its route is looked at, no other."""
+    """Returns a format of the first route alone: the traced program, or the running backend."""
     export_format = _FORMATS[format_name]()
     export_format.name = name
     export_format.backends = (keras.backend.backend(),)
+    if export_format.writes_programs:
+        export_format.write = _refuse
     return export_format
+
+
+def _refuse(*_: object) -> str:
+    raise NotSupportedError("the traced program alone is looked at")
 
 
 def _try(seed: int, format_name: str) -> dict[str, Any]:

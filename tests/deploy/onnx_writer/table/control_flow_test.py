@@ -265,8 +265,9 @@ def test_a_loop_of_structures():
     check(function)
 
 
-@pytest.mark.parametrize("rows", [0, 3], ids=str)
-def test_a_loop_over_no_steps(rows):
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_a_loop_over_no_steps_or_no_rows(steps, rows):
     import onnxruntime
 
     from keras_deepseek.backend.export.named_model import NamedModel
@@ -276,8 +277,8 @@ def test_a_loop_over_no_steps(rows):
     model = keras.Model(x, as_layer(decaying_sum)(x))
     proto = write_program(NamedModel(model), {"x": X}, 18)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
-    sums, _ = session.run(None, {"x": np.zeros((rows, 1, 3), "float32")})
-    assert sums.shape == (1, rows, 3)
+    sums, _ = session.run(None, {"x": np.zeros((rows, steps, 3), "float32")})
+    assert sums.shape == (steps, rows, 3)
 
 
 class Recurrence(layers.Layer):
