@@ -94,7 +94,7 @@ class ControlFlow:
             structures.append(structure)
         tree.assert_same_structure(*structures)
         first, second = (graph.outputs for graph in graphs)
-        _check_alike("ops.cond, whose branches return", first, second)
+        _check_alike("ops.cond, whose branches have", first, second)
         outputs = Branch(graphs).symbolic_call(self._flag(pred), *captured) if first else []
         return _packed(structures[0], outputs)
 
@@ -126,7 +126,7 @@ class ControlFlow:
         specs += [Spec(tuple(symbol.shape[1:]), symbol.dtype) for symbol in sequences]
         (new, results), graph, captured = self._trace_loop(step, specs)
         count = len(tree.flatten(new))
-        _check_alike("ops.scan, whose carry becomes", carry, graph.outputs[:count])
+        _check_alike("ops.scan, whose carry gets", carry, graph.outputs[:count])
         shapes = [(sequences[0].shape[0], *value.shape) for value in graph.outputs[count:]]
         operation = ForEach(graph, shapes, bool(reverse))
         outputs = operation.symbolic_call(carry, sequences, captured)
@@ -146,7 +146,7 @@ class ControlFlow:
 
         specs = [Spec(tuple(symbol.shape), symbol.dtype) for symbol in variables]
         _, graph, captured = self._trace_loop(step, specs)
-        _check_alike("ops.while_loop, whose variables become", variables, graph.outputs[1:])
+        _check_alike("ops.while_loop, whose variables get", variables, graph.outputs[1:])
         condition = self._flag(cond(*tree.pack_sequence_as(first, variables)))
         operation = While([graph])
         outputs = operation.symbolic_call(condition, maximum_iterations, variables, captured)
@@ -291,7 +291,7 @@ def associative_scan(
 def _check_alike(text: str, before: Sequence[Any], after: Sequence[Any]) -> None:
     specs = [[(tuple(map(int, x.shape)), x.dtype) for x in tensors] for tensors in (before, after)]
     if specs[0] != specs[1]:
-        raise CannotOpenError(f"uses {text} others: {specs[0]} and {specs[1]}")
+        raise CannotOpenError(f"uses {text} other shapes or dtypes: {specs[0]}, {specs[1]}")
 
 
 def _packed(structure: Any, tensors: Sequence[Any]) -> Any:
