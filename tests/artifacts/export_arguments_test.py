@@ -70,7 +70,7 @@ def test_another_format_than_there_is_has_its_nearest_name(name):
 @pytest.mark.parametrize("opset", [17, 26, "18", 18.0, True, None])
 def test_an_operator_set_that_is_not_written_is_refused(opset):
     assert [check_opset(version) for version in (18, 25)] == [18, 25]
-    with pytest.raises(InvalidInputError, match="from 13 to 25; received"):
+    with pytest.raises(InvalidInputError, match="from 18 to 25; received"):
         check_opset(opset)
 
 
