@@ -87,7 +87,7 @@ def _read_profile(words: list[str]) -> dict[str, tuple[int, ...]]:
 _OPSET = Flag(
     "opset",
     "--opset",
-    {"type": int, "help": "the version of the ONNX operator set, from 13 to 25 (default: 18)"},
+    {"type": int, "help": "the version of the ONNX operator set, from 18 to 25 (default: 18)"},
     _read_opset,
 )
 _CLASSIFY = Flag(
