@@ -19,6 +19,7 @@ from keras_deepseek.deploy.onnx_writer.table.operand import (
 from keras_deepseek.deploy.onnx_writer.table.shapes import axis_list, full
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
+from keras_deepseek.graph.size_expressions import Size
 
 
 def axes_of(axis: int | Sequence[int] | None, rank: int) -> list[int]:
@@ -220,14 +221,18 @@ def segments(writer: Writer, node: Node, data: Value, segment_ids: Any) -> str:
     if count is None:
         raise NoEntryError(f"{node.kind} without num_segments: the shape depends on the data")
     kind, neutral = SEGMENTS[node.kind]
-    # As a name: a number that equals a free size of the trace is not that size.
-    sizes = writer.sizes([writer.integers(count + 1), *writer.sizes_of(data)[1:]])
+
+    def name_of(size: int) -> str:  # A number that equals a free size of the trace is not that one.
+        return writer.size(size) if isinstance(size, Size) else writer.integers(size)
+
+    sizes = writer.sizes([name_of(count + 1), *writer.sizes_of(data)[1:]])
     initial = full(writer, sizes, neutral(node.spec.dtype), dtype)
     ids = Operand(writer, writer.tensor(segment_ids, "int64"), "int64")
-    ids = where((ids < 0) | (ids >= count), count, ids)
+    last = Operand(writer, name_of(count), "int64")
+    ids = where((ids < 0) | (ids >= last), last, ids)
     index = writer.add("Unsqueeze", ids.name, writer.integers(1))
     name = writer.add("ScatterND", initial, index, writer.tensor(data, dtype), reduction=kind)
-    bounds = writer.integers(0), writer.integers(count), writer.integers(0)
+    bounds = writer.integers(0), name_of(count), writer.integers(0)
     return writer.cast(writer.add("Slice", name, *bounds), dtype, node.spec.dtype)
 
 
