@@ -21,7 +21,7 @@ BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
 COMMITTED = json.loads((RESULTS / f"{BACKEND}.json").read_text(encoding="utf-8"))["cells"]
 NAMES_A_CAUSE = re.compile(
     r"through (the|a) \w+ (backend|process): \w+|ONNX has one tensor"
-    r"|TensorRT can't take|node \w+ \(|LiteRT has no operation for \w+"
+    r"|TensorRT can't take|node \w+ \(|LiteRT has no operation for \w+|LiteRT's converter fails: "
 )
 """Which route, operator or node it was: a traceback alone is no reason."""
 

@@ -226,7 +226,15 @@ def _make_from_source(
         source_job = replace(source_job, precision=job.model.precision)
     source_artifact = make_artifact(source_job, source_folder, say)
     say(f"{export_format.name}: building it from {source_format.name}")
-    how = route.build(job, source_folder / source_format.entry, folder)
+    try:
+        how = route.build(job, source_folder / source_format.entry, folder)
+    except ExportError as error:
+        if not source_artifact.passed_over:
+            raise
+        raise ExportError(
+            f"{str(error).rstrip('.')}; the {source_format.name} artifact is by "
+            f"{source_artifact.route}, after {'; '.join(source_artifact.passed_over)}"
+        ) from error
     job, note = fit_samples(job)
     verification = _verify_built(job, source_format.name, folder, source_artifact.verification)
     return MadeArtifact(
