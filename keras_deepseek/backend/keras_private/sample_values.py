@@ -74,10 +74,11 @@ def find_sample_values(layer: keras.Layer) -> SampleValues | None:
 
 
 def longest_sequence(model: keras.Layer) -> int | None:
-    """Returns the most tokens that a model's position tables allow, or `None` without a table.
+    """Returns the most tokens that a model's positions allow, or `None` if they have no limit.
 
     In a layer that holds several embeddings, such as one of tokens and positions, any may be that
-    of the positions. The smallest counts, unless it has as few rows as a table of token types.
+    of the positions, unless it gives the scores of tokens as well. The smallest counts, unless it
+    has as few rows as a table of token types.
 
     Args:
         model: `keras.Model`, built, or a layer.
@@ -88,12 +89,15 @@ def longest_sequence(model: keras.Layer) -> int | None:
         if type(layer).__name__ == "PositionEmbedding" and layer.weights
     ]
     for layer in flatten_layers(model):
-        if functional_graph(layer) is None and not isinstance(layer, keras.layers.Embedding):
+        if type(layer).__name__ == "RotaryEmbedding":
+            tables += [limit] if (limit := getattr(layer, "max_length", None)) else []
+        elif functional_graph(layer) is None and not isinstance(layer, keras.layers.Embedding):
             inner = (sublayer for sublayer in flatten_layers(layer) if sublayer is not layer)
             tables += [
                 sublayer.input_dim
                 for sublayer in inner
                 if isinstance(sublayer, keras.layers.Embedding)
+                and not isinstance(sublayer, keras.layers.ReversibleEmbedding)
             ]
     return min((rows for rows in tables if rows >= _FEWEST_POSITIONS), default=None)
 
