@@ -6,8 +6,10 @@ from keras import layers
 from keras_deepseek.backend.keras_private.sample_values import (
     SampleValues,
     find_sample_values,
+    longest_sequence,
     padding_of,
 )
+from keras_deepseek.layers import RotaryEmbedding
 
 
 @pytest.fixture
@@ -129,3 +131,18 @@ def test_numbers_between_bins_are_rounded_for_integers():
     assert (
         keras.backend.standardize_dtype(numbers(0.5).of_dtype("float32", None).dtype) == "float32"
     )
+
+
+def test_rotary_positions_limit_tokens_and_the_table_of_token_scores_does_not():
+    class Scores(layers.Layer):
+        def __init__(self, max_length):
+            super().__init__()
+            self.tokens = layers.ReversibleEmbedding(50, 4)
+            self.rotary = RotaryEmbedding(max_length=max_length)
+
+        def call(self, inputs):
+            return self.tokens(self.rotary(self.tokens(inputs)), reverse=True)
+
+    tokens = keras.Input((None,), dtype="int32")
+    assert longest_sequence(keras.Model(tokens, Scores(max_length=400)(tokens))) == 400
+    assert longest_sequence(keras.Model(tokens, Scores(max_length=None)(tokens))) is None
