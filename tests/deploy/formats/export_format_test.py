@@ -30,7 +30,7 @@ def test_everything_else_has_a_default(weights_format, tmp_path, dense):
     with pytest.raises(NotSupportedError, match="'weights' has no `load`"):
         export_format.load(tmp_path)
     with pytest.raises(NotSupportedError, match="'weights' has no `build`"):
-        export_format.build(tmp_path, tmp_path, None)
+        export_format.build(tmp_path, tmp_path, None, None)
 
 
 @pytest.mark.parametrize(

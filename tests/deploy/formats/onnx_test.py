@@ -113,14 +113,14 @@ def wrong_tanh(writer, node, x):
 def test_what_the_table_can_not_write_goes_on_to_the_next_route(
     tmp_path, monkeypatch, handler, reason
 ):
-    from keras_deepseek.deploy.onnx_writer.writer import TABLE
+    from keras_deepseek.deploy.onnx_writer.writer import TABLE, Entry
 
     x = keras.Input((4,), name="x")
     model = keras.Model(x, keras.layers.Dense(3, activation="tanh", name="squash")(x))
     if handler is None:
         monkeypatch.delitem(TABLE, "Tanh")
     else:
-        monkeypatch.setitem(TABLE, "Tanh", handler)
+        monkeypatch.setitem(TABLE, "Tanh", Entry(handler, ""))
     report = Exporter(model, "onnx", verbose=0).export(tmp_path / "model")
     assert report.verified
     (passed_over,) = report.passed_over

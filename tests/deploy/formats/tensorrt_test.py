@@ -105,7 +105,7 @@ def test_engines_are_built_for_gpus_that_are_not_there(
 ):
     signature, onnx_file = onnx_of
     engine = TensorRTFormat(flavor="rtx", compute_capabilities=capabilities)
-    how = engine.build(onnx_file, tmp_path, signature)
+    how = engine.build(onnx_file, tmp_path, signature, None)
     assert (tmp_path / "model.trt").stat().st_size > 1000
     gpus = ", ".join(f"SM{capability}" for capability in capabilities) or "Ampere and newer"
     assert f"(flavor rtx) for {gpus}, profile batch 1/4/32" in how
@@ -127,7 +127,7 @@ def test_rounds_of_a_normalization_are_a_loop_in_an_engine(
     assert operators.count("Div") <= 2
     engine = TensorRTFormat(flavor="rtx")
     assert engine.source_options == {"rolled": True}
-    engine.build(onnx_file, tmp_path, NamedModel(model).signature)
+    engine.build(onnx_file, tmp_path, NamedModel(model).signature, None)
     assert 1000 < (tmp_path / "model.trt").stat().st_size < 10_000_000
 
 
@@ -236,7 +236,7 @@ def test_what_can_not_be_parsed_is_named(tmp_path, num_gpus):
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x01broken")
     signature = Signature(inputs=(TensorSpec("x", (None, 4), "float32"),), outputs=())
     with pytest.raises(ExportError, match="TensorRT can't take this model: the graph"):
-        TensorRTFormat().build(tmp_path / "broken.onnx", tmp_path, signature)
+        TensorRTFormat().build(tmp_path / "broken.onnx", tmp_path, signature, None)
 
 
 @needs_rtx
