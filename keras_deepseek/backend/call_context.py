@@ -71,8 +71,8 @@ def known_size(size: Any) -> int | None:
 
     A tensor, or `None`, is not known yet. Nor is a free size of a program.
     """
-    known = _KNOWN_SIZES.get()
-    return size if isinstance(size, int) and (known is None or type(size) in known) else None
+    classes = _KNOWN_SIZES.get()
+    return size if isinstance(size, int) and (classes is None or type(size) in classes) else None
 
 
 _NORMALIZERS: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_means", default=None)

@@ -12,6 +12,7 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.call_context import without_gradients
 from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.jax.compute import JaxCompute
 from keras_deepseek.backend.protocols.inference import CompiledStep, Inference
 
 
@@ -25,7 +26,7 @@ class JaxInference(Inference):
 
     def plain_inference(self, model: NamedModel) -> InferenceFunction:
         # Each batch of another shape is compiled, and few follow it.
-        return _compile(model, {"xla_backend_optimization_level": 0})
+        return _compile(model, JaxCompute().compile_for_one_call)
 
     def compile_with_state(
         self,
@@ -64,7 +65,9 @@ class JaxInference(Inference):
         )
 
 
-def _compile(model: NamedModel, options: dict[str, Any] | None = None) -> InferenceFunction:
+def _compile(
+    model: NamedModel, compile_function: Callable[..., Callable[..., Any]] = jax.jit
+) -> InferenceFunction:
     variables = model.model.variables
 
     def run(
@@ -78,7 +81,7 @@ def _compile(model: NamedModel, options: dict[str, Any] | None = None) -> Infere
         pairs = enumerate(zip(old_values, new_values, strict=True))
         return outputs, {number: new for number, (old, new) in pairs if new is not old}
 
-    compiled = jax.jit(run, compiler_options=options)
+    compiled = compile_function(run)
 
     def infer(inputs: dict[str, Array]) -> dict[str, Array]:
         # The weights are arguments, not constants, so that the next call sees a change.

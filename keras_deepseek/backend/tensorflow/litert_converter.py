@@ -62,9 +62,9 @@ def _convert(saved_model: Path, in_float16: bool, calibration: Sequence[Batch] |
 def _describe(text: str, refused: Collection[str]) -> str:
     if not refused:
         return f"LiteRT's converter fails: {' '.join(text.split())[:_LONGEST]}"
-    places, operands = dict(_PLACE.findall(text)), dict(_OPERANDS.findall(text))
+    nodes, operands = dict(_PLACE.findall(text)), dict(_OPERANDS.findall(text))
     described = [
-        f"{name}({operands.get(name, '')}) in {places.get(name, 'the model')!r}" for name in refused
+        f"{name}({operands.get(name, '')}) in {nodes.get(name, 'the model')!r}" for name in refused
     ]
     return (
         f"LiteRT has no operation for {'; '.join(described)}: only TensorFlow's own kernels (Flex) "
@@ -80,11 +80,11 @@ def _silent_stderr() -> Iterator[None]:
     The converter writes pages there about each operation that it refuses. Its error has them, too.
     """
     sys.stderr.flush()
-    kept = os.dup(_STDERR)
+    original = os.dup(_STDERR)
     try:
         with tempfile.TemporaryFile() as dropped:
             os.dup2(dropped.fileno(), _STDERR)
             yield
     finally:
-        os.dup2(kept, _STDERR)
-        os.close(kept)
+        os.dup2(original, _STDERR)
+        os.close(original)

@@ -205,15 +205,6 @@ class GraphView:
         self._weights[name].CopyFrom(tensor)
         return name
 
-    def replace_uses(self, name: str, other: str) -> list[Any]:
-        """Makes all users of a tensor use another tensor of equal values.
-
-        Returns the nodes that must still compute it: an `Identity` if it is an output of the graph.
-        """
-        replace_inputs(self.graph, lambda input_name: other if input_name == name else input_name)
-        is_output = any(value.name == name for value in self.graph.output)
-        return [self.node("Identity", [other], name)] if is_output else []
-
     def node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> Any:
         """Makes an ONNX node with one output."""
         return self.onnx.helper.make_node(op_type, inputs, [output], **attributes)

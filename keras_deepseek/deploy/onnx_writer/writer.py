@@ -252,10 +252,6 @@ class Writer:
         self._names[value] = dict(self.outer.layout_names(outer_value))
         self._arrays[value] = self.outer.array(outer_value)
 
-    def put_same(self, value: Value, other: Value) -> None:
-        """Records that a value has the tensors of another one."""
-        self._names[value] = dict(self.layout_names(other))
-
     def layouts(self, value: Any) -> Sequence[str]:
         """Returns the layouts in which the tensor of a value stands."""
         if isinstance(value, Value) and self.has(value):
