@@ -27,7 +27,7 @@ class SizeFinder:
 
     Args:
         sizes: The sizes of the free axes in each trace.
-        num_fitted: The number of traces to which expressions are fitted.
+        num_fitted: The number of traces to which expressions are fitted; 0 to fit none.
     """
 
     def __init__(self, sizes: Sequence[Mapping[InputAxis, int]], num_fitted: int) -> None:
@@ -59,7 +59,7 @@ class SizeFinder:
         if len(set(key)) == 1:
             return None
         expression: Expression | None = self._axes.get(key)
-        if expression is None:
+        if expression is None and self._num_fitted:
             if key not in self._fitted:
                 self._fitted[key] = self._fit(key)
             expression = self._fitted[key]

@@ -291,10 +291,13 @@ class _Traces:
         # Such numbers are multiples of what layers use most.
         multiples = [24 * (size // 24 + 1) for size in near]
         self._add(self._choose(used, multiples, step=24), is_check=True)
-        self._add(third)
         self._add(self._choose(tried, high))
         self._follow_branches()
-        changes, has_fitted = self._find_changes()
+        try:
+            changes, has_fitted = self._find_changes(num_fitted=0)
+        except DifferentError:  # A number that was not recorded.
+            self._add(third)
+            changes, has_fitted = self._find_changes()
         checks = itertools.count(1)
         while has_fitted and len(self._graphs) < _NUM_FITTED + _NUM_CHECKS:
             number = next(checks)
@@ -434,11 +437,12 @@ class _Traces:
             self._settled.add(comparison)
         return None
 
-    def _find_changes(self) -> tuple[list[Callable[[], None]], bool]:
+    def _find_changes(self, num_fitted: int = _NUM_FITTED) -> tuple[list[Callable[[], None]], bool]:
+        """Returns functions that write `Size`s into the first graph, and if one was fitted."""
         order = sorted(range(len(self._graphs)), key=self._is_check.__getitem__)  # Stable.
         first_axes = [axis.first for axis in self._axes]
         sizes = [dict(zip(first_axes, self._sizes[number], strict=True)) for number in order]
-        finder = SizeFinder(sizes, _NUM_FITTED)
+        finder = SizeFinder(sizes, num_fitted)
         merger = Merger(finder, len(self._graphs))
         merger.merge_graphs([self._graphs[number] for number in order])
         return merger.changes, finder.has_fitted
