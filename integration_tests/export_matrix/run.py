@@ -6,6 +6,7 @@ every cell anew, and goes on where an earlier run was ended; `--anew` forgets wh
 
 import argparse
 import gc
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -68,8 +69,9 @@ class Results:
 class Matrix:
     """One backend's part of the matrix."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: Results, weights: Path | None) -> None:
         self._results = results
+        self._weights = weights
         self._artifacts = ArtifactRunner()
         register_exporter(OpenVINOFormat())
 
@@ -79,7 +81,7 @@ class Matrix:
         if not missing:
             return
         try:
-            model = models.build(name)
+            model = models.build(name, self._weights)
         except Exception as error:  # noqa: BLE001 - the cells say so.
             for form in missing:
                 self._keep(name, form, {"state": "not built", "error": _shorten(error)}, 0.0)
@@ -109,6 +111,9 @@ class Matrix:
             except Exception as error:  # noqa: BLE001 - an error that is not the Exporter's own.
                 return {"state": "failed", "error": _shorten(error), "not_ours": True}
             cell = _describe(report)
+            if form == "onnx" and self._weights is not None:
+                file = (bundle / "model.onnx").read_bytes()
+                cell["sha256"] = hashlib.sha256(file).hexdigest()
             if cell["state"] == "verified":
                 cell |= self._check_again(exporter, form, bundle)
             return cell
@@ -163,14 +168,20 @@ def _shorten(error: object) -> str:
 def main() -> None:
     """Runs what is asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=list(models.MODELS), metavar="NAME")
+    parser.add_argument("--models", nargs="*", default=list(models.EXPORTED), metavar="NAME")
     parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--results", type=Path, default=RESULTS, help="a folder")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="a folder of weights for all backends: the bytes of their ONNX files are compared",
+    )
     parser.add_argument("--anew", action="store_true", help="forget what was found before")
     arguments = parser.parse_args()
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (arguments.results, arguments.weights)):
+        folder.mkdir(parents=True, exist_ok=True)
     path = arguments.results / f"{keras.backend.backend()}.json"
-    matrix = Matrix(Results(path, anew=arguments.anew))
+    matrix = Matrix(Results(path, anew=arguments.anew), arguments.weights)
     warnings.simplefilter("ignore")  # The exporters' own, of which there are many.
     for name in arguments.models:
         matrix.run_model(name, arguments.formats)
