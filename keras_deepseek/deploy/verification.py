@@ -15,6 +15,7 @@ from keras_deepseek.artifacts.signature import Array, Batch, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.functional_graphs import layers_by_output
+from keras_deepseek.backend.keras_private.unlimited_loops import unlimited_loops
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.errors import ExportError, InvalidInputError
@@ -36,12 +37,14 @@ _SEED = 1_000
 class Expected(NamedTuple):
     """The outputs expected of an artifact: the model's, for samples and for extreme batches.
 
-    `infer` returns those for another batch.
+    `infer` returns those for another batch. A model that `loops_on_data` has a loop without a
+    limit, which may never end for infinities.
     """
 
     usual: list[Batch]
     extreme: list[Batch]
     infer: InferenceFunction
+    loops_on_data: bool
 
 
 def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
@@ -50,7 +53,8 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
     Raises an `InvalidInputError` if the model fails on the samples and on all alternatives to them.
     """
     infer = backend.current().inference.plain_inference(job.expected_model)
-    samples, usual = _infer_first(infer, [job.samples, *job.alternative_samples])
+    with unlimited_loops(job.expected_model.model) as loops:
+        samples, usual = _infer_first(infer, [job.samples, *job.alternative_samples])
     optional, of_optional = _infer_accepted(infer, job.optional_samples)
     extreme, of_extreme = _infer_accepted(infer, [[sample] for sample in job.extreme_samples])
     reduced = replace(
@@ -70,7 +74,7 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
         outputs = infer(sample)
         return outputs | extend(outputs)
 
-    return reduced, Expected(usual, of_extreme, infer_all)
+    return reduced, Expected(usual, of_extreme, infer_all, bool(loops))
 
 
 def _infer_accepted(
@@ -190,7 +194,7 @@ def compare_nonfinite(
     """
     if verification.state != "verified" or not job.has_random_samples or not job.samples:
         return verification
-    if job.export_format.loops_on_data(folder):
+    if expected.loops_on_data:
         return verification
     precisions = {
         name: precision or _EXTREME_PRECISION

@@ -110,6 +110,25 @@ def test_a_difference_on_nan_is_reported(tmp_path, job_of, artifact, is_random, 
     assert re.search(expected, verification.nonfinite)
 
 
+class HalvedUntilSmall(keras.layers.Layer):
+    """It goes on for ever if there is an infinity."""
+
+    def call(self, inputs):
+        return keras.ops.while_loop(
+            lambda x: keras.ops.sum(keras.ops.abs(x)) > 1.0, lambda x: 0.5 * x, 3.0 * inputs
+        )
+
+
+@pytest.mark.parametrize("in_layer", [True, False])
+def test_a_model_that_loops_on_data_gets_no_infinity(tmp_path, job_of, in_layer):
+    x = keras.Input((4,), name="input_0")
+    halve = HalvedUntilSmall() if in_layer else HalvedUntilSmall().call
+    model = keras.Model(x, {"output_0": keras.layers.Dense(3)(halve(x))})
+    job = job_of(AsTheModel(), model, has_random_samples=True)
+    verification = make_artifact(job, tmp_path, print).verification
+    assert (verification.state, verification.nonfinite) == ("verified", "")
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [

@@ -232,16 +232,6 @@ class ExportFormat(ABC):
         """
         return ()
 
-    def loops_on_data(self, folder: Path) -> bool:
-        """Returns True if the artifact has loops that go on for as long as its inputs demand.
-
-        Such a model may never end for infinities, so neither gets any. False by default.
-
-        Args:
-            folder: The folder that `write` or `build` filled.
-        """
-        return False
-
     def sample_shapes(self, signature: Signature) -> Sequence[Shapes]:
         """Returns the shapes of the random batches that an artifact is to be verified on.
 

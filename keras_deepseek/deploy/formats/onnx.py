@@ -1,6 +1,6 @@
 """The ONNX export format: one file, which onnxruntime runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -195,15 +195,8 @@ class OnnxFormat(ExportFormat):
         return lambda sample: dict(zip(names, session.run(None, sample), strict=True))
 
     def operators_losing_nan(self, folder: Path) -> Sequence[str]:
-        return sorted({node.op_type for node in self._nodes(folder)} & _LOSING_NAN)
-
-    def loops_on_data(self, folder: Path) -> bool:
-        # Such a loop has no limit.
-        return any(node.op_type == "Loop" and not node.input[0] for node in self._nodes(folder))
-
-    def _nodes(self, folder: Path) -> Iterator[Any]:
         proto = import_package("onnx").load(folder / self.entry, load_external_data=False)
-        return all_nodes(proto.graph)
+        return sorted({node.op_type for node in all_nodes(proto.graph)} & _LOSING_NAN)
 
     def _describe(self, proto: Any, model: NamedModel) -> None:
         """Writes the file's metadata, without times, so that equal exports have equal bytes."""
