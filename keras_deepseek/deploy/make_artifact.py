@@ -223,7 +223,7 @@ def _make_from_source(
     route, source_job = find_routes(export_format)[0], job.in_format(source)
     check_packages(export_format, route)
     if job.precision in export_format.own_precisions:
-        source_job = replace(source_job, precision=job.model.precision)
+        source_job = replace(source_job, precision=job.model.precision, calibration=None)
     source_artifact = make_artifact(source_job, source_folder, say)
     say(f"{export_format.name}: building it from {source_format.name}")
     try:
