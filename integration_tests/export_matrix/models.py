@@ -40,6 +40,7 @@ def build(name: str, weights: Path | None = None) -> keras.Model:
         return model
     path = weights / f"{name}.npz"
     drawn = [weight for weight in model.weights if "seed_generator" not in weight.path]
+    drawn.sort(key=lambda weight: weight.path)  # Their order may be another one by backend.
     if not path.exists():
         arrays = [keras.ops.convert_to_numpy(weight.value) for weight in drawn]
         np.savez(path, *arrays)

@@ -24,6 +24,11 @@ TITLES = {
     "litert": "LiteRT",
 }
 _LONGEST = 420
+_OWN_CONSTANTS = {
+    "efficientnet": "what `Normalization` computed before it got the weights",
+    "vision_transformer": "embeddings that were looked up before the table got its weights",
+}
+"""What a model holds of a backend's own random numbers, since it was built."""
 _INTRODUCTION = """# Export matrix
 
 {num_models} models of random weights, exported from {num_backends} backends in {num_formats}
@@ -99,6 +104,24 @@ def _totals(results: dict[str, dict[str, Any]]) -> str:
     return _table(["from", "to", "cells", "seconds"], rows)
 
 
+def _bytes(results: dict[str, dict[str, Any]]) -> str:
+    """Returns for how many models the traced program wrote the same file from all backends."""
+    same, others = [], []
+    for name in next(iter(results.values()))["cells"]:
+        cells = [
+            backend_results["cells"].get(name, {}).get("onnx", {})
+            for backend_results in results.values()
+        ]
+        if all("sha256" in cell and "the traced program" in cell["route"] for cell in cells):
+            (same if len({cell["sha256"] for cell in cells}) == 1 else others).append(name)
+    reasons = "; ".join(f"`{name}` ({_OWN_CONSTANTS.get(name, 'unknown')})" for name in others)
+    return (
+        f"{len(same) + len(others)} models have an ONNX file of the traced program from each "
+        f"backend, with the same weights: {len(same)} files have the same bytes from all of them. "
+        f"The others hold constants of the backend's own: {reasons or 'none'}."
+    )
+
+
 def _cells(results: dict[str, dict[str, Any]], names: list[str]) -> str:
     header = ["model", "from", *(TITLES[form] for form in FORMATS)]
     rows = []
@@ -157,6 +180,7 @@ def write(results: dict[str, dict[str, Any]]) -> str:
         f"With {releases}.",
         "## Totals",
         _totals(results),
+        _bytes(results),
         "## Cells",
         _cells(results, names),
         "## What failed, and why",
