@@ -61,7 +61,7 @@ class SizeFinder:
         expression: Expression | None = self._axes.get(key)
         if expression is None and self._num_fitted:
             if key not in self._fitted:
-                self._fitted[key] = self._fit(key)
+                self._fitted[key] = self._fit(key) or self._product(key)
             expression = self._fitted[key]
         return None if expression is None else Size(key[0], expression)
 
@@ -88,6 +88,20 @@ class SizeFinder:
                     break
             is_first = False
         return left[0] if left and all(_is_equal(left[0], other) for other in left) else None
+
+    def _product(self, numbers: Numbers) -> Expression | None:
+        """Returns a multiple of one or two known axes, as of a reshape that joins them, or `None`.
+
+        Unlike what is fitted, they may be axes of values inside the graph.
+        """
+        nothing: tuple[Numbers, Expression] = ((1,) * len(numbers), 1)
+        columns = [nothing, *self._axes.items()]
+        for (lefts, left), (rights, right) in itertools.combinations_with_replacement(columns, 2):
+            products = [x * y for x, y in zip(lefts, rights, strict=True)]
+            factor = numbers[0] // max(1, products[0])
+            if numbers == tuple(factor * product for product in products):
+                return _times(_times(right, left), factor)
+        return None
 
     def _candidates(self, numbers: Numbers) -> Iterator[Expression]:
         """Yields expressions of free axes that may have made the numbers, simple ones first."""
@@ -130,13 +144,16 @@ def _multiples(
         return
     factor, remainder = divmod(numbers[1] - numbers[0], run)
     if factor and not remainder:
-        multiple = expression if factor == 1 else Arithmetic("mul", expression, factor)
-        yield _plus(multiple, numbers[0] - factor * values[0])
+        yield _plus(_times(expression, factor), numbers[0] - factor * values[0])
 
 
 def _remainders(axis: Axis, divisor: int) -> Iterator[Expression]:
     yield Arithmetic("mod", axis, divisor)
     yield Arithmetic("mod", Arithmetic("sub", 0, axis), divisor)
+
+
+def _times(expression: Expression, factor: Expression) -> Expression:
+    return expression if factor == 1 else Arithmetic("mul", expression, factor)
 
 
 def _plus(expression: Expression, added: int) -> Expression:

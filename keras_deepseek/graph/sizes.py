@@ -206,7 +206,11 @@ def _trace_with_free(make_traces: Callable[[bool], "_Traces"], plain: Graph) -> 
     A layer that needs the numbers of `ops.arange` in Python is traced again without operations for
     them. The graph was traced at sizes near those of the example.
     """
-    used = {size for node in plain.all_nodes() for spec in node.outputs for size in spec.shape}
+    nodes = list(plain.all_nodes())
+    used = {size for node in nodes for spec in node.outputs for size in spec.shape}
+    # A layer that is kept whole has sizes inside, as of the states of a cell.
+    whole = (node.operation for node in nodes if node.is_layer)
+    used |= {size for layer in whole for variable in layer.variables for size in variable.shape}
     failures: list[Exception] = []
     for records_creation in (True, False):
         retries = [(shift, 1) for shift in _SHIFTS]
