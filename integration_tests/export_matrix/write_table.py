@@ -24,11 +24,12 @@ TITLES = {
     "litert": "LiteRT",
 }
 _LONGEST = 420
-_OWN_CONSTANTS = {
+_OWN_OF_BACKENDS = {
     "efficientnet": "what `Normalization` computed before it got the weights",
+    "kerashub_llama": "KerasHub's operations on TensorFlow",
     "vision_transformer": "embeddings that were looked up before the table got its weights",
 }
-"""What a model holds of a backend's own random numbers, since it was built."""
+"""What differs in a model from backend to backend, when it is built and before it is exported."""
 _INTRODUCTION = """# Export matrix
 
 {num_models} models of random weights, exported from {num_backends} backends in {num_formats}
@@ -114,11 +115,11 @@ def _bytes(results: dict[str, dict[str, Any]]) -> str:
         ]
         if all("sha256" in cell and "the traced program" in cell["route"] for cell in cells):
             (same if len({cell["sha256"] for cell in cells}) == 1 else others).append(name)
-    reasons = "; ".join(f"`{name}` ({_OWN_CONSTANTS.get(name, 'unknown')})" for name in others)
+    reasons = "; ".join(f"`{name}` ({_OWN_OF_BACKENDS.get(name, 'unknown')})" for name in others)
     return (
         f"{len(same) + len(others)} models have an ONNX file of the traced program from each "
         f"backend, with the same weights: {len(same)} files have the same bytes from all of them. "
-        f"The others hold constants of the backend's own: {reasons or 'none'}."
+        f"The models themselves differ in the others: {reasons or 'none'}."
     )
 
 
