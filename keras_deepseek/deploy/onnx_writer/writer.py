@@ -5,7 +5,7 @@ them names of tensors, constants and sizes. A tensor may stand in two layouts: a
 with the channels first, as ONNX's convolutions take it. So no pass has to move transpositions.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import keras
@@ -63,24 +63,14 @@ class NoEntryError(NotSupportedError):
         self.where = where
 
 
-def handles(*kinds: str, follows: str | Mapping[str, str] = "") -> Callable[[Handler], Handler]:
-    """Registers a handler for operations, by class name.
+def handles(
+    *kinds: str, follows: str | Mapping[str, str] = "", table: dict[str, Entry] = TABLE
+) -> Callable[[Handler], Handler]:
+    """Registers a handler by class names: of operations, or in `LAYERS` of layers.
 
     `follows` says, for all or by class name, whom the file follows where Keras's backends differ.
     """
-    return _registers(TABLE, kinds, follows)
 
-
-def handles_layer(
-    *kinds: str, follows: str | Mapping[str, str] = ""
-) -> Callable[[Handler], Handler]:
-    """Registers a handler for layers that a trace keeps whole, by class name."""
-    return _registers(LAYERS, kinds, follows)
-
-
-def _registers(
-    table: dict[str, Entry], kinds: Sequence[str], follows: str | Mapping[str, str]
-) -> Callable[[Handler], Handler]:
     def register(function: Handler) -> Handler:
         for kind in kinds:
             phrase = follows if isinstance(follows, str) else follows.get(kind, "")
@@ -258,32 +248,30 @@ class Writer:
             return tuple(self.layout_names(value))
         return (LAST,)
 
-    def layout_names(self, value: Value) -> Mapping[str, str]:
+    def layout_names(self, value: Value) -> dict[str, str]:
         """Returns the names of a value's tensor by layout."""
-        if value not in self._names and self.outer is not None and self.outer.has(value):
-            return self.outer.layout_names(value)
         if value not in self._names:
-            self.name(value)
+            if self.outer is not None and self.outer.has(value):
+                return self.outer.layout_names(value)
+            self.put(value, self._write_constant(value))
         return self._names[value]
 
     def name(self, value: Value, layout: str = LAST) -> str:
         """Returns the name of a value's tensor in a layout, into which it is brought if needed."""
         if value not in self._names and self.outer is not None and self.outer.has(value):
             return self.outer.name(value, layout)
-        array = self.array(value)
-        if value not in self._names:
-            self.put(value, self._write_constant(value, array))
-        names = self._names[value]
+        names = self.layout_names(value)
         if layout not in names:
-            rank = len(value.shape)
-            order = to_first(rank) if layout == FIRST else to_last(rank)
+            order = (to_first if layout == FIRST else to_last)(len(value.shape))
+            array = self.array(value)
             if array is not None:
                 names[layout] = self.constant(array.transpose(order))
             else:
                 names[layout] = self.add("Transpose", next(iter(names.values())), perm=order)
         return names[layout]
 
-    def _write_constant(self, value: Value, array: Array | None) -> str:
+    def _write_constant(self, value: Value) -> str:
+        array = self.array(value)
         if array is not None:
             return self.constant(array)
         if isinstance(value.node.content, Size):
@@ -360,10 +348,11 @@ class Writer:
     def sizes(self, sizes: Sequence[int | str]) -> str:
         """Returns the name of a one-dimensional tensor of sizes."""
         if any(isinstance(size, str) or self.is_free(size) for size in sizes):
-            return self._joined(map(self.size, sizes))
+            return self.joined(map(self.size, sizes))
         return self.integers(*map(int, sizes))
 
-    def _joined(self, names: Iterator[str]) -> str:
+    def joined(self, names: Iterable[str]) -> str:
+        """Returns the name of several one-dimensional tensors as one."""
         first, *others = names
         return self.add("Concat", first, *others, axis=0) if others else first
 
@@ -419,7 +408,7 @@ class Writer:
             self.size(size) if axis in computed else self.integers(int(size))
             for axis, size in enumerate(target)
         )
-        return self.add("Reshape", name, self._joined(parts))
+        return self.add("Reshape", name, self.joined(parts))
 
     def reduce(self, kind: str, name: str, axes: Sequence[int], keepdims: Any) -> str:
         """Reduces axes of a tensor."""

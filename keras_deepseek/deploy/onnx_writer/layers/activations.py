@@ -11,8 +11,8 @@ from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import (
     handles_keras_layer,
     put_function,
 )
-from keras_deepseek.deploy.onnx_writer.table.indices import axes_of
 from keras_deepseek.deploy.onnx_writer.table.normalizations import softmax_of
+from keras_deepseek.deploy.onnx_writer.table.shapes import axes_of
 from keras_deepseek.deploy.onnx_writer.writer import Writer
 from keras_deepseek.graph.ir import Node, Spec, Value
 

@@ -9,13 +9,7 @@ import keras
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
-from keras_deepseek.deploy.onnx_writer.bodies import add_scan, make_body
-from keras_deepseek.deploy.onnx_writer.writer import (
-    Handler,
-    NoEntryError,
-    Writer,
-    handles_layer,
-)
+from keras_deepseek.deploy.onnx_writer.writer import LAYERS, Handler, NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Graph, Node, Spec, Value
 from keras_deepseek.graph.known_code import CannotOpenError
 from keras_deepseek.graph.size_expressions import has_free_axes
@@ -34,7 +28,7 @@ def handles_keras_layer(*kinds: str, follows: str = "") -> Callable[[Handler], H
                 raise NoEntryError(f"{node.kind} of another class, with another call or quantized")
             return handler(writer, node, *args, **kwargs)
 
-        handles_layer(*kinds, follows=follows)(handle)
+        handles(*kinds, follows=follows, table=LAYERS)(handle)
         return handler
 
     return register
@@ -146,22 +140,6 @@ def put_function(
     (output,) = graph.outputs
     for layout in list(body.layouts(output)):
         writer.put(Value(node), body.name(output, layout), layout)
-
-
-def write_loop(
-    writer: Writer,
-    graph: Graph,
-    states: Sequence[str],
-    sequences: Sequence[str],
-    *,
-    is_backwards: bool = False,
-) -> list[str]:
-    """Adds a loop over the first axis of sequences, whose steps have a graph.
-
-    Returns the names of the last states, and of the outputs of all steps.
-    """
-    body = make_body(writer, graph)
-    return add_scan(writer, body, states, sequences, is_backwards=is_backwards)
 
 
 def swap_time(writer: Writer, name: str, rank: int) -> str:

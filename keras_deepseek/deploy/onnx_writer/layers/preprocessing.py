@@ -8,7 +8,7 @@ import numpy as np
 from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import handles_keras_layer
 from keras_deepseek.deploy.onnx_writer.table.elementwise import elementwise
 from keras_deepseek.deploy.onnx_writer.table.images import resize_to
-from keras_deepseek.deploy.onnx_writer.table.shapes import slice_axis
+from keras_deepseek.deploy.onnx_writer.table.shapes import slice_axes
 from keras_deepseek.deploy.onnx_writer.writer import (
     NoEntryError,
     Writer,
@@ -60,8 +60,7 @@ def resizing(writer: Writer, node: Node, x: Value, **_: Any) -> None:
         raise NoEntryError("Resizing with antialias or an aspect ratio")
     if len(x.shape) != _IMAGE_RANK or "float" not in x.dtype:
         raise NoEntryError("Resizing of integers, or of one image")
-    size = (layer.height, layer.width)
-    resize_to(writer, node, x, size, layer.interpolation, layer.data_format)
+    resize_to(writer, node, x, (layer.height, layer.width))
 
 
 @handles_keras_layer("CenterCrop")
@@ -75,7 +74,7 @@ def center_crop(writer: Writer, node: Node, x: Value, **_: Any) -> str:
         if writer.is_free(size) or size < length:
             raise NoEntryError("CenterCrop of images that may be smaller")
         start = (int(size) - length) // 2
-        name = slice_axis(writer, name, axis, start, start + length)
+        name = slice_axes(writer, name, {axis: slice(start, start + length)})
     return name
 
 

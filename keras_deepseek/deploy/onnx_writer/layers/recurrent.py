@@ -1,5 +1,6 @@
 """Recurrent layers: ONNX's `LSTM`, `GRU` and `RNN`, and a loop over any other cell."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -7,17 +8,14 @@ import numpy as np
 from keras import tree
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.deploy.onnx_writer.bodies import add_scan, make_body
 from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import (
     handles_keras_layer,
     swap_time,
     trace_function,
-    write_loop,
 )
 from keras_deepseek.deploy.onnx_writer.table.shapes import reverse
-from keras_deepseek.deploy.onnx_writer.writer import (
-    NoEntryError,
-    Writer,
-)
+from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer
 from keras_deepseek.graph.ir import Node, Spec, Value
 
 _ACTIVATIONS = {
@@ -136,7 +134,7 @@ def any_cell(
         if not layer.zero_output_for_mask:  # The output before is one more state.
             output_shape = node.spec.shape[2 if layer.return_sequences else 1 :]
             states.append(Spec((batch, *output_shape), dtype))
-    step = _Step(layer, template, has_mask=mask is not None)
+    step = _step_of(layer, template, has_mask=mask is not None)
     graph = trace_function(layer, step, [*states, *steps], writer.is_free, len(states) + 1)
     _check_states(graph.outputs, states)
     begin = [writer.tensor(state, dtype) for state in _states(initial_state)]
@@ -144,7 +142,9 @@ def any_cell(
     if len(begin) < len(states):
         shape = writer.sizes([writer.axis_size(sequences, 0), *states[-1].shape[1:]])
         begin.append(writer.add("Expand", writer.tensor(0, dtype), shape))
-    *last, outputs = write_loop(writer, graph, begin, names, is_backwards=bool(layer.go_backwards))
+    is_backwards = bool(layer.go_backwards)
+    body = make_body(writer, graph)
+    *last, outputs = add_scan(writer, body, begin, names, is_backwards=is_backwards)
     rank = len(graph.outputs[-1].shape) + 1
     if layer.return_sequences:
         output = swap_time(writer, outputs, rank)
@@ -170,23 +170,19 @@ def _first_states(writer: Writer, layer: keras.Layer, sequences: Value, dtype: s
     return names
 
 
-class _Step:
-    """One step of a recurrent layer.
+def _step_of(layer: keras.Layer, template: Any, *, has_mask: bool) -> Callable[..., list[Any]]:
+    """Returns one step of a recurrent layer, a function of its states, its input and the mask.
 
     At a hidden step the states stay, and the output is zero or that of the step before.
     """
+    count = len(tree.flatten(template))
 
-    def __init__(self, layer: keras.Layer, template: Any, *, has_mask: bool) -> None:
-        self._layer, self._template, self._has_mask = layer, template, has_mask
-
-    def __call__(self, *arguments: Any) -> list[Any]:
-        cell, template, zeros = self._layer.cell, self._template, self._layer.zero_output_for_mask
-        count = len(tree.flatten(template))
+    def step(*arguments: Any) -> list[Any]:
         states = list(arguments[:count])
-        step = arguments[-2 if self._has_mask else -1]
-        output, new_states = cell(step, tree.pack_sequence_as(template, states))
+        features = arguments[-2 if has_mask else -1]
+        output, new_states = layer.cell(features, tree.pack_sequence_as(template, states))
         new_states = tree.flatten(new_states)
-        if not self._has_mask:
+        if not has_mask:
             return [*new_states, output]
 
         def keep(new: Any, old: Any) -> Any:
@@ -195,10 +191,12 @@ class _Step:
             return keras.ops.where(is_visible, new, old)
 
         new_states = [keep(new, old) for new, old in zip(new_states, states, strict=True)]
-        if zeros:
+        if layer.zero_output_for_mask:
             return [*new_states, keep(output, 0.0)]
         output = keep(output, arguments[count])
         return [*new_states, output, output]
+
+    return step
 
 
 def _check_states(outputs: list[Value], states: list[Spec]) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.deploy.onnx_writer.bodies import add_scan, make_body
 from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import (
     handles_keras_layer,
     swap_time,
     trace_function,
     write_in_place,
-    write_loop,
 )
 from keras_deepseek.deploy.onnx_writer.writer import LAST, NoEntryError, Writer
 from keras_deepseek.graph.ir import Node, Spec, Value
@@ -26,7 +26,10 @@ _BY_ROW = frozenset(
         *("BatchNormalization", "LayerNormalization", "Dropout", "Embedding", "ReLU", "LSTM"),
         *("GRU", "SimpleRNN", "ZeroPadding2D", "Cropping2D", "UpSampling2D"),
     )
-) | {keras.Sequential, keras.layers.InputLayer}
+) | {
+    *(keras.Sequential, keras.layers.InputLayer),
+    *(keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell),
+}
 """Keras's layers of which each row of the output depends on one row of the input."""
 
 
@@ -45,15 +48,11 @@ def time_distributed(
     graph = trace_function(layer, None, [step], writer.is_free)
     (output,) = graph.outputs
     cells = {type(inner) for inner in flatten_layers(layer)}
-    if not all(kind in _BY_ROW or _is_cell(kind) for kind in cells):
+    if not cells <= _BY_ROW:
         steps = swap_time(writer, writer.name(x), len(x.shape))
-        (steps,) = write_loop(writer, graph, [], [steps])
+        (steps,) = add_scan(writer, make_body(writer, graph), [], [steps])
         return swap_time(writer, steps, len(output.shape) + 1)
     rows = writer.reshape(writer.name(x), [-1, *map(int, features)])
     body = write_in_place(writer, graph, [{LAST: rows}])
     sizes = [writer.axis_size(x, 0), writer.axis_size(x, 1), *map(int, output.shape[1:])]
     return writer.reshape(body.name(output), sizes)
-
-
-def _is_cell(kind: type) -> bool:
-    return kind in (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)

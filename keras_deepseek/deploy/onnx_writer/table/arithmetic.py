@@ -17,7 +17,7 @@ from keras_deepseek.deploy.onnx_writer.table.elementwise import (
     promoted,
     write_formula,
 )
-from keras_deepseek.deploy.onnx_writer.table.operand import Operand, computed_in, where
+from keras_deepseek.deploy.onnx_writer.table.operand import Operand, as_operand, computed_in, where
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node
 from keras_deepseek.graph.size_expressions import Size
@@ -28,7 +28,7 @@ Binary = Callable[[Operand, Operand], Operand]
 
 def _floor_divide(x: Operand, y: Operand) -> Operand:
     """Returns the floor of x / y, of floats without the error of the quotient, as NumPy does."""
-    remainder = x.apply("Mod", y, fmod=1)
+    remainder = _fmod(x, y)
     quotient = (x - remainder) / y - _is_off(remainder, y).cast(x.dtype)
     return where(y.equals(0), x / y, quotient.apply("Round"))
 
@@ -39,7 +39,7 @@ def _is_off(remainder: Operand, divisor: Operand) -> Operand:
 
 
 def _mod(x: Operand, y: Operand) -> Operand:
-    remainder = x.apply("Mod", y, fmod=1)
+    remainder = _fmod(x, y)
     return where(_is_off(remainder, y), remainder + y, remainder)
 
 
@@ -108,8 +108,7 @@ BINARY: dict[str, Binary] = {
         "Ldexp": "PyTorch, for 0 times a power beyond the range",
     },
 )
-def binary(writer: Writer, node: Node, x: Any, y: Any, **_: Any) -> None:
-    """Writes a formula of two tensors."""
+def _binary(writer: Writer, node: Node, x: Any, y: Any, **_: Any) -> None:
     write_formula(writer, node, [x, y], BINARY[node.kind])
 
 
@@ -124,13 +123,13 @@ COMPARISONS: dict[str, Binary] = {
 
 
 @handles(*COMPARISONS)
-def compare(writer: Writer, node: Node, x: Any, y: Any) -> None:
+def _compare(writer: Writer, node: Node, x: Any, y: Any) -> None:
     """Writes a comparison in the dtype to which Keras promotes both."""
     write_formula(writer, node, [x, y], COMPARISONS[node.kind], promoted([x, y]))
 
 
 @handles("Isclose", follows="JAX and PyTorch, for infinities")
-def is_close(
+def _is_close(
     writer: Writer, node: Node, x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8
 ) -> None:
     """Writes a comparison with a tolerance. Infinities are close to themselves."""
@@ -144,36 +143,36 @@ def is_close(
     write_formula(writer, node, [x, y], formula, dtype)
 
 
-LOGIC = {"LogicalAnd": "And", "LogicalOr": "Or", "LogicalXor": "Xor"}
+LOGIC = {"LogicalAnd": "And", "LogicalNot": "Not", "LogicalOr": "Or", "LogicalXor": "Xor"}
 
 
 @handles(*LOGIC)
-def logic(writer: Writer, node: Node, x: Any, y: Any) -> None:
+def _logic(writer: Writer, node: Node, *arguments: Any) -> None:
     """Writes a logical operation of numbers, of which all but 0 are true."""
-    kind = LOGIC[node.kind]
-    elementwise(writer, node, [x, y], lambda *names: writer.add(kind, *names), ["bool", "bool"])
+    kind, dtypes = LOGIC[node.kind], ["bool"] * len(arguments)
+    elementwise(writer, node, arguments, lambda *names: writer.add(kind, *names), dtypes)
 
 
 @handles("Where")
-def where_(writer: Writer, node: Node, condition: Any, x: Any = None, y: Any = None) -> None:
-    """Writes a choice between two tensors."""
+def _where(writer: Writer, node: Node, condition: Any, x: Any = None, y: Any = None) -> None:
     if x is None or y is None:
         raise NoEntryError("Where of a condition alone: the shape depends on the data")
-    dtype = computed_in(node.spec.dtype)
-
-    def build(*names: str) -> str:
-        return writer.cast(writer.add("Where", *names), dtype, node.spec.dtype)
-
-    elementwise(writer, node, [condition, x, y], build, ["bool", dtype, dtype])
+    _choose(writer, node, [condition], [x], y)
 
 
 @handles("Select")
-def select(
+def _select(
     writer: Writer, node: Node, conditions: Sequence[Any], choices: Sequence[Any], default: Any = 0
 ) -> None:
-    """Writes a choice by the first condition that is true."""
     if promoted([*choices, default]) != node.spec.dtype:
         raise NoEntryError("Select of several dtypes")
+    _choose(writer, node, conditions, choices, default)
+
+
+def _choose(
+    writer: Writer, node: Node, conditions: Sequence[Any], choices: Sequence[Any], default: Any
+) -> None:
+    """Puts a choice by the first condition that is true."""
     dtype, count = computed_in(node.spec.dtype), len(conditions)
 
     def build(*names: str) -> str:
@@ -210,15 +209,21 @@ def _mod_integers(x: Operand, y: Operand) -> Operand:
     return where(_is_off(remainder, y), remainder + y, remainder)
 
 
-DIVISIONS: dict[str, tuple[Binary, Binary]] = {
-    "FloorDivide": (_floor_divide, _floor_divide_integers),
-    "Fmod": (
-        lambda x, y: x.apply("Mod", y, fmod=1),
-        lambda x, y: _quotient_and_remainder(x, y)[1],
-    ),
-    "Mod": (_mod, _mod_integers),
+def _floor_divide_by_constant(x: Operand, y: Operand) -> Operand:
+    quotient = x / y
+    return quotient - _is_off(x - quotient * y, y).cast(x.dtype)
+
+
+def _fmod(x: Operand, y: Operand) -> Operand:
+    return x.apply("Mod", y, fmod=1)
+
+
+DIVISIONS: dict[str, tuple[Binary, Binary, Binary]] = {
+    "FloorDivide": (_floor_divide, _floor_divide_integers, _floor_divide_by_constant),
+    "Fmod": (_fmod, lambda x, y: _quotient_and_remainder(x, y)[1], _fmod),
+    "Mod": (_mod, _mod_integers, lambda x, y: x.apply("Mod", y)),  # Of the divisor's sign.
 }
-"""The formulas of floats and of integers."""
+"""The formulas of floats, of integers, and of integers by a constant that is neither 0 nor -1."""
 
 
 @handles(
@@ -229,33 +234,19 @@ DIVISIONS: dict[str, tuple[Binary, Binary]] = {
         "Mod": "NumPy, for integers divided by 0: 0",
     },
 )
-def divide_and_round(writer: Writer, node: Node, x: Any, y: Any) -> None:
+def _divide_and_round(writer: Writer, node: Node, x: Any, y: Any) -> None:
     """Writes a quotient without fraction, or the remainder."""
-    dtype, divisors = node.spec.dtype, writer.array(y)
-    if "float" in dtype:
-        formula = DIVISIONS[node.kind][0]
-    elif dtype == "bool":
+    divisors, (of_floats, of_integers, by_constant) = writer.array(y), DIVISIONS[node.kind]
+    if node.spec.dtype == "bool":
         raise NoEntryError(f"{node.kind} of bool")
-    elif divisors is None or isinstance(y, Size) or np.isin(divisors, (0, -1)).any():
-        formula = DIVISIONS[node.kind][1]
-    elif node.kind == "FloorDivide":
-        formula = _floor_divide_by_constant
-    else:
-        formula = _mod_by_constant if node.kind == "Mod" else DIVISIONS["Fmod"][0]
-    write_formula(writer, node, [x, y], formula)
-
-
-def _floor_divide_by_constant(x: Operand, y: Operand) -> Operand:
-    quotient = x / y
-    return quotient - _is_off(x - quotient * y, y).cast(x.dtype)
-
-
-def _mod_by_constant(x: Operand, y: Operand) -> Operand:
-    return x.apply("Mod", y)  # Of the divisor's sign.
+    if divisors is not None and not isinstance(y, Size) and not np.isin(divisors, (0, -1)).any():
+        of_integers = by_constant
+    is_float = "float" in node.spec.dtype
+    write_formula(writer, node, [x, y], of_floats if is_float else of_integers)
 
 
 @handles("Power")
-def power(writer: Writer, node: Node, x: Any, y: Any) -> None:
+def _integer_or_float_power(writer: Writer, node: Node, x: Any, y: Any) -> None:
     """Writes a power. One of integers is a chain of products: `Pow` would compute it as floats."""
     if "float" in node.spec.dtype:
         write_formula(writer, node, [x, y], lambda x, y: x**y)
@@ -292,7 +283,7 @@ BITS: dict[str, tuple[str, str]] = {
 
 
 @handles(*BITS)
-def bitwise(writer: Writer, node: Node, *arguments: Any) -> None:
+def _bitwise(writer: Writer, node: Node, *arguments: Any) -> None:
     """Writes an operation on the bits of integers."""
     kind = BITS[node.kind][node.spec.dtype == "bool"]
     elementwise(writer, node, arguments, lambda *names: writer.add(kind, *names))
@@ -320,7 +311,7 @@ SHIFTS: dict[str, Binary] = {
 
 
 @handles(*SHIFTS, follows="JAX and PyTorch, by more bits than there are, or fewer than 0")
-def shift(writer: Writer, node: Node, x: Any, count: Any) -> None:
+def _shift(writer: Writer, node: Node, x: Any, count: Any) -> None:
     """Writes a shift of the bits of integers of any sign."""
     if node.spec.dtype in ("bool", "uint64"):
         raise NoEntryError(f"{node.kind} of {node.spec.dtype}")
@@ -328,12 +319,11 @@ def shift(writer: Writer, node: Node, x: Any, count: Any) -> None:
 
 
 @handles("IsIn")
-def is_in(writer: Writer, node: Node, x: Any, elements: Any) -> str:
+def _is_in(writer: Writer, node: Node, x: Any, elements: Any) -> str:
     """Writes whether each number is among those of another tensor."""
     elements = elements if hasattr(elements, "dtype") else np.asarray(elements)
     dtype = computed_in(promoted([x, elements]))
-    column = Operand(writer, writer.tensor(x, dtype), dtype).unsqueeze(-1)
-    row = writer.reshape(writer.tensor(elements, dtype), [-1])
-    matches = column.equals(Operand(writer, row, dtype)).cast("int32")
+    column = as_operand(writer, x, dtype).unsqueeze(-1)
+    matches = column.equals(as_operand(writer, elements, dtype).reshape(-1)).cast("int32")
     is_match = matches.reduce("ReduceSum", [-1]).cast("bool")
     return (~is_match if node.operation.invert else is_match).name

@@ -1,13 +1,14 @@
 """Branches and loops as ONNX nodes, whose bodies are the inner graphs of the operations."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_deepseek.deploy.onnx_passes.graph_view import import_package
-from keras_deepseek.deploy.onnx_writer.bodies import add_loop, add_scan, extend_body, make_body
+from keras_deepseek.deploy.onnx_writer.bodies import add_scan, make_body
 from keras_deepseek.deploy.onnx_writer.table.shapes import numbers, reverse
-from keras_deepseek.deploy.onnx_writer.writer import Writer, handles
+from keras_deepseek.deploy.onnx_writer.writer import TYPES, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
 
 
@@ -58,8 +59,9 @@ def _loop_over(
     size = writer.add("Squeeze", writer.shape_of(sequences[0], 0), writer.integers(0))
     prefix = body.output[0].name
     index, before, after = (f"{prefix}/{name}" for name in ("index", "before", "after"))
+    position = index
     make_node = import_package("onnx.helper").make_node
-    nodes, position = [make_node("Identity", [before], [after])], index
+    nodes = [make_node("Identity", [before], [after])]
     if is_backwards:
         last, position = writer.add("Sub", size, writer.constant(np.int64(1))), f"{prefix}/position"
         nodes.append(make_node("Sub", [last, index], [position]))
@@ -67,9 +69,7 @@ def _loop_over(
         make_node("Gather", [sequence, position], [element.name], axis=0)
         for sequence, element in zip(sequences, body.input[len(states) :], strict=True)
     ]
-    scalars = [(index, "int64"), (before, "bool")]
-    extend_body(body, scalars, len(states), nodes, [(after, "bool")])
-    return add_loop(writer, body, size, writer.tensor(1, "bool"), states)
+    return _add_loop(writer, body, size, writer.tensor(1, "bool"), states, nodes, [after])
 
 
 @handles("While")
@@ -82,8 +82,37 @@ def _while(
     captured: list[Value],
 ) -> list[str]:
     body = make_body(writer, node.graphs[0], captured, shares_sizes=True)
-    prefix = body.output[0].name
-    scalars = [(f"{prefix}/index", "int64"), (f"{prefix}/before", "bool")]
-    extend_body(body, scalars, len(variables))
     most = None if limit is None else writer.tensor(limit, "int64")
-    return add_loop(writer, body, most, writer.name(condition), list(map(writer.name, variables)))
+    return _add_loop(writer, body, most, writer.name(condition), list(map(writer.name, variables)))
+
+
+def _add_loop(
+    writer: Writer,
+    body: Any,
+    limit: str | None,
+    condition: str,
+    states: Sequence[str],
+    nodes: Sequence[Any] = (),
+    conditions: Sequence[str] = (),
+) -> list[str]:
+    """Adds a loop of at most `limit` steps, while a condition is true.
+
+    Of the inputs of the body the states remain; `nodes` compute the others. `conditions` has the
+    name of the condition after a step, unless that is the first output of the body.
+    """
+    describe = import_package("onnx.helper").make_tensor_value_info
+    prefix = body.output[0].name
+    scalars = [
+        describe(f"{prefix}/index", TYPES["int64"], []),
+        describe(f"{prefix}/before", TYPES["bool"], []),
+    ]
+    after = [describe(name, TYPES["bool"], []) for name in conditions]
+    for field, entries in (
+        (body.input, [*scalars, *body.input[: len(states)]]),
+        (body.output, [*after, *body.output]),
+        (body.node, [*nodes, *body.node]),
+    ):
+        del field[:]
+        field.extend(entries)
+    count = len(body.output) - 1
+    return writer.add_several("Loop", limit, condition, *states, outputs=count, body=body)

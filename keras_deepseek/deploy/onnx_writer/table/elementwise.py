@@ -14,6 +14,7 @@ from keras_deepseek.deploy.onnx_writer.table.operand import (
     shape_of,
     where,
 )
+from keras_deepseek.deploy.onnx_writer.table.shapes import is_first
 from keras_deepseek.deploy.onnx_writer.writer import (
     FIRST,
     LAST,
@@ -84,7 +85,7 @@ def _is_channels_first(writer: Writer, arguments: Sequence[Any], rank: int) -> b
     return (
         rank >= SPATIAL_RANK
         and all(len(value.shape) in (0, 1, rank) for value in values)
-        and any(len(value.shape) == rank and LAST not in writer.layouts(value) for value in values)
+        and any(len(value.shape) == rank and is_first(writer, value) for value in values)
     )
 
 
@@ -126,16 +127,10 @@ def write_formula(
 
 # Casts.
 
-IDENTITIES = (
-    "Array", "Cast", "Conjugate", "ConvertToTensor", "Copy", "Real", "StopGradient",
-)  # fmt: skip
 
-
-_BEYOND = "PyTorch and TensorFlow, for NaN and floats beyond the range of integers"
-
-
-@handles(*IDENTITIES, follows={"Cast": _BEYOND})
-def identity(writer: Writer, node: Node, x: Any, *_: Any, **__: Any) -> None:
+@handles("Array", "Conjugate", "ConvertToTensor", "Copy", "Real", "StopGradient")
+@handles("Cast", follows="PyTorch and TensorFlow, for NaN and floats beyond the range of integers")
+def _identity(writer: Writer, node: Node, x: Any, *_: Any, **__: Any) -> None:
     """Writes a cast, or nothing."""
     elementwise(writer, node, [x], lambda name: name)
 
@@ -192,7 +187,13 @@ OPERATORS = {
 }  # fmt: skip
 """Functions of floats that are operators of ONNX."""
 
+
+def _operator(kind: str) -> Formula:
+    return lambda x, _: x.apply(kind)
+
+
 FLOAT_FORMULAS: dict[str, Formula] = {
+    **{kind: _operator(operator) for kind, operator in OPERATORS.items()},
     "Cbrt": _in_float64(_cube_root),
     "Celu": lambda x, op: x.apply("Celu", alpha=float(op.alpha)),
     "Deg2rad": lambda x, _: x * (math.pi / 180),
@@ -222,32 +223,7 @@ FLOAT_FORMULAS: dict[str, Formula] = {
     "TanhShrink": lambda x, _: x - x.apply("Tanh"),
     "Threshold": lambda x, op: where(x > op.threshold, x, op.default_value),
 }
-"""Other functions of floats."""
-
-
-@handles(
-    *OPERATORS,
-    *FLOAT_FORMULAS,
-    follows={
-        "Cbrt": "JAX and TensorFlow, for negative integers",
-        "Gelu": "JAX and TensorFlow: infinity for infinity",
-        "HardShrink": "JAX and TensorFlow: 0 for NaN",
-        "SoftShrink": "JAX and TensorFlow: 0 for NaN",
-        "Threshold": "JAX and TensorFlow: the default value for NaN",
-    },
-)
-def function_of_floats(writer: Writer, node: Node, x: Value) -> None:
-    """Writes a function of floats."""
-    kind = node.kind
-    if "float" not in node.spec.dtype:
-        raise NoEntryError(f"{kind} of {node.spec.dtype}")
-
-    def formula(x: Operand) -> Operand:
-        if kind in OPERATORS:
-            return x.apply(OPERATORS[kind])
-        return FLOAT_FORMULAS[kind](x, node.operation)
-
-    write_formula(writer, node, [x], formula)
+"""Functions of floats."""
 
 
 def _relu(x: Operand) -> Operand:
@@ -321,16 +297,24 @@ NUMBER_FORMULAS: dict[str, Formula] = {
 
 
 @handles(
+    *FLOAT_FORMULAS,
     *NUMBER_FORMULAS,
     follows={
+        "Cbrt": "JAX and TensorFlow, for negative integers",
         "Clip": "JAX and PyTorch, for a minimum above the maximum",
+        "Gelu": "JAX and TensorFlow: infinity for infinity",
+        "HardShrink": "JAX and TensorFlow: 0 for NaN",
         "Round": "JAX and TensorFlow: integers stay",
         "Sign": "JAX and TensorFlow: NaN for NaN",
+        "SoftShrink": "JAX and TensorFlow: 0 for NaN",
+        "Threshold": "JAX and TensorFlow: the default value for NaN",
     },
 )
-def function_of_numbers(writer: Writer, node: Node, x: Value) -> None:
-    """Writes a function of floats or integers."""
-    write_formula(writer, node, [x], lambda x: NUMBER_FORMULAS[node.kind](x, node.operation))
+def _function(writer: Writer, node: Node, x: Value) -> None:
+    formula = NUMBER_FORMULAS.get(node.kind) or FLOAT_FORMULAS[node.kind]
+    if node.kind in FLOAT_FORMULAS and "float" not in node.spec.dtype:
+        raise NoEntryError(f"{node.kind} of {node.spec.dtype}")
+    write_formula(writer, node, [x], lambda x: formula(x, node.operation))
 
 
 SPECIAL: dict[str, Callable[[Operand], Operand]] = {
@@ -345,20 +329,13 @@ SPECIAL: dict[str, Callable[[Operand], Operand]] = {
 
 
 @handles(*SPECIAL)
-def is_special(writer: Writer, node: Node, x: Value) -> None:
-    """Writes a test for NaN, infinities or the sign bit."""
+def _is_special(writer: Writer, node: Node, x: Value) -> None:
     dtype = x.dtype if "float" in x.dtype else "float32"
     write_formula(writer, node, [x], SPECIAL[node.kind], dtype)
 
 
-@handles("LogicalNot")
-def logical_not(writer: Writer, node: Node, x: Value) -> None:
-    """Writes a negation of numbers, of which all but 0 are true."""
-    elementwise(writer, node, [x], lambda name: writer.add("Not", name), ["bool"])
-
-
 @handles("SaturateCast", follows="no backend, for floats beyond the range: they are clipped")
-def saturate_cast(writer: Writer, node: Node, x: Value) -> None:
+def _saturate_cast(writer: Writer, node: Node, x: Value) -> None:
     """Writes a cast that clips to what the dtype holds, in numbers of the tensor's dtype."""
     lowest, highest = limits(node.spec.dtype)
     least, most = max(lowest, limits(x.dtype)[0]), min(highest, limits(x.dtype)[1])
@@ -372,7 +349,7 @@ def saturate_cast(writer: Writer, node: Node, x: Value) -> None:
 
 
 @handles("Glu")
-def glu(writer: Writer, node: Node, x: Value) -> str:
+def _glu(writer: Writer, node: Node, x: Value) -> str:
     """Writes a gated linear unit: one half times the sigmoid of the other."""
     axis = node.operation.axis
     linear, gate = writer.add_several("Split", writer.name(x), axis=axis, outputs=2, num_outputs=2)

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_writer.table.neural import convolve, spatial
+from keras_deepseek.deploy.onnx_writer.table.operand import Operand, where
 from keras_deepseek.deploy.onnx_writer.table.shapes import (
     in_layout,
     numbers,
@@ -19,11 +20,7 @@ from keras_deepseek.deploy.onnx_writer.table.shapes import (
     positions,
     slice_axes,
 )
-from keras_deepseek.deploy.onnx_writer.writer import (
-    NoEntryError,
-    Writer,
-    handles,
-)
+from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
 from keras_deepseek.graph.size_expressions import Size
 
@@ -50,10 +47,10 @@ _GREY = (0.2989, 0.587, 0.114)
 """The share of red, green and blue in a shade of grey."""
 
 
-def _image_axes(x: Value, data_format: str) -> tuple[int, int, int]:
+def _image_axes(node: Node, x: Value) -> tuple[int, int, int]:
     """Returns the axes of height, width and channels."""
     rank = len(x.shape)
-    if data_format == "channels_last":
+    if node.operation.data_format == "channels_last":
         return rank - 3, rank - 2, rank - 1
     return rank - 2, rank - 1, rank - 3
 
@@ -66,68 +63,37 @@ def _image_axes(x: Value, data_format: str) -> tuple[int, int, int]:
     follows="PyTorch, for NaN, or JAX with `antialias`; PyTorch and TensorFlow, for free sizes",
 )
 def _resize(writer: Writer, node: Node, x: Value) -> None:
-    operation = node.operation
-    ratio = "crop" if operation.crop_to_aspect_ratio else ""
-    ratio = "pad" if operation.pad_to_aspect_ratio else ratio
-    resize_to(
-        writer,
-        node,
-        x,
-        operation.size,
-        operation.interpolation,
-        operation.data_format,
-        antialias=operation.antialias,
-        ratio=ratio,
-        fill_value=operation.fill_value,
-    )
+    resize_to(writer, node, x, node.operation.size)
 
 
-def resize_to(
-    writer: Writer,
-    node: Node,
-    x: Value,
-    size: Sequence[int],
-    interpolation: str,
-    data_format: str | None,
-    *,
-    antialias: bool = False,
-    ratio: str = "",
-    fill_value: float = 0.0,
-) -> None:
-    """Puts images resized to a height and a width.
+def resize_to(writer: Writer, node: Node, x: Value, size: Sequence[int]) -> None:
+    """Puts images resized to a height and a width, by the options of an operation or a layer.
 
-    To keep the ratio of their sides, they are cropped or padded first: `ratio` is `"crop"`, `"pad"`
-    or empty.
+    To keep the ratio of their sides, they are cropped or padded first.
     """
-    is_nearest = interpolation == "nearest"
-    is_smooth = antialias and not is_nearest
+    options = node.operation
+    is_nearest = options.interpolation == "nearest"
+    is_smooth = options.antialias and not is_nearest
     dtype = x.dtype if is_nearest else "float32"
     modes = tuple(_KERNELS) if is_smooth else ("bilinear",)
-    if not is_nearest and (interpolation not in modes or x.dtype not in _RESIZED):
-        raise NoEntryError(f"Resize of {x.dtype} by {interpolation} interpolation")
-    name, sizes, channels, layout = spatial(writer, x, data_format)
+    if not is_nearest and (options.interpolation not in modes or x.dtype not in _RESIZED):
+        raise NoEntryError(f"Resize of {x.dtype} by {options.interpolation} interpolation")
+    name, sizes, channels, layout = spatial(writer, x, options.data_format)
     if len(sizes) != len(size):
         raise NoEntryError("Resize of a single image")
     name = writer.cast(name, x.dtype, dtype)
-    if ratio:
-        fill = writer.constant(fill_value, dtype)
-        name, sizes = _with_ratio(writer, name, sizes, size, ratio, fill)
+    if options.pad_to_aspect_ratio or options.crop_to_aspect_ratio:
+        fill = writer.constant(options.fill_value, dtype)
+        pads = options.pad_to_aspect_ratio
+        name, sizes = _with_ratio(writer, name, sizes, size, fill if pads else None)
     if is_nearest:
         name = _resize_to_nearest(writer, name, sizes, size)
     elif is_smooth:
-        name = _resize_smoothly(writer, name, sizes, size, interpolation)
+        name = _resize_smoothly(writer, name, sizes, size, options.interpolation)
     else:
         target = numbers(writer, [writer.axis_size(x, 0), channels, *size])
-        mapping = "half_pixel"
-        name = writer.add(
-            "Resize",
-            name,
-            None,
-            None,
-            target,
-            coordinate_transformation_mode=mapping,
-            mode="linear",
-        )
+        attributes = {"coordinate_transformation_mode": "half_pixel", "mode": "linear"}
+        name = writer.add("Resize", name, None, None, target, **attributes)
     writer.put(Value(node), writer.cast(name, dtype, node.spec.dtype), layout)
 
 
@@ -137,21 +103,16 @@ def _resize_to_nearest(
     """Takes the nearest rows and columns of images, with the channels first."""
     for axis, (size, new_size) in enumerate(zip(sizes, target, strict=True), start=2):
         if not isinstance(new_size, Size) and not writer.is_free(size):
-            exact = _nearest_index(size, new_size)
-            index = writer.constant(exact)
+            index = writer.constant(_nearest_index(size, new_size))
             if size == new_size:
                 continue
         else:
-            float_sizes = (
-                writer.cast(tensor, "int64", "float32")
-                for tensor in (writer.shape_of(name, axis), numbers(writer, [new_size]))
-            )
-            scale_name = writer.add("Div", *float_sizes)
-            position = writer.cast(positions(writer, new_size), "int64", "float32")
-            center = writer.add("Add", position, writer.constant(0.5, "float32"))
-            index = writer.cast(writer.add("Mul", center, scale_name), "float32", "int64")
-            last = writer.add("Sub", writer.shape_of(name, axis), writer.integers(1))
-            index = writer.add("Min", index, last)
+            length = Operand(writer, writer.shape_of(name, axis), "int64")
+            new_length = Operand(writer, numbers(writer, [new_size]), "int64")
+            scale = length.cast("float32") / new_length.cast("float32")
+            position = Operand(writer, positions(writer, new_size), "int64")
+            nearest = ((position.cast("float32") + 0.5) * scale).cast("int64")
+            index = nearest.apply("Min", length.apply("Sub", writer.integers(1))).name
         name = writer.add("Gather", name, index, axis=axis)
     return name
 
@@ -202,13 +163,13 @@ def _check_fixed(writer: Writer, sizes: Sequence[int]) -> None:
 
 
 def _with_ratio(
-    writer: Writer, name: str, sizes: Sequence[int], target: Sequence[int], ratio: str, fill: str
+    writer: Writer, name: str, sizes: Sequence[int], target: Sequence[int], fill: str | None
 ) -> tuple[str, list[int]]:
-    """Crops or pads images, with the channels first, to the ratio of other sizes."""
+    """Pads images, with the channels first, to the ratio of other sizes, or crops them."""
     _check_fixed(writer, (*sizes, *target))
     (height, width), (target_height, target_width) = sizes, target
     fitting = int(width * target_height / target_width), int(height * target_width / target_height)
-    if ratio == "pad":
+    if fill is not None:
         margins = [(max(fit, size) - size) // 2 for fit, size in zip(fitting, sizes, strict=True)]
         pads = writer.integers(*[0, 0, *margins] * 2)
         name = writer.add("Pad", name, pads, fill) if any(margins) else name
@@ -226,7 +187,7 @@ def _with_ratio(
 def _pad_images(writer: Writer, node: Node, x: Value) -> None:
     operation = node.operation
     pads: list[tuple[int | str, int | str]] = [(0, 0)] * len(x.shape)
-    height_axis, width_axis, _ = _image_axes(x, operation.data_format)
+    height_axis, width_axis, _ = _image_axes(node, x)
     for axis, first, last, target in (
         (height_axis, operation.top_padding, operation.bottom_padding, operation.target_height),
         (width_axis, operation.left_padding, operation.right_padding, operation.target_width),
@@ -252,7 +213,7 @@ def _less(writer: Writer, total: int, part: int, size: int | str) -> int | str:
 def _crop_images(writer: Writer, node: Node, x: Value) -> None:
     operation = node.operation
     name, layout, axes = in_layout(writer, x)
-    height_axis, width_axis, _ = _image_axes(x, operation.data_format)
+    height_axis, width_axis, _ = _image_axes(node, x)
     slices: dict[int, slice] = {}
     for axis, first, last, length in (
         (height_axis, operation.top_cropping, operation.bottom_cropping, operation.target_height),
@@ -269,22 +230,14 @@ def _crop_images(writer: Writer, node: Node, x: Value) -> None:
 @handles("ExtractPatches")
 def _extract_patches(writer: Writer, node: Node, x: Value) -> None:
     """Writes a convolution by a unit matrix, as Keras computes it: NaN fills the whole patch."""
-    operation, dtype = node.operation, node.spec.dtype
-    window = tuple(operation.size)
+    operation, window = node.operation, tuple(node.operation.size)
     if "float" not in x.dtype or len(x.shape) != len(window) + 2:
         raise NoEntryError(f"ExtractPatches of {x.dtype}, or of a single image")
     channels = int(x.shape[-1 if operation.data_format == "channels_last" else 1])
     length = channels * math.prod(window)
-    kernel = np.eye(length).reshape(*window, channels, length)
-    name, layout = convolve(
-        writer,
-        node,
-        x,
-        (writer.constant(np.moveaxis(kernel, (-1, -2), (0, 1)), dtype), window),
-        1,
-        dtype,
-    )
-    writer.put(Value(node), name, layout)
+    kernel = np.moveaxis(np.eye(length).reshape(*window, channels, length), (-1, -2), (0, 1))
+    name = writer.constant(kernel, node.spec.dtype)
+    writer.put(Value(node), *convolve(writer, node, x, name, window))
 
 
 @handles("AffineTransform", follows="TensorFlow, where the last two entries are not 0")
@@ -298,142 +251,110 @@ def _affine_transform(writer: Writer, node: Node, x: Value, transform: Any) -> N
     name, sizes, _, layout = spatial(writer, x, operation.data_format)
     if len(sizes) != 2 or len(transform.shape) != 2:  # noqa: PLR2004 - height and width
         raise NoEntryError("AffineTransform of a single image, or by a single transform")
-    name = writer.cast(name, x.dtype, "float32")
-    offset = writer.constant(fill, "float32")
-    if fill:
-        name = writer.add("Sub", name, offset)
+    images = Operand(writer, writer.cast(name, x.dtype, "float32"), "float32")
+    offset = images.like(fill)
+    images = images - offset if fill else images
     mode = "linear" if writer.opset >= _LINEAR_OPSET else "bilinear"
-    grid = _affine_grid(writer, name, writer.tensor(transform, "float32"))
-    name = writer.add("GridSample", name, grid, mode=mode, padding_mode=edges, align_corners=0)
-    if fill:
-        name = writer.add("Add", name, offset)
-    writer.put(Value(node), writer.cast(name, "float32", node.spec.dtype), layout)
+    grid = _affine_grid(writer, images.name, writer.tensor(transform, "float32"))
+    images = images.apply("GridSample", grid, mode=mode, padding_mode=edges, align_corners=0)
+    images = images + offset if fill else images
+    writer.put(Value(node), images.cast(node.spec.dtype).name, layout)
 
 
 def _affine_grid(writer: Writer, images: str, transform: str) -> str:
     """Returns where each pixel of images, with the channels first, comes from, between -1 and 1."""
+    entries = Operand(writer, transform, "float32")
 
-    def compute(kind: str, left: str, right: str) -> str:
-        return writer.add(kind, left, right)
+    def entry(index: int) -> Operand:
+        column = entries.apply("Slice", *map(writer.integers, (index, index + 1, 1)))
+        return column.unsqueeze(2)
 
-    def entry(index: int) -> str:
-        column = writer.add("Slice", transform, *map(writer.integers, (index, index + 1, 1)))
-        return writer.add("Unsqueeze", column, writer.integers(2))
+    def line(index: int) -> Operand:
+        """Returns two entries times x and y."""
+        return entry(index) * columns + entry(index + 1) * rows
 
-    def line(index: int) -> str:
-        """Returns the sum of three entries times x, y and 1."""
-        numbers = compute("Mul", entry(index), columns), compute("Mul", entry(index + 1), rows)
-        return compute("Add", *numbers)
-
-    unit = writer.constant(1, "float32")
-    sizes = {axis: writer.shape_of(images, axis) for axis in (2, 3)}
+    one = entries.like(1)
+    sizes = {axis: Operand(writer, writer.shape_of(images, axis), "int64") for axis in (2, 3)}
     rows, columns = (
-        writer.add(
-            "Unsqueeze",
-            writer.cast(positions(writer, sizes[axis]), "int64", "float32"),
-            writer.integers(0, other_axis),
-        )
+        Operand(writer, positions(writer, sizes[axis].name), "int64")
+        .cast("float32")
+        .unsqueeze(0, other_axis)
         for axis, other_axis in ((2, 2), (3, 1))
     )
-    scale = compute("Add", line(6), unit)
+    scale = line(6) + one
     parts = []
     for first, axis in ((0, 3), (3, 2)):
-        position = compute("Div", compute("Add", line(first), entry(first + 2)), scale)
-        size = writer.cast(sizes[axis], "int64", "float32")
-        doubled = compute("Add", compute("Add", position, position), unit)
-        share = compute("Sub", compute("Div", doubled, size), unit)
-        parts.append(writer.add("Unsqueeze", share, writer.integers(-1)))
+        position = (line(first) + entry(first + 2)) / scale
+        size = sizes[axis].cast("float32")
+        share = (position + position + one) / size - one
+        parts.append(share.unsqueeze(-1).name)
     return writer.add("Concat", *parts, axis=-1)
 
 
 # Colours.
 
 
-class _Planes:
-    """The red, green and blue of images, or what stands in their place, and arithmetic on them."""
+def _colours(writer: Writer, node: Node, x: Value) -> tuple[Operand, str, int]:
+    """Returns images in a dtype to compute in, their layout, and the axis of the colours."""
+    if "float" not in x.dtype:
+        raise NoEntryError(f"colours of {x.dtype}, which Keras's backends round differently")
+    name, layout, axes = in_layout(writer, x)
+    dtype = "float64" if x.dtype == "float64" else "float32"
+    images = Operand(writer, writer.cast(name, x.dtype, dtype), dtype)
+    return images, layout, axes[_image_axes(node, x)[-1]]
 
-    def __init__(self, writer: Writer, x: Value, data_format: str) -> None:
-        if "float" not in x.dtype:
-            raise NoEntryError(f"colours of {x.dtype}, which Keras's backends round differently")
-        name, self.layout, axes = in_layout(writer, x)
-        self.axis = axes[_image_axes(x, data_format)[-1]]
-        self.dtype = "float64" if x.dtype == "float64" else "float32"
-        self.source = x.dtype
-        self.name = writer.cast(name, x.dtype, self.dtype)
-        self._writer = writer
 
-    def __call__(self, kind: str, *operands: str | float) -> str:
-        """Returns the result of a node of tensors and numbers."""
-        names = (
-            name if isinstance(name, str) else self._writer.constant(name, self.dtype)
-            for name in operands
-        )
-        return self._writer.add(kind, *names)
+def _split(images: Operand, axis: int) -> list[Operand]:
+    """Returns the three planes of images."""
+    names = images.writer.add_several("Split", images.name, axis=axis, outputs=3, num_outputs=3)
+    return [Operand(images.writer, name, images.dtype) for name in names]
 
-    def split(self, name: str) -> list[str]:
-        """Returns the three channels of a tensor."""
-        return list(
-            self._writer.add_several("Split", name, axis=self.axis, outputs=3, num_outputs=3)
-        )
 
-    def put(self, node: Node, *channels: str) -> None:
-        """Puts the result, of one channel or several."""
-        name = channels[0]
-        if len(channels) > 1:
-            name = self._writer.add("Concat", *channels, axis=self.axis)
-        self._writer.put(Value(node), self._writer.cast(name, self.dtype, self.source), self.layout)
+def _put_planes(node: Node, planes: Sequence[Operand], layout: str, axis: int) -> None:
+    first, *others = planes
+    images = first.apply("Concat", *others, axis=axis)
+    first.writer.put(Value(node), images.cast(node.spec.dtype).name, layout)
 
 
 @handles("RGBToGrayscale")
 def _rgb_to_grayscale(writer: Writer, node: Node, x: Value) -> None:
-    compute = _Planes(writer, x, node.operation.data_format)
-    if node.spec.shape == x.shape:
-        return compute.put(node, compute.name)
-    red, green, blue = (
-        compute("Mul", channel, share)
-        for channel, share in zip(compute.split(compute.name), _GREY, strict=True)
-    )
-    return compute.put(node, compute("Add", compute("Add", red, green), blue))
+    images, layout, axis = _colours(writer, node, x)
+    if node.spec.shape != x.shape:
+        red, green, blue = (
+            plane * share for plane, share in zip(_split(images, axis), _GREY, strict=True)
+        )
+        images = red + green + blue
+    writer.put(Value(node), images.cast(x.dtype).name, layout)
 
 
 @handles("RGBToHSV", follows="JAX and PyTorch: nearly black colours are black")
 def _rgb_to_hsv(writer: Writer, node: Node, x: Value) -> None:
-    compute = _Planes(writer, x, node.operation.data_format)
-    is_black = compute("Less", compute("Abs", compute.name), _EPSILON[x.dtype])
-    red, green, blue = compute.split(compute("Where", is_black, 0.0, compute.name))
-    value = compute("Max", compute("Max", red, green), blue)
-    extent = compute("Sub", value, compute("Min", compute("Min", red, green), blue))
-    is_light, is_coloured = compute("Greater", value, 0.0), compute("Greater", extent, 0.0)
-    saturation = compute("Div", extent, compute("Where", is_light, value, 1.0))
-    saturation = compute("Where", is_light, saturation, 0.0)
-    scale = compute("Div", 1.0, compute("Mul", compute("Where", is_coloured, extent, 1.0), 6.0))
-
-    def hue_from(left: str, right: str, turn: float) -> str:
-        difference = compute("Mul", scale, compute("Sub", left, right))
-        return compute("Add", difference, turn) if turn else difference
-
-    hue = compute(
-        "Where",
-        compute("Equal", value, green),
-        hue_from(blue, red, 2 / 6),
-        hue_from(red, green, 4 / 6),
+    images, layout, axis = _colours(writer, node, x)
+    is_black = abs(images) < _EPSILON[x.dtype]
+    red, green, blue = _split(where(is_black, 0, images), axis)
+    value = red.maximum(green).maximum(blue)
+    extent = value - red.minimum(green).minimum(blue)
+    is_light, is_coloured = value > 0, extent > 0
+    saturation = where(is_light, extent / where(is_light, value, 1), 0)
+    scale = 1 / (where(is_coloured, extent, 1) * 6)
+    hue = where(
+        value.equals(green),
+        scale * (blue - red) + 2 / 6,
+        scale * (red - green) + 4 / 6,
     )
-    hue = compute("Where", compute("Equal", value, red), hue_from(green, blue, 0), hue)
-    turn = writer.cast(compute("Less", hue, 0.0), "bool", compute.dtype)
-    hue = compute("Add", compute("Where", is_coloured, hue, 0.0), turn)
-    compute.put(node, hue, saturation, value)
+    hue = where(value.equals(red), scale * (green - blue), hue)
+    turn = (hue < 0).cast(hue.dtype)
+    hue = where(is_coloured, hue, 0) + turn
+    _put_planes(node, [hue, saturation, value], layout, axis)
 
 
 @handles("HSVToRGB", follows="JAX and PyTorch, for numbers outside 0 to 1")
 def _hsv_to_rgb(writer: Writer, node: Node, x: Value) -> None:
-    compute = _Planes(writer, x, node.operation.data_format)
-    hue, saturation, value = compute.split(compute.name)
-    turned = compute("Mul", compute("Sub", hue, compute("Floor", hue)), 6.0)
-    channels = []
-    for center, sign, offset in ((3.0, 1.0, -1.0), (2.0, -1.0, 2.0), (4.0, -1.0, 2.0)):
-        distance = compute("Abs", compute("Sub", turned, center))
-        share = compute("Add", compute("Mul", distance, sign), offset)
-        share = compute("Min", compute("Max", share, 0.0), 1.0)
-        share = compute("Add", compute("Sub", 1.0, saturation), compute("Mul", saturation, share))
-        channels.append(compute("Mul", value, share))
-    compute.put(node, *channels)
+    images, layout, axis = _colours(writer, node, x)
+    hue, saturation, value = _split(images, axis)
+    turned = (hue - hue.apply("Floor")) * 6
+    planes = []
+    for center, sign, offset in ((3, 1, -1), (2, -1, 2), (4, -1, 2)):
+        share = (abs(turned - center) * sign + offset).maximum(0).minimum(1)
+        planes.append(value * (1 - saturation + saturation * share))
+    _put_planes(node, planes, layout, axis)

@@ -3,7 +3,7 @@
 Equal numbers are sorted by their index. An index beyond the size is an error when the file runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,103 +11,81 @@ import numpy as np
 from keras_deepseek.deploy.onnx_writer.table.elementwise import promoted
 from keras_deepseek.deploy.onnx_writer.table.operand import (
     Operand,
+    as_operand,
     computed_in,
     limits,
     shape_of,
     where,
 )
-from keras_deepseek.deploy.onnx_writer.table.shapes import axis_list, full
+from keras_deepseek.deploy.onnx_writer.table.shapes import flat_if_no_axis, full
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
 from keras_deepseek.graph.size_expressions import Size
-
-
-def axes_of(axis: int | Sequence[int] | None, rank: int) -> list[int]:
-    """Returns the axes that Keras means, from 0 and in order; `None` means all."""
-    return sorted(axis_list(axis, rank))
-
-
-def flat_if_no_axis(writer: Writer, name: str, axis: int | None) -> tuple[str, int]:
-    """Returns a tensor and an axis of it: without an axis, the flat tensor's only one."""
-    return (name, axis) if axis is not None else (writer.reshape(name, [-1]), 0)
-
 
 # Sorting.
 
 SORTED_IN = ("float32", "float64", "int32", "int64")
 
 
-def _sorted_in(dtype: str) -> str:
-    """Returns the dtype in which numbers are compared."""
-    dtype = computed_in(dtype)
-    return dtype if dtype in SORTED_IN else "float32"
-
-
-def top_k(writer: Writer, x: Value, k: str, axis: int, largest: bool) -> tuple[str, str]:
-    """Returns the names of the first `k` numbers in order, and of their indices in int64."""
-    return _top_k(writer, writer.name(x), x.dtype, k, axis, largest)
-
-
-def _top_k(
-    writer: Writer, name: str, dtype: str, k: str, axis: int, largest: bool
-) -> tuple[str, str]:
-    compared = _sorted_in(dtype)
-    name = writer.cast(name, dtype, compared)
-    numbers, indices = writer.add_several(
-        "TopK", name, k, axis=axis, largest=int(largest), sorted=1, outputs=2
+def _top_k(x: Operand, k: str, axis: int, *, largest: bool) -> tuple[Operand, Operand]:
+    """Returns the first `k` numbers in order, and their indices."""
+    dtype = computed_in(x.dtype)
+    compared = x.cast(dtype if dtype in SORTED_IN else "float32")
+    numbers, indices = x.writer.add_several(
+        "TopK", compared.name, k, axis=axis, largest=int(largest), sorted=1, outputs=2
     )
-    return writer.cast(numbers, compared, dtype), indices
+    in_order = Operand(x.writer, numbers, compared.dtype).cast(x.dtype)
+    return in_order, Operand(x.writer, indices, "int64")
 
 
-@handles("TopK", follows="JAX: NaN first, equal numbers by index")
-def top_k_operation(writer: Writer, node: Node, x: Value) -> list[str]:
-    """Writes the largest numbers of the last axis, in order, and their indices."""
-    numbers, indices = top_k(writer, x, writer.size(node.operation.k), -1, largest=True)
-    return [numbers, writer.cast(indices, "int64", node.outputs[1].dtype)]
+@handles("TopK", "_OpaqueOperation", follows={"TopK": "JAX: NaN first, equal numbers by index"})
+def _top_k_operation(writer: Writer, node: Node, x: Value, *tensors: Any) -> list[str]:
+    """Writes the largest numbers of the last axis, in order, and their indices.
 
-
-@handles("_OpaqueOperation")
-def opaque_top_k(writer: Writer, node: Node, x: Value, *tensors: Any) -> list[str]:
-    """Writes the framework's own top k, which this package calls."""
-    function = node.operation._function  # noqa: SLF001
-    if getattr(getattr(function, "func", None), "__name__", "") != "top_k" or tensors:
-        raise NoEntryError(f"{function}")
-    numbers, indices = top_k(writer, x, writer.size(function.keywords["k"]), -1, largest=True)
-    return [numbers, writer.cast(indices, "int64", node.outputs[1].dtype)]
+    This package calls the framework's own top k as an `_OpaqueOperation`.
+    """
+    if node.kind == "TopK":
+        k = node.operation.k
+    else:
+        function = node.operation._function  # noqa: SLF001
+        if getattr(getattr(function, "func", None), "__name__", "") != "top_k" or tensors:
+            raise NoEntryError(f"{function}")
+        k = function.keywords["k"]
+    size = writer.size(k)
+    numbers, indices = _top_k(as_operand(writer, x), size, -1, largest=True)
+    return [numbers.name, indices.cast(node.outputs[1].dtype).name]
 
 
 @handles("InTopK", follows="JAX and PyTorch, for NaN")
-def in_top_k(writer: Writer, node: Node, targets: Value, predictions: Value) -> str:
+def _in_top_k(writer: Writer, node: Node, targets: Value, predictions: Value) -> str:
     """Writes whether fewer than k predictions are larger than that of the target."""
-    operand = Operand(writer, writer.name(predictions), predictions.dtype)
-    index = writer.add("Unsqueeze", writer.tensor(targets, "int64"), writer.integers(-1))
-    prediction = Operand(
-        writer, writer.add("GatherElements", operand.name, index, axis=-1), operand.dtype
-    )
-    larger = (operand > prediction).cast("int32")
-    return larger.reduce("ReduceSum", [-1]).apply("Less", node.operation.k, dtype="bool").name
+    operand = as_operand(writer, predictions)
+    index = as_operand(writer, targets, "int64").unsqueeze(-1)
+    is_larger = operand > operand.apply("GatherElements", index, axis=-1)
+    count = is_larger.cast("int32").reduce("ReduceSum", [-1])
+    return count.apply("Less", node.operation.k, dtype="bool").name
 
 
 @handles("Sort", "Argsort", follows="JAX and PyTorch: NaN last")
-def sort(writer: Writer, node: Node, x: Value) -> str:
-    """Writes all numbers in order, or their indices."""
+def _sort(writer: Writer, node: Node, x: Value) -> str:
     name, axis = flat_if_no_axis(writer, writer.name(x), node.operation.axis)
     is_flat = node.operation.axis is None
     size = writer.shape_of(name, 0) if is_flat else writer.size(writer.axis_size(x, axis))
-    numbers, indices = _top_k(writer, name, x.dtype, size, axis, largest=False)
-    return numbers if node.kind == "Sort" else writer.cast(indices, "int64", node.spec.dtype)
+    numbers, indices = _top_k(Operand(writer, name, x.dtype), size, axis, largest=False)
+    return (numbers if node.kind == "Sort" else indices.cast(node.spec.dtype)).name
 
 
 @handles("Argmax", "Argmin", follows="JAX and PyTorch: the first NaN")
-def argmax(writer: Writer, node: Node, x: Value) -> str:
+def _argmax(writer: Writer, node: Node, x: Value) -> str:
     """Writes the index of the first largest or smallest number."""
     op, dtype, rank = node.operation, computed_in(x.dtype), len(x.shape)
-    operand, largest = Operand(writer, writer.tensor(x, dtype), dtype), node.kind == "Argmax"
+    operand, largest = as_operand(writer, x, dtype), node.kind == "Argmax"
     if operand.is_float:
-        operand = where(operand.is_nan(), operand.like(np.inf if largest else -np.inf), operand)
+        operand = where(operand.is_nan(), np.inf if largest else -np.inf, operand)
     name, axis = flat_if_no_axis(writer, operand.name, op.axis)
     if dtype == "int64":  # For which ONNX Runtime has no kernel.
-        index = _top_k(writer, name, dtype, writer.integers(1), axis, largest)[1]
+        operand = Operand(writer, name, dtype)
+        index = _top_k(operand, writer.integers(1), axis, largest=largest)[1].name
         index = index if op.keepdims else writer.add("Squeeze", index, writer.integers(axis))
     else:
         kind = "ArgMax" if largest else "ArgMin"
@@ -118,7 +96,7 @@ def argmax(writer: Writer, node: Node, x: Value) -> str:
 
 
 @handles("SearchSorted", "Digitize", follows={"SearchSorted": "JAX and PyTorch: NaN last"})
-def search_sorted(writer: Writer, node: Node, *arguments: Any) -> str:
+def _search_sorted(writer: Writer, node: Node, *arguments: Any) -> str:
     """Writes for each number how many of a sorted list are smaller, or not larger."""
     if node.kind == "Digitize":
         numbers, edges = arguments
@@ -129,9 +107,8 @@ def search_sorted(writer: Writer, node: Node, *arguments: Any) -> str:
     else:
         (edges, numbers), is_left = arguments, node.operation.side == "left"
     dtype = computed_in(promoted([edges, numbers]))
-    edge = Operand(writer, writer.tensor(edges, dtype), dtype)
-    column = writer.add("Unsqueeze", writer.tensor(numbers, dtype), writer.integers(-1))
-    operand = Operand(writer, column, dtype)
+    edge = as_operand(writer, edges, dtype)
+    operand = as_operand(writer, numbers, dtype).unsqueeze(-1)
     is_passed = ~(edge >= operand) if is_left else ~(edge > operand)  # NaN passes all.
     return is_passed.cast("int32").reduce("ReduceSum", [-1]).cast(node.spec.dtype).name
 
@@ -146,29 +123,27 @@ def _index(writer: Writer, indices: Any) -> str:
 
 
 @handles("OneHot", follows="TensorFlow: fractions are cut off, zeros for what is no class")
-def one_hot(writer: Writer, node: Node, x: Value) -> str:
-    """Writes a comparison with all classes. A number that is none of them matches nothing."""
+def _one_hot(writer: Writer, node: Node, x: Value) -> str:
     op, dtype = node.operation, computed_in(x.dtype) if "int" in x.dtype else "int64"
     rank = len(node.spec.shape)
     axis = op.axis % rank
     shape = [op.num_classes if other == axis else 1 for other in range(rank)]
     classes = writer.constant(np.arange(op.num_classes).reshape(shape), dtype)
-    column = writer.add("Unsqueeze", writer.tensor(x, dtype), writer.integers(axis))
-    return writer.cast(writer.add("Equal", column, classes), "bool", node.spec.dtype)
+    is_class = as_operand(writer, x, dtype).unsqueeze(axis).apply("Equal", classes, dtype="bool")
+    return is_class.cast(node.spec.dtype).name
 
 
 @handles(
     "Take",
     follows="TensorFlow: negative indices count from the end, one beyond the size is an error",
 )
-def take(writer: Writer, node: Node, x: Any, indices: Any) -> str:
-    """Writes slices by their indices, of which negative ones count from the end."""
+def _take(writer: Writer, node: Node, x: Any, indices: Any) -> str:
     name, axis = flat_if_no_axis(writer, writer.tensor(x), node.operation.axis)
     return writer.add("Gather", name, _index(writer, indices), axis=axis)
 
 
 @handles("TakeAlongAxis", follows="TensorFlow: an index beyond the size is an error")
-def take_along_axis(writer: Writer, node: Node, x: Any, indices: Any) -> str:
+def _take_along_axis(writer: Writer, node: Node, x: Any, indices: Any) -> str:
     """Writes numbers by indices of a tensor of the same rank, which broadcasts to x."""
     name, axis = flat_if_no_axis(writer, writer.tensor(x), node.operation.axis)
     index, _ = flat_if_no_axis(writer, _index(writer, indices), node.operation.axis)
@@ -201,21 +176,12 @@ SEGMENTS: dict[str, tuple[str, Callable[[str], float]]] = {
     "SegmentMin": ("min", lambda dtype: np.inf if "float" in dtype else limits(dtype)[1]),
 }
 """The reduction, and the number of a segment that is empty."""
-
-
 _EXACT = "JAX: exact for integers, without rows of no segment"
 
 
-@handles(
-    *SEGMENTS,
-    follows={
-        "SegmentMax": f"{_EXACT}; TensorFlow, for NaN",
-        "SegmentMin": f"{_EXACT}; TensorFlow, for NaN",
-        "SegmentProd": _EXACT,
-        "SegmentSum": _EXACT,
-    },
-)
-def segments(writer: Writer, node: Node, data: Value, segment_ids: Any) -> str:
+@handles("SegmentMax", "SegmentMin", follows=f"{_EXACT}; TensorFlow, for NaN")
+@handles("SegmentProd", "SegmentSum", follows=_EXACT)
+def _segments(writer: Writer, node: Node, data: Value, segment_ids: Any) -> str:
     """Writes a reduction of rows by segment. Rows of no segment go to one that is cut off."""
     count, dtype = node.operation.num_segments, computed_in(node.spec.dtype)
     if count is None:
@@ -227,18 +193,16 @@ def segments(writer: Writer, node: Node, data: Value, segment_ids: Any) -> str:
 
     sizes = writer.sizes([name_of(count + 1), *writer.sizes_of(data)[1:]])
     initial = full(writer, sizes, neutral(node.spec.dtype), dtype)
-    ids = Operand(writer, writer.tensor(segment_ids, "int64"), "int64")
+    ids = as_operand(writer, segment_ids, "int64")
     last = Operand(writer, name_of(count), "int64")
-    ids = where((ids < 0) | (ids >= last), last, ids)
-    index = writer.add("Unsqueeze", ids.name, writer.integers(1))
+    index = where((ids < 0) | (ids >= last), last, ids).unsqueeze(1).name
     name = writer.add("ScatterND", initial, index, writer.tensor(data, dtype), reduction=kind)
     bounds = writer.integers(0), name_of(count), writer.integers(0)
     return writer.cast(writer.add("Slice", name, *bounds), dtype, node.spec.dtype)
 
 
 @handles("ScatterUpdate", follows="PyTorch and TensorFlow: an index beyond the size is an error")
-def scatter_update(writer: Writer, node: Node, x: Any, indices: Any, updates: Any) -> str:
-    """Writes numbers or slices at indices."""
+def _scatter_update(writer: Writer, node: Node, x: Any, indices: Any, updates: Any) -> str:
     *count, depth = shape_of(indices)
     shape = (*count, *shape_of(x)[int(depth) :])
     if tuple(map(int, shape_of(updates))) != tuple(map(int, shape)):
@@ -248,26 +212,24 @@ def scatter_update(writer: Writer, node: Node, x: Any, indices: Any, updates: An
 
 
 @handles("Scatter", follows="PyTorch and TensorFlow: an index beyond the size is an error")
-def scatter(writer: Writer, node: Node, indices: Any, values: Any) -> str:
-    """Writes numbers or slices at indices of zeros, and the sum of those at the same index."""
+def _scatter_into_zeros(writer: Writer, node: Node, indices: Any, values: Any) -> str:
     zeros = full(writer, writer.sizes(list(node.operation.shape)), 0, node.spec.dtype)
     return _scatter(writer, node, zeros, indices, values, "add")
 
 
 def _scatter(writer: Writer, node: Node, name: str, indices: Any, updates: Any, kind: str) -> str:
     dtype = node.spec.dtype
-    compute = dtype if kind == "none" else computed_in(dtype)
-    inputs = writer.cast(name, dtype, compute), writer.tensor(indices, "int64")
-    numbers = writer.cast(writer.tensor(updates, dtype), dtype, compute)
-    result = writer.add("ScatterND", *inputs, numbers, reduction=kind)
-    return writer.cast(result, compute, dtype)
+    target = Operand(writer, name, dtype).cast(dtype if kind == "none" else computed_in(dtype))
+    index = writer.tensor(indices, "int64")
+    numbers = as_operand(writer, updates, dtype).cast(target.dtype)
+    return target.apply("ScatterND", index, numbers, reduction=kind).cast(dtype).name
 
 
 @handles("UnravelIndex", follows="JAX and PyTorch")
-def unravel_index(writer: Writer, node: Node, indices: Value) -> list[str]:
+def _unravel_index(writer: Writer, node: Node, indices: Value) -> list[str]:
     """Writes the index on each axis of a number of a flat tensor."""
-    shape, dtype = [int(size) for size in node.operation.shape], computed_in(indices.dtype)
-    flat = Operand(writer, writer.tensor(indices, dtype), dtype)
+    shape = [int(size) for size in node.operation.shape]
+    flat = as_operand(writer, indices, computed_in(indices.dtype))
     flat = where(flat < 0, flat + int(np.prod(shape)), flat)
     results = []
     for size in reversed(shape):

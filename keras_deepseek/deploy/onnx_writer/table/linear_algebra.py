@@ -6,9 +6,7 @@ ONNX inverts, solves and decomposes nothing: `inv`, `solve`, `svd` and their lik
 import math
 from typing import Any
 
-import numpy as np
-
-from keras_deepseek.deploy.onnx_writer.table.operand import Operand
+from keras_deepseek.deploy.onnx_writer.table.operand import Operand, as_operand, where
 from keras_deepseek.deploy.onnx_writer.table.reductions import extreme
 from keras_deepseek.deploy.onnx_writer.table.shapes import (
     axis_list,
@@ -33,9 +31,9 @@ def _triangle(writer: Writer, node: Node, x: Value) -> str:
     if dtype not in _TRILU_DTYPES:
         dtype = "int64" if "int" in dtype else "float32"
     offset = writer.tensor(node.operation.k, "int64")
-    name = writer.cast(writer.name(x), x.dtype, dtype)
-    name = writer.add("Trilu", name, offset, upper=int(node.kind == "Triu"))
-    return writer.cast(name, dtype, x.dtype)
+    triangle = as_operand(writer, x).cast(dtype)
+    triangle = triangle.apply("Trilu", offset, upper=int(node.kind == "Triu"))
+    return triangle.cast(x.dtype).name
 
 
 def _diagonal_of(writer: Writer, x: Value, offset: int, axis1: int, axis2: int) -> str:
@@ -63,11 +61,10 @@ def _diagonal(writer: Writer, node: Node, x: Value) -> str:
 
 @handles("Trace", follows="JAX and PyTorch, outside of the matrix")
 def _trace(writer: Writer, node: Node, x: Value) -> str:
-    operation, dtype = node.operation, node.spec.dtype
-    wide = "int64" if "int" in dtype else dtype
-    name = _diagonal_of(writer, x, operation.offset, operation.axis1, operation.axis2)
-    total = writer.reduce("ReduceSum", writer.cast(name, x.dtype, wide), [-1], keepdims=False)
-    return writer.cast(total, wide, dtype)
+    dtype = node.spec.dtype
+    diagonal = Operand(writer, _diagonal(writer, node, x), x.dtype)
+    total = diagonal.cast("int64" if "int" in dtype else dtype).reduce("ReduceSum", [-1])
+    return total.cast(dtype).name
 
 
 @handles("Diag", "Diagflat")
@@ -76,16 +73,11 @@ def _diag(writer: Writer, node: Node, x: Value) -> str:
     if node.kind == "Diag" and len(x.shape) > 1:
         return _diagonal_of(writer, x, offset, 0, 1)
     dtype = "int32" if x.dtype == "bool" else x.dtype
-    name = flat(writer, x, dtype)
-    pads = writer.integers(max(-offset, 0), max(offset, 0))
-    name = writer.add("Pad", name, pads, writer.constant(0, dtype))
-    size = writer.shape_of(name, 0)
-    is_diagonal = writer.add(
-        "Equal", column_offsets(writer, size, size), writer.constant(np.int64(offset))
-    )
-    rows = writer.add("Unsqueeze", name, writer.integers(1))
-    name = writer.add("Where", is_diagonal, rows, writer.constant(0, dtype))
-    return writer.cast(name, dtype, x.dtype)
+    numbers = Operand(writer, flat(writer, x, dtype), dtype)
+    numbers = numbers.apply("Pad", writer.integers(max(-offset, 0), max(offset, 0)), 0)
+    size = writer.shape_of(numbers.name, 0)
+    is_diagonal = Operand(writer, column_offsets(writer, size, size), "int64").equals(offset)
+    return where(is_diagonal, numbers.unsqueeze(1), 0).cast(x.dtype).name
 
 
 @handles("Det")
@@ -101,43 +93,37 @@ def _norm(writer: Writer, node: Node, x: Value) -> str:
     axes, order = axis_list(operation.axis, rank), operation.ord
     if operation.axis is None and order is not None and rank not in (1, 2):
         raise NoEntryError("a norm of more than two axes")
-    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
-    name = writer.cast(writer.tensor(x, dtype), dtype, wide)
+    numbers = as_operand(writer, x, dtype)
+    numbers = numbers.cast("float32" if dtype in ("float16", "bfloat16") else dtype)
     if order in (None, "fro") or (len(axes) == 1 and order in _EUCLIDEAN):
-        name = writer.reduce("ReduceL2", name, axes, operation.keepdims)
+        numbers = numbers.apply(
+            "ReduceL2", writer.integers(*axes), keepdims=int(operation.keepdims)
+        )
     elif len(axes) == 1:
-        name = _vector_norm(writer, name, axes[0], order, wide, operation.keepdims)
+        numbers = _vector_norm(numbers, axes, order, operation.keepdims)
     else:
-        name = _matrix_norm(writer, name, axes, order, wide, operation.keepdims)
-    return writer.cast(name, wide, dtype)
+        numbers = _matrix_norm(numbers, axes, order, operation.keepdims)
+    return numbers.cast(dtype).name
 
 
-def _vector_norm(
-    writer: Writer, name: str, axis: int, order: Any, dtype: str, keepdims: bool
-) -> str:
+def _vector_norm(numbers: Operand, axes: list[int], order: Any, keepdims: bool) -> Operand:
     if order == 1:
-        return writer.reduce("ReduceL1", name, [axis], keepdims)
+        return numbers.reduce("ReduceL1", axes, keepdims)
     if order == 0:
-        is_zero = writer.add("Equal", name, writer.constant(0, dtype))
-        counted = writer.cast(writer.add("Not", is_zero), "bool", dtype)
-        return writer.reduce("ReduceSum", counted, [axis], keepdims)
-    size = writer.add("Abs", name)
+        return (~numbers.equals(0)).cast(numbers.dtype).reduce("ReduceSum", axes, keepdims)
+    sizes = abs(numbers)
     if order in _REDUCTIONS:
-        sizes = Operand(writer, size, dtype)
-        return extreme(_REDUCTIONS[order], sizes, [axis], keepdims).name
-    power = writer.add("Pow", size, writer.constant(order, dtype))
-    total = writer.reduce("ReduceSum", power, [axis], keepdims)
-    return writer.add("Pow", total, writer.constant(1 / order, dtype))
+        return extreme(_REDUCTIONS[order], sizes, axes, keepdims)
+    total = sizes.apply("Pow", order).reduce("ReduceSum", axes, keepdims)
+    return total.apply("Pow", 1 / order)
 
 
-def _matrix_norm(
-    writer: Writer, name: str, axes: list[int], order: Any, dtype: str, keepdims: bool
-) -> str:
+def _matrix_norm(numbers: Operand, axes: list[int], order: Any, keepdims: bool) -> Operand:
     """Returns the largest or smallest sum of a matrix's columns, or rows if `order` is infinite."""
     if order not in (1, -1, math.inf, -math.inf):
         raise NoEntryError(f"the norm {order} of a matrix, which needs its singular values")
     summed, compared = axes if abs(order) == 1 else axes[::-1]
-    sums = Operand(writer, writer.reduce("ReduceL1", name, [summed], keepdims=True), dtype)
+    sums = numbers.reduce("ReduceL1", [summed], keepdims=True)
     kind = _REDUCTIONS[math.copysign(math.inf, order)]
-    name = extreme(kind, sums, [compared], keepdims=True).name
-    return name if keepdims else writer.add("Squeeze", name, writer.integers(*axes))
+    norm = extreme(kind, sums, [compared], keepdims=True)
+    return norm if keepdims else norm.apply("Squeeze", norm.writer.integers(*axes))

@@ -71,18 +71,19 @@ def convolve(
     writer: Writer,
     node: Node,
     x: Value,
-    kernel: tuple[str, Sequence[int]],
-    groups: int,
-    dtype: str,
-    bias: str | None = None,
+    kernel: str,
+    window: Sequence[int],
+    groups: int = 1,
+    bias: Value | None = None,
 ) -> tuple[str, str]:
     """Adds a convolution with the strides and so on of a node; returns its name and layout.
 
-    `kernel` is the name of a kernel in ONNX's order, and its window.
+    `kernel` is the name of a kernel in ONNX's order.
     """
-    (name, window), operation = kernel, node.operation
+    operation, dtype = node.operation, node.spec.dtype
+    bias_name = None if bias is None else writer.tensor(bias, dtype)
     source, sizes, _, layout = spatial(writer, x, operation.data_format)
-    _check_float(dtype, f"{node.kind}: a convolution")
+    check_float(dtype, f"{node.kind}: a convolution")
     strides = as_tuple(operation.strides or window, len(sizes))
     dilation = as_tuple(operation.dilation_rate, len(sizes))
     pads = {}
@@ -93,8 +94,8 @@ def convolve(
     result = writer.add(
         "Conv",
         writer.cast(source, x.dtype, dtype),
-        name,
-        *([] if bias is None else [bias]),
+        kernel,
+        bias_name,
         kernel_shape=list(window),
         strides=list(strides),
         dilations=list(dilation),
@@ -104,7 +105,8 @@ def convolve(
     return result, layout
 
 
-def _check_float(dtype: str, what: str) -> None:
+def check_float(dtype: str, what: str) -> None:
+    """Raises a `NoEntryError` for a dtype in which ONNX Runtime has no convolutions."""
     if dtype not in _FLOATS:
         raise NoEntryError(f"{what} of {dtype}, which ONNX Runtime does not compute")
 
@@ -113,10 +115,15 @@ def kernel_name(
     writer: Writer,
     kernel: Value,
     dtype: str,
-    order: Sequence[int],
+    order: Sequence[int] = (),
     shape: Sequence[int] | None = None,
 ) -> str:
-    """Returns the name of a kernel whose axes were arranged, and then reshaped."""
+    """Returns the name of a kernel whose axes were arranged, and then reshaped.
+
+    The order of the axes is by default that of ONNX: outputs, inputs, window.
+    """
+    rank = len(kernel.shape) - 2
+    order = order or [rank + 1, rank, *range(rank)]
     array = writer.array(kernel)
     if array is not None:
         array = array.astype(numpy_dtype(dtype)).transpose(order)
@@ -127,113 +134,43 @@ def kernel_name(
     return name
 
 
-def onnx_order(rank: int) -> list[int]:
-    """Returns the order of a kernel's axes in ONNX: outputs, inputs, window."""
-    return [rank + 1, rank, *range(rank)]
+def convolve_dense(
+    writer: Writer, node: Node, x: Value, kernel: Value, bias: Value | None = None
+) -> tuple[str, str]:
+    """Adds a convolution; fewer inputs of the kernel than channels make groups."""
+    *window, inputs, _ = kernel.shape
+    _, _, channels, _ = spatial(writer, x, node.operation.data_format)
+    name = kernel_name(writer, kernel, node.spec.dtype)
+    return convolve(writer, node, x, name, window, int(channels) // inputs, bias)
 
 
 @handles("Conv")
-def conv(writer: Writer, node: Node, x: Value, kernel: Value) -> None:
-    """Writes `keras.ops.conv`; fewer inputs of the kernel than channels make groups."""
-    dtype = node.spec.dtype
-    _, sizes, channels, _ = spatial(writer, x, node.operation.data_format)
-    rank = len(sizes)
-    result, layout = convolve(
-        writer,
-        node,
-        x,
-        (kernel_name(writer, kernel, dtype, onnx_order(rank)), kernel.shape[:rank]),
-        int(channels) // kernel.shape[rank],
-        dtype,
-    )
-    writer.put(Value(node), result, layout)
+def _conv(writer: Writer, node: Node, x: Value, kernel: Value) -> None:
+    writer.put(Value(node), *convolve_dense(writer, node, x, kernel))
 
 
 def _depthwise(writer: Writer, node: Node, x: Value, kernel: Value) -> tuple[str, str]:
-    dtype, rank = node.spec.dtype, len(x.shape) - 2
     *window, channels, multiplier = kernel.shape
+    rank = len(window)
     order = [rank, rank + 1, *range(rank)]
-    name = kernel_name(writer, kernel, dtype, order, [channels * multiplier, 1, *window])
-    return convolve(
-        writer,
-        node,
-        x,
-        (name, window),
-        channels,
-        dtype,
-    )
+    shape = [channels * multiplier, 1, *window]
+    name = kernel_name(writer, kernel, node.spec.dtype, order, shape)
+    return convolve(writer, node, x, name, window, channels)
 
 
 @handles("DepthwiseConv")
-def depthwise_conv(writer: Writer, node: Node, x: Value, kernel: Value) -> None:
-    """Writes `keras.ops.depthwise_conv`."""
-    result, layout = _depthwise(writer, node, x, kernel)
-    writer.put(Value(node), result, layout)
+def _depthwise_conv(writer: Writer, node: Node, x: Value, kernel: Value) -> None:
+    writer.put(Value(node), *_depthwise(writer, node, x, kernel))
 
 
 @handles("SeparableConv")
-def separable_conv(
+def _separable_conv(
     writer: Writer, node: Node, x: Value, depthwise_kernel: Value, pointwise_kernel: Value
 ) -> None:
-    """Writes `keras.ops.separable_conv`."""
-    rank = len(x.shape) - 2
     result, layout = _depthwise(writer, node, x, depthwise_kernel)
-    point = kernel_name(writer, pointwise_kernel, node.spec.dtype, onnx_order(rank))
-    result = writer.add("Conv", result, point, kernel_shape=[1] * rank)
+    point = kernel_name(writer, pointwise_kernel, node.spec.dtype)
+    result = writer.add("Conv", result, point, kernel_shape=[1] * (len(x.shape) - 2))
     writer.put(Value(node), result, layout)
-
-
-def conv_transpose(
-    writer: Writer,
-    x: Value,
-    kernel: Value,
-    strides: int | Sequence[int],
-    padding: str,
-    output_padding: int | Sequence[int] | None,
-    data_format: str | None,
-    dilation: int | Sequence[int],
-    dtype: str,
-    bias: str | None = None,
-) -> tuple[str, str]:
-    """Adds a transposed convolution, and returns its name and layout."""
-    source, sizes, _, layout = spatial(writer, x, data_format)
-    _check_float(dtype, "a transposed convolution")
-    rank = len(sizes)
-    window = kernel.shape[:rank]
-    strides, dilation = as_tuple(strides, rank), as_tuple(dilation, rank)
-    extra = (None,) * rank if output_padding is None else as_tuple(output_padding, rank)
-    crops = [
-        _crop(width, stride, rate, padding, beyond)
-        for width, stride, rate, beyond in zip(window, strides, dilation, extra, strict=True)
-    ]
-    result = writer.add(
-        "ConvTranspose",
-        writer.cast(source, x.dtype, dtype),
-        kernel_name(writer, kernel, dtype, onnx_order(rank)),
-        *([] if bias is None else [bias]),
-        kernel_shape=list(window),
-        strides=list(strides),
-        dilations=list(dilation),
-        pads=[*(before for before, _ in crops), *(max(after, 0) for _, after in crops)],
-        output_padding=[max(-after, 0) for _, after in crops],
-    )
-    return result, layout
-
-
-def _crop(
-    width: int, stride: int, rate: int, padding: str, output_padding: int | None
-) -> tuple[int, int]:
-    """Returns how much of a full transposed convolution Keras cuts off before and after.
-
-    Where the second is negative Keras appends zeros.
-    """
-    reach = (width - 1) * rate + 1
-    if padding == "valid":
-        return 0, -(max(stride - reach, 0) if output_padding is None else output_padding)
-    total = reach - stride if output_padding is None else reach - reach % 2 - output_padding
-    padded = 2 * (reach - 1) - total  # In the convolution of the input with zeros between.
-    before = reach - 1 - min((padded + 1) // 2, reach - 1)
-    return before, total - before
 
 
 @handles(
@@ -244,11 +181,8 @@ def _crop(
         "MaxPool": "no backend, for NaN and windows of -infinity",
     },
 )
-def pool(writer: Writer, node: Node, x: Value) -> None:
-    """Writes `keras.ops.max_pool` and `average_pool`.
-
-    Of a window of negative infinity alone ONNX Runtime's largest number is the lowest finite one.
-    """
+def _pool_windows(writer: Writer, node: Node, x: Value) -> None:
+    """Writes pooling. Of -infinity alone ONNX Runtime's largest number is the lowest finite one."""
     operation = node.operation
     source, sizes, _, layout = spatial(writer, x, operation.data_format)
     rank = len(sizes)
@@ -266,7 +200,7 @@ def _pool(
 ) -> str:
     compute = dtype
     if kind == "AveragePool":
-        _check_float(dtype, "an average")
+        check_float(dtype, "an average")
         attributes["count_include_pad"] = 0
     elif dtype in ("int16", "int32", "uint16", "uint32"):
         compute = "float64"
@@ -282,7 +216,7 @@ def _pool(
     "AdaptiveAveragePool",
     follows={"AdaptiveMaxPool": "no backend, for NaN and windows of -infinity"},
 )
-def adaptive_pool(writer: Writer, node: Node, x: Value) -> None:
+def _adaptive_pool(writer: Writer, node: Node, x: Value) -> None:
     """Writes pooling to fixed sizes, of windows that may overlap, along one axis at a time."""
     kind = node.kind.removeprefix("Adaptive")
     name, sizes, _, layout = spatial(writer, x, node.operation.data_format)

@@ -73,10 +73,13 @@ class Operand:
         return Operand(self.writer, self.writer.constant(array), self.dtype)
 
     def apply(
-        self, kind: str, *operands: Number, dtype: str | None = None, **attributes: Any
+        self, kind: str, *operands: Number | str, dtype: str | None = None, **attributes: Any
     ) -> "Operand":
-        """Returns the output of a node, which has this dtype or the one that is named."""
-        names = [self.like(operand).name for operand in operands]
+        """Returns the output of a node, which has this dtype or the one that is named.
+
+        An operand may be the name of a tensor of another dtype, such as its axes.
+        """
+        names = [item if isinstance(item, str) else self.like(item).name for item in operands]
         name = self.writer.add(kind, self.name, *names, **attributes)
         return Operand(self.writer, name, dtype or self.dtype)
 
@@ -106,14 +109,17 @@ class Operand:
 
     def unsqueeze(self, *axes: int) -> "Operand":
         """Returns the operand with axes of size 1."""
-        return self.apply("Unsqueeze", Operand(self.writer, self.writer.integers(*axes), "int64"))
+        return self.apply("Unsqueeze", self.writer.integers(*axes))
+
+    def reshape(self, *sizes: int) -> "Operand":
+        """Returns the operand in a shape of numbers, of which -1 is what remains."""
+        return self.apply("Reshape", self.writer.integers(*sizes))
 
     def reduce(self, kind: str, axes: Sequence[int], keepdims: bool = False) -> "Operand":
         """Returns a reduction; none over no axes, which ONNX would take for all."""
         if not axes:
             return self
-        name = self.writer.reduce(kind, self.name, axes, keepdims)
-        return Operand(self.writer, name, self.dtype)
+        return self.apply(kind, self.writer.integers(*axes), keepdims=int(keepdims))
 
     def is_nan(self) -> "Operand":
         """Returns where a float is NaN."""
@@ -136,3 +142,9 @@ def where(condition: Operand, then: Number, otherwise: Number) -> Operand:
     return condition.apply(
         "Where", operand.like(then), operand.like(otherwise), dtype=operand.dtype
     )
+
+
+def as_operand(writer: Writer, argument: Any, dtype: str | None = None) -> Operand:
+    """Returns an argument of an operation in a dtype, a value also in its own one."""
+    dtype = dtype or str(argument.dtype)
+    return Operand(writer, writer.tensor(argument, dtype), dtype)

@@ -8,7 +8,12 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from keras_deepseek.deploy.onnx_writer.table.operand import Operand, computed_in, shape_of
+from keras_deepseek.deploy.onnx_writer.table.operand import (
+    Operand,
+    as_operand,
+    computed_in,
+    shape_of,
+)
 from keras_deepseek.deploy.onnx_writer.table.shapes import moved
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
@@ -25,46 +30,37 @@ def _rank(argument: Any) -> int:
 def _operands(writer: Writer, node: Node, *arguments: Any) -> list[Operand]:
     """Returns the arguments in a dtype that products are computed in."""
     dtype = computed_in(node.spec.dtype)
-    return [Operand(writer, writer.tensor(argument, dtype), dtype) for argument in arguments]
-
-
-def _result(node: Node, operand: Operand) -> str:
-    return operand.cast(node.spec.dtype).name
+    return [as_operand(writer, argument, dtype) for argument in arguments]
 
 
 @handles("Matmul", follows="JAX and PyTorch: integers wrap around")
-def matmul(writer: Writer, node: Node, x: Any, y: Any) -> str:
-    """Writes a product of stacks of matrices."""
+def _matmul(writer: Writer, node: Node, x: Any, y: Any) -> str:
     x_operand, y_operand = _operands(writer, node, x, y)
-    return _result(node, x_operand.apply("MatMul", y_operand))
+    return x_operand.apply("MatMul", y_operand).cast(node.spec.dtype).name
 
 
-@handles("Dot", follows="JAX: integers wrap around, one axis of each tensor is summed")
-def dot(writer: Writer, node: Node, x: Any, y: Any) -> str:
-    """Writes the sums over the last axis of x and the last but one of y."""
-    if not _rank(x) or not _rank(y):
-        return _multiply(writer, node, x, y)
-    if _rank(y) <= MATRIX_RANK:
-        return matmul(writer, node, x, y)
-    return _contract(writer, node, x, y, [_rank(x) - 1], [_rank(y) - 2])
-
-
-@handles("Inner", follows="JAX: integers wrap around")
-def inner(writer: Writer, node: Node, x: Any, y: Any) -> str:
-    """Writes the sums over the last axes of both."""
-    if not _rank(x) or not _rank(y):
-        return _multiply(writer, node, x, y)
-    return _contract(writer, node, x, y, [_rank(x) - 1], [_rank(y) - 1])
-
-
-def _multiply(writer: Writer, node: Node, x: Any, y: Any) -> str:
-    x_operand, y_operand = _operands(writer, node, x, y)
-    return _result(node, x_operand * y_operand)
+@handles(
+    "Dot",
+    "Inner",
+    follows={
+        "Dot": "JAX: integers wrap around, one axis of each tensor is summed",
+        "Inner": "JAX: integers wrap around",
+    },
+)
+def _inner(writer: Writer, node: Node, x: Any, y: Any) -> str:
+    """Writes the sums over the last axis of x, and the last of y or, for `Dot`, the one before."""
+    x_rank, y_rank = _rank(x), _rank(y)
+    if not x_rank or not y_rank:
+        x_operand, y_operand = _operands(writer, node, x, y)
+        return (x_operand * y_operand).cast(node.spec.dtype).name
+    is_dot = node.kind == "Dot"
+    if is_dot and y_rank <= MATRIX_RANK:
+        return _matmul(writer, node, x, y)
+    return _contract(writer, node, x, y, [x_rank - 1], [y_rank - 1 - is_dot])
 
 
 @handles("Tensordot", follows="JAX and TensorFlow: integers wrap around")
-def tensordot(writer: Writer, node: Node, x: Any, y: Any) -> str:
-    """Writes the sums over axes of both."""
+def _tensordot(writer: Writer, node: Node, x: Any, y: Any) -> str:
     axes, rank = node.operation.axes, _rank(x)
     if isinstance(axes, int):
         return _contract(writer, node, x, y, range(rank - axes, rank), range(axes))
@@ -86,49 +82,36 @@ def _contract(
     )
     for x_axis, y_axis in zip(x_axes, y_axes, strict=True):
         y_labels[y_axis] = x_labels[x_axis]
-    return einsum_of(writer, node, "".join(x_labels), "".join(y_labels), output, x, y)
+    return _product_of(writer, node, ["".join(x_labels), "".join(y_labels)], output, [x, y])
 
 
-@handles("Vdot", follows="JAX: integers wrap around")
-def vdot(writer: Writer, node: Node, x: Any, y: Any) -> str:
-    """Writes the sum of the products of all numbers."""
-    x_flat, y_flat = _flattened(writer, node, (x, y), ([-1], [-1]))
-    return _result(node, x_flat.apply("MatMul", y_flat))
-
-
-@handles("Outer")
-def outer(writer: Writer, node: Node, x: Any, y: Any) -> str:
-    """Writes the products of each number of x and each of y."""
-    column, row = _flattened(writer, node, (x, y), ([-1, 1], [1, -1]))
-    return _result(node, column * row)
-
-
-def _flattened(
-    writer: Writer, node: Node, arguments: Sequence[Any], shapes: Sequence[Sequence[int]]
-) -> list[Operand]:
-    operands = _operands(writer, node, *arguments)
-    return [
-        Operand(writer, writer.reshape(operand.name, shape), operand.dtype)
-        for operand, shape in zip(operands, shapes, strict=True)
-    ]
+@handles("Vdot", "Outer", follows={"Vdot": "JAX: integers wrap around"})
+def _flat_product(writer: Writer, node: Node, x: Any, y: Any) -> str:
+    """Writes the sum of the products of all pairs, or the product of each number with each."""
+    kind, x_sizes, y_sizes = {
+        "Vdot": ("MatMul", [-1], [-1]),
+        "Outer": ("Mul", [-1, 1], [1, -1]),
+    }[node.kind]
+    x_operand, y_operand = _operands(writer, node, x, y)
+    x_flat, y_flat = x_operand.reshape(*x_sizes), y_operand.reshape(*y_sizes)
+    return x_flat.apply(kind, y_flat).cast(node.spec.dtype).name
 
 
 @handles("Kron")
-def kron(writer: Writer, node: Node, x: Value, y: Value) -> str:
+def _kron(writer: Writer, node: Node, x: Value, y: Value) -> str:
     """Writes the products of each number of x with all of y, block by block."""
     rank = _rank(x)
     if rank != _rank(y):
         raise NoEntryError("Kron of tensors of several ranks")
     x_operand, y_operand = _operands(writer, node, x, y)
-    blocks = x_operand.unsqueeze(*range(1, 2 * rank, 2)) * y_operand.unsqueeze(
-        *range(0, 2 * rank, 2)
-    )
+    x_spread = x_operand.unsqueeze(*range(1, 2 * rank, 2))
+    blocks = x_spread * y_operand.unsqueeze(*range(0, 2 * rank, 2))
     pairs = zip(writer.sizes_of(x), writer.sizes_of(y), strict=True)
-    name = writer.reshape(blocks.name, [product(writer, pair) for pair in pairs])
+    name = writer.reshape(blocks.name, [_product(writer, pair) for pair in pairs])
     return writer.cast(name, blocks.dtype, node.spec.dtype)
 
 
-def product(writer: Writer, sizes: Sequence[int | str]) -> int | str:
+def _product(writer: Writer, sizes: Sequence[int | str]) -> int | str:
     """Returns the product of sizes: an int, or the name of a tensor of shape [1]."""
     if all(not isinstance(size, str) for size in sizes):
         return math.prod(int(size) for size in sizes)
@@ -139,7 +122,7 @@ def product(writer: Writer, sizes: Sequence[int | str]) -> int | str:
 
 
 @handles("Cross", follows="JAX and TensorFlow: vectors lie in the last axis")
-def cross(writer: Writer, node: Node, x: Value, y: Value) -> str:
+def _cross(writer: Writer, node: Node, x: Value, y: Value) -> str:
     """Writes `x[1, 2, 0] y[2, 0, 1] - x[2, 0, 1] y[1, 2, 0]` of vectors of three numbers."""
     op = node.operation
     if x.shape[op.axisa] != VECTOR_SIZE or y.shape[op.axisb] != VECTOR_SIZE:
@@ -155,11 +138,11 @@ def cross(writer: Writer, node: Node, x: Value, y: Value) -> str:
     forward = turn(x_vector, [1, 2, 0]) * turn(y_vector, [2, 0, 1])
     backward = turn(x_vector, [2, 0, 1]) * turn(y_vector, [1, 2, 0])
     order = moved(len(node.spec.shape), [-1], [op.axisc])
-    return writer.transpose(_result(node, forward - backward), order)
+    return writer.transpose((forward - backward).cast(node.spec.dtype).name, order)
 
 
 @handles("CDist")
-def distances(writer: Writer, node: Node, x: Any, y: Any) -> str:
+def _distances(writer: Writer, node: Node, x: Any, y: Any) -> str:
     """Writes the distances of each row of x from each of y."""
     x_rows, y_rows = _operands(writer, node, x, y)
     difference = x_rows.unsqueeze(-2) - y_rows.unsqueeze(-3)
@@ -170,13 +153,9 @@ def distances(writer: Writer, node: Node, x: Any, y: Any) -> str:
 
 
 @handles("Einsum", follows="JAX and PyTorch: integers wrap around, sizes of 1 are repeated")
-def einsum(writer: Writer, node: Node, *operands: Any, **_: Any) -> str:
-    """Writes sums over axes that share a label."""
+def _einsum(writer: Writer, node: Node, *operands: Any, **_: Any) -> str:
     terms, output = _spell_out(node.operation.subscripts, [_rank(operand) for operand in operands])
-    if len(operands) == PAIR:
-        (x_labels, y_labels), (x, y) = terms, operands
-        return einsum_of(writer, node, x_labels, y_labels, output, x, y)
-    return _einsum_node(writer, node, terms, output, operands)
+    return _product_of(writer, node, terms, output, operands)
 
 
 def _spell_out(subscripts: str, ranks: Sequence[int]) -> tuple[list[str], str]:
@@ -199,27 +178,22 @@ def _spell_out(subscripts: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     ], output.replace("...", ellipsis)
 
 
-def _einsum_node(
-    writer: Writer, node: Node, terms: Sequence[str], output: str, operands: Sequence[Any]
+def _product_of(
+    writer: Writer, node: Node, terms: Sequence[str], output: str, arguments: Sequence[Any]
 ) -> str:
-    first, *following = _operands(writer, node, *operands)
-    equation = f"{','.join(terms)}->{output}"
-    return _result(node, first.apply("Einsum", *following, equation=equation))
-
-
-def einsum_of(
-    writer: Writer, node: Node, x_labels: str, y_labels: str, output: str, x: Any, y: Any
-) -> str:
-    """Writes a product of two tensors as `MatMul`, between transpositions and reshapes."""
-    if not _is_matmul(x_labels, y_labels, output, x, y):
-        return _einsum_node(writer, node, [x_labels, y_labels], output, [x, y])
+    """Writes an Einstein sum; that of two tensors as `MatMul`, between transpositions."""
+    if not _is_matmul(terms, output, arguments):
+        first, *others = _operands(writer, node, *arguments)
+        result = first.apply("Einsum", *others, equation=f"{','.join(terms)}->{output}")
+        return result.cast(node.spec.dtype).name
+    (x_labels, y_labels), (x, y) = terms, arguments
     batch = [label for label in output if label in x_labels and label in y_labels]
     summed = [label for label in x_labels if label in y_labels and label not in output]
     rows = [label for label in x_labels if label not in y_labels]
     columns = [label for label in y_labels if label not in x_labels]
     if writer.array(y) is None and rows and columns and list(output) == batch + columns + rows:
         # The other way round, the product needs no transposition.
-        return einsum_of(writer, node, y_labels, x_labels, output, y, x)
+        return _product_of(writer, node, [y_labels, x_labels], output, [y, x])
     sizes = {
         label: writer.axis_size(argument, axis)
         for labels, argument in ((y_labels, y), (x_labels, x))
@@ -233,7 +207,7 @@ def einsum_of(
         order = [*stack, *(label for group in groups for label in group)]
         name = writer.transpose(operand.name, [labels.index(label) for label in order])
         if any(len(group) != 1 for group in groups):
-            merged = [product(writer, [sizes[label] for label in group]) for group in groups]
+            merged = [_product(writer, [sizes[label] for label in group]) for group in groups]
             name = writer.reshape(name, [*[0] * len(stack), *merged])
         return Operand(writer, name, operand.dtype)
 
@@ -252,14 +226,17 @@ def einsum_of(
     return writer.cast(name, result.dtype, node.spec.dtype)
 
 
-def _is_matmul(x_labels: str, y_labels: str, output: str, x: Any, y: Any) -> bool:
+def _is_matmul(terms: Sequence[str], output: str, arguments: Sequence[Any]) -> bool:
     """Returns whether each label is once in a term, of one size, and summed in both or neither."""
+    if len(terms) != PAIR:
+        return False
+    x_labels, y_labels = map(set, terms)
     sizes: dict[str, set[int]] = {}
-    for labels, argument in ((x_labels, x), (y_labels, y)):
+    for labels, argument in zip(terms, arguments, strict=True):
         for label, size in zip(labels, shape_of(argument), strict=True):
             sizes.setdefault(label, set()).add(int(size))
     return (
-        all(len(set(labels)) == len(labels) for labels in (x_labels, y_labels, output))
-        and set(x_labels) ^ set(y_labels) <= set(output) <= set(x_labels) | set(y_labels)
+        all(len(set(labels)) == len(labels) for labels in (*terms, output))
+        and x_labels ^ y_labels <= set(output) <= x_labels | y_labels
         and all(len(label_sizes) == 1 for label_sizes in sizes.values())
     )

@@ -11,9 +11,14 @@ import numpy as np
 from onnx import helper
 
 from keras_deepseek.deploy.onnx_writer.table.elementwise import SPATIAL_RANK
-from keras_deepseek.deploy.onnx_writer.table.indices import axes_of, flat_if_no_axis
-from keras_deepseek.deploy.onnx_writer.table.operand import Operand, computed_in, shape_of, where
-from keras_deepseek.deploy.onnx_writer.table.shapes import full
+from keras_deepseek.deploy.onnx_writer.table.operand import (
+    Operand,
+    as_operand,
+    computed_in,
+    shape_of,
+    where,
+)
+from keras_deepseek.deploy.onnx_writer.table.shapes import END, axes_of, flat_if_no_axis, full
 from keras_deepseek.deploy.onnx_writer.writer import (
     FIRST,
     LAST,
@@ -61,14 +66,11 @@ REDUCTIONS: dict[str, tuple[str, Callable[[Operand, str], Operand]]] = {
     "Sum": ("ReduceSum", _as_summed),
 }
 """The operator, and a function of the tensor and the output's dtype that prepares the tensor."""
-
-
 _NO_AXES = "JAX and TensorFlow, over no axes"
 
 
 @handles(*REDUCTIONS, follows={"Nanprod": _NO_AXES, "Nansum": _NO_AXES})
-def reduction(writer: Writer, node: Node, x: Value, **_: Any) -> None:
-    """Writes a reduction over axes."""
+def _reduction(writer: Writer, node: Node, x: Value, **_: Any) -> None:
     op, rank, dtype = node.operation, len(x.shape), node.spec.dtype
     axes, keepdims = axes_of(op.axis, rank), getattr(op, "keepdims", False)
     layout = _layout_to_reduce(writer, x, axes, keepdims)
@@ -84,7 +86,7 @@ def reduction(writer: Writer, node: Node, x: Value, **_: Any) -> None:
     else:
         result = prepared.reduce(kind, axes, keepdims)
     if getattr(op, "initial", None) is not None:
-        initial = Operand(writer, writer.tensor(op.initial, result.dtype), result.dtype)
+        initial = as_operand(writer, op.initial, result.dtype)
         result = result.maximum(initial) if kind == "ReduceMax" else result.minimum(initial)
     layout = layout if keepdims else LAST
     writer.put(Value(node), result.cast(dtype).name, layout)
@@ -143,25 +145,23 @@ def scan_products(x: Operand, axis: int, other_sizes: Sequence[int | str]) -> li
 
 
 @handles("Nanmax", "Nanmin")
-def extreme_without_nan(writer: Writer, node: Node, x: Value) -> str:
+def _extreme_without_nan(writer: Writer, node: Node, x: Value) -> str:
     """Writes the largest or smallest number, or NaN if there is none."""
     axes, keepdims = axes_of(node.operation.axis, len(x.shape)), node.operation.keepdims
-    is_max = node.kind == "Nanmax"
-    kind = "ReduceMax" if is_max else "ReduceMin"
-    operand = _as_computed(Operand(writer, writer.name(x), x.dtype), node.spec.dtype)
+    kind, least = ("ReduceMax", -np.inf) if node.kind == "Nanmax" else ("ReduceMin", np.inf)
+    operand = _as_computed(as_operand(writer, x), node.spec.dtype)
     if not operand.is_float:
         return operand.reduce(kind, axes, keepdims).cast(node.spec.dtype).name
-    filled = where(operand.is_nan(), operand.like(-np.inf if is_max else np.inf), operand)
+    filled = where(operand.is_nan(), least, operand)
     is_empty = operand.is_nan().cast("int32").reduce("ReduceMin", axes, keepdims)
     result = filled.reduce(kind, axes, keepdims)
     return where(is_empty.cast("bool"), np.nan, result).name
 
 
 @handles("Nanmean")
-def mean_without_nan(writer: Writer, node: Node, x: Value) -> str:
-    """Writes the mean of the numbers that are not NaN."""
+def _mean_without_nan(writer: Writer, node: Node, x: Value) -> str:
     axes, keepdims = axes_of(node.operation.axis, len(x.shape)), node.operation.keepdims
-    operand = Operand(writer, writer.tensor(x, node.spec.dtype), node.spec.dtype)
+    operand = as_operand(writer, x, node.spec.dtype)
     is_number = ~operand.is_nan()
     total = where(is_number, operand, 0).reduce("ReduceSum", axes, keepdims)
     count = is_number.cast(operand.dtype).reduce("ReduceSum", axes, keepdims)
@@ -169,39 +169,35 @@ def mean_without_nan(writer: Writer, node: Node, x: Value) -> str:
 
 
 @handles("Ptp", follows=_NO_AXES)
-def peak_to_peak(writer: Writer, node: Node, x: Value) -> str:
+def _peak_to_peak(writer: Writer, node: Node, x: Value) -> str:
     """Writes the largest less the smallest number."""
     axes, keepdims = axes_of(node.operation.axis, len(x.shape)), node.operation.keepdims
-    operand = _as_computed(Operand(writer, writer.name(x), x.dtype), node.spec.dtype)
-    largest, smallest = (
-        extreme(kind, operand, axes, keepdims) for kind in ("ReduceMax", "ReduceMin")
-    )
-    return (largest - smallest).cast(node.spec.dtype).name
+    operand = _as_computed(as_operand(writer, x), node.spec.dtype)
+    largest = extreme("ReduceMax", operand, axes, keepdims)
+    return (largest - extreme("ReduceMin", operand, axes, keepdims)).cast(node.spec.dtype).name
 
 
 @handles("Average")
-def average(writer: Writer, node: Node, x: Value, weights: Any = None) -> str:
+def _average(writer: Writer, node: Node, x: Value, weights: Any = None) -> str:
     """Writes a mean, or a mean by weights: those of one axis, or of all numbers."""
     rank, dtype = len(x.shape), node.spec.dtype
     axes = axes_of(node.operation.axis, rank)
-    operand = Operand(writer, writer.tensor(x, dtype), dtype)
+    operand = as_operand(writer, x, dtype)
     if weights is None:
         return operand.reduce("ReduceMean", axes).name
-    weight = Operand(writer, writer.tensor(weights, dtype), dtype)
+    weight = as_operand(writer, weights, dtype)
     if len(shape_of(weights)) != rank:  # That of one axis.
-        shape = [-1 if axis in axes else 1 for axis in range(rank)]
-        weight = Operand(writer, writer.reshape(weight.name, shape), dtype)
+        weight = weight.reshape(*(-1 if axis in axes else 1 for axis in range(rank)))
     total = (operand * weight).reduce("ReduceSum", axes)
     return (total / weight.reduce("ReduceSum", axes)).name
 
 
 @handles("Var", "Std", "Moments", follows={"Var": _NO_AXES, "Std": _NO_AXES})
-def variance(writer: Writer, node: Node, x: Value) -> str | list[str]:
+def _variance(writer: Writer, node: Node, x: Value) -> str | list[str]:
     """Writes the mean of squared differences from the mean."""
     op, dtype = node.operation, node.spec.dtype
     axes = axes_of(op.axes if node.kind == "Moments" else op.axis, len(x.shape))
-    operand = Operand(writer, writer.tensor(x, dtype), dtype)
-    operand = operand.cast("float32" if dtype == "float16" else dtype)
+    operand = as_operand(writer, x, dtype).cast("float32" if dtype == "float16" else dtype)
     mean = operand.reduce("ReduceMean", axes, keepdims=True)
     difference = operand - mean
     spread = (difference * difference).reduce("ReduceMean", axes, op.keepdims)
@@ -210,64 +206,59 @@ def variance(writer: Writer, node: Node, x: Value) -> str | list[str]:
     if node.kind != "Moments":
         return spread.cast(dtype).name
     if not op.keepdims and axes:
-        mean = mean.apply("Squeeze", Operand(writer, writer.integers(*axes), "int64"))
+        mean = mean.apply("Squeeze", writer.integers(*axes))
     return [mean.cast(dtype).name, spread.cast(dtype).name]
 
 
 @handles("Normalize")
-def normalize(writer: Writer, node: Node, x: Value) -> str:
+def _normalize(writer: Writer, node: Node, x: Value) -> str:
     """Writes x divided by its Euclidean norm."""
-    op, dtype = node.operation, node.spec.dtype
+    op = node.operation
     epsilon = keras.config.epsilon() if op.epsilon is None else op.epsilon
     if op.order != 2:  # noqa: PLR2004
         raise NoEntryError(f"Normalize of order {op.order}")
-    operand = Operand(writer, writer.tensor(x, dtype), dtype)
+    operand = as_operand(writer, x, node.spec.dtype)
     axes = axes_of(op.axis, len(x.shape))
     norm = (operand * operand).reduce("ReduceSum", axes, keepdims=True).apply("Sqrt")
     return (operand * norm.apply("Reciprocal").minimum(1 / epsilon)).name
 
 
-@handles("Cumsum", "Nancumsum", follows={"Nancumsum": "JAX: infinities stay"})
-def cumsum(writer: Writer, node: Node, x: Value) -> str:
-    """Writes the sums up to each index."""
-    operand, axis, _ = _running(writer, node, x, 0)
-    index = Operand(writer, writer.constant(np.int64(axis)), "int64")
-    return operand.apply("CumSum", index).cast(node.spec.dtype).name
-
-
-@handles("Cumprod", "Nancumprod", follows={"Nancumprod": "JAX: infinities stay"})
-def cumprod(writer: Writer, node: Node, x: Value) -> str:
-    """Writes the products up to each index."""
-    operand, axis, rank = _running(writer, node, x, 1)
-    axis %= rank
-    sizes = [writer.shape_of(operand.name, other) for other in range(rank) if other != axis]
-    return scan_products(operand, axis, sizes)[1].cast(node.spec.dtype).name
-
-
-def _running(writer: Writer, node: Node, x: Value, neutral: int) -> tuple[Operand, int, int]:
-    """Returns the numbers to sum or multiply, the axis and the rank, flat if there is no axis."""
-    dtype = computed_in(node.spec.dtype)
-    operand = Operand(writer, writer.name(x), x.dtype)
+@handles(
+    "Cumsum",
+    "Cumprod",
+    "Nancumsum",
+    "Nancumprod",
+    follows=dict.fromkeys(("Nancumsum", "Nancumprod"), "JAX: infinities stay"),
+)
+def _cumulate(writer: Writer, node: Node, x: Value) -> str:
+    """Writes the sums or products up to each index."""
+    is_sum, operand = node.kind.endswith("sum"), as_operand(writer, x)
     if operand.is_float and node.kind.startswith("Nan"):
-        operand = where(operand.is_nan(), neutral, operand)
-    name, axis = flat_if_no_axis(writer, operand.cast(dtype).name, node.operation.axis)
-    rank = 1 if node.operation.axis is None else len(x.shape)
-    return Operand(writer, name, dtype), axis, rank
+        operand = where(operand.is_nan(), 0 if is_sum else 1, operand)
+    operand = operand.cast(computed_in(node.spec.dtype))
+    name, axis = flat_if_no_axis(writer, operand.name, node.operation.axis)
+    operand = Operand(writer, name, operand.dtype)
+    if is_sum:
+        result = operand.apply("CumSum", writer.constant(np.int64(axis)))
+    else:
+        rank = 1 if node.operation.axis is None else len(x.shape)
+        axis %= rank
+        sizes = [writer.shape_of(name, other) for other in range(rank) if other != axis]
+        result = scan_products(operand, axis, sizes)[1]
+    return result.cast(node.spec.dtype).name
 
 
 @handles("Diff")
-def differences(writer: Writer, node: Node, x: Value) -> str:
+def _differences(writer: Writer, node: Node, x: Value) -> str:
     """Writes the differences of neighbours, `n` times."""
-    dtype = computed_in(x.dtype)
     if x.dtype == "bool":
         raise NoEntryError("Diff of bool")
-    operand = Operand(writer, writer.tensor(x, dtype), dtype)
+    operand = as_operand(writer, x, computed_in(x.dtype))
     axis = writer.integers(node.operation.axis)
-
-    def cut(start: int, stop: int) -> Operand:
-        bounds = writer.integers(start), writer.integers(stop)
-        return Operand(writer, writer.add("Slice", operand.name, *bounds, axis), dtype)
-
     for _ in range(node.operation.n):
-        operand = cut(1, np.iinfo("int32").max) - cut(0, -1)
+        later, earlier = (
+            operand.apply("Slice", writer.integers(start), writer.integers(stop), axis)
+            for start, stop in ((1, END), (0, -1))
+        )
+        operand = later - earlier
     return operand.cast(x.dtype).name

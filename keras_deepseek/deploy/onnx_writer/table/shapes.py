@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_deepseek.deploy.onnx_writer.table.operand import Operand
 from keras_deepseek.deploy.onnx_writer.writer import (
     FIRST,
     LAST,
@@ -49,6 +50,16 @@ def axis_list(axis: Any, rank: int) -> list[int]:
     return [int(index) % rank for index in axes]
 
 
+def axes_of(axis: Any, rank: int) -> list[int]:
+    """Returns an argument `axis` as axes from 0 on, in order."""
+    return sorted(axis_list(axis, rank))
+
+
+def flat_if_no_axis(writer: Writer, name: str, axis: int | None) -> tuple[str, int]:
+    """Returns a tensor and an axis of it: without an axis, the flat tensor's only one."""
+    return (name, axis) if axis is not None else (writer.reshape(name, [-1]), 0)
+
+
 def exact(number: Any) -> int:
     """Returns a number of an operation as an int or a `Size`."""
     return number if isinstance(number, Size) else int(number)
@@ -61,11 +72,10 @@ def numbers(writer: Writer, values: Sequence[int | str]) -> str:
     """
     if not any(isinstance(value, Size | str) for value in values):
         return writer.integers(*map(int, values))
-    names = [
+    return writer.joined(
         writer.size(value) if isinstance(value, Size | str) else writer.integers(int(value))
         for value in values
-    ]
-    return writer.add("Concat", *names, axis=0) if len(names) > 1 else names[0]
+    )
 
 
 def positions(writer: Writer, size: int | str) -> str:
@@ -123,25 +133,17 @@ def moved(rank: int, source: Sequence[int], destination: Sequence[int]) -> list[
     return order
 
 
-@handles("Transpose")
+@handles("Transpose", "Swapaxes", "Moveaxis")
 def _transpose(writer: Writer, node: Node, x: Value) -> str:
-    rank = len(x.shape)
-    axes = node.operation.axes
-    return permuted(writer, x, range(rank)[::-1] if axes is None else axis_list(axes, rank))
-
-
-@handles("Swapaxes")
-def _swapaxes(writer: Writer, node: Node, x: Value) -> str:
-    order = list(range(len(x.shape)))
-    first, second = node.operation.axis1, node.operation.axis2
-    order[first], order[second] = order[second], order[first]
+    operation, order = node.operation, list(range(len(x.shape)))
+    if node.kind == "Moveaxis":
+        order = moved(len(order), operation.source, operation.destination)
+    elif node.kind == "Swapaxes":
+        first, second = operation.axis1, operation.axis2
+        order[first], order[second] = order[second], order[first]
+    else:
+        order = order[::-1] if operation.axes is None else axis_list(operation.axes, len(order))
     return permuted(writer, x, order)
-
-
-@handles("Moveaxis")
-def _moveaxis(writer: Writer, node: Node, x: Value) -> str:
-    operation = node.operation
-    return permuted(writer, x, moved(len(x.shape), operation.source, operation.destination))
 
 
 @handles("Rot90")
@@ -226,24 +228,20 @@ def _stack_along(writer: Writer, node: Node, xs: Sequence[Any]) -> str | None:
         return _join(writer, node, xs, axis)
     if node.kind != "Dstack":
         raise NoEntryError(f"{node.kind} of single axes, which Keras's backends join differently")
-    new_axes = {2: (2,), 1: (0, 2), 0: (0, 1, 2)}
-    names = (
-        writer.add(
-            "Unsqueeze", writer.tensor(x, node.spec.dtype), writer.integers(*new_axes[len(x.shape)])
-        )
-        for x in xs
-    )
+    new_axes = {2: [2], 1: [0, 2], 0: [0, 1, 2]}
+    names = (_unsqueezed(writer, node, x, new_axes[len(x.shape)]) for x in xs)
     return writer.add("Concat", *names, axis=axis)
 
 
 @handles("Stack")
 def _stack(writer: Writer, node: Node, xs: Sequence[Any]) -> str:
     axis = node.operation.axis % len(node.spec.shape)
-    names = (
-        writer.add("Unsqueeze", writer.tensor(x, node.spec.dtype), writer.integers(axis))
-        for x in xs
-    )
+    names = (_unsqueezed(writer, node, x, [axis]) for x in xs)
     return writer.add("Concat", *names, axis=axis)
+
+
+def _unsqueezed(writer: Writer, node: Node, x: Any, axes: Sequence[int]) -> str:
+    return writer.add("Unsqueeze", writer.tensor(x, node.spec.dtype), writer.integers(*axes))
 
 
 # Cut.
@@ -280,18 +278,6 @@ def slice_axes(writer: Writer, name: str, slices: Mapping[int, slice]) -> str:
             writer.integers(*steps),
         )
     return name
-
-
-def slice_axis(
-    writer: Writer,
-    name: str,
-    axis: int,
-    start: int | None = None,
-    stop: int | None = None,
-    step: int | None = None,
-) -> str:
-    """Returns a tensor cut along one axis, as Python's slices count."""
-    return slice_axes(writer, name, {axis: slice(start, stop, step)})
 
 
 def reverse(writer: Writer, name: str, axes: Sequence[int]) -> str:
@@ -430,21 +416,21 @@ def _pad(writer: Writer, node: Node, x: Value, constant_values: Any = None) -> N
 def _pad_index(writer: Writer, mode: str, size: int | str, first: int, last: int) -> str:
     """Returns the elements of a padded axis as positions in the axis that is padded."""
 
-    def compute(kind: str, left: str, right: str) -> str:
-        return writer.add(kind, left, right)
+    def vector(name: str) -> Operand:
+        return Operand(writer, name, "int64")
 
-    unit = writer.integers(1)
-    length = compute("Max", writer.size(size), unit)
-    whole = positions(writer, compute("Add", length, numbers(writer, [first + last])))
-    index = compute("Sub", whole, numbers(writer, [first]))
+    unit = vector(writer.integers(1))
+    length = vector(writer.size(size)).maximum(unit)
+    whole = positions(writer, (length + vector(numbers(writer, [first + last]))).name)
+    index = vector(whole) - vector(numbers(writer, [first]))
     if mode == "wrap":
-        return compute("Mod", index, length)
+        return index.apply("Mod", length).name
     # As one goes there and back again, the elements repeat; `symmetric` has the last one twice.
-    steps = length if mode == "symmetric" else compute("Sub", length, unit)
-    period = compute("Max", compute("Add", steps, steps), unit)
-    index = compute("Mod", index, period)
-    back = compute("Sub", period, index)
-    return compute("Min", index, compute("Sub", back, unit) if mode == "symmetric" else back)
+    steps = length if mode == "symmetric" else length - unit
+    period = (steps + steps).maximum(unit)
+    index = index.apply("Mod", period)
+    back = period - index
+    return index.minimum(back - unit if mode == "symmetric" else back).name
 
 
 # Created.

@@ -14,7 +14,6 @@ from keras_deepseek.deploy.onnx_writer.table.shapes import (
     numbers,
     positions,
     slice_axes,
-    slice_axis,
 )
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
@@ -57,7 +56,7 @@ def _begin(writer: Writer, x: Value, start: Any, axis: int, length: str) -> str:
     """Returns where a part along an axis begins, moved into the tensor."""
     size = writer.size(writer.axis_size(x, axis))
     if isinstance(start, Value):
-        begin = slice_axis(writer, writer.tensor(start, "int64"), 0, axis, axis + 1)
+        begin = slice_axes(writer, writer.tensor(start, "int64"), {0: slice(axis, axis + 1)})
     else:
         begin = flat(writer, start[axis], "int64")
     if isinstance(start, Value) or isinstance(start[axis], Value) or start[axis] < 0:
@@ -77,7 +76,7 @@ def _slice(writer: Writer, node: Node, x: Value, start: Any) -> str:
         if length == -1:
             if begin is None or isinstance(begin, Value):
                 raise NoEntryError("Slice from a tensor to the end")
-            name = slice_axis(writer, name, axis, exact(begin))
+            name = slice_axes(writer, name, {axis: slice(exact(begin), None)})
         elif length != x.shape[axis]:
             size = numbers(writer, [length])
             first = _begin(writer, x, start, axis, size)
@@ -136,7 +135,7 @@ def _split(writer: Writer, node: Node, x: Value) -> None:
     name, layout, axes = in_layout(writer, x)
     ends[-1] = END
     for index, (start, end) in enumerate(itertools.pairwise(ends)):
-        part = slice_axis(writer, name, axes[axis], start, end)
+        part = slice_axes(writer, name, {axes[axis]: slice(start, end)})
         writer.put(Value(node, index), part, layout)
     return None
 
