@@ -13,9 +13,9 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.graph_view import (
     attribute,
     import_package,
+    in_both_orders,
     inner_graphs,
     names_read,
-    replace_inputs,
 )
 
 _LARGE = 2**22
@@ -29,7 +29,9 @@ def rename(nodes: Sequence[Any], names: dict[str, str]) -> None:
     for node in nodes if names else ():
         node.input[:] = [names.get(name, name) for name in node.input]
         for inner in inner_graphs(node):
-            replace_inputs(inner, lambda name: names.get(name, name))
+            rename(inner.node, names)
+            for value in inner.output:
+                value.name = names.get(value.name, value.name)
 
 
 def drop_unused(nodes: Sequence[Any], outputs: Collection[str]) -> list[Any]:
@@ -137,15 +139,6 @@ def make_model(graph: Any, opset: int) -> Any:
     return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=version)
 
 
-def _constant_operand(node: Any, arrays: dict[str, Array]) -> int | None:
-    """Returns the index of the float32 constant among the two inputs of a node, else `None`."""
-    for index in (0, 1):
-        array = arrays.get(node.input[index])
-        if array is not None and array.dtype == np.float32:
-            return index
-    return None
-
-
 def fold_into_convolutions(nodes: Sequence[Any], arrays: dict[str, Array]) -> list[Any]:
     """Moves a factor or summand for each channel of a convolution into its weights, in float32."""
     makers = {name: node for node in nodes for name in node.output}
@@ -154,17 +147,21 @@ def fold_into_convolutions(nodes: Sequence[Any], arrays: dict[str, Array]) -> li
     remaining = []
     for node in nodes:
         rename([node], names)
-        index = _constant_operand(node, arrays) if node.op_type in ("Mul", "Add") else None
-        source = "" if index is None else node.input[1 - index]
+        pairs = in_both_orders(node) if node.op_type in ("Mul", "Add") else ()
+        constant, source = next((pair for pair in pairs if _is_float(pair[0], arrays)), ("", ""))
         conv = makers.get(source)
         is_one = conv is not None and conv.op_type == "Conv" and uses[source] == 1
-        if index is None or not is_one or not _fold(node, conv, arrays[node.input[index]], arrays):
+        if not is_one or not _fold(node, conv, arrays[constant], arrays):
             remaining.append(node)
             continue
         names[node.output[0]] = source
         uses[source] = uses[node.output[0]]
     rename(remaining, names)  # Bodies come before some of the nodes whose outputs they read.
     return remaining
+
+
+def _is_float(name: str, arrays: dict[str, Array]) -> bool:
+    return name in arrays and arrays[name].dtype == np.float32
 
 
 def _fold(node: Any, conv: Any, array: Array, arrays: dict[str, Array]) -> bool:

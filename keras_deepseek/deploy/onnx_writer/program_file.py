@@ -8,7 +8,6 @@ from keras_deepseek.deploy.onnx_passes.fold_scales import fold_scales
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, import_package, names_read
 from keras_deepseek.deploy.onnx_writer import fold
 from keras_deepseek.deploy.onnx_writer.writer import TYPES, Writer
-from keras_deepseek.graph.ir import Shape
 from keras_deepseek.graph.size_expressions import FreeAxis
 
 
@@ -31,12 +30,9 @@ def make_file(
         spec.name: writer.cast(writer.name(value), value.dtype, spec.dtype)
         for spec, value in zip(signature.outputs, graph.outputs, strict=True)
     }
-    nodes = [
-        *writer.nodes,
-        *(
-            onnx.helper.make_node("Identity", [source], [name], name=name)
-            for name, source in sources.items()
-        ),
+    make_node = onnx.helper.make_node
+    nodes = writer.nodes + [
+        make_node("Identity", [source], [name], name=name) for name, source in sources.items()
     ]
     arrays = writer.take_constants()
     nodes = fold.drop_unused(nodes, names)
@@ -47,16 +43,21 @@ def make_file(
         nodes = fold.fold_into_convolutions(nodes, arrays)
     nodes = _name_outputs(nodes, names, {spec.name for spec in signature.inputs})
     axis_names = _axis_names(signature, axes)
-    shapes = [
-        [axis_names.get((index, axis)) for axis in range(len(spec.shape))]
-        for index, spec in enumerate(signature.inputs)
-    ]
     size_names = {
         graph.inputs[index].spec.shape[axis]: name for (index, axis), name in axis_names.items()
     }
-    inputs = [_describe(onnx, *pair) for pair in zip(signature.inputs, shapes, strict=True)]
+
+    def describe(spec: TensorSpec, names: Sequence[str | None]) -> Any:
+        pairs = zip(spec.shape, names, strict=True)
+        shape = [name if size is None else size for size, name in pairs]
+        return onnx.helper.make_tensor_value_info(spec.name, TYPES[spec.dtype], shape)
+
+    inputs = [
+        describe(spec, [axis_names.get((index, axis)) for axis in range(len(spec.shape))])
+        for index, spec in enumerate(signature.inputs)
+    ]
     outputs = [
-        _describe(onnx, spec, _named_sizes(value.shape, size_names))
+        describe(spec, [size_names.get(int(size)) for size in value.shape])
         for spec, value in zip(signature.outputs, graph.outputs, strict=True)
     ]
     proto = fold.make_model(onnx.helper.make_graph(nodes, "graph", inputs, outputs), writer.opset)
@@ -79,18 +80,6 @@ def _axis_names(signature: Signature, axes: Sequence[FreeAxis]) -> dict[tuple[in
         name = "batch" if axis == 0 else f"{signature.inputs[index].name}_axis_{axis}"
         names.update(dict.fromkeys(free.input_axes, name))
     return names
-
-
-def _named_sizes(shape: Shape, size_names: dict[int, str]) -> list[str | None]:
-    return [size_names.get(int(size)) for size in shape]
-
-
-def _describe(onnx: Any, spec: TensorSpec, axis_names: Sequence[str | None]) -> Any:
-    """Returns the description of an input or output: sizes, or the names of free axes."""
-    shape = [
-        name if size is None else size for size, name in zip(spec.shape, axis_names, strict=True)
-    ]
-    return onnx.helper.make_tensor_value_info(spec.name, TYPES[spec.dtype], shape)
 
 
 def _name_outputs(nodes: Sequence[Any], outputs: set[str], inputs: set[str]) -> list[Any]:
