@@ -12,7 +12,6 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import MissingExtraError
 
-_HALF_BYTES = 2
 _MAX_SHAPE_ELEMENTS = 128
 """The largest number of elements of a weight that shapes may depend on."""
 
@@ -42,39 +41,6 @@ def all_nodes(graph: Any) -> Iterator[Any]:
             yield from all_nodes(inner)
 
 
-def replace_inputs(graph: Any, source: Callable[[str], str]) -> None:
-    """Renames node inputs in a graph and its subgraphs by the function `source`, in place.
-
-    Outputs keep their names.
-    """
-    for node in graph.node:
-        node.input[:] = [source(name) for name in node.input]
-        for inner in inner_graphs(node):
-            replace_inputs(inner, source)
-            for value in inner.output:
-                value.name = source(value.name)
-
-
-def make_loop_body(
-    onnx: Any, name: str, nodes: list[Any], carried: str, result: str, dtype: int, shape: Any = None
-) -> Any:
-    """Makes the body of a `Loop` whose nodes compute the tensor `result` from `carried`.
-
-    The next round gets the result as `carried`. Nodes read the number of the round, from 0 on, as
-    `NAME_index`.
-    """
-    make, value = onnx.helper, onnx.helper.make_tensor_value_info
-    boolean, whole = onnx.TensorProto.BOOL, onnx.TensorProto.INT64
-    goes_on, kept_on = f"{name}_goes_on", f"{name}_kept_on"
-    inputs = [value(f"{name}_index", whole, []), value(goes_on, boolean, [])]
-    return make.make_graph(
-        [make.make_node("Identity", [goes_on], [kept_on]), *nodes],
-        f"{name}_body",
-        [*inputs, value(carried, dtype, shape)],
-        [value(kept_on, boolean, []), value(result, dtype, shape)],
-    )
-
-
 class GraphView:
     """A model's graph indexed by tensor name: the node that makes a tensor, and its users.
 
@@ -96,23 +62,22 @@ class GraphView:
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        return _infer(self.onnx, self._model)  # It is slow, and not every pass needs it.
+        graph = infer_graph(self.onnx, self._model)  # It is slow, and not every pass needs it.
+        return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
 
     def rewrite(
         self,
         make_new: Callable[["GraphView", Any], list[Any] | None],
         *op_types: str,
-        last_first: bool = False,
     ) -> int:
         """Replaces nodes of some operator types by new nodes; returns the number of replacements.
 
         `make_new` gets this view and a node, and returns the nodes that compute its outputs
         instead, or `None` to keep it. They are inserted after all calls.
         """
-        nodes = self.nodes(*op_types)
         replacements = {
             id(node): new
-            for node in (reversed(nodes) if last_first else nodes)
+            for node in self.nodes(*op_types)
             if (new := make_new(self, node)) is not None
         }
         for index, node in reversed(list(enumerate(self.graph.node))):
@@ -154,14 +119,6 @@ class GraphView:
             return None
         return float(array.reshape(()))
 
-    def is_number(self, name: str, expected: float) -> bool:
-        """Returns True if a tensor is the expected constant, up to the rounding of its dtype."""
-        number, array = self.scalar(name), self.constant(name)
-        if number is None or array is None:
-            return False
-        nearness = 1e-6 if array.dtype.itemsize > _HALF_BYTES else 1e-3
-        return bool(np.isclose(number, expected, rtol=nearness, atol=0.0))
-
     def shape(self, name: str) -> list[int | str | None] | None:
         """Returns a tensor's shape, `None` for unknown rank; a free size is a name or `None`."""
         value = self._values.get(name)
@@ -197,7 +154,8 @@ class GraphView:
         """Adds a weight to the graph and returns its name; an equal one is reused."""
         name = f"{like}__{'x'.join(map(str, array.shape))}"
         while name in self._weights or name in self._producers:
-            if name in self._weights and _is_same(self.constant(name), array):
+            weight = self.constant(name) if name in self._weights else None
+            if weight is not None and weight.dtype == array.dtype and np.array_equal(weight, array):
                 return name
             name += "_"
         tensor = self.onnx.numpy_helper.from_array(np.array(array, order="C"), name)
@@ -252,15 +210,6 @@ def names_read(node: Any) -> Iterator[str]:
     yield from (name for name in node.input if name)
     for inner in inner_graphs(node):
         yield from _used(inner)
-
-
-def _is_same(weight: Array | None, array: Array) -> bool:
-    return weight is not None and weight.dtype == array.dtype and np.array_equal(weight, array)
-
-
-def _infer(onnx: Any, model: Any) -> dict[str, Any]:
-    graph = infer_graph(onnx, model)
-    return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
 
 
 def infer_graph(onnx: Any, model: Any) -> Any:

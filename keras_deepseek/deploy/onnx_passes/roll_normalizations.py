@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, make_loop_body
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 
 _COMBINING = ("Div", "Mul", "Sub", "Add")
 _LONGEST_STEP = 6
@@ -143,8 +143,23 @@ def _make_loop(view: GraphView, last: Any, steps: list[_Step], num_rounds: int) 
     output_names = {node.output[0] for node in nodes}
     for node in nodes:
         node.input[:] = [f"{name}_{x}" if f"{name}_{x}" in output_names else x for x in node.input]
-    result, dtype, shape = nodes[-1].output[0], view.dtype(start), view.shape(start)
-    body = make_loop_body(view.onnx, name, nodes, carried, result, dtype, shape)
+    body = _make_body(view, name, nodes, carried, view.dtype(start), view.shape(start))
     times = view.add_weight(np.array(num_rounds, "int64"), f"{name}_times")
     always = view.add_weight(np.array(np.True_), f"{name}_always")
     return view.node("Loop", [times, always, start], last.output[0], body=body)
+
+
+def _make_body(
+    view: GraphView, name: str, nodes: list[Any], carried: str, dtype: int, shape: Any
+) -> Any:
+    """Returns the body of a `Loop`. The next round gets the last node's result as `carried`."""
+    helper, value = view.onnx.helper, view.onnx.helper.make_tensor_value_info
+    boolean, whole = view.onnx.TensorProto.BOOL, view.onnx.TensorProto.INT64
+    goes_on, kept_on = f"{name}_goes_on", f"{name}_kept_on"
+    inputs = [value(f"{name}_index", whole, []), value(goes_on, boolean, [])]
+    return helper.make_graph(
+        [view.node("Identity", [goes_on], kept_on), *nodes],
+        f"{name}_body",
+        [*inputs, value(carried, dtype, shape)],
+        [value(kept_on, boolean, []), value(nodes[-1].output[0], dtype, shape)],
+    )
