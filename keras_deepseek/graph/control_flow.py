@@ -18,15 +18,7 @@ from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.keras_private.replaced_functions import replaced_functions
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.graph.graph_operations import Branch, ForEach, While
-from keras_deepseek.graph.ir import (
-    CONSTANT,
-    INPUT,
-    WEIGHT,
-    Graph,
-    Node,
-    Spec,
-    Value,
-)
+from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Node, Spec, Value, constant_of
 from keras_deepseek.graph.known_code import CannotOpenError
 
 
@@ -179,9 +171,7 @@ class ControlFlow:
             tensor = ops.full((), tensor, ops.convert_to_tensor(kind()).dtype)
         if isinstance(tensor, keras.KerasTensor):
             return tensor
-        tensor = ops.convert_to_tensor(tensor)
-        spec = Spec(tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
-        return self._history.make_symbol(Value(Node(CONSTANT, [spec], content=tensor)))
+        return self._history.make_symbol(constant_of(ops.convert_to_tensor(tensor)))
 
     def _flag(self, condition: Any) -> keras.KerasTensor:
         """Returns a condition as a boolean scalar."""

@@ -236,6 +236,12 @@ def resize_reshape(reshape: Any, position: int, size: int) -> Any:
     return type(reshape)(tuple(shape), name=reshape.name)
 
 
+def constant_of(tensor: Any) -> Value:
+    """Returns the value of a constant tensor."""
+    spec = Spec(tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
+    return Value(Node(CONSTANT, [spec], content=tensor))
+
+
 def value_key(value: Any) -> Any:  # noqa: PLR0911 - one line a type
     """Returns a hashable key, equal for equal numbers, texts, tensors and structures of them."""
     if isinstance(value, Value):

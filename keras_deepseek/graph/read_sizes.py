@@ -149,10 +149,7 @@ def _capturing(
 
 
 def _make_reader(
-    node: Node,
-    sizes: Sequence[tuple[Path, Size]],
-    graph: Graph,
-    local: Callable[[Value], Value],
+    node: Node, sizes: Sequence[tuple[Path, Size]], graph: Graph, local: Callable[[Value], Value]
 ) -> None:
     sources: list[Value] = []
 

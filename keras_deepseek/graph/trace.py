@@ -12,6 +12,7 @@ This file alone reads Keras's history of symbols.
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import random
 import re
@@ -41,7 +42,17 @@ from keras_deepseek.backend.keras_private.variables import (
 )
 from keras_deepseek.graph.control_flow import ControlFlow
 from keras_deepseek.graph.created_tensors import creation_as_operations
-from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
+from keras_deepseek.graph.ir import (
+    INPUT,
+    WEIGHT,
+    Graph,
+    Leaf,
+    Node,
+    Shape,
+    Spec,
+    Value,
+    constant_of,
+)
 from keras_deepseek.graph.known_code import (
     CannotOpenError,
     Reading,
@@ -116,9 +127,9 @@ def trace_model(
     that call functions, such as `ops.scan`, are operations with inner graphs; else a layer that
     uses one is kept whole.
     """
-    trace = _Trace(model, frozenset(whole), opens_foreign, keeps_readers_of_sizes)
-    trace.records_creation = records_creation
-    trace.records_control_flow = records_control_flow
+    trace = _Trace(
+        model, whole, opens_foreign, keeps_readers_of_sizes, records_creation, records_control_flow
+    )
     return trace.run(as_symbols(inputs), training)
 
 
@@ -246,26 +257,25 @@ class _History:
             return self._values[id(leaf)]
         if isinstance(leaf, Variable):  # One that no layer holds as an attribute.
             return _weight(leaf, keras.backend.standardize_dtype(leaf.dtype))
-        return _constant(leaf) if keras.ops.is_tensor(leaf) else leaf
+        return constant_of(leaf) if keras.ops.is_tensor(leaf) else leaf
 
 
+@dataclasses.dataclass(eq=False)
 class _Trace:
-    def __init__(
-        self,
-        model: keras.Model,
-        whole: frozenset[str],
-        opens_foreign: bool,
-        keeps_readers_of_sizes: bool,
-    ) -> None:
-        self._model = model
-        self._whole = whole
-        self._opens_foreign = opens_foreign
-        self._keeps_readers_of_sizes = keeps_readers_of_sizes
-        layers = [] if opens_foreign else flatten_layers(model)
+    """A trace of a model, with the options of `trace_model`."""
+
+    model: keras.Model
+    whole: Collection[str]
+    opens_foreign: bool
+    keeps_readers_of_sizes: bool
+    records_creation: bool
+    records_control_flow: bool
+
+    def __post_init__(self) -> None:
+        layers = [] if self.opens_foreign else flatten_layers(self.model)
         self._readings = {id(layer): read_layer(layer) for layer in layers}
         self._has_symbols: set[int] = set()
         """The ids of the layers whose variables are symbols at the moment."""
-        self.records_creation = self.records_control_flow = False
         self._leaves: list[tuple[Node, Leaf]] = []
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
         self._current_layer = ""
@@ -276,37 +286,37 @@ class _Trace:
 
     def run(self, inputs: Any, training: bool) -> Graph:
         """Calls the model on symbols, with `_call_layer` for its layers, and returns the graph."""
-        kwargs = {"training": training} if self._model._call_has_training_arg else {}
+        kwargs = {"training": training} if self.model._call_has_training_arg else {}
         symbols = tree.flatten(inputs)
         nodes = [Node(INPUT, [Spec(symbol.shape, symbol.dtype)]) for symbol in symbols]
         for symbol, node in zip(symbols, nodes, strict=True):
             self._history.set_value(symbol, Value(node))
         with contextlib.ExitStack() as stack:
             stack.enter_context(_restored_generators())
-            stack.enter_context(protected_attributes(self._model))
-            stack.enter_context(without_new_nodes(self._model))
+            stack.enter_context(protected_attributes(self.model))
+            stack.enter_context(without_new_nodes(self.model))
             stack.enter_context(_restored_names())
             stack.enter_context(fixed_batch_norm())
             stack.enter_context(fixed_layer_outputs())
-            for layer in flatten_layers(self._model):
+            for layer in flatten_layers(self.model):
                 call = functools.partial(self._call_layer, layer)
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
             stack.enter_context(kept_global_seed())
             for reading in self._readings.values():
                 if reading.outer_reason is not None:
                     raise CannotOpenError(f"has code that is not known: {reading.outer_reason}")
-            self._outer_values = scoped_values(self._model.variables)
+            self._outer_values = scoped_values(self.model.variables)
             stack.enter_context(SealedScope(initialize_variables=False))
             if self.records_creation:
                 stack.enter_context(creation_as_operations())
                 stack.enter_context(fixed_get_item())
             if self.records_control_flow:
                 recorder = ControlFlow(self._history, lambda: self._current_layer)
-                layers = flatten_layers(self._model)
+                layers = flatten_layers(self.model)
                 operations = [op for layer in layers for op in getattr(layer, "operations", ())]
                 stack.enter_context(recorder.recording(operations))
                 stack.enter_context(fixed_get_item())
-            outputs = self._model(inputs, **kwargs)
+            outputs = self.model(inputs, **kwargs)
             graph = Graph(
                 inputs=nodes,
                 outputs=[self._value(output) for output in tree.flatten(outputs)],
@@ -334,11 +344,11 @@ class _Trace:
         path = path_of(layer)
         number = len(self._leaves)
         with own_attributes(self, _current_layer=path):
-            reason = "was given as one to keep" if path in self._whole else _reason_to_keep(layer)
-            reading = Reading() if self._opens_foreign else self._readings[id(layer)]
+            reason = "was given as one to keep" if path in self.whole else _reason_to_keep(layer)
+            reading = Reading() if self.opens_foreign else self._readings[id(layer)]
             if reason is None and reading.reason is not None:
                 reason = f"has code that is not known: {reading.reason}"
-            elif reason is None and reading.reads_sizes and self._keeps_readers_of_sizes:
+            elif reason is None and reading.reads_sizes and self.keeps_readers_of_sizes:
                 reason = "computes with sizes, which are unknown here"
             if reason is None:
                 try:
@@ -366,7 +376,7 @@ class _Trace:
 
     def _keep_whole(self, layer: keras.Layer, args: Any, kwargs: Any, reason: str) -> Any:
         """Adds a layer as one node, and returns symbols like its outputs."""
-        if layer is self._model:
+        if layer is self.model:
             raise CannotOpenError(reason)
         with (
             _replaced_attributes(layer, WeightSymbol, lambda _, symbol: symbol.variable),
@@ -398,7 +408,7 @@ class _Trace:
         if isinstance(tensor, keras.KerasTensor):
             return self._history.make_symbol(self._value(tensor), tensor)
         if keras.ops.is_tensor(tensor):
-            return self._history.make_symbol(_constant(tensor), tensor)
+            return self._history.make_symbol(constant_of(tensor), tensor)
         raise CannotOpenError(f"returns a {type(tensor).__name__}, which is no tensor")
 
     def _value(self, symbol: keras.KerasTensor) -> Value:
@@ -448,11 +458,6 @@ def describe_error(error: Exception) -> str:
 
 def _weight(variable: keras.Variable, dtype: str) -> Value:
     return Value(Node(WEIGHT, [Spec(tuple(variable.shape), dtype)], content=variable))
-
-
-def _constant(tensor: Any) -> Value:
-    spec = Spec(tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
-    return Value(Node(CONSTANT, [spec], content=tensor))
 
 
 def _looks_like_bias(argument: Any) -> bool:

@@ -1,7 +1,7 @@
 """Comparison of the traces of a model at several sizes, node by node."""
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -58,18 +58,17 @@ def check_collisions(
     fixed: set[int] = set()
     at_checks: list[ValueAxis] = []
     for nodes in zip(*(graph.all_nodes() for graph in graphs), strict=True):
-        for index, specs in enumerate(zip(*(node.outputs for node in nodes), strict=True)):
-            for axis, shape in enumerate(zip(*(spec.shape for spec in specs), strict=True)):
-                if None in shape:
-                    kind = nodes[0].kind
-                    raise DifferentError(f"a size of the result of {kind} depends on the data")
-                sizes = list(map(int, shape))
-                if len(set(sizes)) == 1:
-                    fixed.add(sizes[0])
-                elif len({size for n, size in enumerate(sizes) if n not in checks}) == 1:
-                    at_checks.append(ValueAxis(Value(nodes[0], index), axis))
-                else:
-                    varied.add(sizes[0])
+        for axis, shape in _output_axes(nodes):
+            if None in shape:
+                kind = nodes[0].kind
+                raise DifferentError(f"a size of the result of {kind} depends on the data")
+            sizes = list(map(int, shape))
+            if len(set(sizes)) == 1:
+                fixed.add(sizes[0])
+            elif len({size for n, size in enumerate(sizes) if n not in checks}) == 1:
+                at_checks.append(axis)
+            else:
+                varied.add(sizes[0])
     if not varied.isdisjoint(fixed):
         raise CollisionError(f"a free and a fixed axis have the size {min(varied & fixed)}")
     sizes_at_checks = {int(axis.value.shape[axis.axis]) for axis in at_checks}
@@ -77,6 +76,13 @@ def check_collisions(
     return frozenset(varied), [
         axis for axis in at_checks if int(axis.value.shape[axis.axis]) in fixed
     ]
+
+
+def _output_axes(nodes: Sequence[Node]) -> Iterator[tuple[ValueAxis, tuple[Any, ...]]]:
+    """Yields each axis of the outputs of a node, with its size in each trace."""
+    for index, specs in enumerate(zip(*(node.outputs for node in nodes), strict=True)):
+        for axis, sizes in enumerate(zip(*(spec.shape for spec in specs), strict=True)):
+            yield ValueAxis(Value(nodes[0], index), axis), sizes
 
 
 class Merger:
@@ -96,8 +102,11 @@ class Merger:
                 numbers[id(node)] = len(numbers)
             self._layer = nodes[0].layer
             self._merge_nodes(nodes)
-            if not is_inner:  # A value inside a loop has no size outside.
-                self._add_axes(nodes)
+            # A value inside a loop has no size outside.
+            for axis, shape in () if is_inner else _output_axes(nodes):
+                sizes = tuple(map(int, shape))
+                if len(set(sizes)) > 1:
+                    self._finder.add_axis(sizes, axis)
 
     def _merge_nodes(self, nodes: Sequence[Node]) -> None:
         node = nodes[0]
@@ -120,13 +129,6 @@ class Merger:
             node.operation, node.kind = operation, kind
 
         self.changes.append(change)
-
-    def _add_axes(self, nodes: Sequence[Node]) -> None:
-        for index, specs in enumerate(zip(*(other.outputs for other in nodes), strict=True)):
-            for axis, sizes in enumerate(zip(*(spec.shape for spec in specs), strict=True)):
-                numbers = tuple(map(int, sizes))
-                if len(set(numbers)) > 1:
-                    self._finder.add_axis(numbers, ValueAxis(Value(nodes[0], index), axis))
 
     def _merge(self, structures: Sequence[Any]) -> Any:
         """Returns the first structure, with a `Size` for each number that differs in others."""
