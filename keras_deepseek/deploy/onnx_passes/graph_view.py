@@ -62,13 +62,11 @@ class GraphView:
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        graph = infer_graph(self.onnx, self._model)  # It is slow, and not every pass needs it.
+        graph = infer_graph(self._model)  # It is slow, and not every pass needs it.
         return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
 
     def rewrite(
-        self,
-        make_new: Callable[["GraphView", Any], list[Any] | None],
-        *op_types: str,
+        self, make_new: Callable[["GraphView", Any], list[Any] | None], *op_types: str
     ) -> int:
         """Replaces nodes of some operator types by new nodes; returns the number of replacements.
 
@@ -212,11 +210,12 @@ def names_read(node: Any) -> Iterator[str]:
         yield from _used(inner)
 
 
-def infer_graph(onnx: Any, model: Any) -> Any:
+def infer_graph(model: Any) -> Any:
     """Returns a copy of a graph with inferred types and shapes, those of subgraphs included.
 
     Large weights become inputs, so that they are not copied.
     """
+    onnx = import_package("onnx")
     light = onnx.ModelProto()
     light.ir_version = model.ir_version
     light.opset_import.extend(model.opset_import)

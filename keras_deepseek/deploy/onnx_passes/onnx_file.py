@@ -17,11 +17,7 @@ def save(model: Any, path: Path) -> None:
     onnx = import_package("onnx")
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_FILE:
         onnx.save(
-            model,
-            path,
-            save_as_external_data=True,
-            location=_data(path).name,
-            size_threshold=1024,
+            model, path, save_as_external_data=True, location=_data(path).name, size_threshold=1024
         )
         return
     light, weights = onnx.ModelProto(), model.graph.initializer

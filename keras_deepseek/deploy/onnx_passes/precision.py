@@ -58,7 +58,7 @@ def check_bfloat16(model: Any, latest: int) -> None:
     The message names them and the first opset, up to `latest`, that has them all.
     """
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    operator_inputs = _inputs_in_bfloat16(infer_graph(import_package("onnx"), model), frozenset())
+    operator_inputs = _inputs_in_bfloat16(infer_graph(model), frozenset())
     lacking = sorted(
         {name for name, index in operator_inputs if not _has_bfloat16(name, index, opset)}
     )
@@ -77,12 +77,7 @@ def check_bfloat16(model: Any, latest: int) -> None:
 
 def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int]]:
     """Returns the bfloat16 inputs by operator and index; `outer` names outer bfloat16 tensors."""
-    brief = import_package("onnx").TensorProto.BFLOAT16
-    values = [*graph.input, *graph.output, *graph.value_info]
-    names = outer.union(
-        (value.name for value in values if value.type.tensor_type.elem_type == brief),
-        (tensor.name for tensor in graph.initializer if tensor.data_type == brief),
-    )
+    names = outer | _names_of_type(graph, import_package("onnx").TensorProto.BFLOAT16)
     operator_inputs: set[tuple[str, int]] = set()
     for node in graph.node:
         indices = [index for index, name in enumerate(node.input) if name in names]
@@ -91,6 +86,14 @@ def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int
         for inner in inner_graphs(node):
             operator_inputs |= _inputs_in_bfloat16(inner, names)
     return operator_inputs
+
+
+def _names_of_type(graph: Any, element_type: int) -> frozenset[str]:
+    """Returns the names of a graph's tensors of an ONNX element type."""
+    values = (*graph.input, *graph.output, *graph.value_info)
+    names = {value.name for value in values if value.type.tensor_type.elem_type == element_type}
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == element_type}
+    return frozenset(names | weights)
 
 
 def _has_bfloat16(operator: str, index: int, opset: int) -> bool:
@@ -103,31 +106,29 @@ def products_in_float16(model: Any) -> Any:
     """Returns a graph whose float32 products compute in float16, between `Cast` nodes."""
     onnx = import_package("onnx")
     inferred = onnx.shape_inference.infer_shapes(model)
-    _change(onnx, inferred.graph, set())
+    _change(inferred.graph, frozenset())
     return inferred
 
 
-def _change(onnx: Any, graph: Any, outer: set[str]) -> None:
+def _change(graph: Any, outer: frozenset[str]) -> None:
     """Converts the float32 products of a graph to float16, in place.
 
     `outer` are the float32 tensors of the graphs around it.
     """
-    full = onnx.TensorProto.FLOAT
-    values = (*graph.input, *graph.output, *graph.value_info)
-    floats = outer | {value.name for value in values if value.type.tensor_type.elem_type == full}
-    floats |= {tensor.name for tensor in graph.initializer if tensor.data_type == full}
+    floats = outer | _names_of_type(graph, import_package("onnx").TensorProto.FLOAT)
     nodes = list(graph.node)
     del graph.node[:]
     for index, node in enumerate(nodes):
         for inner in inner_graphs(node):
-            _change(onnx, inner, floats)
+            _change(inner, floats)
         if node.op_type in _FLOAT16_OPERATORS and node.output[0] in floats:
-            graph.node.extend(_between_casts(onnx, node, f"{node.output[0]}__half_{index}"))
+            graph.node.extend(_between_casts(node, f"{node.output[0]}__half_{index}"))
         else:
             graph.node.append(node)
 
 
-def _between_casts(onnx: Any, node: Any, name: str) -> list[Any]:
+def _between_casts(node: Any, name: str) -> list[Any]:
+    onnx = import_package("onnx")
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     casts = []
     for index, tensor in enumerate(node.input):
