@@ -183,9 +183,8 @@ def _fold(node: Any, conv: Any, array: Array, arrays: dict[str, Array]) -> bool:
     folded = {"kernel": kernel} if bias is None else {"kernel": kernel, "bias": bias}
     if not all(np.isfinite(values).all() for values in folded.values()):
         return False
-    for index, (role, values) in enumerate(folded.items(), start=1):
-        name = f"{conv.name}/{role}_{len(arrays)}"
-        arrays[name] = np.ascontiguousarray(values)
-        del conv.input[index : index + 1]
-        conv.input.insert(index, name)
+    del conv.input[1:]
+    for role, values in folded.items():
+        conv.input.append(f"{conv.name}/{role}_{len(arrays)}")
+        arrays[conv.input[-1]] = np.ascontiguousarray(values)
     return True

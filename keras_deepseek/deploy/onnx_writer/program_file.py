@@ -12,12 +12,7 @@ from keras_deepseek.graph.size_expressions import FreeAxis
 
 
 def make_file(
-    writer: Writer,
-    signature: Signature,
-    axes: Sequence[FreeAxis],
-    *,
-    simplified: bool,
-    fused: bool,
+    writer: Writer, signature: Signature, axes: Sequence[FreeAxis], *, simplified: bool, fused: bool
 ) -> Any:
     """Returns the `onnx.ModelProto` of a writer's graph. The writer is of no use afterwards.
 

@@ -384,7 +384,7 @@ class Writer:
         return self.add("Transpose", name, perm=list(perm))
 
     def reshape(
-        self, name: str, sizes: Sequence[int | str], shape: Sequence[int | str] | None = None
+        self, name: str, sizes: Sequence[int | str], shape: Sequence[int | str] = ()
     ) -> str:
         """Reshapes a tensor to sizes: numbers, `Size`s or names; 0 copies one, -1 is what remains.
 
@@ -396,8 +396,8 @@ class Writer:
             for axis, size in enumerate(target)
             if isinstance(size, str) or (size != -1 and self.is_free(size))
         ]
-        for axis in list(computed) if shape is not None else ():
-            if shape is not None and _begins_alike(shape, sizes, axis):
+        for axis in list(computed):
+            if _plain(shape[: axis + 1]) == _plain(sizes[: axis + 1]):
                 target[axis] = 0  # The size of the same axis.
                 computed.remove(axis)
         if len(computed) == 1 and -1 not in target:
@@ -430,7 +430,9 @@ class Writer:
         kind = type(node.operation).__name__ if node.is_layer else node.kind
         entry = (LAYERS if node.is_layer else TABLE).get(kind)
         if entry is None:
-            raise NoEntryError(self._reason(node), _where(node))
+            leaf = self.graph.leaves.get(node.layer) if node.is_layer else None
+            reason = f", and the layer {leaf.reason}" if leaf is not None else ""
+            raise NoEntryError(f"the table has no entry for it{reason}", _where(node))
         try:
             names = entry.handler(self, node, *node.args, **node.kwargs)
         except NoEntryError as error:
@@ -445,11 +447,6 @@ class Writer:
         for index, name in zip(range(len(node.outputs)), outputs, strict=True):
             self.put(Value(node, index), name)
 
-    def _reason(self, node: Node) -> str:
-        leaf = self.graph.leaves.get(node.layer) if node.is_layer else None
-        reason = f", and the layer {leaf.reason}" if leaf is not None else ""
-        return f"the table has no entry for it{reason}"
-
     def inner(self, graph: Graph, *, shares_sizes: bool = False) -> "Writer":
         """Returns the writer of a body, which may read the values of this graph."""
         self._num_bodies += 1
@@ -459,14 +456,8 @@ class Writer:
         return Writer(graph, self.opset, outer=self, prefix=prefix, shares_sizes=shares_sizes)
 
 
-def _begins_alike(shape: Sequence[int | str], sizes: Sequence[int | str], axis: int) -> bool:
-    """Returns True if two shapes have the same sizes up to an axis."""
-    return axis < len(shape) and all(
-        size == other
-        if isinstance(size, str) or isinstance(other, str)
-        else int(size) == int(other)
-        for size, other in zip(shape[: axis + 1], sizes[: axis + 1], strict=True)
-    )
+def _plain(sizes: Sequence[int | str]) -> list[int | str]:
+    return [size if isinstance(size, str) else int(size) for size in sizes]
 
 
 def _where(node: Node) -> str:

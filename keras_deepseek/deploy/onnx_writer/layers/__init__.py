@@ -2,8 +2,6 @@
 
 from keras_deepseek.deploy.onnx_writer.layers import (  # noqa: F401 - they register themselves.
     activations,
-    convolutions,
     preprocessing,
     recurrent,
-    time_distributed,
 )

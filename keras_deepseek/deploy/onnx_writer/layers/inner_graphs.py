@@ -81,17 +81,16 @@ class _CallOf(keras.Layer):
 
 
 def trace_function(
+    writer: Writer,
     layer: keras.Layer,
     function: Callable[..., Any] | None,
     specs: Sequence[Spec],
-    is_free: Callable[[int], bool],
     outputs: int = 1,
 ) -> Graph:
-    """Returns the graph of a layer, or a function such as its activation, at free sizes.
-
-    `is_free(size)` tells which sizes in the specs of its arguments are free.
-    """
-    shapes = [tuple(None if is_free(size) else size for size in spec.shape) for spec in specs]
+    """Returns the graph of a layer, or a function such as its activation, at free sizes."""
+    shapes = [
+        tuple(None if writer.is_free(size) else size for size in spec.shape) for spec in specs
+    ]
     inputs = [
         keras.Input(batch_shape=shape, dtype=spec.dtype, name=f"input_{index}")
         for index, (shape, spec) in enumerate(zip(shapes, specs, strict=True))
@@ -111,13 +110,12 @@ def trace_function(
     return graph
 
 
-def write_in_place(writer: Writer, graph: Graph, names: Sequence[dict[str, str]]) -> Writer:
-    """Writes a graph whose inputs have names, by layout, and returns the writer of its values."""
+def write_in_place(writer: Writer, graph: Graph, names: dict[str, str]) -> Writer:
+    """Writes a graph of one input, named by layout, and returns the writer of its values."""
     body = writer.inner(graph)
     body.nodes = writer.nodes
-    for node, by_layout in zip(body.graph.inputs, names, strict=True):
-        for layout, name in by_layout.items():
-            body.put(Value(node), name, layout)
+    for layout, name in names.items():
+        body.put(Value(graph.inputs[0]), name, layout)
     body.write_nodes()
     return body
 
@@ -133,10 +131,10 @@ def put_function(
 
     Without a function that is the layer itself.
     """
-    graph = trace_function(node.operation, function, [spec], writer.is_free)
+    graph = trace_function(writer, node.operation, function, [spec])
     if any(leaf.layer_class == node.kind for leaf in graph.leaves.values()):
         raise NoEntryError(f"{node.kind}, which {next(iter(graph.leaves.values())).reason}")
-    body = write_in_place(writer, graph, [names])
+    body = write_in_place(writer, graph, names)
     (output,) = graph.outputs
     for layout in list(body.layouts(output)):
         writer.put(Value(node), body.name(output, layout), layout)

@@ -1,4 +1,4 @@
-"""Recurrent layers: ONNX's `LSTM`, `GRU` and `RNN`, and a loop over any other cell."""
+"""Layers of time steps: ONNX's `LSTM`, `GRU` and `RNN`, and a loop over any other cell or layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +8,16 @@ import numpy as np
 from keras import tree
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.deploy.onnx_writer.bodies import add_scan, make_body
 from keras_deepseek.deploy.onnx_writer.layers.inner_graphs import (
     handles_keras_layer,
     swap_time,
     trace_function,
+    write_in_place,
 )
 from keras_deepseek.deploy.onnx_writer.table.shapes import reverse
-from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer
+from keras_deepseek.deploy.onnx_writer.writer import LAST, NoEntryError, Writer
 from keras_deepseek.graph.ir import Node, Spec, Value
 
 _ACTIVATIONS = {
@@ -135,7 +137,7 @@ def any_cell(
             output_shape = node.spec.shape[2 if layer.return_sequences else 1 :]
             states.append(Spec((batch, *output_shape), dtype))
     step = _step_of(layer, template, has_mask=mask is not None)
-    graph = trace_function(layer, step, [*states, *steps], writer.is_free, len(states) + 1)
+    graph = trace_function(writer, layer, step, [*states, *steps], len(states) + 1)
     _check_states(graph.outputs, states)
     begin = [writer.tensor(state, dtype) for state in _states(initial_state)]
     begin = begin or _first_states(writer, layer, sequences, dtype)
@@ -203,3 +205,48 @@ def _check_states(outputs: list[Value], states: list[Spec]) -> None:
     for value, spec in zip(outputs, states, strict=False):
         if value.dtype != spec.dtype or value.shape[1:] != spec.shape[1:]:
             raise NoEntryError(f"a cell whose state of {spec} becomes one of {value.shape}")
+
+
+# The same layer for each step.
+
+_BY_ROW = frozenset(
+    getattr(keras.layers, name)
+    for name in (
+        *("Dense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"),
+        *("SeparableConv1D", "SeparableConv2D", "Conv1DTranspose", "Conv2DTranspose"),
+        *("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D"),
+        *("AveragePooling2D", "AveragePooling3D", "GlobalMaxPooling1D", "GlobalMaxPooling2D"),
+        *("GlobalAveragePooling1D", "GlobalAveragePooling2D", "Flatten", "Reshape", "Permute"),
+        *("BatchNormalization", "LayerNormalization", "Dropout", "Embedding", "ReLU", "LSTM"),
+        *("GRU", "SimpleRNN", "ZeroPadding2D", "Cropping2D", "UpSampling2D"),
+    )
+) | {
+    *(keras.Sequential, keras.layers.InputLayer),
+    *(keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell),
+}
+"""Keras's layers of which each row of the output depends on one row of the input."""
+
+
+@handles_keras_layer("TimeDistributed")
+def time_distributed(
+    writer: Writer, node: Node, x: Value, mask: Value | None = None, **_: Any
+) -> str:
+    """Writes the layer for all steps of all rows if it mixes no rows, else for step after step."""
+    layer = node.operation.layer
+    batch, _length, *features = x.shape
+    if layer.compute_dtype != node.operation.compute_dtype:
+        raise NoEntryError("TimeDistributed of a layer of another dtype")
+    if mask is not None or any(map(writer.is_free, features)):
+        raise NoEntryError("TimeDistributed with a mask, or of features of free size")
+    step = Spec((batch, *features), x.dtype)
+    graph = trace_function(writer, layer, None, [step])
+    (output,) = graph.outputs
+    cells = {type(inner) for inner in flatten_layers(layer)}
+    if not cells <= _BY_ROW:
+        steps = swap_time(writer, writer.name(x), len(x.shape))
+        (steps,) = add_scan(writer, make_body(writer, graph), [], [steps])
+        return swap_time(writer, steps, len(output.shape) + 1)
+    rows = writer.reshape(writer.name(x), [-1, *map(int, features)])
+    body = write_in_place(writer, graph, {LAST: rows})
+    sizes = [writer.axis_size(x, 0), writer.axis_size(x, 1), *map(int, output.shape[1:])]
+    return writer.reshape(body.name(output), sizes)

@@ -11,12 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.deploy.onnx_writer.table.elementwise import (
-    elementwise,
-    log1p,
-    promoted,
-    write_formula,
-)
+from keras_deepseek.deploy.onnx_writer.table.elementwise import elementwise, log1p, promoted
 from keras_deepseek.deploy.onnx_writer.table.operand import Operand, as_operand, computed_in, where
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node
@@ -109,7 +104,7 @@ BINARY: dict[str, Binary] = {
     },
 )
 def _binary(writer: Writer, node: Node, x: Any, y: Any, **_: Any) -> None:
-    write_formula(writer, node, [x, y], BINARY[node.kind])
+    elementwise(writer, node, [x, y], BINARY[node.kind])
 
 
 COMPARISONS: dict[str, Binary] = {
@@ -125,7 +120,7 @@ COMPARISONS: dict[str, Binary] = {
 @handles(*COMPARISONS)
 def _compare(writer: Writer, node: Node, x: Any, y: Any) -> None:
     """Writes a comparison in the dtype to which Keras promotes both."""
-    write_formula(writer, node, [x, y], COMPARISONS[node.kind], promoted([x, y]))
+    elementwise(writer, node, [x, y], COMPARISONS[node.kind], promoted([x, y]))
 
 
 @handles("Isclose", follows="JAX and PyTorch, for infinities")
@@ -140,7 +135,7 @@ def _is_close(
         return result | (x.is_nan() & y.is_nan()) if node.operation.equal_nan else result
 
     dtype = str(keras.backend.result_type(promoted([x, y]), float))
-    write_formula(writer, node, [x, y], formula, dtype)
+    elementwise(writer, node, [x, y], formula, dtype)
 
 
 LOGIC = {"LogicalAnd": "And", "LogicalNot": "Not", "LogicalOr": "Or", "LogicalXor": "Xor"}
@@ -150,7 +145,7 @@ LOGIC = {"LogicalAnd": "And", "LogicalNot": "Not", "LogicalOr": "Or", "LogicalXo
 def _logic(writer: Writer, node: Node, *arguments: Any) -> None:
     """Writes a logical operation of numbers, of which all but 0 are true."""
     kind, dtypes = LOGIC[node.kind], ["bool"] * len(arguments)
-    elementwise(writer, node, arguments, lambda *names: writer.add(kind, *names), dtypes)
+    elementwise(writer, node, arguments, lambda x, *y: x.apply(kind, *y), dtypes)
 
 
 @handles("Where")
@@ -175,14 +170,14 @@ def _choose(
     """Puts a choice by the first condition that is true."""
     dtype, count = computed_in(node.spec.dtype), len(conditions)
 
-    def build(*names: str) -> str:
-        result = names[-1]
+    def formula(*operands: Operand) -> Operand:
+        result = operands[-1]
         for index in reversed(range(count)):
-            result = writer.add("Where", names[index], names[count + index], result)
-        return writer.cast(result, dtype, node.spec.dtype)
+            result = where(operands[index], operands[count + index], result)
+        return result
 
     dtypes = ["bool"] * count + [dtype] * (count + 1)
-    elementwise(writer, node, [*conditions, *choices, default], build, dtypes)
+    elementwise(writer, node, [*conditions, *choices, default], formula, dtypes)
 
 
 # Integers.
@@ -242,14 +237,14 @@ def _divide_and_round(writer: Writer, node: Node, x: Any, y: Any) -> None:
     if divisors is not None and not isinstance(y, Size) and not np.isin(divisors, (0, -1)).any():
         of_integers = by_constant
     is_float = "float" in node.spec.dtype
-    write_formula(writer, node, [x, y], of_floats if is_float else of_integers)
+    elementwise(writer, node, [x, y], of_floats if is_float else of_integers)
 
 
 @handles("Power")
 def _integer_or_float_power(writer: Writer, node: Node, x: Any, y: Any) -> None:
     """Writes a power. One of integers is a chain of products: `Pow` would compute it as floats."""
     if "float" in node.spec.dtype:
-        write_formula(writer, node, [x, y], lambda x, y: x**y)
+        elementwise(writer, node, [x, y], lambda x, y: x**y)
         return
     exponents = writer.array(y)
     if exponents is None or isinstance(y, Size) or np.unique(exponents).size != 1:
@@ -258,7 +253,7 @@ def _integer_or_float_power(writer: Writer, node: Node, x: Any, y: Any) -> None:
     if exponent < 0 or node.spec.dtype == "bool":
         raise NoEntryError(f"Power of {node.spec.dtype} by {exponent}")
     spread = np.zeros(np.shape(exponents), "int32")  # Its shape may be the larger one.
-    write_formula(writer, node, [x, spread], lambda x, zero: _power(x, exponent) + zero)
+    elementwise(writer, node, [x, spread], lambda x, zero: _power(x, exponent) + zero)
 
 
 def _power(x: Operand, exponent: int) -> Operand:
@@ -285,8 +280,8 @@ BITS: dict[str, tuple[str, str]] = {
 @handles(*BITS)
 def _bitwise(writer: Writer, node: Node, *arguments: Any) -> None:
     """Writes an operation on the bits of integers."""
-    kind = BITS[node.kind][node.spec.dtype == "bool"]
-    elementwise(writer, node, arguments, lambda *names: writer.add(kind, *names))
+    kind, dtypes = BITS[node.kind][node.spec.dtype == "bool"], [node.spec.dtype] * len(arguments)
+    elementwise(writer, node, arguments, lambda x, *y: x.apply(kind, *y), dtypes)
 
 
 def _shift_left(x: Operand, count: Operand) -> Operand:
@@ -315,7 +310,7 @@ def _shift(writer: Writer, node: Node, x: Any, count: Any) -> None:
     """Writes a shift of the bits of integers of any sign."""
     if node.spec.dtype in ("bool", "uint64"):
         raise NoEntryError(f"{node.kind} of {node.spec.dtype}")
-    write_formula(writer, node, [x, count], SHIFTS[node.kind], "int64")
+    elementwise(writer, node, [x, count], SHIFTS[node.kind], "int64")
 
 
 @handles("IsIn")

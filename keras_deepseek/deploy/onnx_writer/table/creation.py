@@ -4,11 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.deploy.onnx_writer.table.shapes import (
-    column_offsets,
-    full,
-    numbers,
-)
+from keras_deepseek.deploy.onnx_writer.table.operand import Operand, as_operand
+from keras_deepseek.deploy.onnx_writer.table.shapes import column_offsets, full, numbers
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, handles
 from keras_deepseek.graph.ir import Node, Value
 
@@ -32,9 +29,9 @@ def _create(writer: Writer, node: Node, *args: Any) -> Any:
     if kind == "eye":
         rows, columns, offset = (*args, None, None)[:3]
         columns = rows if columns is None else columns
-        difference = column_offsets(writer, rows, columns)
-        diagonal = writer.tensor(0 if offset is None else offset, "int64")
-        return writer.cast(writer.add("Equal", difference, diagonal), "bool", dtype)
+        difference = Operand(writer, column_offsets(writer, rows, columns), "int64")
+        diagonal = as_operand(writer, 0 if offset is None else offset, "int64")
+        return difference.equals(diagonal).cast(dtype).name
     fills = {"ones": 1, "zeros": 0, "empty": 0}
     if kind not in fills and kind != "full":
         raise NoEntryError(f"ops.{kind}")
@@ -63,17 +60,13 @@ def _linspace(writer: Writer, node: Node, start: Any, stop: Any) -> str:
     axis = operation.axis % (rank + 1)
     ends = []
     for bound in (start, stop):
-        name, bound_rank = writer.tensor(bound, dtype), len(getattr(bound, "shape", ()))
+        end, bound_rank = as_operand(writer, bound, dtype), len(getattr(bound, "shape", ()))
         if bound_rank not in (0, rank):
             raise NoEntryError("Linspace between tensors of different ranks")
-        ends.append(writer.add("Unsqueeze", name, writer.integers(axis)) if bound_rank else name)
+        ends.append(end.unsqueeze(axis) if bound_rank else end)
     shares = np.arange(operation.num) / max(operation.num - bool(operation.endpoint), 1)
     shares = np.expand_dims(shares, [index for index in range(rank + 1) if index != axis])
-    parts = (
-        writer.add("Mul", end, writer.constant(share, dtype))
-        for end, share in zip(ends, (1 - shares, shares), strict=True)
-    )
-    return writer.add("Add", *parts)
+    return (ends[0] * (1 - shares) + ends[1] * shares).name
 
 
 @handles("Meshgrid")

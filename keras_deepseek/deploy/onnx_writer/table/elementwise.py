@@ -9,12 +9,12 @@ import numpy as np
 
 from keras_deepseek.deploy.onnx_writer.table.operand import (
     Operand,
+    as_operand,
     computed_in,
     limits,
     shape_of,
     where,
 )
-from keras_deepseek.deploy.onnx_writer.table.shapes import is_first
 from keras_deepseek.deploy.onnx_writer.writer import (
     FIRST,
     LAST,
@@ -54,29 +54,26 @@ def elementwise(
     writer: Writer,
     node: Node,
     arguments: Sequence[Any],
-    build: Callable[..., str],
-    dtypes: Sequence[str] | None = None,
+    formula: Callable[..., Operand],
+    dtypes: Sequence[str] | str | None = None,
 ) -> None:
-    """Puts `build(*names)` in the layout in which the operands are.
+    """Puts `formula(*operands)`, cast to the output's dtype, in the layout of the operands.
 
-    Args:
-        writer: The writer.
-        node: The node of the operation.
-        arguments: The values and numbers that it combines.
-        build: A function of their names, that adds nodes and returns the name of the result.
-        dtypes: The dtype that each argument is cast to; by default that of the output.
+    The operands have dtypes of their own, or the one that is named, by default the output's, or
+    rather a wider one if ONNX Runtime can't compute in it.
     """
+    if dtypes is None or isinstance(dtypes, str):
+        dtypes = [computed_in(dtypes or node.spec.dtype)] * len(arguments)
     rank = len(node.spec.shape)
-    layout = FIRST if _is_channels_first(writer, arguments, rank) else LAST
-    names = []
-    for argument, dtype in zip(
-        arguments, dtypes or [node.spec.dtype] * len(arguments), strict=True
-    ):
-        if layout == FIRST:
-            names.append(_channels_first(writer, argument, dtype, rank))
+    is_first = _is_channels_first(writer, arguments, rank)
+    operands = []
+    for argument, dtype in zip(arguments, dtypes, strict=True):
+        if is_first:
+            operands.append(_channels_first(writer, argument, dtype, rank))
         else:
-            names.append(writer.tensor(argument, dtype))
-    writer.put(Value(node), build(*names), layout)
+            operands.append(as_operand(writer, argument, dtype))
+    result = formula(*operands).cast(node.spec.dtype)
+    writer.put(Value(node), result.name, FIRST if is_first else LAST)
 
 
 def _is_channels_first(writer: Writer, arguments: Sequence[Any], rank: int) -> bool:
@@ -85,44 +82,21 @@ def _is_channels_first(writer: Writer, arguments: Sequence[Any], rank: int) -> b
     return (
         rank >= SPATIAL_RANK
         and all(len(value.shape) in (0, 1, rank) for value in values)
-        and any(len(value.shape) == rank and is_first(writer, value) for value in values)
+        and any(len(value.shape) == rank and LAST not in writer.layouts(value) for value in values)
     )
 
 
-def _channels_first(writer: Writer, argument: Any, dtype: str, rank: int) -> str:
-    """Returns the name of a tensor that broadcasts against those with channels first."""
+def _channels_first(writer: Writer, argument: Any, dtype: str, rank: int) -> Operand:
+    """Returns a tensor that broadcasts against those with channels first."""
     shape = shape_of(argument)
-    if not shape:
-        return writer.tensor(argument, dtype)
-    array = writer.array(argument)
+    array = writer.array(argument) if shape else None
     if array is not None:
         spread = array.astype(numpy_dtype(dtype)).reshape((1,) * (rank - array.ndim) + array.shape)
-        return writer.constant(spread.transpose(to_first(rank)))
-    if len(shape) == 1:
-        spatial = [1] * (rank - 2)
-        return writer.reshape(writer.tensor(argument, dtype), [-1, *spatial])
-    return writer.cast(writer.name(argument, FIRST), argument.dtype, dtype)
-
-
-def write_formula(
-    writer: Writer,
-    node: Node,
-    arguments: Sequence[Any],
-    formula: Callable[..., Operand],
-    dtype: str | None = None,
-) -> None:
-    """Puts `formula(*operands)`, cast to the output's dtype.
-
-    The operands have the dtype that is named, by default the output's, or a wider one if ONNX
-    Runtime can't compute in it.
-    """
-    dtype = computed_in(dtype or node.spec.dtype)
-
-    def build(*names: str) -> str:
-        result = formula(*(Operand(writer, name, dtype) for name in names))
-        return result.cast(node.spec.dtype).name
-
-    elementwise(writer, node, arguments, build, [dtype] * len(arguments))
+        return Operand(writer, writer.constant(spread.transpose(to_first(rank))), dtype)
+    if len(shape) > 1:
+        return Operand(writer, writer.name(argument, FIRST), argument.dtype).cast(dtype)
+    operand = as_operand(writer, argument, dtype)
+    return operand.reshape(-1, *[1] * (rank - 2)) if shape else operand
 
 
 # Casts.
@@ -132,7 +106,7 @@ def write_formula(
 @handles("Cast", follows="PyTorch and TensorFlow, for NaN and floats beyond the range of integers")
 def _identity(writer: Writer, node: Node, x: Any, *_: Any, **__: Any) -> None:
     """Writes a cast, or nothing."""
-    elementwise(writer, node, [x], lambda name: name)
+    elementwise(writer, node, [x], lambda x: x, [node.spec.dtype])
 
 
 def _in_float64(formula: Callable[[Operand], Operand]) -> Formula:
@@ -246,16 +220,15 @@ def _layer_relu(x: Operand, operation: Any) -> Operand:
 
 
 def _round(x: Operand, operation: Any) -> Operand:
-    if not x.is_float and operation.decimals < 0:
-        raise NoEntryError(f"Round of integers to {operation.decimals} decimals")
-    if not x.is_float:
-        return x
-    if not operation.decimals:
-        return x.apply("Round")
-    scale: float = 10.0 ** abs(operation.decimals)
-    if operation.decimals < 0:
-        return (x / scale).apply("Round") * scale
-    return (x * scale).apply("Round") / scale
+    decimals: int = operation.decimals
+    if not x.is_float and decimals < 0:
+        raise NoEntryError(f"Round of integers to {decimals} decimals")
+    if not x.is_float or not decimals:
+        return x.apply("Round") if x.is_float else x
+    scale = 10.0 ** abs(decimals)
+    return (
+        (x * scale).apply("Round") / scale if decimals > 0 else (x / scale).apply("Round") * scale
+    )
 
 
 def _clip(x: Operand, operation: Any) -> Operand:
@@ -314,7 +287,7 @@ def _function(writer: Writer, node: Node, x: Value) -> None:
     formula = NUMBER_FORMULAS.get(node.kind) or FLOAT_FORMULAS[node.kind]
     if node.kind in FLOAT_FORMULAS and "float" not in node.spec.dtype:
         raise NoEntryError(f"{node.kind} of {node.spec.dtype}")
-    write_formula(writer, node, [x], lambda x: formula(x, node.operation))
+    elementwise(writer, node, [x], lambda x: formula(x, node.operation))
 
 
 SPECIAL: dict[str, Callable[[Operand], Operand]] = {
@@ -331,7 +304,7 @@ SPECIAL: dict[str, Callable[[Operand], Operand]] = {
 @handles(*SPECIAL)
 def _is_special(writer: Writer, node: Node, x: Value) -> None:
     dtype = x.dtype if "float" in x.dtype else "float32"
-    write_formula(writer, node, [x], SPECIAL[node.kind], dtype)
+    elementwise(writer, node, [x], SPECIAL[node.kind], dtype)
 
 
 @handles("SaturateCast", follows="no backend, for floats beyond the range: they are clipped")
@@ -345,7 +318,7 @@ def _saturate_cast(writer: Writer, node: Node, x: Value) -> None:
         )
         least = float(np.nextafter(low, zero) if float(low) < lowest else low)
         most = float(np.nextafter(high, zero) if float(high) > highest else high)
-    write_formula(writer, node, [x], lambda x: x.maximum(least).minimum(most), x.dtype)
+    elementwise(writer, node, [x], lambda x: x.maximum(least).minimum(most), x.dtype)
 
 
 @handles("Glu")

@@ -5,7 +5,7 @@ aliases; interpolated integers, and their shades of grey; turned images with ref
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ _GREY = (0.2989, 0.587, 0.114)
 """The share of red, green and blue in a shade of grey."""
 
 
-def _image_axes(node: Node, x: Value) -> tuple[int, int, int]:
+def image_axes(node: Node, x: Value) -> tuple[int, int, int]:
     """Returns the axes of height, width and channels."""
     rank = len(x.shape)
     if node.operation.data_format == "channels_last":
@@ -78,43 +78,48 @@ def resize_to(writer: Writer, node: Node, x: Value, size: Sequence[int]) -> None
     modes = tuple(_KERNELS) if is_smooth else ("bilinear",)
     if not is_nearest and (options.interpolation not in modes or x.dtype not in _RESIZED):
         raise NoEntryError(f"Resize of {x.dtype} by {options.interpolation} interpolation")
-    name, sizes, channels, layout = spatial(writer, x, options.data_format)
+    images, sizes, channels, layout = spatial(writer, x, options.data_format)
     if len(sizes) != len(size):
         raise NoEntryError("Resize of a single image")
-    name = writer.cast(name, x.dtype, dtype)
-    if options.pad_to_aspect_ratio or options.crop_to_aspect_ratio:
-        fill = writer.constant(options.fill_value, dtype)
-        pads = options.pad_to_aspect_ratio
-        name, sizes = _with_ratio(writer, name, sizes, size, fill if pads else None)
+    images = images.cast(dtype)
+    has_ratio = options.pad_to_aspect_ratio or options.crop_to_aspect_ratio
+    is_free = any(isinstance(number, Size) or writer.is_free(number) for number in (*sizes, *size))
+    if is_free and (has_ratio or is_smooth):
+        raise NoEntryError("Resize of free sizes, without aliases or to a ratio of the sides")
+    if has_ratio:
+        fill = images.like(options.fill_value)
+        images, sizes = _with_ratio(
+            images, sizes, size, fill if options.pad_to_aspect_ratio else None
+        )
     if is_nearest:
-        name = _resize_to_nearest(writer, name, sizes, size)
+        images = _resize_to_nearest(images, sizes, size)
     elif is_smooth:
-        name = _resize_smoothly(writer, name, sizes, size, options.interpolation)
+        images = _resize_smoothly(images, sizes, size, _KERNELS[options.interpolation])
     else:
         target = numbers(writer, [writer.axis_size(x, 0), channels, *size])
         attributes = {"coordinate_transformation_mode": "half_pixel", "mode": "linear"}
-        name = writer.add("Resize", name, None, None, target, **attributes)
-    writer.put(Value(node), writer.cast(name, dtype, node.spec.dtype), layout)
+        name = writer.add("Resize", images.name, None, None, target, **attributes)
+        images = Operand(writer, name, dtype)
+    writer.put(Value(node), images.cast(node.spec.dtype).name, layout)
 
 
-def _resize_to_nearest(
-    writer: Writer, name: str, sizes: Sequence[int], target: Sequence[int]
-) -> str:
+def _resize_to_nearest(images: Operand, sizes: Sequence[int], target: Sequence[int]) -> Operand:
     """Takes the nearest rows and columns of images, with the channels first."""
+    writer = images.writer
     for axis, (size, new_size) in enumerate(zip(sizes, target, strict=True), start=2):
         if not isinstance(new_size, Size) and not writer.is_free(size):
             index = writer.constant(_nearest_index(size, new_size))
             if size == new_size:
                 continue
         else:
-            length = Operand(writer, writer.shape_of(name, axis), "int64")
+            length = Operand(writer, writer.shape_of(images.name, axis), "int64")
             new_length = Operand(writer, numbers(writer, [new_size]), "int64")
             scale = length.cast("float32") / new_length.cast("float32")
             position = Operand(writer, positions(writer, new_size), "int64")
             nearest = ((position.cast("float32") + 0.5) * scale).cast("int64")
             index = nearest.apply("Min", length.apply("Sub", writer.integers(1))).name
-        name = writer.add("Gather", name, index, axis=axis)
-    return name
+        images = images.apply("Gather", index, axis=axis)
+    return images
 
 
 def _nearest_index(size: int, new_size: int) -> Array:
@@ -135,14 +140,13 @@ def _nearest_index(size: int, new_size: int) -> Array:
 
 
 def _resize_smoothly(
-    writer: Writer, name: str, sizes: Sequence[int], target: Sequence[int], interpolation: str
-) -> str:
+    images: Operand, sizes: Sequence[int], target: Sequence[int], kernel: Callable[[Array], Array]
+) -> Operand:
     """Resizes images, with the channels first, without aliases: by a product for each side.
 
     onnxruntime's own way to do so computes other numbers than all of Keras's backends.
     """
-    _check_fixed(writer, (*sizes, *target))
-    kernel, weights = _KERNELS[interpolation], []
+    weights = []
     for size, new_size in zip(sizes, target, strict=True):
         step = size / new_size
         centers = (np.arange(new_size) + 0.5) * step - 0.5
@@ -151,74 +155,67 @@ def _resize_smoothly(
         weights.append(weight / weight.sum(1, keepdims=True))
     rows, columns = weights
     if len(rows) != sizes[0]:
-        name = writer.add("MatMul", writer.constant(rows, "float32"), name)
+        images = images.like(rows).apply("MatMul", images)
     if len(columns) != sizes[1]:
-        name = writer.add("MatMul", name, writer.constant(columns.T, "float32"))
-    return name
-
-
-def _check_fixed(writer: Writer, sizes: Sequence[int]) -> None:
-    if any(isinstance(size, Size) or writer.is_free(size) for size in sizes):
-        raise NoEntryError("Resize of free sizes, without aliases or to a ratio of the sides")
+        images = images.apply("MatMul", images.like(columns.T))
+    return images
 
 
 def _with_ratio(
-    writer: Writer, name: str, sizes: Sequence[int], target: Sequence[int], fill: str | None
-) -> tuple[str, list[int]]:
+    images: Operand, sizes: Sequence[int], target: Sequence[int], fill: Operand | None
+) -> tuple[Operand, list[int]]:
     """Pads images, with the channels first, to the ratio of other sizes, or crops them."""
-    _check_fixed(writer, (*sizes, *target))
     (height, width), (target_height, target_width) = sizes, target
     fitting = int(width * target_height / target_width), int(height * target_width / target_height)
+    writer = images.writer
     if fill is not None:
         margins = [(max(fit, size) - size) // 2 for fit, size in zip(fitting, sizes, strict=True)]
         pads = writer.integers(*[0, 0, *margins] * 2)
-        name = writer.add("Pad", name, pads, fill) if any(margins) else name
-        return name, [size + 2 * margin for size, margin in zip(sizes, margins, strict=True)]
+        images = images.apply("Pad", pads, fill) if any(margins) else images
+        return images, [size + 2 * margin for size, margin in zip(sizes, margins, strict=True)]
     lengths = [max(min(fit, size), 1) for fit, size in zip(fitting, sizes, strict=True)]
     starts = [(size - length) // 2 for size, length in zip(sizes, lengths, strict=True)]
     slices = {
         axis: slice(start, start + length)
         for axis, start, length in zip((2, 3), starts, lengths, strict=True)
     }
-    return slice_axes(writer, name, slices), lengths
+    return Operand(writer, slice_axes(writer, images.name, slices), images.dtype), lengths
+
+
+def _sides(node: Node, x: Value, change: str) -> Iterator[tuple[int, Any, Any, Any]]:
+    """Yields the axes of height and width, the changes before and after, and the new sizes."""
+    options = vars(node.operation)
+    height_axis, width_axis, _ = image_axes(node, x)
+    for axis, first, last, size in (
+        (height_axis, "top", "bottom", "height"),
+        (width_axis, "left", "right", "width"),
+    ):
+        changes = (options[f"{side}_{change}"] for side in (first, last))
+        yield axis, *changes, options[f"target_{size}"]
 
 
 @handles("PadImages")
 def _pad_images(writer: Writer, node: Node, x: Value) -> None:
-    operation = node.operation
     pads: list[tuple[int | str, int | str]] = [(0, 0)] * len(x.shape)
-    height_axis, width_axis, _ = _image_axes(node, x)
-    for axis, first, last, target in (
-        (height_axis, operation.top_padding, operation.bottom_padding, operation.target_height),
-        (width_axis, operation.left_padding, operation.right_padding, operation.target_width),
-    ):
+    for axis, first, last, target in _sides(node, x, "padding"):
         size = writer.axis_size(x, axis)
-        if first is None:
-            pads[axis] = (_less(writer, target, last, size), last)
-        elif last is None:
-            pads[axis] = (first, _less(writer, target, first, size))
-        else:
+        if first is not None and last is not None:
             pads[axis] = (first, last)
+            continue
+        remaining: int | str = target - (last if first is None else first)
+        if isinstance(size, str):
+            remaining = writer.add("Sub", numbers(writer, [remaining]), size)
+        else:
+            remaining = int(remaining) - size
+        pads[axis] = (remaining, last) if first is None else (first, remaining)
     pad_axes(writer, node, x, pads)
-
-
-def _less(writer: Writer, total: int, part: int, size: int | str) -> int | str:
-    """Returns `total - part - size`."""
-    if not isinstance(size, str):
-        return total - part - size
-    return writer.add("Sub", numbers(writer, [total - part]), size)
 
 
 @handles("CropImages")
 def _crop_images(writer: Writer, node: Node, x: Value) -> None:
-    operation = node.operation
     name, layout, axes = in_layout(writer, x)
-    height_axis, width_axis, _ = _image_axes(node, x)
     slices: dict[int, slice] = {}
-    for axis, first, last, length in (
-        (height_axis, operation.top_cropping, operation.bottom_cropping, operation.target_height),
-        (width_axis, operation.left_cropping, operation.right_cropping, operation.target_width),
-    ):
+    for axis, first, last, length in _sides(node, x, "cropping"):
         if first is None:
             start, stop = (-last - length, -last or None) if length else (0, 0)
         else:
@@ -248,10 +245,10 @@ def _affine_transform(writer: Writer, node: Node, x: Value, transform: Any) -> N
     edges = {"constant": "zeros", "nearest": "border"}.get(operation.fill_mode)
     if operation.interpolation != "bilinear" or edges is None or "float" not in x.dtype:
         raise NoEntryError(f"AffineTransform of {x.dtype} by {operation.interpolation}")
-    name, sizes, _, layout = spatial(writer, x, operation.data_format)
+    images, sizes, _, layout = spatial(writer, x, operation.data_format)
     if len(sizes) != 2 or len(transform.shape) != 2:  # noqa: PLR2004 - height and width
         raise NoEntryError("AffineTransform of a single image, or by a single transform")
-    images = Operand(writer, writer.cast(name, x.dtype, "float32"), "float32")
+    images = images.cast("float32")
     offset = images.like(fill)
     images = images - offset if fill else images
     mode = "linear" if writer.opset >= _LINEAR_OPSET else "bilinear"
@@ -301,7 +298,7 @@ def _colours(writer: Writer, node: Node, x: Value) -> tuple[Operand, str, int]:
     name, layout, axes = in_layout(writer, x)
     dtype = "float64" if x.dtype == "float64" else "float32"
     images = Operand(writer, writer.cast(name, x.dtype, dtype), dtype)
-    return images, layout, axes[_image_axes(node, x)[-1]]
+    return images, layout, axes[image_axes(node, x)[-1]]
 
 
 def _split(images: Operand, axis: int) -> list[Operand]:
@@ -337,11 +334,7 @@ def _rgb_to_hsv(writer: Writer, node: Node, x: Value) -> None:
     is_light, is_coloured = value > 0, extent > 0
     saturation = where(is_light, extent / where(is_light, value, 1), 0)
     scale = 1 / (where(is_coloured, extent, 1) * 6)
-    hue = where(
-        value.equals(green),
-        scale * (blue - red) + 2 / 6,
-        scale * (red - green) + 4 / 6,
-    )
+    hue = where(value.equals(green), scale * (blue - red) + 2 / 6, scale * (red - green) + 4 / 6)
     hue = where(value.equals(red), scale * (green - blue), hue)
     turn = (hue < 0).cast(hue.dtype)
     hue = where(is_coloured, hue, 0) + turn

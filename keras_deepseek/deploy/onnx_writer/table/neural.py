@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek.deploy.onnx_writer.table.operand import Operand
 from keras_deepseek.deploy.onnx_writer.writer import (
     FIRST,
     LAST,
@@ -31,16 +32,16 @@ def as_tuple(sizes: int | Sequence[int], rank: int) -> tuple[int, ...]:
 
 def spatial(
     writer: Writer, x: Value, data_format: str | None
-) -> tuple[str, Sequence[int], int, str]:
-    """Returns an image's tensor with the channels first, its sizes, its channels and the layout.
+) -> tuple[Operand, Sequence[int], int, str]:
+    """Returns images with the channels first, their sizes, their channels and the layout.
 
     The layout is the one in which a tensor with the channels first is the value.
     """
     if not 0 < len(x.shape) - 2 <= _MOST_AXES:
         raise NoEntryError(f"images of {len(x.shape) - 2} axes")
     if (data_format or keras.config.image_data_format()) == "channels_first":
-        return writer.name(x), x.shape[2:], x.shape[1], LAST
-    return writer.name(x, FIRST), x.shape[1:-1], x.shape[-1], FIRST
+        return Operand(writer, writer.name(x), x.dtype), x.shape[2:], x.shape[1], LAST
+    return Operand(writer, writer.name(x, FIRST), x.dtype), x.shape[1:-1], x.shape[-1], FIRST
 
 
 def same_padding(
@@ -82,7 +83,7 @@ def convolve(
     """
     operation, dtype = node.operation, node.spec.dtype
     bias_name = None if bias is None else writer.tensor(bias, dtype)
-    source, sizes, _, layout = spatial(writer, x, operation.data_format)
+    images, sizes, _, layout = spatial(writer, x, operation.data_format)
     check_float(dtype, f"{node.kind}: a convolution")
     strides = as_tuple(operation.strides or window, len(sizes))
     dilation = as_tuple(operation.dilation_rate, len(sizes))
@@ -93,7 +94,7 @@ def convolve(
         pads = {"pads": [(window[0] - 1) * dilation[0], 0]}
     result = writer.add(
         "Conv",
-        writer.cast(source, x.dtype, dtype),
+        images.cast(dtype).name,
         kernel,
         bias_name,
         kernel_shape=list(window),
@@ -184,21 +185,19 @@ def _separable_conv(
 def _pool_windows(writer: Writer, node: Node, x: Value) -> None:
     """Writes pooling. Of -infinity alone ONNX Runtime's largest number is the lowest finite one."""
     operation = node.operation
-    source, sizes, _, layout = spatial(writer, x, operation.data_format)
+    images, sizes, _, layout = spatial(writer, x, operation.data_format)
     rank = len(sizes)
     window = as_tuple(operation.pool_size, rank)
     strides = window if operation.strides is None else as_tuple(operation.strides, rank)
     pads = {}
     if operation.padding == "same":
         pads = same_padding(writer, sizes, window, strides, (1,) * rank)
-    result = _pool(writer, node.kind, source, x.dtype, window, strides=list(strides), **pads)
-    writer.put(Value(node), result, layout)
+    pooled = _pool(images, node.kind, window, strides=list(strides), **pads)
+    writer.put(Value(node), pooled.name, layout)
 
 
-def _pool(
-    writer: Writer, kind: str, name: str, dtype: str, window: Sequence[int], **attributes: Any
-) -> str:
-    compute = dtype
+def _pool(images: Operand, kind: str, window: Sequence[int], **attributes: Any) -> Operand:
+    compute = dtype = images.dtype
     if kind == "AveragePool":
         check_float(dtype, "an average")
         attributes["count_include_pad"] = 0
@@ -206,9 +205,8 @@ def _pool(
         compute = "float64"
     elif ("64" in dtype and dtype != "float64") or dtype == "bool":
         raise NoEntryError(f"MaxPool of {dtype}")
-    name = writer.cast(name, dtype, compute)
-    name = writer.add(kind, name, kernel_shape=list(window), **attributes)
-    return writer.cast(name, compute, dtype)
+    pooled = images.cast(compute).apply(kind, kernel_shape=list(window), **attributes)
+    return pooled.cast(dtype)
 
 
 @handles(
@@ -219,7 +217,7 @@ def _pool(
 def _adaptive_pool(writer: Writer, node: Node, x: Value) -> None:
     """Writes pooling to fixed sizes, of windows that may overlap, along one axis at a time."""
     kind = node.kind.removeprefix("Adaptive")
-    name, sizes, _, layout = spatial(writer, x, node.operation.data_format)
+    images, sizes, _, layout = spatial(writer, x, node.operation.data_format)
     if any(writer.is_free(size) for size in sizes):
         raise NoEntryError("adaptive pooling of a free axis")
     if len(node.spec.shape) != len(x.shape):  # Keras 3.15, with the channels last.
@@ -227,16 +225,14 @@ def _adaptive_pool(writer: Writer, node: Node, x: Value) -> None:
     counts = as_tuple(node.operation.output_size, len(sizes))
     if not any(size % count for size, count in zip(sizes, counts, strict=True)):
         window = [int(size) // count for size, count in zip(sizes, counts, strict=True)]
-        name = _pool(writer, kind, name, x.dtype, window, strides=window)
+        images = _pool(images, kind, window, strides=window)
     else:
         for axis, count in enumerate(counts):
-            name = _pool_axis(writer, kind, name, x.dtype, axis, [*map(int, sizes)], count)
-    writer.put(Value(node), name, layout)
+            images = _pool_axis(images, kind, axis, [*map(int, sizes)], count)
+    writer.put(Value(node), images.name, layout)
 
 
-def _pool_axis(
-    writer: Writer, kind: str, name: str, dtype: str, axis: int, sizes: Sequence[int], count: int
-) -> str:
+def _pool_axis(images: Operand, kind: str, axis: int, sizes: Sequence[int], count: int) -> Operand:
     """Pools one axis: all windows of each width, of which some are taken."""
     size = sizes[axis]
     starts = np.arange(count) * size // count
@@ -244,8 +240,8 @@ def _pool_axis(
     parts, positions, length = [], np.zeros(count, "int64"), 0
     for width in np.unique(widths).tolist():
         window = [width if axis == other else 1 for other in range(len(sizes))]
-        parts.append(_pool(writer, kind, name, dtype, window))
+        parts.append(_pool(images, kind, window))
         positions = np.where(widths == width, starts + length, positions)
         length += size - width + 1
-    name = parts[0] if len(parts) == 1 else writer.add("Concat", *parts, axis=axis + 2)
-    return writer.add("Gather", name, writer.constant(positions, "int64"), axis=axis + 2)
+    pooled = parts[0] if len(parts) == 1 else parts[0].apply("Concat", *parts[1:], axis=axis + 2)
+    return pooled.apply("Gather", images.writer.constant(positions, "int64"), axis=axis + 2)

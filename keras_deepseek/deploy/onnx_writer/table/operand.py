@@ -5,11 +5,12 @@ from typing import Any, Union
 
 import numpy as np
 
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer, numpy_dtype
 from keras_deepseek.graph.ir import Value
 from keras_deepseek.graph.size_expressions import Size
 
-Number = Union["Operand", int, float]
+Number = Union["Operand", int, float, Array]
 
 COMPUTED_IN = {
     "bool": "int32", "int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32",
@@ -64,7 +65,7 @@ class Operand:
         return "float" in self.dtype
 
     def like(self, number: Number) -> "Operand":
-        """Returns a number or a size in this dtype, and an operand as it is."""
+        """Returns a number, an array or a size in this dtype, and an operand as it is."""
         if isinstance(number, Operand):
             return number
         if isinstance(number, Size):

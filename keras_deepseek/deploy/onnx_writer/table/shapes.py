@@ -207,16 +207,12 @@ def _join(writer: Writer, node: Node, xs: Sequence[Any], axis: int) -> str | Non
     return None
 
 
-@handles("Concatenate")
-def _concatenate(writer: Writer, node: Node, xs: Sequence[Any]) -> str | None:
-    return _join(writer, node, xs, node.operation.axis)
-
-
-@handles("Append")
-def _append(writer: Writer, node: Node, x1: Any, x2: Any) -> str | None:
+@handles("Concatenate", "Append")
+def _concatenate(writer: Writer, node: Node, *arguments: Any) -> str | None:
+    xs = arguments[0] if node.kind == "Concatenate" else arguments
     if node.operation.axis is not None:
-        return _join(writer, node, (x1, x2), node.operation.axis)
-    names = (flat(writer, x, node.spec.dtype) for x in (x1, x2))
+        return _join(writer, node, xs, node.operation.axis)
+    names = (flat(writer, x, node.spec.dtype) for x in xs)
     return writer.add("Concat", *names, axis=0)
 
 
