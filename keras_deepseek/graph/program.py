@@ -19,6 +19,7 @@ class Program:
     """A graph as a function of a model's inputs, and its source code."""
 
     def __init__(self, graph: Graph) -> None:
+        _exchange_terms(graph)
         self.graph = graph
         writer = _Writer(graph)
         self.source = writer.source
@@ -43,6 +44,20 @@ class Program:
                 layer = self._layers_of_lines.get(traceback.tb_lineno)
             traceback = traceback.tb_next
         return layer
+
+
+def _exchange_terms(graph: Graph) -> None:
+    """Exchanges the terms of sums that Keras on TensorFlow may compute wrongly.
+
+    Keras takes a second term of shape `(n, 1, 1)` for a bias if the last axis of the first one has
+    the size `n`, and adds it along that axis. The operator `+`, as a layer wrote it, does not.
+    """
+    for node in graph.all_nodes():
+        shape = (
+            node.args[-1].shape if node.kind == "Add" and isinstance(node.args[-1], Value) else ()
+        )
+        if shape[-1:] == (1,) and sum(size != 1 for size in shape) == 1:
+            node.args = node.args[::-1]
 
 
 class _Writer:

@@ -247,8 +247,6 @@ class _History:
         args, kwargs = tree.map_structure(self._argument, (args, kwargs))
         if kind == "GetItem" and isinstance(args[1], list):  # Saved models have lists.
             args = (args[0], tuple(args[1]))
-        if kind == "Add" and _looks_like_bias(args[-1]):
-            args = args[::-1]
         specs = [Spec(output.shape, output.dtype) for output in outputs]
         return Node(kind, specs, operation, args, kwargs, layer)
 
@@ -458,16 +456,6 @@ def describe_error(error: Exception) -> str:
 
 def _weight(variable: keras.Variable, dtype: str) -> Value:
     return Value(Node(WEIGHT, [Spec(tuple(variable.shape), dtype)], content=variable))
-
-
-def _looks_like_bias(argument: Any) -> bool:
-    """Returns True for a second argument of a sum that Keras on TensorFlow may add wrongly.
-
-    Keras takes a tensor of shape `(n, 1, 1)` for a bias if the last axis of the first argument has
-    the size `n`, and adds it along that axis. The operator `+`, as a layer wrote it, does not.
-    """
-    shape = argument.shape if isinstance(argument, Value) else ()
-    return shape[-1:] == (1,) and sum(size != 1 for size in shape) == 1
 
 
 def _history_node(symbol: keras.KerasTensor) -> Any:
