@@ -1,6 +1,7 @@
 """Verification of an artifact: its outputs must equal the model's on the same batches."""
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,8 @@ Run = Callable[[list[Batch]], list[Batch] | None]
 _TRIES = 8
 """The number of times that the last digits of a batch's floats are moved."""
 _SEED = 1_000
+_LARGEST_TRACED = 2**16
+"""The most numbers in the inputs of a batch at whose shapes a model was traced."""
 
 
 class Expected(NamedTuple):
@@ -75,6 +78,27 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
         return outputs | extend(outputs)
 
     return reduced, Expected(usual, of_extreme, infer_all, bool(loops))
+
+
+def expect_at(
+    job: ExportJob, expected: Expected, shapes: Sequence[Sequence[tuple[int, ...]]]
+) -> tuple[ExportJob, Expected]:
+    """Adds random batches of some shapes of the inputs, if the model takes them.
+
+    They are those at which a model was traced that may choose by a size. Large ones are left out.
+    """
+    model, signature = job.expected_model.model, job.model.signature
+    names = [spec.name for spec in signature.inputs]
+    unique = dict.fromkeys(
+        tuple(of_batch) for of_batch in shapes if sum(map(math.prod, of_batch)) <= _LARGEST_TRACED
+    )
+    lists = [
+        [draw_batch(model, signature, dict(zip(names, of_batch, strict=True)))]
+        for of_batch in unique
+    ]
+    batches, outputs = _infer_accepted(expected.infer, lists)
+    job = replace(job, samples=[*job.samples, *batches])
+    return job, expected._replace(usual=[*expected.usual, *outputs])
 
 
 def _infer_accepted(

@@ -114,6 +114,7 @@ class Graph:
         leaves: The layers that were kept whole, by path.
         free_sizes: The sizes in shapes that differ between batches, such as the batch size. No
             other dimension of the graph has one of these sizes.
+        traced: The shapes of the inputs at which the model was traced to free its sizes.
     """
 
     inputs: list[Node]
@@ -122,6 +123,7 @@ class Graph:
     structure: Any
     leaves: dict[str, "Leaf"]
     free_sizes: frozenset[int] = frozenset()
+    traced: Sequence[Sequence[Shape]] = ()
 
     def roots(self) -> list[Value]:
         """Returns the outputs and their masks."""

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.graph.ir import Shape, Value
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -75,6 +76,19 @@ def has_free_axes(shapes: Sequence[Sequence[int | None]], axes: Sequence[FreeAxi
         for index, shape in enumerate(shapes)
         for axis, size in enumerate(shape)
     )
+
+
+class OneSizeError(NotSupportedError):
+    """An error for a model whose program has no free sizes: it may choose what it does by one.
+
+    Args:
+        text: The message.
+        shapes: Shapes of the inputs at which it was traced, to compare it with other exports on.
+    """
+
+    def __init__(self, text: str, shapes: Sequence[Sequence[Shape]]) -> None:
+        super().__init__(text)
+        self.shapes = shapes
 
 
 def with_sizes(

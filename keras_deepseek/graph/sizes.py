@@ -112,13 +112,25 @@ def free_program(
     """
     declared = declared_shapes(model, [tuple(symbol.shape) for symbol in tree.flatten(example)])
 
-    trace = functools.partial(
-        trace_model, model, whole=whole, opens_foreign=True, records_control_flow=True
-    )
+    traced: list[list[Shape]] = []
+
+    def trace(inputs: Any, *, records_creation: bool) -> Graph:
+        traced.append([tuple(map(int, symbol.shape)) for symbol in tree.flatten(inputs)])
+        return trace_model(
+            model,
+            inputs,
+            whole=whole,
+            opens_foreign=True,
+            records_creation=records_creation,
+            records_control_flow=True,
+        )
+
     outside = backend.current().compute.outside_compilation()
     with lock_of(model).exclusive(), outside, with_free_sizes():
         agrees = functools.partial(computes_the_same, model, example, training=False)
-        return trace_free(trace, example, declared, agrees, longest=longest_sequence(model))
+        found = trace_free(trace, example, declared, agrees, longest=longest_sequence(model))
+    found[0].traced = traced
+    return found
 
 
 def trace_free(

@@ -10,7 +10,7 @@ from keras_deepseek.deploy.onnx_writer import layers, table  # noqa: F401 - they
 from keras_deepseek.deploy.onnx_writer.program_file import make_file
 from keras_deepseek.deploy.onnx_writer.writer import NoEntryError, Writer
 from keras_deepseek.graph.ir import Graph
-from keras_deepseek.graph.size_expressions import FreeAxis, has_free_axes
+from keras_deepseek.graph.size_expressions import FreeAxis, OneSizeError, has_free_axes
 from keras_deepseek.graph.sizes import free_program
 from keras_deepseek.graph.trace import as_symbols, path_of
 
@@ -23,7 +23,8 @@ def write_program(
     """Returns the `onnx.ModelProto` of a model, traced on symbols like a batch.
 
     Raises:
-        NoEntryError: The table lacks an operation, or a free size is not understood.
+        NoEntryError: The table lacks an operation.
+        OneSizeError: A free size is not understood.
     """
     with model.temporary_precision():
         graph, axes = _trace(model, as_symbols(model.pack_inputs(batch)))
@@ -45,5 +46,7 @@ def _trace(model: NamedModel, inputs: Any) -> tuple[Graph, list[FreeAxis]]:
     graph, axes, reasons = free_program(model.model, inputs)
     if not has_free_axes([spec.shape for spec in model.signature.inputs], axes):
         why = "; ".join(reasons)[:400]
-        raise NoEntryError(f"its program holds for one size of a free axis alone: {why}")
+        raise OneSizeError(
+            f"its program holds for one size of a free axis alone: {why}", graph.traced
+        )
     return graph, axes

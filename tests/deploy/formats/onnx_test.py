@@ -1,3 +1,4 @@
+import importlib.util
 import re
 
 import keras
@@ -208,6 +209,29 @@ def test_a_layer_that_onnx_has_no_operators_for_is_named(tmp_path):
     ):
         Exporter(model, "onnx", verbose=False).export(tmp_path / "model")
     assert not any(tmp_path.iterdir())
+
+
+def doubled_if_longer_than(length):
+    class Choosing(keras.layers.Layer):
+        def call(self, x):
+            return 2.0 * x if x.shape[1] > length else x - 1.0
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape)
+
+    return Choosing()
+
+
+@pytest.mark.each_backend
+@pytest.mark.parametrize("length", [40, 64, 300])
+def test_a_choice_by_a_size_is_refused_by_all_routes(length, tmp_path):
+    x = keras.Input((None, 4))
+    model = keras.Model(x, doubled_if_longer_than(length)(x))
+    with pytest.raises(ExportError, match="computes something else with size") as refusal:
+        Exporter(model, "onnx", verbose=False).export(tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+    if keras.backend.backend() == "torch" and importlib.util.find_spec("onnxscript"):
+        assert "through the torch backend: Output 'output_0' of batch" in str(refusal.value)
 
 
 OVERFLOWING = {
