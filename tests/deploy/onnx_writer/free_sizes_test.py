@@ -72,6 +72,24 @@ def test_one_file_for_any_length(name):
     )
 
 
+def test_axes_of_two_free_sizes_are_joined():
+    image = np.random.default_rng(0).normal(size=(2, 13, 13, 3)).astype("float32")
+    convolution = keras.layers.Conv2D(4, 3, strides=2)
+    check_operation(
+        lambda image: keras.layers.Reshape((-1, 4))(convolution(image)),
+        image,
+        free_axes=(1, 2),
+        lengths=(3, 8, 21),
+    )
+
+
+def test_a_free_size_is_none_of_a_cell():
+    cells = [keras.layers.LSTMCell(units) for units in (11, 5)]
+    layer = keras.layers.RNN(keras.layers.StackedRNNCells(cells))
+    x = np.random.default_rng(0).normal(size=(4, 13, 7)).astype("float32")
+    check_operation(layer, x, free_axes=(1,), lengths=(2, 9))
+
+
 @pytest.mark.nightly
 def test_the_path_of_a_known_length_stays():
     layer = layers.SlidingWindowAttention(4, **V4)
