@@ -14,6 +14,7 @@ from keras import tree
 
 from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.keras_private.replaced_functions import replaced_functions
+from keras_deepseek.graph.size_expressions import Size
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -93,6 +94,13 @@ def _tri(
     return keras.ops.tril(square, k)
 
 
+def _cast(original: Callable[..., Any], x: Any, dtype: Any = None, *others: Any) -> Any:
+    """Makes a tensor of a size, as for a mean or a scale."""
+    if not isinstance(x, Size):
+        return original(x, dtype, *others)
+    return _create("full", ((), x), original(int(x), dtype))
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "arange": _arange,
     "ones": _ones,
@@ -102,6 +110,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "eye": _eye,
     "identity": lambda original, n, dtype=None: _eye(original, n, dtype=dtype),
     "tri": _tri,
+    "cast": _cast,
+    "convert_to_tensor": _cast,
 }
 
 

@@ -108,6 +108,11 @@ def divided(x):
     return ops.sum(x, axis=0, keepdims=True) / ops.shape(x)[0] + x
 
 
+def scaled_by_the_length(x):
+    length = ops.cast(ops.shape(x)[1], "float32")
+    return x / ops.sqrt(length) + ops.convert_to_tensor(x.shape[0], dtype="float32")
+
+
 def with_a_number_for_each_row(x):
     return x / (1.0 + ops.sum(ops.abs(x), axis=(1, 2), keepdims=True))
 
@@ -117,6 +122,7 @@ def with_a_number_for_each_row(x):
     "function",
     [
         created,
+        scaled_by_the_length,
         with_a_number_for_each_row,
         reshaping,
         padded_to_multiple,

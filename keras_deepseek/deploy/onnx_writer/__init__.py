@@ -1,5 +1,6 @@
 """ONNX files from traced programs, by a table from Keras operations to ONNX nodes."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,11 @@ def _trace(model: NamedModel, inputs: Any) -> tuple[Graph, list[FreeAxis]]:
     """Returns the program of a model, and its free axes: all that the model leaves open."""
     graph, axes, reasons = free_program(model.model, inputs)
     if not has_free_axes([spec.shape for spec in model.signature.inputs], axes):
-        why = "; ".join(reasons)[:400]
+        names = [repr(spec.name) for spec in model.signature.inputs]
+        why = re.sub(r"input (\d+)", lambda found: names[int(found[1])], "; ".join(reasons)[:400])
         raise OneSizeError(
-            f"its program holds for one size of a free axis alone: {why}", graph.traced
+            f"its program holds for one size of a free axis alone: {why}. Compute with sizes by "
+            "keras.ops and choose by ops.cond on tensors, or give the axis a fixed size",
+            graph.traced,
         )
     return graph, axes
