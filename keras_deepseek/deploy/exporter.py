@@ -43,6 +43,7 @@ from keras_deepseek.deploy.formats.format_list import INT8_FORMATS
 from keras_deepseek.deploy.formats.registry import (
     ChosenFormat,
     check_no_options,
+    check_suffix,
     choose_format,
     format_for_suffix,
 )
@@ -186,7 +187,7 @@ class Exporter:
                 route with its reason, and nothing is left on disk.
             BundleError: Something that is not a bundle stands at `path`, or nothing can be written
                 there.
-            InvalidInputError: `path` is not a path.
+            InvalidInputError: `path` is not a path, or has the suffix of another format.
         """
         started = time.monotonic()
         target = check_artifact_path(path)
@@ -292,6 +293,7 @@ class Exporter:
     def _chosen_for(self, target: Path) -> ChosenFormat:
         """Returns the export format; for `backend="custom"`, found by the target's suffix."""
         if self._chosen is not None:
+            check_suffix(target, self._chosen.export_format)
             return self._chosen
         return ChosenFormat(format_for_suffix(target), None)
 

@@ -195,6 +195,16 @@ class DuckTypedFormat(ExportFormat):
         return outputs
 
 
+def check_suffix(path: Path, export_format: ExportFormat) -> None:
+    """Raises an error if a path has the suffix of another format, as `"model.tflite"` for ONNX."""
+    for name, entry in FORMATS.items():
+        if entry.suffix not in ("", export_format.suffix) and path.name.endswith(entry.suffix):
+            raise InvalidInputError(
+                f"{path.name!r} has the suffix of {name!r}, and the format is "
+                f"{export_format.name!r}. Pass {name!r} as the format, or another path."
+            )
+
+
 def format_for_suffix(path: Path) -> ExportFormat:
     """Returns the registered export format whose file suffix a path has."""
     for export_format in _registered.values():

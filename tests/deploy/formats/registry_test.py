@@ -170,3 +170,11 @@ def test_a_registered_format_is_written(digits, tmp_path, text_format, backend, 
 def test_custom_without_a_registered_format_says_how(digits, tmp_path):
     with pytest.raises(InvalidInputError, match="register_exporter"):
         Exporter(model=digits, backend="custom").export(tmp_path / "model.unknown")
+
+
+def test_a_path_with_the_suffix_of_another_format_is_refused():
+    onnx = registry.choose_format("onnx", {}).export_format
+    registry.check_suffix(Path("model.onnx"), onnx)
+    registry.check_suffix(Path("model.v2"), onnx)
+    with pytest.raises(InvalidInputError, match="suffix of 'litert', and the format is 'onnx'"):
+        registry.check_suffix(Path("model.tflite"), onnx)
