@@ -9,9 +9,9 @@ gives.
 
 - "seconds" are those of the export alone, in a process of its own that has imported the packages
   and loaded the model; "CPU" is its processor time, "warm" the median of four more exports there,
-  and "MB" what the process held at the most beyond what it held before. Imports and loading are "before". Of
-  ours, "verified" is the share of the time that goes into running the model and the artifact on
-  batches to compare them; Optimum compares as well, on one batch, and Keras does not.
+  and "MB" what the process held at the most beyond what it held before. Imports and loading are
+  "before". Of ours, "verified" is the share of the time that goes into running the model and the
+  artifact on batches to compare them; Optimum compares as well, on one batch, and Keras does not.
 - "ms" are the processor time of a run in onnxruntime, one thread, the same options for all; the
   artifacts take turns.
 
