@@ -46,7 +46,7 @@ def make(folder: Path, setting: dict[str, Any]) -> dict[str, Any]:
         model = keras.applications.ResNet50(weights=None, include_top=False, pooling="avg")
     generator = np.random.default_rng(0)
     for variable in model.weights:  # Zeros and ones of a fresh model would be left out of a graph.
-        is_scale = variable.path.endswith("gamma")
+        is_scale = variable.path.endswith(("gamma", "variance"))
         drawn = generator.normal(1.0 if is_scale else 0.0, 0.02, variable.shape)
         variable.assign(drawn.astype("float32"))
     model.save(folder / "model.keras")
@@ -235,7 +235,8 @@ def export(kind: str, folder: Path, options: dict[str, Any], out: Path) -> dict[
     """Makes an export several times; returns what the first took, and the median of the others."""
     run, entry = EXPORTS[kind](folder, options)
     ready = time.perf_counter()
-    start_seconds, start_megabytes = _cpu_seconds(), _held()
+    _forget_peak()
+    start_seconds, start_megabytes = _cpu_seconds(), _read_megabytes("VmRSS:")
     facts = run(out) or {}
     seconds, cpu_seconds, peak = time.perf_counter() - ready, _cpu_seconds(), _peak()
     warm_seconds = []
@@ -264,14 +265,19 @@ def _cpu_seconds() -> float:
 
 
 def _peak() -> float:
-    """Returns the most megabytes that this process or one that it started held."""
-    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(who).ru_maxrss for who in both) / 1024
+    """Returns the most megabytes that this process, since `_forget_peak`, or a child held."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return max(_read_megabytes("VmHWM:"), children)
 
 
-def _held() -> float:
+def _forget_peak() -> None:
+    """Makes Linux measure the peak anew: loading the model may have taken more than the export."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def _read_megabytes(name: str) -> float:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    (line,) = (line for line in status.splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
 
 

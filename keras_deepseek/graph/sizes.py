@@ -225,9 +225,9 @@ def _trace_with_free(make_traces: Callable[[bool], "_Traces"], plain: Graph) -> 
     used |= {size for layer in whole for variable in layer.variables for size in variable.shape}
     failures: list[Exception] = []
     for records_creation in (True, False):
-        retries = [(shift, 1) for shift in _SHIFTS]
-        if has_free_sizes():  # Else a layer may have unrolled a loop over a long sequence.
-            retries = [*retries[:2], *((shift, _LONGER) for shift in _SHIFTS)]
+        # A layer that does not know of free sizes may have unrolled a loop over them.
+        factors = (1, _LONGER) if has_free_sizes() else (1,)
+        retries = [(shift, factor) for shift in _SHIFTS for factor in factors]
         for shift, factor in retries:
             traces = make_traces(records_creation)
             try:

@@ -17,7 +17,7 @@ from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.onnx_passes.attention import add_masks, fuse_attention
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, all_nodes, import_package
 from keras_deepseek.deploy.onnx_passes.keep_nan import keep_nan
-from keras_deepseek.deploy.onnx_passes.onnx_file import check_names, is_beside, rename, save
+from keras_deepseek.deploy.onnx_passes.onnx_file import check, check_names, is_beside, rename, save
 from keras_deepseek.deploy.onnx_passes.precision import (
     check_bfloat16,
     products_in_float16,
@@ -163,8 +163,8 @@ class OnnxFormat(ExportFormat):
         import_package("onnxruntime")  # Verification needs it.
         proto = self._change_precision(proto, model)
         self._describe(proto, model)
+        check(proto)
         save(proto, path)
-        import_package("onnx").checker.check_model(path)
         beside = ", its weights beside it" if is_beside(path) else ""
         return (
             f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes{beside}{self._describe_rows()}"

@@ -277,7 +277,7 @@ def weights_for_onnx(monkeypatch, weights_format):
         def __init__(self, rolled=False):  # As TensorRT asks for it.
             super().__init__()
 
-    monkeypatch.setitem(FORMATS, "onnx", SimpleNamespace(load=lambda: Weights))
+    monkeypatch.setitem(FORMATS, "onnx", SimpleNamespace(load=lambda: Weights, suffix=".onnx"))
 
 
 def test_plain_tensorrt_builds_runs_and_verifies_where_a_gpu_is(
