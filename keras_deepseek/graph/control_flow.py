@@ -62,7 +62,8 @@ class ControlFlow:
         functions = {name: functools.partial(_run, record) for name, record in recorders.items()}
         with replaced_functions(**functions), contextlib.ExitStack() as stack:
             for operation in operations:
-                if function := _CALLS.get(type(operation).__name__):
+                function = _CALLS.get(type(operation).__name__)
+                if function is not None and not isinstance(operation, keras.Layer):
                     call = functools.partial(function, operation)
                     stack.enter_context(own_attributes(operation, symbolic_call=call))
             yield

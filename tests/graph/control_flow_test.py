@@ -113,9 +113,15 @@ def in_chunks(x):
     return last * ops.cast(ops.shape(x)[1], "float32")
 
 
+def by_a_size(x):
+    is_long = ops.convert_to_tensor(ops.shape(x)[1]) > 9
+    return ops.cond(is_long, lambda: 2 * x, lambda: x - 1)
+
+
 FUNCTIONS = {
     "sizes in a loop": (positions, ["ForEach"]),
     "sizes in a branch": (by_branch, ["Branch"]),
+    "a branch by a size": (by_a_size, ["Branch"]),
     "a loop on data": (by_the_data, ["While"]),
     "loops and a branch in a loop": (nested, ["Branch", "ForEach", "While"]),
     "map": (lambda x: ops.map(lambda row: ops.sum(row, axis=0), x), ["ForEach"]),
@@ -126,6 +132,13 @@ FUNCTIONS = {
 def test_a_function_at_any_size(case):
     function, kinds = FUNCTIONS[case]
     assert check(Calling(function)) == kinds
+
+
+def test_a_layer_with_the_name_of_an_operation():
+    class Cond(Calling):
+        pass
+
+    assert check(Cond(by_a_size)) == ["Branch"]
 
 
 def test_a_loop_in_a_layer_that_chooses_by_a_size():

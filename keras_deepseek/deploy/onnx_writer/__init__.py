@@ -50,7 +50,8 @@ def _trace(model: NamedModel, inputs: Any) -> tuple[Graph, list[FreeAxis]]:
         why = re.sub(r"input (\d+)", lambda found: names[int(found[1])], "; ".join(reasons)[:400])
         raise OneSizeError(
             f"its program holds for one size of a free axis alone: {why}. Compute with sizes by "
-            "keras.ops and choose by ops.cond on tensors, or give the axis a fixed size",
+            "keras.ops, choose by ops.cond(ops.convert_to_tensor(size) > 64, ...), or give the "
+            "axis a fixed size",
             graph.traced,
         )
     return graph, axes
