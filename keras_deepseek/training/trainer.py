@@ -127,6 +127,9 @@ class Trainer:
             `"allreduce"`. `"bfloat16"` or `"float16"` send half of the bytes; `"low_rank"` or a
             `LowRank` send a few hundredths. The rest of a gradient is added to the next one (error
             feedback). Defaults to `None`: gradients are sent in float32.
+        shard_optimizer: boolean. ZeRO: each process of an `"allreduce"` keeps the optimizer's state
+            of its part of the weights alone, gets the sums of these gradients, and sends the others
+            its updated part. The model must be built. Defaults to `False`.
         optimize_graph: boolean. Runs the model in the training step by a flat program of Keras
             operations that `graph.optimize` has rewritten to do less work; its outputs are equal
             except for rounding, but dropout may draw other numbers. For each new shape both are
@@ -199,6 +202,7 @@ class Trainer:
         rank: int | None = None,
         coordinator: str | None = None,
         gradient_compression: GradientCompression | None = None,
+        shard_optimizer: bool = False,
         tune_malloc: bool = False,
         layer_statistics: bool = False,
         callbacks: Callbacks = None,
@@ -226,7 +230,13 @@ class Trainer:
             checkpoint_dir, checkpoint_every, keep_last, keep_best
         )
         cluster_options = ClusterOptions(
-            device_map, distributed_strategy, world_size, rank, coordinator, gradient_compression
+            device_map,
+            distributed_strategy,
+            world_size,
+            rank,
+            coordinator,
+            gradient_compression,
+            shard_optimizer,
         )
         self._callbacks = list_callbacks(callbacks)
         self._recorder: RunRecorder | None = None
@@ -241,7 +251,8 @@ class Trainer:
         checkpoints = None
         if checkpoint_dir is not None:
             residual = self._cluster.residual
-            checkpoints = Checkpoints(checkpoint_options, processes, residual, self._seed)
+            shards = self._cluster.shards
+            checkpoints = Checkpoints(checkpoint_options, processes, residual, shards, self._seed)
         with placement.while_building():
             self.model = build_model(model)
         self.policy, notice = options.choose_policy(self.model, placement.kind)
@@ -264,7 +275,9 @@ class Trainer:
         self._session = Session(
             self.model, self._plan, processes, placement, checkpoints, own_arguments
         )
-        self._session.check_peers(gradient_compression)
+        self._session.check_peers(
+            gradient_compression=gradient_compression, shard_optimizer=shard_optimizer
+        )
         processes.broadcast_variables(self.model.variables)
         placement.place(self.model)
         if notice:

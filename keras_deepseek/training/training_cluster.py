@@ -1,20 +1,25 @@
 """The processes that train together, joined, and the devices of this one."""
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import keras
 
 from keras_deepseek.backend.keras_private.trainers import overrides_train_step
-from keras_deepseek.backend.processes.processes import Processes, RemoteReplicas
+from keras_deepseek.backend.processes.processes import PartReplicas, Processes, RemoteReplicas
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.training.cluster.cluster_resolver import ClusterOptions
 from keras_deepseek.training.cluster.placement import Placement
 from keras_deepseek.training.cluster.start_processes import start_processes
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.step.gradients.gradient_residual import make_residual
+from keras_deepseek.training.step.gradients.optimizer_layout import OptimizerLayout
+from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
 from keras_deepseek.training.step.step_options import StepOptions
 from keras_deepseek.training.step.training_step import Parallelism
+
+_logger = logging.getLogger(__name__)
 
 
 class TrainingCluster:
@@ -30,6 +35,8 @@ class TrainingCluster:
         has_own_device = self.processes.world_size > 1 and not self.processes.is_one_program
         local_rank = self.spec.local_rank if has_own_device else None
         self.placement = Placement(options.device_map, resolved.strategy, local_rank)
+        self.shards = self._make_shards() if options.shard_optimizer else None
+        """The shards of the optimizer's state, or `None` if each process has the whole state."""
 
     def start_workers(
         self,
@@ -47,16 +54,45 @@ class TrainingCluster:
             kind = self.placement.kind
             worker_step = self.chief.serve(trainer, make_model, kind, options, policy)
         layers, is_compressed = self.placement.layers, self.residual is not None
+        if self.shards is not None:
+            clips_weights = (options.gradient_clip or ("",))[0] in ("norm", "adaptive")
+            self.shards.prepare(trainer.model, by_weight=clips_weights)
         return Parallelism(
             replicas=find_replicas(
                 trainer.model, self.processes, self.placement, is_compressed=is_compressed
             ),
             residual=self.residual,
+            parts=self.shards if isinstance(self.shards, OptimizerParts) else None,
             devices=self.placement.replicas,
             place_layers=None if layers is None else layers.begin,
             worker_step=worker_step,
             run_workers=None if self.chief is None else self.chief.training,
         )
+
+    def _make_shards(self) -> OptimizerParts | OptimizerLayout | None:
+        """Returns the shards for `shard_optimizer=True`; `None` on the one device of a process."""
+        if self.residual is not None:
+            raise NotSupportedError(
+                "shard_optimizer=True does not support gradient_compression. Leave one of the two "
+                "out."
+            )
+        if self.processes.is_one_program:
+            raise NotSupportedError(
+                "shard_optimizer=True does not support several processes on "
+                f"{keras.backend.backend()} yet: let one process have all devices."
+            )
+        if self.placement.distribution is not None:
+            return OptimizerLayout()
+        if self.processes.replicas is not None:
+            return OptimizerParts(self.processes, cast("PartReplicas", self.processes.replicas))
+        if self.chief is not None:
+            raise NotSupportedError(
+                "shard_optimizer=True shards the optimizer's state between the processes of "
+                "distributed_strategy='allreduce'. Parameter servers divide it in any case: leave "
+                "it out."
+            )
+        _logger.warning("One process trains, and keeps the whole state of the optimizer.")
+        return None
 
 
 def find_replicas(

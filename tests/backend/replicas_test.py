@@ -49,7 +49,7 @@ def test_copies_of_a_step_take_every_so_many_rows():
     scalars, counts, gradients = replicas.sum(compute, (keras.ops.arange(4), None), variables)
     assert calls == [(0, [0, 3], None), (1, [1], None), (2, [2], None)]
     assert [float(tensor) for tensor in (*scalars, *counts, *gradients)] == [3.0, 12.0, 6.0]
-    assert replicas.count(4.0) == 4.0
+    assert replicas.add_up(4.0) == 4.0
 
 
 @pytest.mark.skipif(IS_JAX, reason="One program of JAX cuts a batch into equal parts.")

@@ -54,6 +54,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "masked tokens": {"optimizer": plain, "micro_batches": 2, "x": TOKENS, "y": TOKENS % 3},
     "checkpoints": {"optimizer": plain, "checkpoint_dir": tempfile.mkdtemp},
     "half precision": {"optimizer": plain, "precision": "float16"},
+    "sharded": {
+        "optimizer": scaled,
+        "shard_optimizer": True,
+        "gradient_clip": ("global_norm", 0.5),
+        "micro_batches": 2,
+        "guard": "skip",
+        "x": BAD,
+    },
+    "sharded by weight": {
+        "optimizer": lambda: keras.optimizers.Muon(0.01),
+        "shard_optimizer": True,
+        "gradient_clip": ("adaptive", 0.1),
+    },
     "reduced in bfloat16": {"optimizer": descent, "gradient_compression": "bfloat16"},
     "reduced in float16": {
         "optimizer": lambda: keras.optimizers.LossScaleOptimizer(descent()),
@@ -69,7 +82,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "x": BAD,
     },
 }
-FIRST = ("plain", "micro-batches", "masked tokens", "reduced in bfloat16")
+FIRST = ("plain", "micro-batches", "masked tokens", "sharded", "reduced in bfloat16")
 
 
 def build() -> keras.Model:  # By the seed of the trainer: however many processes there are.
@@ -95,6 +108,9 @@ def make(way: str) -> Trainer:
     arguments.pop("x", None)
     if "WORLD_SIZE" not in os.environ:  # To whom it could send gradients.
         arguments.pop("gradient_compression", None)
+        arguments.pop("shard_optimizer", None)
+    if keras.backend.backend() == "jax":  # It shards the state over the devices of one process.
+        arguments.pop("shard_optimizer", None)
     return Trainer(
         build_for_tokens if arguments.pop("y", None) is not None else build,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
@@ -227,6 +243,7 @@ def main() -> None:
             results |= talk(processes)
             if keras.backend.backend() == "torch":
                 results |= train_by_python()
+        results |= resume("sharded" if is_first else "sharded by weight")
         if processes.replicas is not None:
             results |= resume("reduced in bfloat16" if is_first else "in low rank")
         if is_first and keras.backend.backend() != "jax":  # It ends a process that is left alone.

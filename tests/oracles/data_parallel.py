@@ -46,8 +46,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "remat": {"remat": ["dense*"]},
     "guard": {"guard": "skip"},
     "checkpoints": {"checkpoint_dir": tempfile.mkdtemp},
+    "sharded": {"shard_optimizer": True},
 }
-TOGETHER = ("clip", "micro-batches", "remat", "checkpoints", "guard")
+TOGETHER = ("sharded", "clip", "micro-batches", "remat", "checkpoints", "guard")
 WAYS["all at once"] = {name: value for way in TOGETHER for name, value in WAYS[way].items()}
 
 

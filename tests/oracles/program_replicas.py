@@ -45,7 +45,7 @@ def check_sums(replicas: JaxReplicas) -> None:
         assert float(counts[0]) == (NUM_DEVICES if is_divided else 1)
         np.testing.assert_allclose(gradients[0], VALUES, rtol=1e-6)
         assert int(COUNT) == old_count + 1  # The same on each, and not added up.
-    assert replicas.count(7) == 7
+    assert replicas.add_up(7) == 7
 
 
 def check_own_variables(replicas: JaxReplicas) -> None:

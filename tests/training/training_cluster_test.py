@@ -38,3 +38,14 @@ def test_layers_on_their_own_devices_are_not_compiled():
 def test_compression_needs_several_processes():
     with pytest.raises(InvalidInputError, match="only one process trains"):
         TrainingCluster(ClusterOptions(gradient_compression="bfloat16"))
+
+
+def test_a_process_that_is_alone_keeps_the_whole_state(caplog):
+    cluster, parallelism = start(shard_optimizer=True)
+    assert (cluster.shards, parallelism.parts) == (None, None)
+    assert "One process trains" in caplog.text
+
+
+def test_sharding_is_a_choice_of_yes_or_no():
+    with pytest.raises(InvalidInputError, match="shard_optimizer"):
+        ClusterOptions(shard_optimizer="zero")

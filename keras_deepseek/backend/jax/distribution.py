@@ -21,7 +21,7 @@ from keras_deepseek.backend.keras_private.trainers import (
     changed_steps,
     distribute_array,
 )
-from keras_deepseek.backend.keras_private.variables import place_by_layout
+from keras_deepseek.backend.keras_private.variables import give_layout, place_by_layout
 from keras_deepseek.backend.processes.processes import (
     JoinedProcesses,
     PeerErrorTranslator,
@@ -56,6 +56,16 @@ class JaxDistribution(Distribution):
     def place_variables(self, variables: Sequence[keras.Variable]) -> None:
         for variable in variables:
             place_by_layout(variable)
+
+    def divide_variable(self, variable: keras.Variable) -> None:
+        distribution = keras.distribution.distribution()
+        mesh = distribution.device_mesh
+        num_devices = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+        sizes = {axis: size for axis, size in enumerate(variable.shape) if size % num_devices == 0}
+        if sizes:
+            axes = [None] * len(variable.shape)
+            axes[max(sizes, key=sizes.__getitem__)] = distribution.batch_dim_name
+            give_layout(variable, keras.distribution.TensorLayout(axes, mesh))
 
     def count_processes(self) -> int:
         return int(jax.process_count())

@@ -43,9 +43,9 @@ class JaxReplicas:
         """Does nothing, because Keras's layers draw random numbers by their own seeds."""
         return nullcontext()
 
-    def count(self, num_rows: Any) -> Any:
-        """Returns `num_rows`, because the program counts the whole batch, not a replica's part."""
-        return num_rows
+    def add_up(self, scalar: Any) -> Any:
+        """Returns `scalar`, because the program has that of the whole batch, not a replica's."""
+        return scalar
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]

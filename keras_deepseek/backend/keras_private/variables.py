@@ -32,6 +32,12 @@ def place_by_layout(variable: keras.Variable) -> None:
         variable._direct_assign(variable.value)
 
 
+def give_layout(variable: keras.Variable, layout: Any) -> None:
+    """Gives a variable a layout of Keras's distributions, and moves it to its devices."""
+    variable._layout = layout
+    variable._direct_assign(variable.value)
+
+
 def keras_torch_device() -> str:
     """Returns Keras's current PyTorch device, which is `"meta"` while Keras infers shapes."""
     return str(keras.src.backend.torch.core.get_device())

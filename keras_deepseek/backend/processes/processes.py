@@ -16,6 +16,7 @@ from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError, PeerLos
 if TYPE_CHECKING:
     from keras_deepseek.artifacts.signature import Array
     from keras_deepseek.backend.processes.gradient_compression import Compression
+    from keras_deepseek.backend.processes.weight_parts import Division
 
 
 Result = TypeVar("Result")
@@ -46,8 +47,8 @@ class Replicas(Protocol):
         Afterwards it is the same on all again, however many numbers each has drawn.
         """
 
-    def count(self, num_rows: Any) -> Any:
-        """Sums the number of rows over all replicas, from this process's number in float32."""
+    def add_up(self, scalar: Any) -> Any:
+        """Sums a float32 scalar over all replicas, such as the number of rows of each."""
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: "Sequence[keras.Variable]"
@@ -84,6 +85,25 @@ class RemoteReplicas(Replicas, Protocol):
         last result is a function that assigns the residual: call it unless the step is skipped.
         Each process adds what compression removes from a gradient to the next one.
         """
+
+
+class PartReplicas(RemoteReplicas, Protocol):
+    """The base class of replicas that each update a part of the weights."""
+
+    def sum_parts(
+        self,
+        compute: ComputePart,
+        batch: Any,
+        variables: "Sequence[keras.Variable]",
+        division: "Division",
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        """Sums what all replicas compute, as `sum` does, but returns parts of the gradients.
+
+        They are vectors: for each variable the piece that this process updates.
+        """
+
+    def share_parts(self, division: "Division", parts: Sequence[Any]) -> list[Any]:
+        """Returns all variables as vectors, from this process's piece of each of them."""
 
 
 class Processes(abc.ABC):
@@ -212,9 +232,9 @@ class LocalReplicas:
         """
         return nullcontext()
 
-    def count(self, num_rows: Any) -> Any:
-        """Returns `num_rows`, because one process has the rows of all its devices."""
-        return num_rows
+    def add_up(self, scalar: Any) -> Any:
+        """Returns `scalar`, because one process has the rows of all its devices."""
+        return scalar
 
 
 def check_rank(engine: str, actual: tuple[int, int], expected: tuple[int, int]) -> None:

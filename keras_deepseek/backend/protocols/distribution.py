@@ -62,6 +62,13 @@ class Distribution(abc.ABC):
     def place_variables(self, variables: Sequence[keras.Variable]) -> None:
         """Moves existing variables to the devices of the active distribution."""
 
+    def divide_variable(self, variable: keras.Variable) -> None:
+        """Divides a variable among the devices of the active distribution's batch axis.
+
+        It is divided along the largest axis that their number divides, or stays whole.
+        """
+        raise NotSupportedError(f"{framework_name()} has no distributions of Keras.")
+
     # Several processes.
 
     @abc.abstractmethod

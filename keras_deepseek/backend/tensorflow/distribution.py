@@ -36,6 +36,7 @@ from keras_deepseek.backend.processes.processes import (
 )
 from keras_deepseek.backend.processes.rendezvous import rendezvous
 from keras_deepseek.backend.processes.task_cluster import TaskCluster
+from keras_deepseek.backend.processes.weight_parts import Division, PartSums
 from keras_deepseek.backend.protocols.distribution import Distribution
 from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 from keras_deepseek.backend.tensorflow.replicas import DeviceReplicas
@@ -172,8 +173,8 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         self._thread = ThreadPoolExecutor(1, "agree")
         self._question = itertools.count(1)
 
-    def count(self, num_rows: Any) -> Any:
-        return self._sum("count", [num_rows], [])[0][0]
+    def add_up(self, scalar: Any) -> Any:
+        return self._sum("add_up", [scalar], [])[0][0]
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
@@ -198,6 +199,42 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         key = self._check_shapes([*shapes, (str(compression.kind),)])
         sums, residual = self._collectives.sum_compressed(gradients, compression, key)
         return scalar_sums, counts, sums, lambda: compression.residual.assign(residual)
+
+    def sum_parts(
+        self,
+        compute: ComputePart,
+        batch: Any,
+        variables: Sequence[keras.Variable],
+        division: Division,
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        scalars, finish = compute(self.rank, batch)
+        scalar_sums, _ = self._sum("forward", scalars, [])
+        more, gradients = finish(scalar_sums, None)
+        counts, _ = self._sum("backward", more, [])
+        exchange = self._send_in_order(self._collectives.exchange, "sum parts", division)
+        sums = PartSums(division, self.rank, exchange)
+        for index in reversed(range(len(gradients))):
+            sums.receive(index, gradients[index])
+        return scalar_sums, counts, sums.finish()
+
+    def share_parts(self, division: Division, parts: Sequence[Any]) -> list[Any]:
+        gather = self._send_in_order(self._collectives.gather, "share parts", division)
+        return division.share(parts, gather)
+
+    def _send_in_order(
+        self, send: Callable[[Any, int], Any], purpose: str, division: Division
+    ) -> Callable[[Any], Callable[[], Any]]:
+        """Returns a function that sends a tensor, by the next of the keys for a division."""
+        widths = [(division.width(bucket),) for bucket in division.buckets]
+        keys = itertools.count(self._check_shapes([(purpose,), *widths]))
+        sent: list[Any] = []
+
+        def start(tensor: Any) -> Callable[[], Any]:
+            with tf.control_dependencies(sent[-1:]):  # NCCL needs the same order on all ranks.
+                sent.append(received := send(tensor, next(keys)))
+            return lambda: received
+
+        return start
 
     def _sum(
         self, part: str, scalars: Sequence[Any], gradients: Sequence[Any]

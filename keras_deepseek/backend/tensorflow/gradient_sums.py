@@ -114,18 +114,26 @@ class Collectives:
             tf.pad(exact, [[0, length * self.world_size - size]]), [self.world_size, length]
         )
         sent = _round(rows, dtype)
-        received = tf.raw_ops.CollectiveAllToAllV2(
-            input=sent, group_key=_FIRST, instance_key=key, **self._options
-        )
+        received = self.exchange(sent, key)
         total = tf.reduce_sum(_widen(received, dtype), axis=0, keepdims=True)
         shared = _round(total, dtype)
-        gathered = tf.raw_ops.CollectiveGatherV2(
-            input=shared, group_key=_SECOND, instance_key=key, **self._options
-        )
+        gathered = self.gather(shared[0], key)
         rank_mask = tf.one_hot([self.rank], self.world_size, axis=0)
         errors = rows - _widen(sent, dtype) + rank_mask * (total - _widen(shared, dtype))
         summed = tf.reshape(_widen(gathered, dtype), [-1])[:size]
         return summed, tf.reshape(errors, [-1])[:size]
+
+    def exchange(self, rows: Any, key: int) -> Any:
+        """Sends a row to each rank, in their order; returns the rows that they have sent."""
+        return tf.raw_ops.CollectiveAllToAllV2(
+            input=rows, group_key=_FIRST, instance_key=key, **self._options
+        )
+
+    def gather(self, row: Any, key: int) -> Any:
+        """Returns the rows of all ranks, in their order."""
+        return tf.raw_ops.CollectiveGatherV2(
+            input=row[None], group_key=_SECOND, instance_key=key, **self._options
+        )
 
     def _reduce_all(self, tensors: Sequence[Any], group: int, key: int) -> list[Any]:
         """Sums each tensor of a list over all ranks by one all-reduce."""

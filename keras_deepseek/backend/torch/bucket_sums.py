@@ -42,8 +42,8 @@ class ExactSum:
         self._work.wait()
 
 
-# PyTorch 2.13 renamed it.
-_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""Function of a tensor for the rows of all ranks and this one's. PyTorch 2.13 renamed it."""
 
 
 class RoundedSum:
@@ -80,7 +80,7 @@ class RoundedSum:
             total.add_(_widen(self._received[rank : rank + 1]))
         sent = _round(total, self._dtype)
         self._received = torch.empty_like(self._received)
-        self._work = _gather_rows(
+        self._work = gather_rows(
             self._received.view(torch.uint8),
             sent.view(torch.uint8),
             group=self._sharing,

@@ -32,7 +32,9 @@ from keras_deepseek.backend.processes.processes import (
     check_same_shapes,
 )
 from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, listen_at, rendezvous
+from keras_deepseek.backend.processes.weight_parts import Division, PartSums
 from keras_deepseek.backend.protocols.distribution import Distribution
+from keras_deepseek.backend.torch.bucket_sums import gather_rows
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, translate_peer_errors
 from keras_deepseek.backend.torch.replicas import DeviceReplicas
 
@@ -130,8 +132,8 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         self._known: set[Any] = set()  # The shapes that all ranks have agreed on.
         self._sums: GradientSums | None = None  # Those of the last step, whose memory is reused.
 
-    def count(self, num_rows: Any) -> Any:
-        return self._sum_scalars([num_rows])[0]
+    def add_up(self, scalar: Any) -> Any:
+        return self._sum_scalars([scalar])[0]
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
@@ -148,6 +150,38 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
         scalar_sums, counts, sums = self._sum(compute, batch, variables, compression)
         return scalar_sums, counts, sums.finish(), sums.keep
+
+    def sum_parts(
+        self,
+        compute: ComputePart,
+        batch: Any,
+        variables: Sequence[keras.Variable],
+        division: Division,
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        scalars, finish = compute(self.rank, batch)
+        scalar_sums = self._sum_scalars(scalars)
+        sums = PartSums(division, self.rank, self._exchange)
+        more, gradients = finish(scalar_sums, sums.receive)
+        for index in reversed(range(len(gradients))):
+            sums.receive(index, gradients[index])
+        counts = self._sum_scalars(more)
+        with torch.no_grad(), translate_peer_errors("sum the gradients"):
+            return scalar_sums, counts, sums.finish()
+
+    def share_parts(self, division: Division, parts: Sequence[Any]) -> list[Any]:
+        with torch.no_grad(), translate_peer_errors("send the updated weights"):
+            return division.share(parts, self._gather)
+
+    def _exchange(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
+        received = torch.empty_like(rows)
+        with translate_peer_errors("sum the gradients"):
+            work = dist.all_to_all_single(received, rows, async_op=True)
+        return lambda: _wait(work, received)
+
+    def _gather(self, row: torch.Tensor) -> Callable[[], torch.Tensor]:
+        rows = row.new_empty((self.world_size, len(row)))
+        work = gather_rows(rows, row[None], async_op=True)
+        return lambda: _wait(work, rows)
 
     def _sum(
         self,
@@ -233,6 +267,11 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         dist.all_gather_object(shapes_by_rank, key)
         check_same_shapes(self.rank, shapes_by_rank)
         self._known.add(key)
+
+
+def _wait(work: Any, result: torch.Tensor) -> torch.Tensor:
+    work.wait()
+    return result
 
 
 def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

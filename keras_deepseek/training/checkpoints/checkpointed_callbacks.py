@@ -21,6 +21,7 @@ from keras_deepseek.training.checkpoints.streamed_training import StreamedCallba
 from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 from keras_deepseek.training.cluster.stop_signal import StopSignal
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.optimizer_parts import StateShards
 
 _logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         extra_state: dict[str, Any],
         validates: bool,
         residual: GradientResidual | None = None,
+        shards: StateShards | None = None,
         **options: Any,
     ) -> None:
         super().__init__(callbacks, **options)
@@ -101,6 +103,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._extra_state = extra_state
         self._validates = validates
         self._residual = residual
+        self._shards = shards
         self._step = self._saved_step = resumed.step if resumed else 0
         self._num_resumed = resumed.state["batch"] if resumed else 0
         self._epoch = 0
@@ -191,7 +194,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         if self._resumed is None:
             return
         state = self._resumed.state
-        write_variables(self._trained, state["variables"])
+        write_variables(self._trained, state["variables"], self._shards)
         if self._residual is not None:
             self._residual.write(self._trained.trainable_variables, state.get("residual"))
         self._states.write(state["callbacks"])
@@ -252,11 +255,15 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._saved_step = self._step
         self.is_requested = False
         residual = None if self._residual is None else self._residual.read()
+        variables = None
+        # On JAX, `self.model` updates the variables.
+        if self._processes.rank == 0 or self._shards is not None:
+            variables = read_variables(self.model, self._shards)
         if self._processes.rank > 0:
             return
         state = {
             "backend": keras.backend.backend(),
-            "variables": read_variables(self.model),  # On JAX, `self.model` updates the variables.
+            "variables": variables,
             "residual": residual,
             "random": read_random_state(),
             "callbacks": callbacks,

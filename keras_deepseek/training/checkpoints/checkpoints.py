@@ -30,6 +30,7 @@ from keras_deepseek.training.checkpoints.training_state import write_model_and_o
 from keras_deepseek.training.cluster.stop_signal import StopSignal
 from keras_deepseek.training.data.position_data import position_data
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.optimizer_parts import StateShards
 
 _logger = logging.getLogger(__name__)
 
@@ -99,11 +100,13 @@ class Checkpoints:
         options: CheckpointOptions,
         processes: Processes,
         residual: GradientResidual | None,
+        shards: StateShards | None,
         seed: int | None,
     ) -> None:
         monitor, best_is, num_best = options.best()
         self._processes = processes
         self._residual = residual
+        self._shards = shards
         self._seed = seed
         self._every = options.checkpoint_every
         self._monitor = monitor
@@ -142,7 +145,7 @@ class Checkpoints:
         checkpoint = self.latest()
         if checkpoint is None:
             return None
-        write_model_and_optimizers(model, checkpoint.state["variables"])
+        write_model_and_optimizers(model, checkpoint.state["variables"], self._shards)
         if self._residual is not None:
             self._residual.write(model.trainable_variables, checkpoint.state.get("residual"))
         return checkpoint.step
@@ -190,6 +193,7 @@ class Checkpoints:
             extra_state={"seed": seed, "precision": precision, "given_rate": self._given_rate},
             validates=options.get("validation_data") is not None,
             residual=self._residual,
+            shards=self._shards,
         )
         position = None if resumed is None else resumed.state["data"]
         streamed = streamed_training(

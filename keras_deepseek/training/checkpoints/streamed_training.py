@@ -17,6 +17,7 @@ from keras_deepseek.backend.keras_private.callbacks import GroupedCallbackList, 
 from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.training.data.position_data import position_data
+from keras_deepseek.training.step.gradients.optimizer_parts import common_variables
 from keras_deepseek.training.step.training_step import build_for_step
 
 
@@ -175,7 +176,7 @@ def streamed_training(
     build_for_step(model, data.symbolic_batch())
     data.allow_other_sizes(getattr(model, "inputs", None) or [])
     if processes.world_size > 1:
-        processes.broadcast_variables([*model.variables, *model.optimizer.variables])
+        processes.broadcast_variables(common_variables(model))
     callbacks = make_callbacks(
         options["callbacks"],
         model=model,

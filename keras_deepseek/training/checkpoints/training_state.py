@@ -10,15 +10,17 @@ from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.tensor_values import read_values
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.gradients.optimizer_parts import StateShards
 from keras_deepseek.training.step.step_guard import GuardMetric
 
 
-def read_variables(model: keras.Model) -> dict[str, Any]:
+def read_variables(model: keras.Model, shards: StateShards | None = None) -> dict[str, Any]:
     """Returns copies of all values that a training of a model changes.
 
     These are the weights, states and seeds of the layers; the optimizer's variables, with moving
     averages, accumulated gradients and the loss scale; the variables of further optimizers that
-    the model holds; and the sums of the metrics.
+    the model holds; and the sums of the metrics. With `shards`, the optimizer's state is
+    put together: all processes must call it.
     """
     state: dict[str, Any] = {
         group: {
@@ -28,15 +30,20 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
         }
         for group, variables in _groups(model).items()
     }
+    if shards is not None:
+        state["optimizer"]["values"] = shards.read_state(model)
     state["optimizer_class"] = _optimizer_class(model)
     state["trained by own optimizers"] = trained_positions(model)
     state["buffers"] = backend.current().step.read_buffers(model)
     return state
 
 
-def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
+def write_variables(
+    model: keras.Model, state: dict[str, Any], shards: StateShards | None = None
+) -> None:
     """Restores the variables' values that `read_variables` returned."""
     _check_optimizer(model, state)
+    state = _cut(model, state, shards)
     build_own_optimizers(model, state["trained by own optimizers"])
     groups = _groups(model)
     if len(groups["guard"]) != len(state["guard"]["values"]):
@@ -49,12 +56,23 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
     backend.current().step.write_buffers(model, state["buffers"])
 
 
-def write_model_and_optimizers(model: keras.Model, state: dict[str, Any]) -> None:
+def write_model_and_optimizers(
+    model: keras.Model, state: dict[str, Any], shards: StateShards | None = None
+) -> None:
     """Restores a model and its optimizers, but not its metrics, from `read_variables`."""
+    state = _cut(model, state, shards)
     for group in ("model", "optimizer", "own optimizers"):
         for variable, value in zip(_groups(model)[group], state[group]["values"], strict=True):
             variable.assign(value)
     backend.current().step.write_buffers(model, state["buffers"])
+
+
+def _cut(model: keras.Model, state: dict[str, Any], shards: StateShards | None) -> dict[str, Any]:
+    """Returns a state with this process's shards of the optimizer's variables."""
+    if shards is None or len(state["optimizer"]["values"]) != len(model.optimizer.variables):
+        return state
+    values = shards.cut_state(model, state["optimizer"]["values"])
+    return {**state, "optimizer": {**state["optimizer"], "values": values}}
 
 
 def write_weights(model: keras.Model, state: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.network_address import join_address, parse_address
-from keras_deepseek.checks import check_integer
+from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
 from keras_deepseek.training.cluster.device import DeviceMap
@@ -234,6 +234,10 @@ class ClusterOptions:
     rank: int | None = None
     coordinator: str | None = None
     gradient_compression: Any = None
+    shard_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        check_boolean("shard_optimizer", self.shard_optimizer)
 
     def resolve(self, default_strategy: str | None = None) -> ResolvedCluster:
         """Returns the processes of the training, from the options and the environment.

@@ -75,7 +75,7 @@ class Session:
         self.resumed: Checkpoint | None = None
         """The checkpoint that the next training continues from."""
 
-    def check_peers(self, gradient_compression: Any) -> None:
+    def check_peers(self, **options: Any) -> None:
         """Raises an error if the processes have different models or options."""
         if self._processes.world_size == 1:
             return
@@ -93,7 +93,7 @@ class Session:
                     name: plain_attributes(value) if isinstance(value, StepGuard) else value
                     for name, value in self._plan.options.shared_options().items()
                 },
-                "gradient_compression": gradient_compression,
+                **options,
             },
         )
 

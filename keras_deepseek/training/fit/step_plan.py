@@ -69,7 +69,9 @@ class StepPlan:
         self._training_step = TrainingStep(
             model,
             compute,
-            GradientUpdate(model, options, guard_metric, parallelism.residual, statistics),
+            GradientUpdate(
+                model, options, guard_metric, parallelism.residual, statistics, parallelism.parts
+            ),
             options,
             statistics=statistics,
             guard=guard_metric,
@@ -97,6 +99,8 @@ class StepPlan:
         contexts: list[Callable[[], Any]] = [tune_malloc] if options.tune_malloc else []
         if guard_metric is not None:
             contexts.append(functools.partial(add_metric, model, guard_metric))
+        if parallelism.parts is not None:
+            contexts.append(functools.partial(parallelism.parts.averaging, model))
         self.step = self._compile(contexts)
 
     def _check_options(self) -> None:
@@ -111,6 +115,11 @@ class StepPlan:
                 "`layer_statistics` needs a step that this process computes; the workers of a "
                 "parameter server compute it here. Leave it out."
             )
+        if self.options.layer_statistics and self.parallelism.parts is not None:
+            raise NotSupportedError(
+                "`layer_statistics` needs the gradients of whole weights, and with shard_optimizer "
+                "each process has parts of them. Leave one of the two out."
+            )
         if not self._has_compute:
             check_reduction(self._model.loss)
         if overrides_train_step(self._model):
@@ -119,6 +128,7 @@ class StepPlan:
                 "the trainer's own `train_step`": self._has_compute,
                 "other processes": self.parallelism.replicas is not None,
                 "`gradient_compression`": self.parallelism.residual is not None,
+                "`shard_optimizer`": self.parallelism.parts is not None,
                 "several devices": self.parallelism.devices is not None,
             }
             _refuse_own_step(self._model, [name for name, is_asked in ignored.items() if is_asked])
@@ -187,6 +197,7 @@ class StepPlan:
             step_metrics=self.step_metrics,
             profiler=self.profiler,
             contexts=contexts,
+            parts=parallelism.parts,
         )
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:

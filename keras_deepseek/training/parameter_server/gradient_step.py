@@ -60,7 +60,7 @@ class GradientsAsLogs:
         loss: Any,
         gradients: list[Any],
         variables: Sequence[keras.Variable],
-        keep_residual: Callable[[], None] | None,
+        finish_update: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
         """Returns `None` for the unchecked step, and the gradients by trainable variable."""
         logs: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from keras_deepseek.backend.keras_private.trainers import (
 )
 from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
 from keras_deepseek.training.step.step_profiler import StepProfiler
 from keras_deepseek.training.step.training_step import build_for_step
 
@@ -35,6 +36,7 @@ class CompiledStep:
         step_metrics: Takes the metrics of the run record out of the logs that the step returns.
         profiler: The profiler of the steps.
         contexts: Functions that return context managers in which the model trains.
+        parts: The parts of the weights that this process updates, if it doesn't update all.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class CompiledStep:
         step_metrics: StepMetrics | None = None,
         profiler: StepProfiler | None = None,
         contexts: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
+        parts: OptimizerParts | None = None,
     ) -> None:
         self._model = model
         self._train_step = train_step
@@ -59,6 +62,7 @@ class CompiledStep:
         self._step_metrics = step_metrics or StepMetrics()
         self._profiler = profiler or StepProfiler(model)
         self._contexts = contexts
+        self._parts = parts
         self._compilation = compilation(model)
         self._compiled_for: Any = None  # Another value has the step compiled again.
         # The function that is compiled: another object for each compilation.
@@ -93,7 +97,9 @@ class CompiledStep:
                 "another Trainer or by model.compile. It would train with that optimizer and loss. "
                 "Make a new Trainer, or give each Trainer its own model."
             )
-        if self._model.optimizer.built:
+        if self._parts is not None:
+            self._parts.check_weights(self._model)
+        elif self._model.optimizer.built:
             _check_trainable(self._model)
 
     def _check_not_training(self) -> None:

@@ -9,13 +9,18 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.layers import flatten_layers
-from keras_deepseek.backend.keras_private.optimizers import clipping_by, current_learning_rate
+from keras_deepseek.backend.keras_private.optimizers import (
+    clipping_by,
+    count_update,
+    current_learning_rate,
+)
 from keras_deepseek.backend.profiling.step_trace import OPTIMIZER
 from keras_deepseek.backend.tensor_values import multiply_gradients
 from keras_deepseek.callbacks.step_metrics import STEP_METRICS, Labels, StepMetrics
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
 from keras_deepseek.training.step.step_guard import GuardMetric
 from keras_deepseek.training.step.step_options import StepOptions
 
@@ -96,34 +101,36 @@ class GradientUpdate:
         guard: GuardMetric | None,
         residual: GradientResidual | None,
         statistics: LayerStatistics | None = None,
+        parts: OptimizerParts | None = None,
     ) -> None:
         self._statistics = statistics
         self._model = model
         self._gradient_clip = options.gradient_clip
         self._guard = guard
         self._residual = residual
+        self._parts = parts
 
     def __call__(
         self,
         loss: Any,
         gradients: list[Any],
         variables: Sequence[keras.Variable],
-        keep_residual: Callable[[], None] | None,
+        finish_update: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Unscales, checks, clips and applies the gradients, and then calls `keep_residual`.
+        """Unscales, checks, clips and applies the gradients, and then calls `finish_update`.
 
         Returns:
             Boolean scalar, true for a good step, or `None` if steps are not checked; and the logs.
         """
         with backend.current().step.mark(OPTIMIZER):
-            return self._update(loss, gradients, variables, keep_residual)
+            return self._update(loss, gradients, variables, finish_update)
 
     def _update(
         self,
         loss: Any,
         gradients: list[Any],
         variables: Sequence[keras.Variable],
-        keep_residual: Callable[[], None] | None,
+        finish_update: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
         """Updates as `__call__` does. Only checks, statistics and clipping need the norm."""
         optimizer = self._model.optimizer
@@ -131,16 +138,18 @@ class GradientUpdate:
         watch = self._statistics is not None and self._statistics.measure_layers
         needs_norm = is_checked or watch or self._gradient_clip is not None
         if not needs_norm:
-            self._apply(gradients, variables, None, keep_residual)
+            self._apply(gradients, variables, None, finish_update)
             return None, {}
         gradients = self._unscale(gradients)
         if self._statistics is not None and watch:
             norm = self._statistics.watch_update(gradients, variables)
         else:
             norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
+        if self._parts is not None:  # Other processes have the other parts of the gradients.
+            norm = ops.sqrt(self._parts.replicas.add_up(ops.square(norm)))
         logs = {} if self._gradient_clip is None else {"gradient_norm": norm}
         if not is_checked:
-            self._apply(gradients, variables, norm, keep_residual)
+            self._apply(gradients, variables, norm, finish_update)
             return None, logs
         is_finite = ops.isfinite(norm)  # The norm is finite only if all gradients are.
         is_good = is_finite
@@ -150,7 +159,7 @@ class GradientUpdate:
             logs |= self._guard.logs()
         backend.current().compute.run_if(
             ops.logical_and(is_good, is_finite),
-            functools.partial(self._apply, gradients, variables, norm, keep_residual),
+            functools.partial(self._apply, gradients, variables, norm, finish_update),
             self._assigned(variables),
         )
         if is_scaled(optimizer):
@@ -170,12 +179,16 @@ class GradientUpdate:
         gradients: Sequence[Any],
         variables: Sequence[keras.Variable],
         norm: Any,
-        keep_residual: Callable[[], None] | None,
+        finish_update: Callable[[], None] | None,
     ) -> None:
-        """Clips the gradients, updates the variables, and then calls `keep_residual`."""
+        """Clips the gradients, updates the variables, and then calls `finish_update`."""
         optimizer, clip = self._inner_optimizer(), self._gradient_clip
         apply = functools.partial(backend.current().step.apply_update, optimizer)
-        if clip is None:
+        if self._parts is not None:
+            self._parts.take()
+        if not variables:  # All parts are those of other processes.
+            count_update(optimizer)
+        elif clip is None:
             apply(gradients, variables)
         elif optimizer.gradient_accumulation_steps:  # Keras clips when it has all gradients.
             clipped = [variable for variable in variables if not variable.overwrite_with_gradient]
@@ -184,12 +197,13 @@ class GradientUpdate:
         else:
             gradients, factor = clip_gradients(clip, gradients, variables, norm)
             apply(gradients, variables, factor)
-        if keep_residual is not None:
-            keep_residual()
+        if finish_update is not None:
+            finish_update()
 
     def _assigned(self, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
         residuals = self._residual.variables if self._residual else []
-        return [*variables, *self._inner_optimizer().variables, *residuals]
+        whole = self._model.trainable_variables if self._parts else []
+        return [*variables, *self._inner_optimizer().variables, *residuals, *whole]
 
     def _inner_optimizer(self) -> keras.optimizers.Optimizer:
         optimizer = self._model.optimizer

@@ -34,6 +34,7 @@ from keras_deepseek.training.step.gradients.batch_part import (
 )
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.micro_batches import MicroBatches, sum_micro_batches
+from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
 from keras_deepseek.training.step.gradients.replicas import sum_devices, sum_processes
 from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 from keras_deepseek.training.step.loss.batch_loss import Batch, BatchLoss, count_rows
@@ -55,6 +56,7 @@ class Parallelism:
     Args:
         replicas: `RemoteReplicas`, one in each process, that divide the rows of a batch.
         residual: `GradientResidual` if gradients are compressed between processes.
+        parts: `OptimizerParts` if each process updates its part of the weights.
         devices: `Replicas` on devices of this process that divide the rows of a batch.
         place_layers: Function of the model that moves its layers to their devices, if these divide
             the model. It takes `is_in_step`, true within the first step.
@@ -66,6 +68,7 @@ class Parallelism:
 
     replicas: RemoteReplicas | None = None
     residual: GradientResidual | None = None
+    parts: OptimizerParts | None = None
     devices: Replicas | None = None
     place_layers: Callable[..., None] | None = None
     worker_step: Callable[[Any], dict[str, Any]] | None = None
@@ -102,9 +105,9 @@ class Update(Protocol):
         loss: Any,
         gradients: list[Any],
         variables: Sequence[keras.Variable],
-        keep_residual: Callable[[], None] | None,
+        finish_update: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Updates the variables, and then calls `keep_residual`.
+        """Updates the variables, and then calls `finish_update`.
 
         Returns:
             Boolean scalar, true for a good step, or `None` if steps are not checked; and the logs.
@@ -166,12 +169,12 @@ class TrainingStep:
         states = self._guard.copy_states(self._model) if self._guard else []
         is_eager = runs_as_written(self._model)
         compute = self._compute_eagerly if is_eager else self._compute
-        loss, logs, gradients, variables, num_rows, keep_residual, means = compute(batch)
+        loss, logs, gradients, variables, num_rows, finish_update, means = compute(batch)
         is_measured = self._statistics is not None and self._statistics.step_metrics.are_wanted
         statistics = self._statistics if is_measured else None
         if statistics is not None:
             statistics.begin(batch[0])
-        is_good, update_logs = self._apply(loss, gradients, variables, keep_residual)
+        is_good, update_logs = self._apply(loss, gradients, variables, finish_update)
         if means is None:
             means = self._track(loss, num_rows, states, is_good)
         check_log_names(logs, {**means, **update_logs})
@@ -183,7 +186,7 @@ class TrainingStep:
 
         Returns:
             The loss, the logs, the gradients and their variables, the number of rows and
-            `keep_residual`. And the means of loss and metrics, or `None` if a guard may yet undo
+            `finish_update`. And the means of loss and metrics, or `None` if a guard may yet undo
             their change.
         """
         num_rows = count_rows(batch)
@@ -195,7 +198,10 @@ class TrainingStep:
         if not isinstance(part.num_rows, int):  # Perhaps no process has a row.
             loss = ops.where(part.num_rows > 0, loss, float("nan"))
         means = None if self._guard else self._track(loss, part.num_rows)
-        return loss, logs, gradients, variables, part.num_rows, part.keep_residual, means
+        finish_update = part.keep_residual
+        if (parts := self._parallelism.parts) is not None:
+            variables, finish_update = parts.variables, parts.share
+        return loss, logs, gradients, variables, part.num_rows, finish_update, means
 
     def _track(
         self,
@@ -253,7 +259,7 @@ class TrainingStep:
         loss: Any,
         gradients: Sequence[Any],
         variables: Sequence[keras.Variable],
-        keep_residual: Callable[[], None] | None,
+        finish_update: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
         """Applies the gradients to the variables that the loss depends on."""
         pairs = [
@@ -270,7 +276,7 @@ class TrainingStep:
             loss,
             [gradient for gradient, _ in pairs],
             [variable for _, variable in pairs],
-            keep_residual,
+            finish_update,
         )
 
     def _read_logs(self) -> dict[str, Any]:
@@ -312,7 +318,7 @@ class TrainingStep:
             if parallelism.devices is None and parallelism.place_layers is None:
                 compute = self._record(compute)
             compute = functools.partial(
-                sum_processes, compute, model, replicas, self.loss, residual
+                sum_processes, compute, model, replicas, self.loss, residual, parallelism.parts
             )
         return compute
 

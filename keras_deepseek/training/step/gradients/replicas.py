@@ -15,6 +15,7 @@ from keras_deepseek.training.step.gradient_update import is_scaled
 from keras_deepseek.training.step.gradients.batch_part import Part, PartFunction, make_summed_part
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.micro_batches import pad_empty_batch
+from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
 from keras_deepseek.training.step.gradients.replica_states import ReplicaStates
 from keras_deepseek.training.step.gradients.weighted_sums import (
     MIN_WEIGHT,
@@ -43,13 +44,14 @@ def sum_processes(
     replicas: RemoteReplicas,
     loss: BatchLoss,
     residual: GradientResidual | None,
+    parts: OptimizerParts | None,
     batch: Batch,
     variables: Sequence[keras.Variable],
 ) -> Part:
     """Sums the gradients of this process's rows with those of all other processes.
 
     Gradients are sent while the backward pass computes others. `residual` is `None` without
-    compression.
+    compression. With `parts`, the gradients are those of the parts that this process updates.
     """
 
     def find_divisor(sums: WeightedSums) -> Any:
@@ -58,13 +60,18 @@ def sum_processes(
 
     num_rows = None
     if loss.is_sum:  # Each part then needs the rows of the whole batch.
-        num_rows = replicas.count(ops.cast(count_rows(batch), "float32"))
+        num_rows = replicas.add_up(ops.cast(count_rows(batch), "float32"))
     optimizer = model.optimizer
     scale = optimizer.dynamic_scale if is_scaled(optimizer) else None
     keep_residual = None
     with loss.of_batch(num_rows):
         replica = ReplicaPart(model, part, replicas, variables, find_divisor)
-        if residual is None:
+        if parts is not None:
+            scalars, (counts,), vectors = parts.replicas.sum_parts(
+                replica, batch, variables, parts.division
+            )
+            gradients = parts.shape(vectors)
+        elif residual is None:
             scalars, (counts,), gradients = replicas.sum(replica, batch, variables)
         else:
             # Compression sends gradients without the loss scale.
@@ -75,7 +82,7 @@ def sum_processes(
             if scale is not None:
                 gradients = [gradient * scale for gradient in gradients]
         sums, num_rows = replica.merge(scalars, counts, gradients)
-    gradients = sums.gradients
+    gradients = sums.gradients if parts is None else parts.select(sums.gradients)
     divisor = find_divisor(sums)
     logs = {name: log / divisor for name, log in sums.logs.items()}
     means = WeightedSums(None, sums.loss / divisor, logs, [])

@@ -1,0 +1,270 @@
+"""Sharded optimizer state: each process updates its part of the weights (ZeRO).
+
+References:
+    - [ZeRO: Memory Optimizations Toward Training Trillion Parameter Models
+      (Rajbhandari et al., 2020)](https://arxiv.org/abs/1910.02054)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_private.optimizers import (
+    exclude_from_decay,
+    optimized_variables,
+    uses_decay,
+    weight_slots,
+)
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
+from keras_deepseek.backend.processes.processes import PartReplicas, Processes
+from keras_deepseek.backend.processes.weight_parts import Division
+from keras_deepseek.backend.tensor_values import read_values
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
+
+_ELEMENTWISE = (
+    *(keras.optimizers.SGD, keras.optimizers.RMSprop, keras.optimizers.Adam),
+    *(keras.optimizers.AdamW, keras.optimizers.Adagrad, keras.optimizers.Adadelta),
+    *(keras.optimizers.Adamax, keras.optimizers.Nadam, keras.optimizers.Ftrl),
+    keras.optimizers.Lion,
+)
+"""Optimizers of Keras that update each number by its own gradient. Others get whole weights."""
+_COUNTERS = ("iteration", "learning_rate")
+
+
+class StateShards(Protocol):
+    """The base class of the shards of an optimizer's state."""
+
+    def prepare(self, model: keras.Model, *, by_weight: bool) -> None:
+        """Builds the optimizer of a built model for this process's shards.
+
+        With `by_weight`, a weight belongs to one process as a whole, as clipping by the norm of
+        each gradient needs.
+        """
+
+    def read_state(self, model: keras.Model) -> list[Array]:
+        """Returns the values of all variables of the optimizer, as those of a process alone.
+
+        All processes must call it.
+        """
+
+    def cut_state(self, model: keras.Model, values: Sequence[Array]) -> list[Array]:
+        """Returns this process's shards of the values that `read_state` returned."""
+
+
+class OptimizerParts:
+    """The parts of a model's weights that this process updates, with the optimizer's state.
+
+    The weights themselves are whole in each process. Before an update its parts are read from them,
+    and afterwards all processes send their parts to each other.
+
+    """
+
+    def __init__(self, processes: Processes, replicas: PartReplicas) -> None:
+        self._processes = processes
+        self.replicas = replicas
+        self._weights: list[keras.Variable] = []
+        self._parts: list[keras.Variable] = []  # One for each weight, perhaps of size 0.
+
+    def prepare(self, model: keras.Model, *, by_weight: bool) -> None:
+        """Creates the parts of a built model, and builds its optimizer for them.
+
+        With `by_weight`, a weight belongs to one process as a whole, as clipping by the norm of
+        each gradient needs. For optimizers that need matrices it does so in any case.
+        """
+        optimizer = plain_optimizer(model)
+        check_shardable(model, optimizer)
+        self._weights = list(model.trainable_variables)
+        sizes = [int(np.prod(weight.shape)) for weight in self._weights]
+        needs_matrices = not _is_elementwise(optimizer) or optimizer.clipnorm is not None
+        by_weight = by_weight or needs_matrices
+        self.division = Division(sizes, self._processes.world_size, by_weight=by_weight)
+        self._parts = [self._make_part(index) for index in range(len(self._weights))]
+        pairs = zip(self._weights, self._parts, strict=True)
+        if optimizer.weight_decay:
+            undecayed = [part for weight, part in pairs if not uses_decay(optimizer, weight)]
+            exclude_from_decay(optimizer, undecayed)
+        model.optimizer.build(self._parts)
+        _check_state(optimizer)
+        for owner in (model.optimizer, optimizer):  # A file with one process's part is of no use.
+            owner.save_own_variables = _save_nothing
+
+    def check_weights(self, model: keras.Model) -> None:
+        """Raises an error if other weights are trainable than the optimizer was built for."""
+        if list(map(id, model.trainable_variables)) != list(map(id, self._weights)):
+            raise InvalidInputError(
+                f"Weights of model {model.name!r} were frozen or unfrozen after the optimizer was "
+                "built. Make a new Trainer, with a new optimizer (optimizer=...)."
+            )
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The parts that this process updates, those of size 0 left out."""
+        return self.select(self._parts)
+
+    def select(self, values: Sequence[Any]) -> list[Any]:
+        """Returns those of some values, one for each weight, whose part is not empty."""
+        pieces = self.division.pieces[self._processes.rank]
+        return [value for piece, value in zip(pieces, values, strict=True) if piece.size]
+
+    def shape(self, vectors: Sequence[Any]) -> list[Any]:
+        """Returns a vector for each weight in the shape of its part."""
+        pairs = zip(vectors, self._parts, strict=True)
+        return [ops.reshape(vector, part.shape) for vector, part in pairs]
+
+    def take(self) -> None:
+        """Reads the parts from the weights, which may have been changed since the last update."""
+        for index, (weight, part) in enumerate(zip(self._weights, self._parts, strict=True)):
+            part.assign(self._cut(index, ops.convert_to_tensor(weight)))
+
+    def share(self) -> None:
+        """Sends the updated parts to all processes, which put them together to weights."""
+        vectors = [ops.reshape(ops.cast(part, "float32"), (-1,)) for part in self._parts]
+        whole = self.replicas.share_parts(self.division, vectors)
+        for weight, vector in zip(self._weights, whole, strict=True):
+            weight.assign(ops.reshape(vector, weight.shape))
+            if weight.constraint is not None:
+                weight.assign(weight.constraint(weight))
+
+    @contextmanager
+    def averaging(self, model: keras.Model) -> Iterator[None]:
+        """Context manager in which the model gets its moving averages when a training ends."""
+        optimizer = plain_optimizer(model)
+
+        def finish(_: Sequence[keras.Variable]) -> None:
+            type(optimizer).finalize_variable_values(optimizer, self._parts)
+            self.share()
+
+        changed = {"finalize_variable_values": finish} if optimizer.use_ema else {}
+        with own_attributes(optimizer, **changed):
+            yield
+
+    def read_state(self, model: keras.Model) -> list[Array]:
+        """Returns the values of all variables of the optimizer, as those of a process alone.
+
+        All processes must call it.
+        """
+        owners = self._owners(model)
+        values = read_values(model.optimizer.variables)
+        pairs = zip(model.optimizer.variables, values, strict=True)
+        return [
+            value if id(variable) not in owners else self._put_together(owners[id(variable)], value)
+            for variable, value in pairs
+        ]
+
+    def cut_state(self, model: keras.Model, values: Sequence[Array]) -> list[Array]:
+        """Returns this process's parts of values that `read_state` returned."""
+        owners = self._owners(model)
+        pairs = zip(model.optimizer.variables, values, strict=True)
+        return [
+            value if id(variable) not in owners else self._cut(owners[id(variable)], value)
+            for variable, value in pairs
+        ]
+
+    def _owners(self, model: keras.Model) -> dict[int, int]:
+        """Returns the index of the weight that each variable of the optimizer belongs to, by id."""
+        indices = {id(part): index for index, part in enumerate(self._parts)}
+        return {id(slot): indices[id(part)] for slot, part in weight_slots(plain_optimizer(model))}
+
+    def _put_together(self, index: int, value: Array) -> Array:
+        values = self._processes.gather(value)
+        if not self.division.by_weight:
+            return np.concatenate(values).reshape(self._weights[index].shape)
+        pieces = [pieces[index] for pieces in self.division.pieces]
+        (owner,) = (rank for rank, piece in enumerate(pieces) if piece.size)
+        return values[owner]
+
+    def _make_part(self, index: int) -> keras.Variable:
+        weight = self._weights[index]
+        *scopes, name = weight.path.split("/")
+        with ExitStack() as stack:  # An optimizer may tell weights apart by their paths.
+            for scope in scopes:
+                stack.enter_context(keras.name_scope(scope))
+            return keras.Variable(
+                self._cut(index, ops.convert_to_tensor(weight)),
+                dtype=weight.dtype,
+                name=name,
+                autocast=False,
+            )
+
+    def _cut(self, index: int, value: Any) -> Any:
+        """Returns this process's part of a weight or of a state that belongs to it."""
+        piece = self.division.pieces[self._processes.rank][index]
+        if self.division.by_weight and piece.size:
+            return value
+        if self.division.by_weight and len(value.shape):
+            return value[:0]
+        flat = value.reshape(-1) if isinstance(value, np.ndarray) else ops.reshape(value, (-1,))
+        return flat[piece.start : piece.stop]
+
+
+def plain_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    """Returns a model's optimizer without the one that scales the loss around it."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+def common_variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables of a model and its optimizer that all processes have alike."""
+    variables = [*model.variables, *model.optimizer.variables]
+    known = {id(variable) for variable in variables}
+    if all(id(weight) in known for weight in optimized_variables(model.optimizer) or []):
+        return variables
+    sharded = {id(slot) for slot, _ in weight_slots(plain_optimizer(model))}
+    return [variable for variable in variables if id(variable) not in sharded]
+
+
+def check_shardable(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises an error for a model or an optimizer whose state can't be sharded."""
+    if not model.built:
+        raise InvalidInputError(
+            f"shard_optimizer=True shards the state of known weights, and model {model.name!r} is "
+            "not built yet. Call it on a batch, or begin it with keras.Input, before the Trainer."
+        )
+    if model.optimizer.built:
+        raise InvalidInputError(
+            f"The {type(optimizer).__name__} has been built for whole weights, so that its state "
+            "is in memory already. Pass a new optimizer to the Trainer with shard_optimizer=True."
+        )
+    if getattr(optimizer, "optimizers", None):
+        raise NotSupportedError(
+            f"shard_optimizer=True does not support {type(optimizer).__name__}, which holds other "
+            "optimizers. Use one optimizer for all weights."
+        )
+    if optimizer.global_clipnorm is not None:
+        raise InvalidInputError(
+            f"global_clipnorm={optimizer.global_clipnorm} of the optimizer would see this "
+            "process's parts alone. Pass "
+            f"gradient_clip=('global_norm', {optimizer.global_clipnorm}) to the Trainer instead."
+        )
+    if any(weight.overwrite_with_gradient for weight in model.trainable_variables):
+        raise NotSupportedError("shard_optimizer=True does not support float8 training.")
+
+
+def _check_state(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises an error for an optimizer with a state that depends on all gradients together."""
+    if _is_elementwise(optimizer):
+        return
+    known = {id(slot) for slot, _ in weight_slots(optimizer)}
+    others = [
+        variable.name
+        for variable in optimizer.variables
+        if id(variable) not in known and variable.name not in _COUNTERS
+    ]
+    if others:
+        raise NotSupportedError(
+            f"shard_optimizer=True does not support {type(optimizer).__name__}: its variables "
+            f"{', '.join(others)} belong to no single weight, and would differ between processes."
+        )
+
+
+def _save_nothing(store: Any) -> None:
+    """Leaves an optimizer's variables out of a file of its model; Keras then warns at loading."""
+
+
+def _is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
+    is_of_keras = type(optimizer).__module__.startswith("keras.")  # A subclass may need matrices.
+    return is_of_keras and isinstance(optimizer, _ELEMENTWISE)

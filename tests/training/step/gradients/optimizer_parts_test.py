@@ -1,0 +1,144 @@
+"""The parts of one of several processes, that are asked without their peers."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.training.step.gradients.optimizer_parts import (
+    OptimizerParts,
+    common_variables,
+)
+
+
+def build():
+    keras.utils.set_random_seed(0)
+    hidden = keras.layers.Dense(5, kernel_constraint="non_neg")
+    return keras.Sequential([keras.Input((3,)), hidden, keras.layers.Dense(2)])
+
+
+def prepare(optimizer, model=None, rank=1, world_size=3, by_weight=False):
+    model = model or build()
+    model.compile(optimizer, "mse")
+    replicas = SimpleNamespace(share_parts=lambda division, parts: parts)
+    processes = SimpleNamespace(rank=rank, world_size=world_size)
+    parts = OptimizerParts(processes, replicas)
+    parts.prepare(model, by_weight=by_weight)
+    return model, parts
+
+
+def test_a_process_has_the_state_of_its_part():
+    model, parts = prepare(keras.optimizers.AdamW(0.1))
+    shapes = [tuple(part.shape) for part in parts.variables]
+    assert shapes == [(5,), (2,), (4,), (1,)]
+    kernel = ops.convert_to_numpy(model.layers[0].kernel).reshape(-1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(parts.variables[0]), kernel[5:10])
+    assert sum(int(np.prod(slot.shape)) for slot in model.optimizer.variables) == 2 + 2 * 12
+    assert len(common_variables(model)) == len(model.variables) + 2
+
+
+def test_the_decay_leaves_out_what_it_would_of_whole_weights():
+    optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    _, parts = prepare(optimizer)
+    before = [ops.convert_to_numpy(part) for part in parts.variables]
+    optimizer.apply([ops.zeros(part.shape) for part in parts.variables], parts.variables)
+    factors = [1 - 0.1 * 0.5, 1.0, 1 - 0.1 * 0.5, 1.0]
+    for part, value, factor in zip(parts.variables, before, factors, strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(part), factor * value, rtol=1e-6)
+
+
+def test_weights_that_were_changed_outside_are_updated():
+    model, parts = prepare("sgd")
+    model.layers[1].bias.assign([3.0, 4.0])
+    parts.take()
+    np.testing.assert_array_equal(ops.convert_to_numpy(parts.variables[-1]), [4.0])
+
+
+@pytest.mark.parametrize("name", ["Muon", "Lamb", "Adafactor"])
+def test_an_optimizer_of_matrices_has_whole_weights(name):
+    _, parts = prepare(getattr(keras.optimizers, name)())
+    whole = [tuple(weight.shape) for weight in build().trainable_variables]
+    assert {tuple(part.shape) for part in parts.variables} <= set(whole)
+
+
+def test_the_state_of_all_is_that_of_one_process():
+    values = []
+    for rank in range(3):
+        model, parts = prepare(keras.optimizers.Adam(0.1), rank=rank)
+        parts.take()
+        optimizer = model.optimizer
+        optimizer.apply([part + 1.0 for part in parts.variables], parts.variables)
+        values.append((model, parts, [np.array(slot) for slot in _arrays(optimizer)]))
+    model, parts, _ = values[0]
+    numbers = iter(range(len(model.optimizer.variables)))
+
+    def gather(_):
+        number = next(numbers) + 2  # The first two belong to no weight.
+        return [arrays[number] for *_, arrays in values]
+
+    parts._processes.gather = gather
+    alone = build()
+    alone.compile(keras.optimizers.Adam(0.1), "mse")
+    weights = alone.trainable_variables
+    alone.optimizer.apply([weight + 1.0 for weight in weights], weights)
+    state = parts.read_state(model)
+    for received, expected in zip(state, _arrays(alone.optimizer), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-6)
+    for received, expected in zip(parts.cut_state(model, state), values[0][2], strict=True):
+        np.testing.assert_array_equal(received, expected)
+
+
+def _arrays(optimizer):
+    return [ops.convert_to_numpy(variable.value) for variable in optimizer.variables]
+
+
+def test_a_saved_model_can_be_loaded_without_the_state(tmp_path):
+    model, _ = prepare("adam")
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    for weight, expected in zip(loaded.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(weight), ops.convert_to_numpy(expected))
+
+
+def test_weights_must_not_be_frozen_afterwards():
+    model, parts = prepare("adam")
+    parts.check_weights(model)
+    model.layers[0].trainable = False
+    with pytest.raises(InvalidInputError, match="frozen or unfrozen"):
+        parts.check_weights(model)
+
+
+class Shared(keras.optimizers.SGD):
+    """An optimizer with a number that depends on all gradients."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.distance = self.add_variable((), name="distance")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: keras.optimizers.Adam(global_clipnorm=1.0), "gradient_clip=.'global_norm', 1.0"),
+        (Shared, "its variables distance belong to no single weight"),
+    ],
+    ids=["global_clipnorm", "a shared state"],
+)
+def test_what_can_not_be_sharded_is_refused(make, message):
+    with pytest.raises((InvalidInputError, NotSupportedError), match=message):
+        prepare(make())
+
+
+def test_a_model_must_be_built_and_its_optimizer_new():
+    with pytest.raises(InvalidInputError, match="not built yet"):
+        prepare("adam", keras.Sequential([keras.layers.Dense(2)]))
+    optimizer = keras.optimizers.Adam()
+    model = build()
+    optimizer.build(model.trainable_variables)
+    with pytest.raises(InvalidInputError, match="Pass a new optimizer"):
+        prepare(optimizer, model)
