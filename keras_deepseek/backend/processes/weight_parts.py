@@ -120,8 +120,10 @@ class PartSums:
         rows = [self._division.join(bucket, vectors, rank) for rank in ranks]
         self._waits.append(self._exchange(ops.stack(rows)))
 
-    def finish(self) -> list[Any]:
-        """Returns the sums, a vector for each weight, after all gradients were received."""
+    def finish(self, gradients: Sequence[Any]) -> list[Any]:
+        """Returns the sums of all gradients, received or not, as a vector for each weight."""
+        for index in reversed(range(len(gradients))):
+            self.receive(index, gradients[index])
         pieces: dict[int, Any] = {}
         for bucket, wait in zip(self._division.buckets, self._waits, strict=True):
             rows = wait()

@@ -213,9 +213,7 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         counts, _ = self._sum("backward", more, [])
         exchange = self._send_in_order(self._collectives.exchange, "sum parts", division)
         sums = PartSums(division, self.rank, exchange)
-        for index in reversed(range(len(gradients))):
-            sums.receive(index, gradients[index])
-        return scalar_sums, counts, sums.finish()
+        return scalar_sums, counts, sums.finish(gradients)
 
     def share_parts(self, division: Division, parts: Sequence[Any]) -> list[Any]:
         gather = self._send_in_order(self._collectives.gather, "share parts", division)

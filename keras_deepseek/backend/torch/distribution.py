@@ -162,11 +162,9 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         scalar_sums = self._sum_scalars(scalars)
         sums = PartSums(division, self.rank, self._exchange)
         more, gradients = finish(scalar_sums, sums.receive)
-        for index in reversed(range(len(gradients))):
-            sums.receive(index, gradients[index])
         counts = self._sum_scalars(more)
         with torch.no_grad(), translate_peer_errors("sum the gradients"):
-            return scalar_sums, counts, sums.finish()
+            return scalar_sums, counts, sums.finish(gradients)
 
     def share_parts(self, division: Division, parts: Sequence[Any]) -> list[Any]:
         with torch.no_grad(), translate_peer_errors("send the updated weights"):

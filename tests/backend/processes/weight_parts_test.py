@@ -60,7 +60,10 @@ def test_parts_are_summed_and_put_together_again(division):
     for rank, part_sums in enumerate(sums):
         for index in (3, 3, 5, 4, 0, 2, 1):  # In the order of no bucket, and one twice.
             part_sums.receive(index, keras.ops.convert_to_tensor(gradients[rank][index]))
-    parts = [part_sums.finish() for part_sums in sums]
+    parts = [
+        part_sums.finish([keras.ops.convert_to_tensor(array) for array in arrays])
+        for part_sums, arrays in zip(sums, gradients, strict=True)
+    ]
     joined = [
         [division.pad(bucket, [parts[rank][weight] for weight in bucket]) for rank in range(4)]
         for bucket in division.buckets

@@ -210,8 +210,8 @@ def plain_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
 def common_variables(model: keras.Model) -> list[keras.Variable]:
     """Returns the variables of a model and its optimizer that all processes have alike."""
     variables = [*model.variables, *model.optimizer.variables]
-    known = {id(variable) for variable in variables}
-    if all(id(weight) in known for weight in optimized_variables(model.optimizer) or []):
+    variable_ids = {id(variable) for variable in variables}
+    if all(id(weight) in variable_ids for weight in optimized_variables(model.optimizer) or []):
         return variables
     sharded = {id(slot) for slot, _ in weight_slots(plain_optimizer(model))}
     return [variable for variable in variables if id(variable) not in sharded]
@@ -248,16 +248,16 @@ def _check_state(optimizer: keras.optimizers.Optimizer) -> None:
     """Raises an error for an optimizer with a state that depends on all gradients together."""
     if _is_elementwise(optimizer):
         return
-    known = {id(slot) for slot, _ in weight_slots(optimizer)}
-    others = [
+    slot_ids = {id(slot) for slot, _ in weight_slots(optimizer)}
+    shared = [
         variable.name
         for variable in optimizer.variables
-        if id(variable) not in known and variable.name not in _COUNTERS
+        if id(variable) not in slot_ids and variable.name not in _COUNTERS
     ]
-    if others:
+    if shared:
         raise NotSupportedError(
             f"shard_optimizer=True does not support {type(optimizer).__name__}: its variables "
-            f"{', '.join(others)} belong to no single weight, and would differ between processes."
+            f"{', '.join(shared)} belong to no single weight, and would differ between processes."
         )
 
 
