@@ -12,6 +12,7 @@ from keras_deepseek.training.data.masked_tokens import MaskedTokens
 from keras_deepseek.training.data.sequence_packing import pack_sequences
 from keras_deepseek.training.data.token_masking import mask_tokens
 from keras_deepseek.training.join_cluster import join_cluster
+from keras_deepseek.training.step.muon import Muon
 from keras_deepseek.training.step.step_guard import StepGuard
 from keras_deepseek.training.step.step_profiler import StepProfile
 from keras_deepseek.training.step.warmup_decay import WarmupDecay
@@ -28,6 +29,7 @@ __all__ = [
     "LowRank",
     "MaskedTokens",
     "MemoryReport",
+    "Muon",
     "ParameterServer",
     "StepGuard",
     "StepProfile",

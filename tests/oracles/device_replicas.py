@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_deepseek.training import Trainer
+from keras_deepseek.training import Muon, Trainer
 
 NUM_DEVICES = int(sys.argv[1])
 RNG = np.random.default_rng(0)
@@ -79,12 +79,14 @@ def placed(strategy: Any) -> dict[str, Any]:
 @functools.cache
 def train(way: str, strategy: Any, model: Any = build) -> list[Any]:
     """Returns the weights, predictions, losses and metrics of twenty steps."""
-    arguments = {name: value() if callable(value) else value for name, value in WAYS[way].items()}
+    options = WAYS.get(way, {})
+    arguments = {name: value() if callable(value) else value for name, value in options.items()}
     x = arguments.pop("x", X)
     is_eager = arguments.pop("run_eagerly", False)
+    optimizer = keras.optimizers.AdamW(0.01, use_ema=True)
     trainer = Trainer(
         model,
-        optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
+        optimizer=Muon.for_model(model, 0.01) if way == "muon" else optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction=arguments.pop("reduction", "sum_over_batch_size")
         ),
@@ -132,6 +134,7 @@ def main() -> None:
     differences["a model that is there"] = differ(
         train("plain", None, build()), train("plain", "allreduce", build())
     )
+    differences["muon"] = differ(train("muon", None, build()), train("muon", "allreduce", build()))
     steps = [
         [step.logs["loss"] for step in make_trainer(strategy).steps(X, Y, batch_size=16)]
         for strategy in (None, "allreduce")

@@ -63,6 +63,25 @@ def producing_operation(tensor: Any) -> keras.Operation | None:
     return None if history is None else history.operation
 
 
+def output_layers(model: keras.Layer) -> list[keras.Layer]:
+    """Returns the layers with weights that make the outputs of a graph, also before activations."""
+    graph = functional_graph(model)
+    waiting = list(keras.tree.flatten(graph.outputs)) if graph else []
+    layers = []
+    while waiting:
+        operation, node_index, tensor_index = waiting.pop()._keras_history
+        if isinstance(operation, keras.layers.Wrapper):
+            operation = operation.layer
+        if not isinstance(operation, keras.Layer) or not operation.weights:
+            inputs = operation._inbound_nodes[node_index].input_tensors
+            waiting += inputs if len(inputs) == 1 else []
+        elif (inner_graph := functional_graph(operation)) is not None:
+            waiting.append(keras.tree.flatten(inner_graph.outputs)[tensor_index])
+        else:
+            layers.append(operation)
+    return layers
+
+
 @contextmanager
 def unique_paths(model: keras.Layer) -> Iterator[dict[str, tuple[keras.Layer, str]]]:
     """Context manager in which no two layers of a model have the same path.

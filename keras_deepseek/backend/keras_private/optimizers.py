@@ -49,6 +49,14 @@ def find_variables_again(optimizer: keras.optimizers.Optimizer) -> None:
     }
 
 
+def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
+    """Returns the position of a variable among those that an optimizer was built for.
+
+    On TensorFlow, an optimizer's `update_step` gets the inner variable.
+    """
+    return int(optimizer._get_variable_index(variable))
+
+
 def current_learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
     """Returns the learning rate of the next update, also if a schedule computes it."""
     return optimizer._get_current_learning_rate()

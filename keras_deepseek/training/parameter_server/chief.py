@@ -15,6 +15,7 @@ from keras_deepseek.training.cluster.parameter_server import ServerSettings
 from keras_deepseek.training.parameter_server.coordinator_engine import CoordinatorEngine
 from keras_deepseek.training.parameter_server.ray_actors import RayEngine
 from keras_deepseek.training.parameter_server.served_step import Engine, ServedStep
+from keras_deepseek.training.step.muon import Muon
 from keras_deepseek.training.step.step_options import StepOptions
 
 
@@ -92,6 +93,7 @@ def _refuse_dependent_steps(model: keras.Model, guard: Any, device_kind: str) ->
         "float16 with its loss scale: use precision='bfloat16'": isinstance(
             model.optimizer, keras.optimizers.LossScaleOptimizer
         ),
+        "`Muon`, which names all weights of a model: use AdamW": isinstance(model.optimizer, Muon),
         "`steps_per_execution` above 1": int(model.steps_per_execution) > 1,
         "PyTorch modules that have buffers, which Keras does not know": bool(
             backend.current().step.read_buffers(model)

@@ -17,6 +17,7 @@ from keras_deepseek.backend.keras_private.layers import (
     infers_shapes,
     inner_layers,
     is_container,
+    output_layers,
     own_variables,
     producing_operation,
     unchanged_state,
@@ -42,6 +43,22 @@ def test_a_variable_that_was_deleted_is_none_of_the_layer_s():
     delete_variables(layer, ["lora_kernel_a", "lora_kernel_b"])
     assert not hasattr(layer, "lora_kernel_a")
     assert [variable.name for variable in layer.variables] == ["kernel", "bias"]
+
+
+def test_the_layers_that_make_the_outputs_of_a_graph_are_found():
+    inputs = keras.Input((4, 6))
+    shared = keras.layers.Dense(3, name="first")
+    inner = keras.Sequential([keras.Input((4, 6)), keras.layers.Dense(6, name="inner")])
+    hidden = keras.layers.Dense(6, name="hidden")(inputs)
+    outputs = [
+        keras.layers.Softmax()(shared(hidden)),
+        keras.layers.TimeDistributed(keras.layers.Dense(2, name="wrapped"))(hidden),
+        inner(hidden),
+        hidden + keras.layers.Dense(6, name="added")(hidden),
+    ]
+    names = {layer.name for layer in output_layers(keras.Model(inputs, outputs))}
+    assert names == {"first", "wrapped", "inner"}
+    assert output_layers(keras.layers.Dense(2)) == []
 
 
 def test_it_is_known_when_keras_infers_shapes():

@@ -17,6 +17,7 @@ from keras_deepseek.backend.keras_private.optimizers import (
     temporary_update,
     temporary_update_parts,
     uses_decay,
+    variable_index,
     weight_slots,
 )
 from keras_deepseek.backend.keras_private.variables import set_raw_value
@@ -34,6 +35,15 @@ def test_an_optimizer_knows_what_it_was_built_for():
     assert optimized_variables(model.optimizer) == model.trainable_variables
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()), "mse")
     assert optimized_variables(model.optimizer) is None
+
+
+def test_an_optimizer_knows_the_position_of_a_variable():
+    model = build()
+    indices = [variable_index(model.optimizer, weight) for weight in model.trainable_variables]
+    assert indices == [0, 1]
+    inner = model.trainable_variables[1].value  # That is what an update gets on TensorFlow.
+    if keras.backend.backend() == "tensorflow":
+        assert variable_index(model.optimizer, inner) == 1
 
 
 def test_an_optimizer_is_made_again_with_its_schedule_as_the_object_that_it_is():

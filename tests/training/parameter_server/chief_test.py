@@ -14,7 +14,7 @@ from keras_deepseek.errors import (
     NotSupportedError,
     PeerLostError,
 )
-from keras_deepseek.training import ParameterServer, StepGuard, Trainer
+from keras_deepseek.training import Muon, ParameterServer, StepGuard, Trainer
 from tests.oracles.served_models import (
     build,
     build_encoder,
@@ -265,6 +265,7 @@ class OwnStep(keras.Sequential):
     [
         ({"guard": StepGuard("skip")}, NotSupportedError, "does not support `guard`"),
         ({"precision": "float16"}, NotSupportedError, "does not support float16"),
+        ({"optimizer": Muon({"kernel": "rc"})}, NotSupportedError, "does not support `Muon`"),
         (
             {"model": lambda: OwnStep([keras.Input((64,)), keras.layers.Dense(10)])},
             InvalidInputError,
