@@ -31,7 +31,7 @@ class Muon(keras.optimizers.Optimizer):
     """An optimizer that updates each matrix of a model by an orthogonal matrix.
 
     Choose it over `AdamW` to train a transformer or a mixture of experts from scratch: it keeps one
-    number for each weight of a matrix instead of two, and often needs fewer steps. Choose it over
+    number for each weight of a matrix instead of two. Search its learning rate. Choose it over
     `keras.optimizers.Muon` for weights that hold matrices in more than two axes: that one gives
     them to AdamW without a word. `Muon.for_model` reads from each layer what its matrices are:
 
@@ -55,9 +55,9 @@ class Muon(keras.optimizers.Optimizer):
     ```
 
     An orthogonal matrix has numbers of mean square `1 / max(rows, columns)`, so that `rms_rate` is
-    the size of an update's numbers whatever the shape. `0.2` is that of AdamW (Liu et al., 2025):
-    take over its learning rate and weight decay. All matrices of a weight are computed at once, in
-    float32 or better.
+    the size of an update's numbers whatever the shape. `0.2` is about that of AdamW in long
+    trainings (Liu et al., 2025), which took over AdamW's learning rate; a short training may need a
+    higher one. All matrices of a weight are computed at once, in float32 or better.
 
     Args:
         matrices: dict. The axes of the matrices in each weight, by its path: a letter for each axis
