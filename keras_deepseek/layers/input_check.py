@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.quantized_layers import CompositeLayer
 
 Shape = tuple[int | None, ...]
 """The sizes of a tensor; `None` for unknown ones."""
@@ -132,7 +133,7 @@ def _read_last(name: str, shape: Shape | None, axes: str, received: Shape | None
     return dim
 
 
-class FloatingInputLayer(keras.Layer):
+class FloatingInputLayer(CompositeLayer):
     """A layer that raises an error if its inputs are not a floating-point tensor.
 
     The check runs before `build` and `input_spec`, for eager and symbolic inputs. These two know

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek.backend.keras_private.functional_graphs import CloneCheckedModel
-from keras_deepseek.backend.keras_private.layers import flatten_layers, own_variables
+from keras_deepseek.backend.keras_private.quantization import layers_to_quantize
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.layers.moe.expert_kernels import ExpertKernels
+from keras_deepseek.layers.quantized_layers import describe_quantized, quantize_again
 
 
 class ConfigModel(CloneCheckedModel):
@@ -55,6 +57,27 @@ class ConfigModel(CloneCheckedModel):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         check_ids(self.inputs, inputs)
         return super().call(inputs, training=training, mask=mask)
+
+    def quantize(self, mode: str | None = None, config: Any = None, **kwargs: Any) -> None:
+        """Quantizes the weights in place, as `keras.Model.quantize` does, experts included.
+
+        It raises an error before it changes any layer if the `block_size` of int4 does not divide
+        the rows of all experts' kernels.
+
+        Args:
+            mode: string or `None`. `"int8"` or `"int4"`, or another mode of Keras, in which the
+                experts stay as they are. `None` takes that of `config`. Defaults to `None`.
+            config: `keras.quantizers.QuantizationConfig`, or `None` for the default one of the
+                mode. Defaults to `None`.
+            **kwargs: Further arguments of `keras.Model.quantize`, such as `filters`.
+        """
+        if mode == "int4" and config is None:
+            config = keras.quantizers.Int4QuantizationConfig()
+        layers = layers_to_quantize(self, kwargs.pop("filters", None))
+        for layer in layers:
+            if isinstance(layer, ExpertKernels) and config is not None and config.mode == "int4":
+                layer.check_quantization("int4", config)
+        super().quantize(mode, config=config, filters=lambda layer: layer in layers, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         quantized = describe_quantized(self)
@@ -125,40 +148,3 @@ def read_policy(dtype: Any) -> keras.DTypePolicy:
             "call `model.quantize('int8')`."
         )
     return policy
-
-
-def describe_quantized(model: keras.Model) -> dict[str, Any]:
-    """Returns the quantization mode of each quantized layer, by layer path, as a dict for JSON."""
-    return {
-        path: {
-            "mode": layer.quantization_mode,
-            "config": keras.saving.serialize_keras_object(
-                getattr(layer, "quantization_config", None)
-            ),
-        }
-        for path, layer in _layers_by_path(model).items()
-        if layer.quantization_mode is not None
-    }
-
-
-def quantize_again(model: keras.Model, described: dict[str, Any]) -> None:
-    """Quantizes a model's layers again, from the dict that `describe_quantized` returned."""
-    layers = _layers_by_path(model) if described else {}
-    for path, how in described.items():
-        if path not in layers:
-            raise InvalidInputError(
-                f"The saved model has a layer {path!r}, quantized to {how['mode']!r}, and "
-                f"{model.name!r} has none. It was saved by another release of keras_deepseek."
-            )
-        if layers[path].quantization_mode is None:  # A `DTypePolicyMap` may have quantized it.
-            config = keras.saving.deserialize_keras_object(how["config"])
-            layers[path].quantize(how["mode"], type_check=False, config=config)
-
-
-def _layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
-    """Returns the layers that own variables, by their paths in the model."""
-    return {
-        variables[0].path.rpartition("/")[0]: layer
-        for layer in flatten_layers(model)
-        if (variables := own_variables(layer))
-    }

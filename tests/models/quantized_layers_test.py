@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers.quantized_layers import describe_quantized, quantize_again
 from keras_deepseek.models import (
     BertConfig,
     BertMaskedLM,
@@ -13,7 +14,6 @@ from keras_deepseek.models import (
     SequentialRecommender,
     SequentialRecommenderConfig,
 )
-from keras_deepseek.models.config_model import describe_quantized, quantize_again
 
 TOKENS = np.array([[3, 1, 4, 1]], "int32")
 

@@ -158,7 +158,7 @@ def main() -> None:
         train("plain", lay_out(transformer), transformer, descent()),
     )
     for weight in transformer.weights:  # A device holds its part of the experts.
-        if weight.path.endswith("gate_kernel"):
+        if weight.path.endswith("expert_gate/kernel"):
             assert weight.value.sharding.shard_shape(weight.shape) == (8 // NUM_DEVICES, 16, 12)
     steps = [
         [step.logs["loss"] for step in make(strategy).steps(X, Y, batch_size=16, shuffle=False)]

@@ -131,7 +131,8 @@ class TorchCompute(Compute):
         return tuple(state)
 
     def stack(self, function: Callable[[Any], Any], num_results: Any, num_rows: Any) -> Any:
-        results = [function(index) for index in range(int(num_results))]
+        number = self.read_integer(num_results)  # While it is traced, all rows are computed.
+        results = [function(index) for index in range(num_rows if number is None else number)]
         padding = [torch.zeros_like(results[0])] * (num_rows - len(results))
         return torch.stack(results + padding)
 

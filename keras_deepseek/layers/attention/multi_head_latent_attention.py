@@ -11,6 +11,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.backend.keras_private.masks import set_mask
+from keras_deepseek.backend.keras_private.quantization import can_read_kernel, read_kernel
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
@@ -337,9 +338,8 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
             self.nope_head_dim + self.value_head_dim,
             self.key_value_lora_rank,
         )
-        # Only the layer itself can use its quantized kernel.
-        if absorbs and not any(up.quantization_mode for up in ups):
-            kernels = [ops.cast(up.kernel, self.compute_dtype) for up in ups]
+        if absorbs and all(map(can_read_kernel, ups)):
+            kernels = [read_kernel(up, self.compute_dtype) for up in ups]
             return attend_absorbed(*parts, mask_BTS, kernels, drop)
         is_causal = visibility["use_causal_mask"] and query_length == key_length
         is_prompt = is_causal and "mask" in keys

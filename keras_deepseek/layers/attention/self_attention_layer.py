@@ -17,11 +17,12 @@ from keras_deepseek.layers.input_check import Shape, check_floating, check_shape
 from keras_deepseek.layers.last_tokens import shape_of_last
 from keras_deepseek.layers.masks import check_mask
 from keras_deepseek.layers.position.start_index import check_length
+from keras_deepseek.layers.quantized_layers import CompositeLayer
 
 _MASKS = ("query_mask", "value_mask", "key_mask")
 
 
-class SelfAttentionLayer(keras.Layer):
+class SelfAttentionLayer(CompositeLayer):
     """A self-attention layer that makes its own cache, and keeps the shape of its inputs.
 
     A subclass overrides `call`, whose documentation it inherits, and the members that describe its

@@ -4,26 +4,29 @@ Shape suffixes: T tokens, K experts a token, E experts, S slots, B blocks, R row
 of a token, F hidden size of an expert.
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
-from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
+from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_last_dim
 from keras_deepseek.layers.moe import expert_dispatch
+from keras_deepseek.layers.moe.expert_kernels import ExpertKernels
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 from keras_deepseek.layers.moe.expert_scores import expert_hits
+from keras_deepseek.layers.moe.kernel_stack import KernelStack
 
-Kernels = Sequence[Any]
+Kernels = Sequence[KernelStack]
 """The kernels of gate (EDF), up (EDF) and down (EFD)."""
 
 
@@ -49,11 +52,12 @@ class DeepSeekMoE(FloatingInputLayer):
     skipped. Few tokens go through all experts if that costs less. Masked tokens use no routed
     expert and are not counted in the load.
 
-    The kernels are stacked: `.../gate_kernel` and `.../up_kernel` of shape
-    `(num_experts, dim, intermediate_dim)`, `.../down_kernel` of
+    The kernels are stacked: `.../expert_gate/kernel` and `.../expert_up/kernel` of shape
+    `(num_experts, dim, intermediate_dim)`, `.../expert_down/kernel` of
     `(num_experts, intermediate_dim, dim)`. A `keras.distribution.LayoutMap` can shard them on any
     axis. To shard the first axis, set a `capacity_factor`: without it the blocks of every device
-    need the kernels of all devices.
+    need the kernels of all devices. `keras.Model.quantize` quantizes them in int8 and int4, and
+    each of the three has `enable_lora`. The router always stays in floating-point numbers.
 
     Args:
         router: `ExpertRouter`, such as a `HashRouter`, or its serialized config. It chooses the
@@ -137,9 +141,9 @@ class DeepSeekMoE(FloatingInputLayer):
         dim = read_last_dim(self, input_shape)
         if not self.router.built:
             self.router.build(input_shape)
-        self.gate_kernel = self._add_kernels("gate_kernel", dim, self.intermediate_dim)
-        self.up_kernel = self._add_kernels("up_kernel", dim, self.intermediate_dim)
-        self.down_kernel = self._add_kernels("down_kernel", self.intermediate_dim, dim)
+        self.expert_gate = self._make_kernels("expert_gate", dim, self.intermediate_dim)
+        self.expert_up = self._make_kernels("expert_up", dim, self.intermediate_dim)
+        self.expert_down = self._make_kernels("expert_down", self.intermediate_dim, dim)
         self.shared_experts = None
         if self.num_shared_experts:
             self.shared_experts = SwiGLU(
@@ -154,16 +158,28 @@ class DeepSeekMoE(FloatingInputLayer):
     @property
     def _expert_size(self) -> int:
         """The number of weights of one expert."""
-        _, dim, hidden_dim = self.gate_kernel.shape
-        return int(3 * dim * hidden_dim)
+        return int(3 * math.prod(self.expert_gate.kernel_shape[1:]))
 
-    def _add_kernels(self, name: str, rows: int, columns: int) -> Any:
-        num_experts = self.router.num_experts
-        return self.add_weight(
-            name=name,
-            shape=(num_experts, rows, columns),
-            initializer=stack_initializer(self.kernel_initializer, num_experts),
-        )
+    @property
+    def gate_kernel(self) -> keras.Variable:
+        """The stacked kernels of the gates, without a LoRA."""
+        return self.expert_gate.kernel
+
+    @property
+    def up_kernel(self) -> keras.Variable:
+        """The stacked kernels of the other projections from the inputs, without a LoRA."""
+        return self.expert_up.kernel
+
+    @property
+    def down_kernel(self) -> keras.Variable:
+        """The stacked kernels of the projections to the outputs, without a LoRA."""
+        return self.expert_down.kernel
+
+    def _make_kernels(self, name: str, rows: int, columns: int) -> ExpertKernels:
+        shape = (self.router.num_experts, rows, columns)
+        kernels = ExpertKernels(shape, self.kernel_initializer, dtype=self.dtype_policy, name=name)
+        kernels.build()
+        return kernels
 
     def call(
         self,
@@ -180,24 +196,36 @@ class DeepSeekMoE(FloatingInputLayer):
         tokens_TD = ops.reshape(inputs, (-1, inputs.shape[-1]))
         weights_TK = ops.reshape(weights, (-1, self.router.num_experts_per_token))
         indices_TK = ops.reshape(indices, (-1, self.router.num_experts_per_token))
-        kernels = map(ops.convert_to_tensor, (self.gate_kernel, self.up_kernel, self.down_kernel))
-        arguments = (tokens_TD, ops.cast(weights_TK, tokens_TD.dtype), indices_TK, *kernels)
+        kernels = [layer.stack() for layer in (self.expert_gate, self.expert_up, self.expert_down)]
+        tensors = [tensor for stack in kernels for tensor in stack.tensors]
+        arguments = (tokens_TD, ops.cast(weights_TK, tokens_TD.dtype), indices_TK, *tensors)
+        route = partial(self._route, kernels)
         num_choices = ops.shape(indices_TK)[0] * self.router.num_experts_per_token
         may_read_loads = known_size(num_choices) is not None and self.capacity_factor is None
         if may_read_loads and expert_dispatch.is_worth_a_loop(num_choices, self._expert_size):
-            outputs_TD = backend.current().inference.run_unrecorded(self._route, *arguments)
+            outputs_TD = backend.current().inference.run_unrecorded(route, *arguments)
         else:
-            outputs_TD = self._route(*arguments)
+            outputs_TD = route(*arguments)
         outputs = ops.reshape(outputs_TD, ops.shape(inputs))
         if self.shared_experts is not None:
             outputs = outputs + self.shared_experts(inputs)
         return outputs
 
-    def _route(self, tokens_TD: Any, weights_TK: Any, indices_TK: Any, *kernels: Any) -> Any:
-        """Computes the outputs of the routed experts (TD) in the cheapest way for the batch."""
+    def _route(
+        self, kernels: Kernels, tokens_TD: Any, weights_TK: Any, indices_TK: Any, *tensors: Any
+    ) -> Any:
+        """Computes the outputs of the routed experts (TD) in the cheapest way for the batch.
+
+        `tensors` are those of the kernels.
+        """
+        remaining = iter(tensors)
+        kernels = [stack.with_tensors(islice(remaining, len(stack.tensors))) for stack in kernels]
         num_experts = self.router.num_experts
         num_tokens, per_token = ops.shape(indices_TK)
         is_empty = known_size(num_tokens) == 0
+        is_quantized = any(stack.is_quantized for stack in kernels)
+        if is_empty and is_quantized:
+            return ops.zeros_like(tokens_TD)
         if self.capacity_factor is not None and not is_empty:
             capacity = expert_dispatch.count_capacity(
                 num_tokens, num_experts, per_token, self.capacity_factor
@@ -215,9 +243,12 @@ class DeepSeekMoE(FloatingInputLayer):
             plan = expert_dispatch.dispatch_to_blocks(indices_TK, num_experts, block_size)
             return _combine(self._compute_blocks(tokens_TD, kernels, plan), weights_TK, plan)
         block_size = expert_dispatch.choose_block_size(num_tokens, num_choices, num_experts)
-        if block_size is None:
+        if block_size is None and not is_quantized:
             return self._compute_all(tokens_TD, weights_TK, indices_TK, kernels)
-        plan = expert_dispatch.dispatch_to_blocks(indices_TK, num_experts, block_size)
+        if block_size is None:  # The same without all kernels as floating-point numbers at once.
+            plan = expert_dispatch.dispatch_to_capacity(indices_TK, num_experts, num_tokens)
+        else:
+            plan = expert_dispatch.dispatch_to_blocks(indices_TK, num_experts, block_size)
         return self._compute_slots(tokens_TD, weights_TK, kernels, plan)
 
     def _compute_all(
@@ -228,9 +259,11 @@ class DeepSeekMoE(FloatingInputLayer):
         weights_ET = ops.einsum("tk,tke->et", weights_TK, hits_TKE)
         # One matrix for each expert: XLA would copy the kernels for a product with all at once.
         tokens_ETD = ops.broadcast_to(tokens_TD, (self.router.num_experts, *ops.shape(tokens_TD)))
-        gate_ETF, up_ETF = (multiply_matrices(tokens_ETD, kernel) for kernel in kernels[:2])
-        hidden_ETF = gate_activations(gate_ETF, up_ETF, self.clamp)
-        return ops.einsum("etf,efd->td", hidden_ETF * weights_ET[..., None], kernels[2])
+        gate_ETF, up_ETF = (stack.multiply(tokens_ETD) for stack in kernels[:2])
+        hidden_ETF = gate_activations(gate_ETF, up_ETF, self.clamp) * weights_ET[..., None]
+        if kernels[2].is_plain:
+            return ops.einsum("etf,efd->td", hidden_ETF, kernels[2].base[0])
+        return ops.sum(kernels[2].multiply(hidden_ETF), axis=0)
 
     def _compute_slots(
         self,
@@ -258,11 +291,11 @@ class DeepSeekMoE(FloatingInputLayer):
         def compute(index: Any) -> Any:
             rows_RD = ops.take(tokens_TD, tokens_BR[index], axis=0)
             expert = plan.expert_of_block[index]
-            gate_DF, up_DF, down_FD = (kernel[expert] for kernel in kernels)
+            gate_DF, up_DF, down_FD = (stack.choose(expert) for stack in kernels)
             hidden_RF = gate_activations(
-                multiply_matrices(rows_RD, gate_DF), multiply_matrices(rows_RD, up_DF), self.clamp
+                gate_DF.multiply(rows_RD), up_DF.multiply(rows_RD), self.clamp
             )
-            return multiply_matrices(hidden_RF, down_FD)
+            return down_FD.multiply(hidden_RF)
 
         # The first block is computed even if it is empty: TensorFlow takes the shape from it.
         num_used = ops.maximum(plan.num_used, 1)
@@ -294,17 +327,10 @@ def _combine(results_SD: Any, weights_TK: Any, plan: expert_dispatch.ExpertDispa
     return ops.einsum("tk,tkd->td", weights_TK, results_TKD)
 
 
-def _multiply(rows_SD: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
+def _multiply(rows_SD: Any, kernels: KernelStack, plan: expert_dispatch.ExpertDispatch) -> Any:
     """Multiplies the row in each slot by the kernel of its expert (SF)."""
     if plan.loads is not None:
-        dtype = promote_dtypes(rows_SD.dtype, kernels.dtype)
-        # An array, because Keras would make a tensor of each number in a list.
-        parts = ops.split(ops.cast(rows_SD, dtype), np.cumsum(plan.loads))
-        # `unstack`, because the gradient of a single sliced kernel is as large as all kernels.
-        pairs = zip(parts, ops.unstack(ops.cast(kernels, dtype)), plan.loads, strict=False)
-        # The operator, because the overhead of `ops.matmul` exceeds the cost of a small product.
-        return ops.concatenate([part @ kernel for part, kernel, load in pairs if load])
+        return kernels.multiply_loads(rows_SD, plan.loads)
     blocks_BRD = ops.reshape(rows_SD, (-1, plan.block_size, rows_SD.shape[-1]))
-    if plan.expert_of_block is not None:
-        kernels = ops.take(kernels, plan.expert_of_block, axis=0)
-    return ops.reshape(multiply_matrices(blocks_BRD, kernels), (-1, kernels.shape[-1]))
+    products_BRF = kernels.multiply_blocks(blocks_BRD, plan.expert_of_block, plan.num_used)
+    return ops.reshape(products_BRF, (-1, products_BRF.shape[-1]))

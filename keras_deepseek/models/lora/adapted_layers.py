@@ -1,7 +1,8 @@
 """Functions that find the layers that can have a LoRA, and their LoRA variables.
 
 Keras's own layers implement it: `Dense`, `EinsumDense`, the convolutions and `Embedding`. Each has
-a kernel `W` and two matrices, and computes with `W + lora_alpha / lora_rank * A B`.
+a kernel `W` and two matrices, and computes with `W + lora_alpha / lora_rank * A B`. So do the
+`ExpertKernels` of a `DeepSeekMoE`, with two matrices for each expert.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.moe.expert_kernels import ExpertKernels
 from keras_deepseek.models.checkpoints.merged_kernels import merged_name, own_variable
 
 
@@ -25,6 +27,20 @@ def kernel_of(layer: keras.Layer) -> keras.Variable:
 def path_of(layer: keras.Layer) -> str:
     """Returns a layer's name in LoRA files: its kernel's path without the last component."""
     return str(kernel_of(layer).path.rpartition("/")[0])
+
+
+def lora_shapes(layer: keras.Layer, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the shapes of the two LoRA variables that a layer has or would have."""
+    if isinstance(layer, ExpertKernels):
+        return (*layer.kernel_shape[:-1], rank), (
+            layer.kernel_shape[0],
+            rank,
+            layer.kernel_shape[2],
+        )
+    # In int4 the variable has another shape than the kernel, which is computed from it.
+    is_packed = layer.quantization_mode == "int4"
+    kernel = getattr(layer, merged_name(layer)) if is_packed else kernel_of(layer)
+    return (*kernel.shape[:-1], rank), (rank, kernel.shape[-1])
 
 
 def lora_variables(layer: keras.Layer) -> tuple[keras.Variable, keras.Variable]:

@@ -26,7 +26,7 @@ from keras_deepseek.models.lora.adapted_layers import (
     add_lora,
     find_adapted,
     find_candidates,
-    kernel_of,
+    lora_shapes,
     lora_variables,
     path_of,
     read_matrices,
@@ -40,8 +40,8 @@ _MOST_NAMED = 5
 class LayerAdapter:
     """The LoRA of one layer: its matrices A and B, and its scale.
 
-    `a` is `(*kernel_shape[:-1], rank)`, `b` `(rank, kernel_shape[-1])`. `lora_alpha` is the scale,
-    before it is divided by the rank.
+    `a` is `(*kernel_shape[:-1], rank)`, `b` `(rank, kernel_shape[-1])`; for experts there is a `b`
+    for each. `lora_alpha` is the scale, before it is divided by the rank.
     """
 
     a: Array
@@ -87,12 +87,10 @@ def assign_adapters(model: keras.Model, adapters: Mapping[str, LayerAdapter], so
 
 def _fits(layer: keras.Layer, adapter: LayerAdapter, *, has_lora: bool) -> bool:
     """Returns true if an adapter fits a layer's kernel and, with `has_lora`, its present LoRA."""
-    shape = tuple(kernel_of(layer).shape)
     rank = layer.lora_rank if has_lora else adapter.rank
     if has_lora and not math.isclose(layer.lora_alpha, adapter.lora_alpha, rel_tol=1e-6):
         return False
-    fits = adapter.a.shape == (*shape[:-1], rank) and adapter.b.shape == (rank, shape[-1])
-    return fits and rank > 0
+    return rank > 0 and (adapter.a.shape, adapter.b.shape) == lora_shapes(layer, rank)
 
 
 def _shorten(names: list[str]) -> str:

@@ -41,9 +41,10 @@ def enable_lora(
     ```
 
     `B` starts as zeros, so the outputs do not change at first. All else is frozen: biases, norms,
-    embeddings that are not named, routers, and the stacked kernels of experts, which can't have a
-    LoRA. It uses Keras's `layer.enable_lora`, so it works for any `keras.Model`. For an
-    `EinsumDense` to heads, `A` has a matrix for each head.
+    embeddings that are not named, and routers. It uses Keras's `layer.enable_lora`, so it works for
+    any `keras.Model`. For an `EinsumDense` to heads, `A` has a matrix for each head. Each routed
+    expert of a `DeepSeekMoE` has an `A` and a `B` of its own; the layers are called `expert_gate`,
+    `expert_up` and `expert_down`. On a quantized model it is QLoRA.
 
     Compile the model, or make its `Trainer`, afterwards: an optimizer keeps the variables that it
     was built for. `fit`, checkpoints and `resume` work as usual; to resume, first enable the same

@@ -266,15 +266,15 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     layer = DeepSeekMoE(ExpertRouter(6, 2, name="router"), 4, name="moe")
     layer.build((None, 8))
     assert sorted(weight.path for weight in layer.weights) == [
-        "moe/down_kernel",
-        "moe/gate_kernel",
+        "moe/expert_down/kernel",
+        "moe/expert_gate/kernel",
+        "moe/expert_up/kernel",
         "moe/router/expert_bias",
         "moe/router/expert_load",
         "moe/router/kernel",
         "moe/shared_experts/down/kernel",
         "moe/shared_experts/gate/kernel",
         "moe/shared_experts/up/kernel",
-        "moe/up_kernel",
     ]
 
 

@@ -151,9 +151,9 @@ def to_weights(block: Any, read: Callable[[Any], torch.Tensor]) -> dict[str, np.
     shared = block.shared_experts
     tensors = {
         "router/kernel": read(block.gate.weight).T,
-        "gate_kernel": gate.transpose(1, 2),
-        "up_kernel": up.transpose(1, 2),
-        "down_kernel": read(block.experts.down_proj).transpose(1, 2),
+        "expert_gate/kernel": gate.transpose(1, 2),
+        "expert_up/kernel": up.transpose(1, 2),
+        "expert_down/kernel": read(block.experts.down_proj).transpose(1, 2),
         "shared_experts/gate/kernel": read(shared.gate_proj.weight).T,
         "shared_experts/up/kernel": read(shared.up_proj.weight).T,
         "shared_experts/down/kernel": read(shared.down_proj.weight).T,

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend.call_context import known_size
+from keras_deepseek.backend.keras_private.quantization import can_read_kernel, read_kernel
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.layers.attention.compressed.lightning_indexer import (
     IndexerTraining,
@@ -269,9 +270,9 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
 
     def _read_kernel(self, up: Any) -> Any:
         """Returns the kernel of an up-projection (CNP or CNV), dequantized if needed."""
-        if up.quantization_mode:  # Only the layer itself can use its quantized kernel.
-            return up(ops.eye(self.key_value_lora_rank, dtype=self.compute_dtype)[None])[0]
-        return ops.cast(up.kernel, self.compute_dtype)
+        if can_read_kernel(up):
+            return read_kernel(up, self.compute_dtype)
+        return up(ops.eye(self.key_value_lora_rank, dtype=self.compute_dtype)[None])[0]
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,91 @@
+"""Quantized layers: the state that Keras keeps of them, and the kernels of its own layers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.quantizers.utils import should_quantize_layer
+
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+
+
+def layers_to_quantize(model: keras.Model, filters: Any) -> list[keras.Layer]:
+    """Returns the layers that `keras.Model.quantize` quantizes if it gets these `filters`.
+
+    Keras warns of each layer that can't be quantized; these are left out.
+    """
+    return [
+        layer
+        for layer in flatten_layers(model)
+        if type(layer).quantize is not keras.Layer.quantize
+        and should_quantize_layer(layer, filters)
+    ]
+
+
+@contextmanager
+def new_weights(layer: keras.Layer) -> Iterator[None]:
+    """Context manager in which a built layer may add weights."""
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
+
+
+def mark_quantized(layer: keras.Layer, mode: str, block_size: int | None = None) -> None:
+    """Sets the dtype policy of a layer whose weights are now quantized.
+
+    `block_size` is that of int4; `None` stands for one scale for each column.
+    """
+    layer._is_quantized = True  # Otherwise the policy would have Keras quantize it again.
+    if layer.quantization_mode is not None:
+        return
+    if mode == "int4" and hasattr(keras.dtype_policies, "Int4DTypePolicy"):
+        mode = f"int4/{-1 if block_size is None else block_size}"
+    layer.dtype_policy = keras.dtype_policies.get(f"{mode}_from_{layer.dtype_policy.name}")
+
+
+def read_block_size(config: Any) -> int | None:
+    """Returns the number of rows that share a scale in int4; `None` if all rows of a column do.
+
+    In Keras 3.13 they always do.
+    """
+    block_size = getattr(config, "block_size", None)
+    return None if block_size == -1 else block_size
+
+
+def can_read_kernel(layer: keras.layers.EinsumDense) -> bool:
+    """Returns True if `read_kernel` knows how a layer's kernel is quantized."""
+    if layer.quantization_mode == "int4":
+        return hasattr(layer, "_int4_block_size")  # Keras 3.13 packs other columns together.
+    return layer.quantization_mode in (None, "int8")
+
+
+def read_kernel(layer: keras.layers.EinsumDense, dtype: str) -> Any:
+    """Returns the kernel of an `EinsumDense`, its LoRA included, as floating-point numbers."""
+    mode = layer.quantization_mode
+    if mode is None:
+        return ops.cast(layer.kernel, dtype)
+    scale = ops.convert_to_tensor(layer.kernel_scale)
+    if mode == "int8":
+        scale = layer._adjust_scale_for_dequant(scale)
+        kernel = ops.cast(layer._kernel, dtype) / ops.cast(scale, dtype)
+    else:
+        columns = layer._int4_unpacked_column_size
+        values = keras.quantizers.unpack_int4(ops.convert_to_tensor(layer._kernel), columns, -1)
+        values = ops.cast(values, dtype)
+        if layer._int4_block_size is None:
+            values = values / ops.cast(scale, dtype)
+        else:
+            groups = ops.cast(layer.g_idx, "int32")
+            scale, zero = (
+                ops.cast(ops.take(x, groups, axis=0), dtype) for x in (scale, layer.kernel_zero)
+            )
+            values = (values - zero) * scale
+        kernel = ops.reshape(values, layer.original_kernel_shape)
+    if not layer.lora_enabled:
+        return kernel
+    product = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+    return kernel + ops.cast(product * (layer.lora_alpha / layer.lora_rank), dtype)
