@@ -66,6 +66,8 @@ class TorchCompute(Compute):
         tensors: Sequence[Any],
         constants: Sequence[Any],
     ) -> Any:
+        if not torch.is_grad_enabled():
+            return function(*tensors, *constants)
         return _GivenGradient.apply(function, gradient, len(constants), *tensors, *constants)
 
     def compile_function(

@@ -16,7 +16,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.checks import check_integer, check_number
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_last_dim
@@ -197,6 +197,8 @@ class DeepSeekMoE(FloatingInputLayer):
         weights_TK = ops.reshape(weights, (-1, self.router.num_experts_per_token))
         indices_TK = ops.reshape(indices, (-1, self.router.num_experts_per_token))
         kernels = [layer.stack() for layer in (self.expert_gate, self.expert_up, self.expert_down)]
+        if isinstance(tokens_TD, keras.KerasTensor) and any(x.is_quantized for x in kernels):
+            raise NotSupportedError("has quantized experts, whose products are no Keras operations")
         tensors = [tensor for stack in kernels for tensor in stack.tensors]
         arguments = (tokens_TD, ops.cast(weights_TK, tokens_TD.dtype), indices_TK, *tensors)
         route = partial(self._route, kernels)

@@ -83,7 +83,7 @@ class KernelStack:
         parts = ops.split(rows_SD, np.cumsum(loads))
         used = [expert for expert, load in enumerate(loads) if load]
         if self.is_plain:
-            # The operator, because `ops.matmul` takes longer than a small product itself.
+            # The operator is faster, as below.
             return ops.concatenate([parts[expert] @ base[0][expert] for expert in used])
         chosen = replace(self, base=base, lora=lora)
         return ops.concatenate([chosen.choose(expert).multiply(parts[expert]) for expert in used])
@@ -127,12 +127,13 @@ class KernelStack:
         return kernel + ops.cast(multiply_matrices(*self.lora) * self.lora_factor, kernel.dtype)
 
     def _multiply(self, rows: Any, *base: Any) -> Any:
+        # Operators, because a function of `keras.ops` takes longer than a small product itself.
         kernel, scale = self._convert(rows.dtype, *base)
-        return _divide(multiply_matrices(rows, kernel), scale)
+        return _divide(rows @ kernel, scale)
 
     def _multiply_back(self, upstream: Any, *base: Any) -> Any:
         kernel, scale = self._convert(upstream.dtype, *base)
-        return multiply_matrices(_divide(upstream, scale), ops.swapaxes(kernel, -1, -2))
+        return _divide(upstream, scale) @ ops.swapaxes(kernel, -1, -2)
 
     def _differentiate(self, upstream: Any, _: Any, *base: Any) -> list[Any]:
         return [self._multiply_back(upstream, *base)]
@@ -189,4 +190,6 @@ def _divide(values: Any, scale: Any) -> Any:
     """Divides each column by its scale (..., F); a scale of `None` stands for ones."""
     if scale is None:
         return values
-    return ops.cast(values / ops.expand_dims(ops.cast(scale, values.dtype), -2), values.dtype)
+    if scale.dtype != values.dtype:
+        scale = ops.cast(scale, values.dtype)
+    return values / (scale if len(scale.shape) == 1 else scale[..., None, :])

@@ -1,0 +1,40 @@
+"""Exports of a model whose experts are quantized."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.errors import ExportError
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.layers import DeepSeekMoE, ExpertRouter
+from keras_deepseek.testing import assert_close
+from tests.oracles.quantization import MODES
+
+ROWS = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
+
+
+def make_model(mode):
+    """The router and the experts: Keras's own layers have tests of their own."""
+    layer = DeepSeekMoE(ExpertRouter(6, 2), 12, num_shared_experts=0, name="moe")
+    inputs = keras.Input((5, 8), name="tokens")
+    model = keras.Model(inputs, layer(inputs))
+    for kernels in (layer.expert_gate, layer.expert_up, layer.expert_down):
+        kernels.quantize(**MODES[mode])
+    return model
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_saved_model_computes_the_same(tmp_path, mode):
+    model = make_model(mode)
+    Exporter(model, "savedmodel", verbose=False).export(tmp_path / "bundle")
+    expected = keras.ops.convert_to_numpy(model(ROWS))
+    for source in (tmp_path / "bundle", model):
+        with ServingEngine(source) as engine:
+            assert_close(engine.predict({"tokens": ROWS}), expected)
+
+
+def test_onnx_files_are_refused_by_the_name_of_the_layer(tmp_path):
+    with pytest.raises(ExportError, match=r"layer 'moe' .*has quantized experts"):
+        Exporter(make_model("int8"), "onnx", verbose=False).export(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
