@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.checks import check_path
 from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupportedError
 from keras_deepseek.models.checkpoints.preset_folder import new_folder, read_json, write_json
@@ -26,6 +27,12 @@ from keras_deepseek.models.lora.adapted_layers import (
 )
 from keras_deepseek.models.lora.lora_weights import LayerAdapter, assign_adapters, read_tensors
 from keras_deepseek.models.lora.low_rank_adaptation import check_lora
+from keras_deepseek.models.lora.peft_experts import (
+    PeftExperts,
+    find_experts,
+    take_experts,
+    tensor_name,
+)
 from keras_deepseek.models.lora.peft_modules import PeftEmbedding, PeftLinear, find_modules
 
 _CONFIG_NAME, _WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -37,7 +44,7 @@ _ARCHITECTURES_OF_EXPERTS = frozenset(
 )
 """Adapters that `peft` wrote on transformers 4 may hold their dense layers, and are read."""
 
-PeftModule = PeftLinear | PeftEmbedding
+PeftModule = PeftLinear | PeftEmbedding | PeftExperts
 
 
 def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> None:
@@ -48,9 +55,10 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
     Keras's LoRA of a projection to heads (`query_up`, `key_up`, `value_up`) has a matrix for each
     head. The folder holds one matrix of `num_heads` times the rank instead, unless
-    `load_peft_adapter` read the LoRA and it was not trained since. For DeepSeek-V2 to V3.2, `peft`
-    treats all feed-forward layers as experts, which have no LoRA here. Give `enable_lora` the names
-    of attention layers, and `"token_embedding"` if the logits have weights of their own.
+    `load_peft_adapter` read the LoRA and it was not trained since. The LoRA of routed experts is
+    written as one of `target_parameters`. For DeepSeek-V2 to V3.2, `peft` takes all other
+    feed-forward layers for experts: give `enable_lora` the names of attention layers and routed
+    experts, and `"token_embedding"` if the logits have weights of their own.
 
     Args:
         model: Language model of this package that has a LoRA.
@@ -58,7 +66,8 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
     Raises:
         InvalidInputError: The model has no LoRA, or its family has no checkpoint map.
-        NotSupportedError: `peft` can't represent the LoRA of a layer.
+        NotSupportedError: `peft` can't represent the LoRA of a layer, or the model is quantized to
+            int4.
         CheckpointError: The folder holds other files, or can't be written.
         PeerLostError: Another process has ended, or does not answer.
 
@@ -76,17 +85,19 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     adapted = {id(kernel_of(layer)): layer for layer in check_lora(model)}
-    peft_modules = find_modules(_check_model(model), adapted)
+    peft_modules: dict[str, PeftModule] = {
+        **find_modules(_check_model(model), adapted),
+        **find_experts(model, adapted),
+    }
     _check_written(model, peft_modules, adapted.values())
     arrays: dict[str, Array] = {}
     modules: dict[str, tuple[int, float]] = {}
     for name, module in peft_modules.items():
         factors = module.join()
-        rank = len(factors[0])
+        rank = len(factors[0]) // module.num_experts
         modules[name] = (rank, module.scale * rank)
-        arrays |= {
-            f"{_PREFIX}{name}{end}": x for end, x in zip(module.suffixes, factors, strict=True)
-        }
+        tensor = f"{_PREFIX}{tensor_name(name, peft_modules)}"
+        arrays |= {f"{tensor}{end}": x for end, x in zip(module.suffixes, factors, strict=True)}
     if backend.current().distribution.process_rank() > 0:
         return
     with new_folder(folder, (_CONFIG_NAME, _WEIGHTS_NAME), _CONFIG_NAME) as work:
@@ -98,9 +109,9 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     """Reads a LoRA that `save_peft_adapter` or `peft` wrote for such a model.
 
     Choose it to go on with a LoRA that was trained in PyTorch. If the model has no LoRA, one is
-    added, and everything else is frozen. Adapters of the token embedding are read too, and those of
-    dense feed-forward layers and shared experts, which `peft` wrote on earlier releases of
-    transformers.
+    added, and everything else is frozen. Adapters of the token embedding and of routed experts are
+    read too, and those of dense feed-forward layers and shared experts, which `peft` wrote on
+    earlier releases of transformers.
 
     For a projection to heads (`q_b_proj`, `kv_b_proj`, `q_proj` without query compression), `peft`
     has one A for all heads, and Keras one for each head. The rank here is then `num_heads` times as
@@ -113,8 +124,8 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     Raises:
         InvalidInputError: The adapter belongs to another model, or differs from the model's own
             LoRA.
-        NotSupportedError: It is not a plain LoRA of `Linear`s and embeddings, or it adapts routers
-            or routed experts.
+        NotSupportedError: It is not a plain LoRA of `Linear`s, embeddings and experts, or it adapts
+            routers or some experts of a layer alone; or the model is quantized to int4.
         CheckpointError: A file is missing or damaged.
 
     Example:
@@ -137,16 +148,20 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     layers = {id(kernel_of(layer)): layer for layer in find_adapted(model)}
     has_lora = bool(layers)
     layers = layers or {id(kernel_of(layer)): layer for layer in find_candidates(model)}
-    modules = find_modules(_check_model(model), layers)
+    modules: dict[str, PeftModule] = {**find_modules(_check_model(model), layers)}
+    pairs = _read_pairs(path, modules)
+    experts = find_experts(model, layers, by_projection=True)
+    modules |= experts
+    pairs |= take_experts(pairs, experts)
     adapters: dict[str, LayerAdapter] = {}
     refused = []
-    for name, (down, up) in _read_pairs(path, modules).items():
-        if _is_of_experts(name):
+    for name, (down, up) in pairs.items():
+        if name not in modules and _is_of_experts(name):
             refused.append(name)
         elif name not in modules:
             adapters[name] = LayerAdapter(down, up, 1.0)  # `assign_adapters` reports it as unknown.
         else:
-            scale = _scale_of(config, name, len(down))
+            scale = _scale_of(config, name, len(down) // modules[name].num_experts)
             read = modules[name].split(down, up, scale, is_there=has_lora)
             if read is None:  # The kernels of the module can't all have it.
                 refused.append(name)
@@ -155,8 +170,7 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     if refused:
         raise NotSupportedError(
             f"{str(path)!r} has a LoRA of {', '.join(refused[:_MOST_NAMES])} that Keras layers "
-            "can't have. Routers and stacked experts can't have one; on transformers 5 `peft` "
-            "treats `gate_proj`, `up_proj`, `down_proj` and 'all-linear' as such. Nor can a module "
+            "can't have. Routers can't have one, nor some experts of a layer alone, nor a module "
             "whose kernels are partly frozen. Merge it in `peft` (merge_and_unload), or leave "
             "these out of its target_modules."
         )
@@ -176,6 +190,12 @@ def _check_model(model: Any) -> PresetModel:
             "`model` must be a language model of this package that `transformers` has too, "
             f"received a `{type(model).__name__}`. Use save_lora_weights and load_lora_weights."
         )
+    if any(layer.quantization_mode == "int4" for layer in flatten_layers(model)):
+        raise NotSupportedError(  # Its kernels have other shapes than the modules of `peft`.
+            f"{model.name!r} is quantized to int4: write its LoRA by save_lora_weights, load that "
+            "into the model before `quantize`, and exchange it with `peft` there. Adapters of "
+            "`peft` go the other way."
+        )
     return model
 
 
@@ -193,7 +213,7 @@ def _check_written(
     if model.architectures[0] not in _ARCHITECTURES_OF_EXPERTS:
         return
     for name, module in modules.items():
-        if name.endswith(_NAMES_OF_EXPERTS):
+        if name.endswith(_NAMES_OF_EXPERTS) and not _is_of_experts(name):
             paths = ", ".join(path_of(layer) for layer in module.layers if layer is not None)
             raise NotSupportedError(
                 f"The LoRA of {paths} can't be written for `peft`, which treats {name!r} as "
@@ -239,6 +259,7 @@ def _check_copy(name: str, table: Array, modules: Mapping[str, PeftModule]) -> N
 
 
 def _make_config(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    experts = sorted(name for name in modules if _is_of_experts(name))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -247,7 +268,8 @@ def _make_config(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
         "lora_alpha": min(alpha for _, alpha in modules.values()),
         "rank_pattern": {re.escape(name): rank for name, (rank, _) in modules.items()},
         "alpha_pattern": {re.escape(name): alpha for name, (_, alpha) in modules.items()},
-        "target_modules": sorted(modules),
+        "target_modules": sorted(set(modules) - set(experts)),
+        **({"target_parameters": experts} if experts else {}),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

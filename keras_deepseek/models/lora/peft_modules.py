@@ -210,6 +210,7 @@ class PeftLinear:
     layers_of: Mapping[int, keras.Layer]
 
     suffixes: ClassVar[tuple[str, str]] = (".lora_A.weight", ".lora_B.weight")
+    num_experts: ClassVar[int] = 1
 
     @property
     def layers(self) -> list[keras.Layer | None]:
@@ -298,6 +299,7 @@ class PeftEmbedding:
     layer: keras.layers.Embedding
 
     suffixes: ClassVar[tuple[str, str]] = (".lora_embedding_A", ".lora_embedding_B")
+    num_experts: ClassVar[int] = 1
 
     @property
     def layers(self) -> list[keras.Layer | None]:
