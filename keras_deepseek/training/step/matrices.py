@@ -17,7 +17,7 @@ from keras_deepseek.backend.keras_private.layers import (
 )
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead
-from keras_deepseek.layers.moe.deepseek_moe import DeepSeekMoE
+from keras_deepseek.layers.moe.expert_kernels import ExpertKernels
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 from keras_deepseek.layers.residual.manifold_constrained_hyper_connections import (
     ManifoldConstrainedHyperConnections,
@@ -131,7 +131,7 @@ def _axes_by_layer(model: keras.Model, split_heads: bool) -> dict[int, str]:
 
 def _find_axes(layer: keras.Layer, name: str, rank: int, split_heads: bool) -> str | None:
     """Returns the axes of a layer's weight, or `None` if it is none or the layer is not known."""
-    if isinstance(layer, DeepSeekMoE) and name.endswith("_kernel"):  # Of gate, up and down.
+    if isinstance(layer, ExpertKernels) and name == "kernel":
         return "src"
     if isinstance(layer, keras.layers.EinsumDense) and name == "kernel":
         return _find_einsum_axes(layer.equation, split_heads)

@@ -109,7 +109,7 @@ def test_all_kernels_of_a_deepseek_are_matrices_and_its_embeddings_norms_and_hea
         "transformer_layer_1/attention/query_up/kernel": "rsc",
         "transformer_layer_1/attention/key_value_down/kernel": "rc",
         "transformer_layer_1/attention/output/kernel": "rrc",
-        "transformer_layer_1/feed_forward/down_kernel": "src",
+        "transformer_layer_1/feed_forward/expert_down/kernel": "src",
         "transformer_layer_1/feed_forward/router/kernel": "rc",
         "transformer_layer_1/feed_forward/shared_experts/gate/kernel": "rc",
     }
