@@ -293,6 +293,32 @@ def test_a_layer_at_each_step(layer):
     check_operation(of_layer(layers.TimeDistributed(layer())), numbers(4, 6, 8, 3), free_axes=(1,))
 
 
+@pytest.mark.parametrize(
+    "layer", [lambda: layers.Conv1D(5, 2), lambda: layers.LSTM(5)], ids=["convolution", "recurrent"]
+)
+def test_a_layer_at_each_step_of_free_features(layer):
+    layer = layers.TimeDistributed(layer())
+    check_operation(of_layer(layer), numbers(4, 6, 8, 3), free_axes=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        pytest.param(lambda: layers.Dense(5), (4, 6), id="not used"),
+        pytest.param(lambda: layers.LSTM(5), (4, 6, 8), id="of inner steps"),
+    ],
+)
+def test_a_layer_at_each_step_with_a_mask(layer, shape):
+    layer = layers.TimeDistributed(layer())
+    mask = np.random.default_rng(3).random(shape) > 0.3
+    check_operation(
+        lambda x, mask: randomized(layer, x, mask=mask),
+        numbers(4, 6, 8, 3),
+        mask,
+        free_axes=(1,),
+    )
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("kwargs", [{}, {"padding": "same", "strides": 2}], ids=["valid", "same"])
 def test_a_convolution_of_groups(kwargs, rank):

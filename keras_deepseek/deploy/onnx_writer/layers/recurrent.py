@@ -1,5 +1,6 @@
 """Layers of time steps: ONNX's `LSTM`, `GRU` and `RNN`, and a loop over any other cell or layer."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -236,17 +237,26 @@ def time_distributed(
     batch, _length, *features = x.shape
     if layer.compute_dtype != node.operation.compute_dtype:
         raise NoEntryError("TimeDistributed of a layer of another dtype")
-    if mask is not None or any(map(writer.is_free, features)):
-        raise NoEntryError("TimeDistributed with a mask, or of features of free size")
-    step = Spec((batch, *features), x.dtype)
-    graph = trace_function(writer, layer, None, [step])
+    steps, names, function = [Spec((batch, *features), x.dtype)], [writer.name(x)], None
+    if mask is not None and "mask" in inspect.signature(layer.call).parameters:
+        steps.append(Spec((batch, *mask.shape[2:]), "bool"))
+        names.append(writer.tensor(mask, "bool"))
+        function = _with_mask(layer)
+    graph = trace_function(writer, layer, function, steps)
     (output,) = graph.outputs
     cells = {type(inner) for inner in flatten_layers(layer)}
-    if not cells <= _BY_ROW:
-        steps = swap_time(writer, writer.name(x), len(x.shape))
-        (steps,) = add_scan(writer, make_body(writer, graph), [], [steps])
-        return swap_time(writer, steps, len(output.shape) + 1)
-    rows = writer.reshape(writer.name(x), [-1, *map(int, features)])
-    body = write_in_place(writer, graph, {LAST: rows})
-    sizes = [writer.axis_size(x, 0), writer.axis_size(x, 1), *map(int, output.shape[1:])]
-    return writer.reshape(body.name(output), sizes)
+    if function is None and cells <= _BY_ROW and not any(map(writer.is_free, features)):
+        rows = writer.reshape(names[0], [-1, *map(int, features)])
+        body = write_in_place(writer, graph, {LAST: rows})
+        sizes = [writer.axis_size(x, 0), writer.axis_size(x, 1), *map(int, output.shape[1:])]
+        return writer.reshape(body.name(output), sizes)
+    names = [
+        swap_time(writer, name, len(spec.shape) + 1)
+        for name, spec in zip(names, steps, strict=True)
+    ]
+    (outputs,) = add_scan(writer, make_body(writer, graph), [], names)
+    return swap_time(writer, outputs, len(output.shape) + 1)
+
+
+def _with_mask(layer: keras.Layer) -> Callable[[Any, Any], Any]:
+    return lambda features, mask: layer(features, mask=mask)
