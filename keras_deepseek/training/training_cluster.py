@@ -7,7 +7,12 @@ from typing import Any, cast
 import keras
 
 from keras_deepseek.backend.keras_private.trainers import overrides_train_step
-from keras_deepseek.backend.processes.processes import PartReplicas, Processes, RemoteReplicas
+from keras_deepseek.backend.processes.processes import (
+    PartReplicas,
+    Processes,
+    ProgramReplicas,
+    RemoteReplicas,
+)
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.training.cluster.cluster_resolver import ClusterOptions
 from keras_deepseek.training.cluster.placement import Placement
@@ -76,13 +81,8 @@ class TrainingCluster:
                 "shard_optimizer=True does not support gradient_compression. Leave one of the two "
                 "out."
             )
-        if self.processes.is_one_program:
-            raise NotSupportedError(
-                "shard_optimizer=True does not support several processes on "
-                f"{keras.backend.backend()} yet: let one process have all devices."
-            )
         if self.placement.distribution is not None:
-            return OptimizerLayout()
+            return OptimizerLayout(cast("ProgramReplicas | None", self.processes.replicas))
         if self.processes.replicas is not None:
             return OptimizerParts(self.processes, cast("PartReplicas", self.processes.replicas))
         if self.chief is not None:

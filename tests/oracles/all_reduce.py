@@ -109,8 +109,6 @@ def make(way: str) -> Trainer:
     if "WORLD_SIZE" not in os.environ:  # To whom it could send gradients.
         arguments.pop("gradient_compression", None)
         arguments.pop("shard_optimizer", None)
-    if keras.backend.backend() == "jax":  # It shards the state over the devices of one process.
-        arguments.pop("shard_optimizer", None)
     return Trainer(
         build_for_tokens if arguments.pop("y", None) is not None else build,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),

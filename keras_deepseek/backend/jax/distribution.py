@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.jax.replicas import JaxReplicas
+from keras_deepseek.backend.jax.replicas import JaxReplicas, divided_axis
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.backend.keras_private.trainers import (
     changed_data_distribution,
@@ -61,10 +61,9 @@ class JaxDistribution(Distribution):
         distribution = keras.distribution.distribution()
         mesh = distribution.device_mesh
         num_devices = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
-        sizes = {axis: size for axis, size in enumerate(variable.shape) if size % num_devices == 0}
-        if sizes:
+        if (axis := divided_axis(variable.shape, num_devices)) is not None:
             axes = [None] * len(variable.shape)
-            axes[max(sizes, key=sizes.__getitem__)] = distribution.batch_dim_name
+            axes[axis] = distribution.batch_dim_name
             give_layout(variable, keras.distribution.TensorLayout(axes, mesh))
 
     def count_processes(self) -> int:

@@ -29,6 +29,28 @@ class GradientSums:
             sums += _split(jax.lax.psum(_flatten(bucket), self._axis), bucket)
         return sums[::-1]
 
+    def scatter(self, tensors: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
+        """Returns this device's part of the sum of each tensor, along the tensor's axis.
+
+        A tensor whose axis is `None` is returned whole.
+        """
+        pairs = list(zip(tensors, axes, strict=True))
+        whole = iter(self.sum([tensor for tensor, axis in pairs if axis is None]))
+        divided = [
+            jnp.stack(jnp.split(tensor, self._num_devices, axis))
+            for tensor, axis in pairs
+            if axis is not None
+        ]
+        parts: list[Any] = []
+        for bucket in _cut(divided[::-1]):
+            rows = jnp.concatenate([rows.reshape(len(rows), -1) for rows in bucket], 1)
+            # A reduce-scatter of gloo may be wrong (jax#40830).
+            received = jax.lax.all_to_all(rows, self._axis, 0, 0)
+            # One after another, as the sum of the whole gradients is made.
+            parts += _split(functools.reduce(jnp.add, received), [rows[0] for rows in bucket])
+        of_device = iter(parts[::-1])
+        return [next(whole if axis is None else of_device) for axis in axes]
+
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, residual: Any
     ) -> tuple[list[Any], Any]:

@@ -38,6 +38,14 @@ class JaxReplicas:
         self._divides: bool | None = None  # Whether the first batch could be divided.
         # Two sums outside of a step would otherwise compile twice.
         self._last: _Program | None = None
+        self._divided: list[keras.Variable] | None = None  # The divided state of an optimizer.
+
+    def divide_gradients(self, state: Sequence[keras.Variable]) -> None:
+        """Divides the summed gradients among the devices from now on, along `divided_axis`.
+
+        `state` is the divided state of the optimizer, which is left out of the replicas' program.
+        """
+        self._divided = list(state)
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
         """Does nothing, because Keras's layers draw random numbers by their own seeds."""
@@ -56,7 +64,11 @@ class JaxReplicas:
         """
         if not self._can_divide(batch):
             return _compute_alone(compute, batch)
-        sums, _ = self._compute(compute, batch, None)
+        axes = [
+            None if self._divided is None else divided_axis(variable.shape, self._mesh.size)
+            for variable in variables
+        ]
+        sums, _ = self._compute(compute, batch, None, tuple(axes))
         return sums
 
     def sum_compressed(
@@ -72,20 +84,26 @@ class JaxReplicas:
             gradients = [gradient / compression.scale for gradient in gradients]
             return scalars, counts, gradients, lambda: None
 
-        sums, new_residual = self._compute(compute, batch, compression)
+        axes = (None,) * len(variables)
+        sums, new_residual = self._compute(compute, batch, compression, axes)
         return *sums, lambda: compression.residual.assign(new_residual)
 
     def _compute(
-        self, compute: ComputePart, batch: Any, compression: Compression | None
+        self,
+        compute: ComputePart,
+        batch: Any,
+        compression: Compression | None,
+        axes: tuple[int | None, ...],
     ) -> tuple[tuple[list[Any], list[Any], list[Any]], Any]:
         """Computes on all devices; returns the sums, and the compression residuals."""
         # Captured values keep the layout of outside, which some operations reject.
         values = dict(NestedScope().state_mapping)
         residual = None if compression is None else compression.residual
-        values.pop(id(residual), None)
+        for variable in (residual, *(self._divided or ())):
+            values.pop(id(variable), None)
         program = self._last
-        if values or program is None or not program.is_of(compute, compression):
-            program = _Program(compute, compression, self._mesh, self._sums)
+        if values or program is None or not program.is_of(compute, compression, axes):
+            program = _Program(compute, compression, self._mesh, self._sums, axes)
             self._last = None if values else program  # Nothing of a step may outlive its tracing.
         sums, changed, new_residual = program.run(
             values, batch, None if residual is None else residual.value
@@ -144,28 +162,39 @@ class _Program:
         compression: Compression | None,
         mesh: Mesh,
         sums: GradientSums,
+        axes: tuple[int | None, ...],
     ) -> None:
         self._compute = compute
         self._compression = compression
         self._sums = sums
+        self._axes = axes
         self.assigned: list[keras.Variable] = []
         """The variables that the program assigned in its last run."""
         whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
+        gradients = [
+            whole if axis is None else PartitionSpec(*[None] * axis, _AXIS) for axis in axes
+        ]
         self.run = jax.jit(
             jax.shard_map(
                 self._run,
                 mesh=mesh,
                 in_specs=(whole, parts, parts),
-                out_specs=(whole, whole, parts),
+                out_specs=((whole, whole, gradients), whole, parts),
                 # The checker can't see that seeds and counts are equal on all devices.
                 check_vma=False,
             )
         )
         """Function of the values of variables by `id`, a batch, and residuals or `None`."""
 
-    def is_of(self, compute: ComputePart, compression: Compression | None) -> bool:
+    def is_of(
+        self,
+        compute: ComputePart,
+        compression: Compression | None,
+        axes: tuple[int | None, ...],
+    ) -> bool:
         """Returns True if the compiled program was made for these arguments."""
-        return self._compute is compute and self._compression is compression
+        is_same = self._compute is compute and self._compression is compression
+        return is_same and self._axes == axes
 
     def _run(self, values: dict[int, Any], batch: Any, residual: Any) -> Any:
         with NestedScope() as scope:
@@ -176,10 +205,16 @@ class _Program:
         self.assigned[:] = scope.assigned.values()
         changed = [scope.get_current_value(variable) for variable in self.assigned]
         if self._compression is None:
-            sums = self._sums.sum(gradients)
+            sums = self._sums.scatter(gradients, self._axes)
         else:
             sums, residual = self._sums.sum_compressed(gradients, self._compression, residual)
         return (scalar_sums, self._sums.sum(more), sums), changed, residual
+
+
+def divided_axis(shape: Sequence[int], num_devices: int) -> int | None:
+    """Returns the largest axis that a number of devices divides, or `None`."""
+    sizes = {axis: size for axis, size in enumerate(shape) if size % num_devices == 0}
+    return max(sizes, key=sizes.__getitem__) if sizes else None
 
 
 def _compute_alone(compute: ComputePart, batch: Any) -> tuple[list[Any], list[Any], list[Any]]:

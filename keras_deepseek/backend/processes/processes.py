@@ -106,6 +106,17 @@ class PartReplicas(RemoteReplicas, Protocol):
         """Returns all variables as vectors, from this process's piece of each of them."""
 
 
+class ProgramReplicas(RemoteReplicas, Protocol):
+    """The base class of replicas that one program runs over the devices of all processes."""
+
+    def divide_gradients(self, state: "Sequence[keras.Variable]") -> None:
+        """Divides the summed gradients among the devices from now on, as `divide_variable` does.
+
+        `state` is the divided state of the optimizer. Replicas don't need it, and would each make
+        it whole.
+        """
+
+
 class Processes(abc.ABC):
     """The base class of the connection between processes that train together.
 

@@ -26,12 +26,12 @@ def read_variables(model: keras.Model, shards: StateShards | None = None) -> dic
         group: {
             "names": [variable.path for variable in variables],
             "dtypes": [variable.dtype for variable in variables],
-            "values": read_values(variables),
+            "values": shards.read_state(model)
+            if group == "optimizer" and shards is not None
+            else read_values(variables),
         }
         for group, variables in _groups(model).items()
     }
-    if shards is not None:
-        state["optimizer"]["values"] = shards.read_state(model)
     state["optimizer_class"] = _optimizer_class(model)
     state["trained by own optimizers"] = trained_positions(model)
     state["buffers"] = backend.current().step.read_buffers(model)

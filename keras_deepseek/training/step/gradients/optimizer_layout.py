@@ -3,19 +3,31 @@
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.optimizers import making_slots
-from keras_deepseek.backend.tensor_values import read_values
-from keras_deepseek.training.step.gradients.optimizer_parts import check_shardable, plain_optimizer
+from keras_deepseek.backend.keras_private.optimizers import making_slots, weight_slots
+from keras_deepseek.backend.processes.processes import ProgramReplicas
+from keras_deepseek.training.step.gradients.optimizer_parts import (
+    check_shardable,
+    leave_out_of_files,
+    plain_optimizer,
+)
 
 
 class OptimizerLayout:
     """The layout of an optimizer's variables over the devices that divide the batch (ZeRO).
 
     Each variable is divided along its largest axis that the number of devices divides.
+
+    Args:
+        replicas: The replicas that sum the gradients of several processes, or `None` if the
+            compiler places the sums.
     """
+
+    def __init__(self, replicas: ProgramReplicas | None) -> None:
+        self._replicas = replicas
 
     def prepare(self, model: keras.Model, *, by_weight: bool) -> None:
         """Builds the optimizer of a model, and divides its variables as they are created."""
@@ -29,10 +41,14 @@ class OptimizerLayout:
 
         with making_slots(optimizer, make):
             model.optimizer.build(model.trainable_variables)
+        if self._replicas is not None:
+            self._replicas.divide_gradients([slot for slot, _ in weight_slots(optimizer)])
+            leave_out_of_files(model)
 
     def read_state(self, model: keras.Model) -> list[Array]:
         """Returns the whole values of all variables of the optimizer."""
-        return read_values(model.optimizer.variables)
+        read_whole = backend.current().distribution.read_whole
+        return [np.array(read_whole(variable.value)) for variable in model.optimizer.variables]
 
     def cut_state(self, model: keras.Model, values: Sequence[Array]) -> list[Array]:
         """Returns the values, of which each device takes its part when they are assigned."""

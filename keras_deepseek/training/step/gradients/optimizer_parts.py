@@ -90,8 +90,7 @@ class OptimizerParts:
             exclude_from_decay(optimizer, undecayed)
         model.optimizer.build(self._parts)
         _check_state(optimizer)
-        for owner in (model.optimizer, optimizer):  # A file with one process's part is of no use.
-            owner.save_own_variables = _save_nothing
+        leave_out_of_files(model)
 
     def check_weights(self, model: keras.Model) -> None:
         """Raises an error if other weights are trainable than the optimizer was built for."""
@@ -261,8 +260,17 @@ def _check_state(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
+def leave_out_of_files(model: keras.Model) -> None:
+    """Leaves the optimizer's variables out of a file of its model; Keras then warns at loading.
+
+    A file with one process's part of them is of no use.
+    """
+    for owner in (model.optimizer, plain_optimizer(model)):
+        owner.save_own_variables = _save_nothing
+
+
 def _save_nothing(store: Any) -> None:
-    """Leaves an optimizer's variables out of a file of its model; Keras then warns at loading."""
+    pass
 
 
 def _is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
