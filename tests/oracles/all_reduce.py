@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.backend.processes.gradient_compression import LowRank
 from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.errors import PeerLostError
@@ -61,6 +62,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "micro_batches": 2,
         "guard": "skip",
         "x": BAD,
+        "layer_statistics": True,
     },
     "sharded by weight": {
         "optimizer": lambda: keras.optimizers.Muon(0.01),
@@ -124,6 +126,9 @@ def train(way: str) -> dict[str, Any]:
     trainer = make(way)
     x, y = WAYS[way].get("x", X), WAYS[way].get("y", Y)
     valid = X if x is BAD else x
+    record = Path(tempfile.mkdtemp()) / "run.sqlite"
+    if "layer_statistics" in WAYS[way]:
+        trainer.record_run(record)
     if way in ("plain", "clip"):
         logs = [step.logs for step in trainer.steps(x, y, batch_size=16, epochs=5)]
     else:
@@ -135,10 +140,35 @@ def train(way: str) -> dict[str, Any]:
     results = {f"{way}/{index}": weight for index, weight in enumerate(weights)}
     for name in logs[0]:
         results[f"{way}/{name}"] = np.array([log[name] for log in logs])
+    if "layer_statistics" in WAYS[way]:
+        results |= read_statistics(way, record)
+    if WAYS[way].get("shard_optimizer") and "WORLD_SIZE" in os.environ:
+        results[f"{way} state"] = np.array(count_state(trainer.model.optimizer))
     results[f"{way}/outputs"] = trainer.predict(valid, batch_size=16, verbose=0)
     evaluation = trainer.evaluate(valid, y, verbose=0, return_dict=True)
     results[f"{way}/evaluation"] = np.array([evaluation[name] for name in sorted(evaluation)])
     return results
+
+
+def read_statistics(way: str, path: Path) -> dict[str, Any]:
+    """Returns the statistics of each layer in each step, which rank 0 has recorded."""
+    statistics = {}
+    if os.environ.get("RANK", "0") == "0":
+        with RunRecord(path, read_only=True) as record:
+            for name in ("layer_gradient_norms", "layer_update_ratios"):
+                vectors = [vector for _, vector in record.vectors(name)]
+                statistics[f"{way}/{name}"] = np.nan_to_num(np.array(vectors))
+    if "WORLD_SIZE" in os.environ:
+        statistics = start_processes(join_cluster()).broadcast(statistics)
+    return statistics
+
+
+def count_state(optimizer: keras.optimizers.Optimizer) -> int:
+    """Returns how many numbers of an optimizer's state this process has."""
+    values = [variable.value for variable in optimizer.variables]
+    if keras.backend.backend() == "jax":
+        return sum(shard.data.size for value in values for shard in value.addressable_shards)
+    return sum(int(np.prod(value.shape)) for value in values)
 
 
 def train_by_python() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError, PeerLos
 if TYPE_CHECKING:
     from keras_deepseek.artifacts.signature import Array
     from keras_deepseek.backend.processes.gradient_compression import Compression
-    from keras_deepseek.backend.processes.weight_parts import Division
+    from keras_deepseek.backend.processes.weight_parts import Assign, Division
 
 
 Result = TypeVar("Result")
@@ -28,8 +28,8 @@ in any order, or not at all."""
 ComputePart = Callable[[int, Any], tuple[list[Any], Callable[..., tuple[list[Any], list[Any]]]]]
 """A forward pass: function of the rank of a replica and its rows. It returns small float32 tensors
 and the backward pass: function of the sums of all replicas' scalars, and of a `Receive` or `None`,
-which returns further scalars and the gradients of this replica. All replicas return as many scalars
-and gradients, float32 and of the same shapes."""
+which returns further scalars and the gradients of this replica, `None` for those that the `Receive`
+got. All replicas compute as many scalars and gradients, float32 and of the same shapes."""
 
 
 class Replicas(Protocol):
@@ -102,8 +102,8 @@ class PartReplicas(RemoteReplicas, Protocol):
         They are vectors: for each variable the piece that this process updates.
         """
 
-    def share_parts(self, division: "Division", parts: Sequence[Any]) -> list[Any]:
-        """Returns all variables as vectors, from this process's piece of each of them."""
+    def share_parts(self, division: "Division", parts: Sequence[Any], assign: "Assign") -> None:
+        """Assigns all variables as vectors, from this process's piece of each of them."""
 
 
 class ProgramReplicas(RemoteReplicas, Protocol):

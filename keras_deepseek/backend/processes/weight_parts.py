@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,13 @@ waits for the rows that the processes have sent to this one, in the order of the
 Gather = Callable[[Any], Callable[[], Any]]
 """Function of this process's row that starts to send it to all processes. It returns a function
 that waits for the rows of all."""
+
+
+Assign = Callable[[int, Any], object]
+"""Function of the index of a weight, and of its value as a vector, which takes the value."""
+
+_MOST_UNDER_WAY = 2
+"""The buckets in memory that are sent while others are computed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Division:
         divide = _divide_by_weight if by_weight else _divide_equally
         self.pieces = divide(sizes, num_processes)
         """By process, its piece of each weight, perhaps empty."""
-        self.buckets = list(_group(sizes, num_processes))
+        self.buckets = list(_group(sizes))
         """The weights whose pieces are sent together, from the last to the first."""
         if by_weight:  # The processes have equally many numbers of all weights together alone.
             self.buckets = [list(itertools.chain.from_iterable(self.buckets))]
@@ -80,22 +88,30 @@ class Division:
         ends = itertools.accumulate(sizes)
         return [row[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
-    def share(self, vectors: Sequence[Any], gather: Gather) -> list[Any]:
-        """Returns all weights as vectors, from this process's piece of each of them."""
-        waits = [
-            gather(self.pad(bucket, [vectors[weight] for weight in bucket]))
-            for bucket in self.buckets
-        ]
-        whole: dict[int, Any] = {}
-        for bucket, wait in zip(self.buckets, waits, strict=True):
+    def share(self, vectors: Sequence[Any], gather: Gather, assign: Assign) -> None:
+        """Assigns all weights as vectors, from this process's piece of each of them."""
+        under_way: deque[tuple[Sequence[int], Callable[[], Any]]] = deque()
+
+        def finish() -> None:
+            bucket, wait = under_way.popleft()
             rows = wait()
             by_rank = [self.split(bucket, rows[rank], rank) for rank in range(len(self.pieces))]
-            whole |= zip(bucket, map(ops.concatenate, zip(*by_rank, strict=True)), strict=True)
-        return [whole[weight] for weight in sorted(whole)]
+            for weight, pieces in zip(bucket, zip(*by_rank, strict=True), strict=True):
+                assign(weight, ops.concatenate(pieces))
+
+        for bucket in self.buckets:
+            under_way.append((bucket, gather(self.pad(bucket, [vectors[i] for i in bucket]))))
+            if len(under_way) > _MOST_UNDER_WAY:
+                finish()
+        while under_way:
+            finish()
 
 
 class PartSums:
-    """The sums of a process's pieces of all gradients, which start during the backward pass."""
+    """The sums of a process's pieces of all gradients, which start during the backward pass.
+
+    A gradient is dropped when it has been sent.
+    """
 
     def __init__(self, division: Division, rank: int, exchange: Exchange) -> None:
         self._division = division
@@ -103,7 +119,8 @@ class PartSums:
         self._exchange = exchange
         self._received: set[int] = set()
         self._vectors: dict[int, Any] = {}
-        self._waits: list[Callable[[], Any]] = []
+        self._under_way: deque[tuple[Sequence[int], Callable[[], Any]]] = deque()
+        self._pieces: dict[int, Any] = {}
         self._queue = GroupQueue(division.buckets, self._begin)
 
     def receive(self, index: int, gradient: Any) -> None:
@@ -115,22 +132,31 @@ class PartSums:
 
     def _begin(self, number: int) -> None:
         bucket = self._division.buckets[number]
+        self._under_way.append((bucket, self._exchange(self._make_rows(bucket))))
+        if len(self._under_way) > _MOST_UNDER_WAY:
+            self._add_up()
+
+    def _make_rows(self, bucket: Sequence[int]) -> Any:
         vectors = [self._vectors.pop(weight) for weight in bucket]
         ranks = range(len(self._division.pieces))
-        rows = [self._division.join(bucket, vectors, rank) for rank in ranks]
-        self._waits.append(self._exchange(ops.stack(rows)))
+        return ops.stack([self._division.join(bucket, vectors, rank) for rank in ranks])
+
+    def _add_up(self) -> None:
+        """Waits for the oldest bucket, and keeps the sums of its pieces."""
+        bucket, wait = self._under_way.popleft()
+        rows = wait()
+        # One after another, as the sum of the whole gradients is made.
+        total = functools.reduce(ops.add, [rows[rank] for rank in range(rows.shape[0])])
+        self._pieces |= zip(bucket, self._division.split(bucket, total, self._rank), strict=True)
 
     def finish(self, gradients: Sequence[Any]) -> list[Any]:
         """Returns the sums of all gradients, received or not, as a vector for each weight."""
         for index in reversed(range(len(gradients))):
-            self.receive(index, gradients[index])
-        pieces: dict[int, Any] = {}
-        for bucket, wait in zip(self._division.buckets, self._waits, strict=True):
-            rows = wait()
-            # One after another, as the sum of the whole gradients is made.
-            total = functools.reduce(ops.add, [rows[rank] for rank in range(rows.shape[0])])
-            pieces |= zip(bucket, self._division.split(bucket, total, self._rank), strict=True)
-        return [pieces[weight] for weight in sorted(pieces)]
+            if gradients[index] is not None:
+                self.receive(index, gradients[index])
+        while self._under_way:
+            self._add_up()
+        return [self._pieces[weight] for weight in sorted(self._pieces)]
 
 
 def _divide_equally(sizes: Sequence[int], num_processes: int) -> list[list[Piece]]:
@@ -154,9 +180,9 @@ def _divide_by_weight(sizes: Sequence[int], num_processes: int) -> list[list[Pie
     ]
 
 
-def _group(sizes: Sequence[int], num_processes: int) -> Sequence[list[int]]:
+def _group(sizes: Sequence[int]) -> Sequence[list[int]]:
     groups: list[list[int]] = []
-    filled = capacity = max(1, num_processes) * BUCKET_BYTES // 4
+    filled = capacity = BUCKET_BYTES // 4
     for weight in reversed(range(len(sizes))):
         if filled >= capacity:
             groups.append([])

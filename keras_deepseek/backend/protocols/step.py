@@ -56,8 +56,9 @@ class Step(abc.ABC):
         `compute` returns the scalar and the other outputs. `backward(factor=None, receive=None)`
         returns the gradients of the scalar by `variables`, times a factor if one is given. A
         gradient is `None` or zeros if the scalar does not depend on the variable. `backward` may
-        call `receive(index, gradient)` for some gradients while it still computes others. It can be
-        called once. `states` are the variables that `compute` may assign.
+        call `receive(index, gradient)` for some gradients while it still computes others; it then
+        returns `None` for them. It can be called once. `states` are the variables that `compute`
+        may assign.
         """
 
     @abc.abstractmethod

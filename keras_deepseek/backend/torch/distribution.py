@@ -32,7 +32,7 @@ from keras_deepseek.backend.processes.processes import (
     check_same_shapes,
 )
 from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, listen_at, rendezvous
-from keras_deepseek.backend.processes.weight_parts import Division, PartSums
+from keras_deepseek.backend.processes.weight_parts import Assign, Division, PartSums
 from keras_deepseek.backend.protocols.distribution import Distribution
 from keras_deepseek.backend.torch.bucket_sums import gather_rows
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, translate_peer_errors
@@ -166,15 +166,20 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         with torch.no_grad(), translate_peer_errors("sum the gradients"):
             return scalar_sums, counts, sums.finish(gradients)
 
-    def share_parts(self, division: Division, parts: Sequence[Any]) -> list[Any]:
+    def share_parts(self, division: Division, parts: Sequence[Any], assign: Assign) -> None:
         with torch.no_grad(), translate_peer_errors("send the updated weights"):
-            return division.share(parts, self._gather)
+            division.share(parts, self._gather, assign)
 
     def _exchange(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
         received = torch.empty_like(rows)
         with translate_peer_errors("sum the gradients"):
             work = dist.all_to_all_single(received, rows, async_op=True)
-        return lambda: _wait(work, received)
+
+        def wait() -> torch.Tensor:
+            with translate_peer_errors("sum the gradients"):  # Also in the backward pass.
+                return _wait(work, received)
+
+        return wait
 
     def _gather(self, row: torch.Tensor) -> Callable[[], torch.Tensor]:
         rows = row.new_empty((self.world_size, len(row)))
@@ -202,7 +207,8 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         # Outside of `translate_peer_errors`: an error of the backward pass is no lost peer.
         more, gradients = finish(scalar_sums, sums.receive)
         for index in reversed(range(len(gradients))):
-            sums.receive(index, gradients[index])
+            if gradients[index] is not None:
+                sums.receive(index, gradients[index])
         counts = self._sum_scalars(more)
         return scalar_sums, counts, sums
 

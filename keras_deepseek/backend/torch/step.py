@@ -50,12 +50,16 @@ class TorchStep(Step):
             if not scalar.requires_grad:  # The scalar depends on no variable.
                 return [None for _ in sources]
             upstream = None if factor is None else torch.as_tensor(factor).to(scalar).reshape(())
-            with contextlib.ExitStack() as stack:
-                if receive is not None:
-                    for index, source in enumerate(sources):
-                        hook = source.register_hook(functools.partial(receive, index))
-                        stack.callback(hook.remove)
+            if receive is None:
                 return list(torch.autograd.grad(scalar, sources, upstream, allow_unused=True))
+            with contextlib.ExitStack() as stack:
+                for index, source in enumerate(sources):
+                    stack.callback(setattr, source, "grad", source.grad)
+                    source.grad = None
+                    hand_over = functools.partial(_hand_over, receive, index)
+                    stack.callback(source.register_post_accumulate_grad_hook(hand_over).remove)
+                torch.autograd.backward(scalar, upstream, inputs=sources)
+            return [None for _ in sources]
 
         return aux, backward
 
@@ -246,6 +250,12 @@ class _ArrayPasses:
         torch.empty((), dtype=torch.int64).random_()  # A `DataLoader` draws a number here.
         # Copies of the rows: a step may write to its batch.
         return self._feed.batches(np.arange(self._feed.num_rows), to_tensor)
+
+
+def _hand_over(receive: Callable[[int, Any], None], index: int, source: torch.Tensor) -> None:
+    """Gives a gradient that was just found to `receive` alone, so that it may be dropped."""
+    gradient, source.grad = source.grad, None
+    receive(index, gradient)
 
 
 class _WeightChange(WeightChange):

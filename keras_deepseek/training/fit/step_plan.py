@@ -115,11 +115,6 @@ class StepPlan:
                 "`layer_statistics` needs a step that this process computes; the workers of a "
                 "parameter server compute it here. Leave it out."
             )
-        if self.options.layer_statistics and self.parallelism.parts is not None:
-            raise NotSupportedError(
-                "`layer_statistics` needs the gradients of whole weights, and with shard_optimizer "
-                "each process has parts of them. Leave one of the two out."
-            )
         if not self._has_compute:
             check_reduction(self._model.loss)
         if overrides_train_step(self._model):

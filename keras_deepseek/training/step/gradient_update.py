@@ -43,10 +43,12 @@ class LayerStatistics:
         self._change = backend.current().step.make_weight_change()
         self._norms: list[Any] = []
 
-    @property
-    def measure_layers(self) -> bool:
-        """True if the norms of gradients and updates are measured."""
-        return self._is_by_layer and self.step_metrics.are_wanted
+    def measure_layers(self, parts: OptimizerParts | None) -> bool:
+        """Returns True if the norms of gradients and updates are measured.
+
+        With `parts` all processes measure theirs, although only rank 0 may have a recorder.
+        """
+        return self._is_by_layer and (self.step_metrics.are_wanted or parts is not None)
 
     def begin(self, inputs: Any) -> None:
         """Notes the shapes of the inputs, and reads the learning rate, before the update."""
@@ -57,11 +59,22 @@ class LayerStatistics:
         optimizer = self._model.optimizer
         self._rate = current_learning_rate(getattr(optimizer, "inner_optimizer", optimizer))
 
-    def watch_update(self, gradients: Sequence[Any], variables: Sequence[keras.Variable]) -> Any:
-        """Measures gradients and weights before the update; returns the gradients' global norm."""
-        self._variables = list(variables)
-        norms, global_norm = backend.current().step.norms(gradients)
-        self._norms = [norms, self._change.begin(variables)]
+    def watch_update(
+        self,
+        gradients: Sequence[Any],
+        variables: Sequence[keras.Variable],
+        parts: OptimizerParts | None,
+    ) -> Any:
+        """Measures gradients and weights before the update; returns the gradients' global norm.
+
+        With `parts`, the gradients and their norm are those of this process's parts.
+        """
+        norms, global_norm = _norms(gradients)
+        if parts is not None:
+            norms, variables = parts.sum_norms(norms, variables), parts.weights
+        if self.step_metrics.are_wanted:
+            self._variables = list(variables)
+            self._norms = [norms, self._change.begin(variables)]
         return global_norm
 
     def finish(self, loss: Any) -> dict[str, Any]:
@@ -135,16 +148,16 @@ class GradientUpdate:
         """Updates as `__call__` does. Only checks, statistics and clipping need the norm."""
         optimizer = self._model.optimizer
         is_checked = is_scaled(optimizer) or self._guard is not None
-        watch = self._statistics is not None and self._statistics.measure_layers
+        watch = self._statistics is not None and self._statistics.measure_layers(self._parts)
         needs_norm = is_checked or watch or self._gradient_clip is not None
         if not needs_norm:
             self._apply(gradients, variables, None, finish_update)
             return None, {}
         gradients = self._unscale(gradients)
         if self._statistics is not None and watch:
-            norm = self._statistics.watch_update(gradients, variables)
+            norm = self._statistics.watch_update(gradients, variables, self._parts)
         else:
-            norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
+            norm = _norms(gradients)[1]
         if self._parts is not None:  # Other processes have the other parts of the gradients.
             norm = ops.sqrt(self._parts.replicas.add_up(ops.square(norm)))
         logs = {} if self._gradient_clip is None else {"gradient_norm": norm}
@@ -220,6 +233,13 @@ def _clip_accumulated(
 ) -> list[Any]:
     norm = backend.current().step.global_norm(gradients)
     return multiply_gradients(*clip_gradients(clip, gradients, variables, norm))
+
+
+def _norms(gradients: Sequence[Any]) -> tuple[Any, Any]:
+    """Returns `Step.norms`, of no gradients too: all parts may be those of other processes."""
+    if not gradients:
+        return ops.zeros((0,)), ops.zeros(())
+    return backend.current().step.norms(gradients)
 
 
 def _divide(gradient: Any, scale: keras.Variable) -> Any:

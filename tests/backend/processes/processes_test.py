@@ -85,6 +85,13 @@ def test_all_ranks_have_the_same_weights_to_the_last_bit(trained):
 
 
 @pytest.mark.torch_alone
+def test_each_rank_has_half_of_a_sharded_state(trained):
+    num_weights = 6 * 16 + 16 + 16 * 3 + 3
+    for rank in trained[1:]:  # AdamW's two slots and the moving average, and some counters.
+        assert rank["sharded state"] < 0.55 * 3 * num_weights
+
+
+@pytest.mark.torch_alone
 def test_ranks_hear_of_each_other(trained):
     for rank in trained[1:]:
         assert rank["heard"] == "from rank 0"

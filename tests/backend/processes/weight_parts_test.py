@@ -41,6 +41,28 @@ def test_large_weights_go_to_different_processes():
     assert [sum(piece.size for piece in pieces) for pieces in division.pieces] == [50] * 4
 
 
+def test_few_gradients_are_in_memory_at_once():
+    division = Division([2_000_000] * 12, 1, by_weight=False)
+    under_way = []
+
+    def exchange(rows):
+        under_way.append(rows)
+
+        def wait():
+            under_way.pop()
+            return rows
+
+        assert len(under_way) <= 3
+        return wait
+
+    sums = PartSums(division, 0, exchange)
+    for index in reversed(range(12)):
+        sums.receive(index, keras.ops.full((2_000_000,), index, "float32"))
+    for index, vector in enumerate(sums.finish([None] * 12)):
+        assert keras.ops.convert_to_numpy(vector).tolist()[::999_999] == [index] * 3
+    assert not under_way
+
+
 def test_parts_are_summed_and_put_together_again(division):
     """Each process sends its rows to all others, and hears theirs, in a list of all rows."""
     gradients = [draw(rank) for rank in range(NUM_PROCESSES)]
@@ -69,7 +91,9 @@ def test_parts_are_summed_and_put_together_again(division):
         for bucket in division.buckets
     ]
     buckets = iter(joined)
-    whole = division.share(parts[0], lambda _: lambda: keras.ops.stack(next(buckets)))
-    for weight, vector in enumerate(whole):
+    whole = {}
+    gather = lambda _: lambda: keras.ops.stack(next(buckets))  # noqa: E731
+    division.share(parts[0], gather, whole.__setitem__)
+    for weight, vector in whole.items():
         expected = sum(gradient[weight] for gradient in gradients)
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(vector), expected)

@@ -49,7 +49,7 @@ class StateShards(Protocol):
     def read_state(self, model: keras.Model) -> list[Array]:
         """Returns the values of all variables of the optimizer, as those of a process alone.
 
-        All processes must call it.
+        All processes must call it. Those but rank 0 may get the values of their shards.
         """
 
     def cut_state(self, model: keras.Model, values: Sequence[Array]) -> list[Array]:
@@ -67,7 +67,8 @@ class OptimizerParts:
     def __init__(self, processes: Processes, replicas: PartReplicas) -> None:
         self._processes = processes
         self.replicas = replicas
-        self._weights: list[keras.Variable] = []
+        self.weights: list[keras.Variable] = []
+        """The weights that all processes update together."""
         self._parts: list[keras.Variable] = []  # One for each weight, perhaps of size 0.
 
     def prepare(self, model: keras.Model, *, by_weight: bool) -> None:
@@ -78,13 +79,13 @@ class OptimizerParts:
         """
         optimizer = plain_optimizer(model)
         check_shardable(model, optimizer)
-        self._weights = list(model.trainable_variables)
-        sizes = [int(np.prod(weight.shape)) for weight in self._weights]
+        self.weights = list(model.trainable_variables)
+        sizes = [int(np.prod(weight.shape)) for weight in self.weights]
         needs_matrices = not _is_elementwise(optimizer) or optimizer.clipnorm is not None
         by_weight = by_weight or needs_matrices
         self.division = Division(sizes, self._processes.world_size, by_weight=by_weight)
-        self._parts = [self._make_part(index) for index in range(len(self._weights))]
-        pairs = zip(self._weights, self._parts, strict=True)
+        self._parts = [self._make_part(index) for index in range(len(self.weights))]
+        pairs = zip(self.weights, self._parts, strict=True)
         if optimizer.weight_decay:
             undecayed = [part for weight, part in pairs if not uses_decay(optimizer, weight)]
             exclude_from_decay(optimizer, undecayed)
@@ -94,7 +95,7 @@ class OptimizerParts:
 
     def check_weights(self, model: keras.Model) -> None:
         """Raises an error if other weights are trainable than the optimizer was built for."""
-        if list(map(id, model.trainable_variables)) != list(map(id, self._weights)):
+        if list(map(id, model.trainable_variables)) != list(map(id, self.weights)):
             raise InvalidInputError(
                 f"Weights of model {model.name!r} were frozen or unfrozen after the optimizer was "
                 "built. Make a new Trainer, with a new optimizer (optimizer=...)."
@@ -110,6 +111,13 @@ class OptimizerParts:
         pieces = self.division.pieces[self._processes.rank]
         return [value for piece, value in zip(pieces, values, strict=True) if piece.size]
 
+    def sum_norms(self, norms: Any, parts: Sequence[keras.Variable]) -> Any:
+        """Returns the L2 norm of something of each weight, from those of this process's parts."""
+        indices = {id(part): index for index, part in enumerate(self._parts)}
+        positions = np.array([[indices[id(part)]] for part in parts], "int32").reshape(-1, 1)
+        squares = ops.scatter(positions, ops.square(norms), (len(self.weights),))
+        return ops.sqrt(self.replicas.add_up(squares))
+
     def shape(self, vectors: Sequence[Any]) -> list[Any]:
         """Returns a vector for each weight in the shape of its part."""
         pairs = zip(vectors, self._parts, strict=True)
@@ -117,17 +125,20 @@ class OptimizerParts:
 
     def take(self) -> None:
         """Reads the parts from the weights, which may have been changed since the last update."""
-        for index, (weight, part) in enumerate(zip(self._weights, self._parts, strict=True)):
+        for index, (weight, part) in enumerate(zip(self.weights, self._parts, strict=True)):
             part.assign(self._cut(index, ops.convert_to_tensor(weight)))
 
     def share(self) -> None:
         """Sends the updated parts to all processes, which put them together to weights."""
-        vectors = [ops.reshape(ops.cast(part, "float32"), (-1,)) for part in self._parts]
-        whole = self.replicas.share_parts(self.division, vectors)
-        for weight, vector in zip(self._weights, whole, strict=True):
+
+        def assign(index: int, vector: Any) -> None:
+            weight = self.weights[index]
             weight.assign(ops.reshape(vector, weight.shape))
             if weight.constraint is not None:
                 weight.assign(weight.constraint(weight))
+
+        vectors = [ops.reshape(ops.cast(part, "float32"), (-1,)) for part in self._parts]
+        self.replicas.share_parts(self.division, vectors, assign)
 
     @contextmanager
     def averaging(self, model: keras.Model) -> Iterator[None]:
@@ -145,7 +156,7 @@ class OptimizerParts:
     def read_state(self, model: keras.Model) -> list[Array]:
         """Returns the values of all variables of the optimizer, as those of a process alone.
 
-        All processes must call it.
+        All processes must call it. Those but rank 0 get the values of their parts.
         """
         owners = self._owners(model)
         values = read_values(model.optimizer.variables)
@@ -171,14 +182,16 @@ class OptimizerParts:
 
     def _put_together(self, index: int, value: Array) -> Array:
         values = self._processes.gather(value)
+        if self._processes.rank:  # Only rank 0 writes checkpoints.
+            return value
         if not self.division.by_weight:
-            return np.concatenate(values).reshape(self._weights[index].shape)
+            return np.concatenate(values).reshape(self.weights[index].shape)
         pieces = [pieces[index] for pieces in self.division.pieces]
         (owner,) = (rank for rank, piece in enumerate(pieces) if piece.size)
         return values[owner]
 
     def _make_part(self, index: int) -> keras.Variable:
-        weight = self._weights[index]
+        weight = self.weights[index]
         *scopes, name = weight.path.split("/")
         with ExitStack() as stack:  # An optimizer may tell weights apart by their paths.
             for scope in scopes:

@@ -141,29 +141,33 @@ class ReplicaPart:
         scalars: Sequence[Any],
         receive: Receive | None,
     ) -> tuple[list[Any], list[Any]]:
-        """Runs a replica's backward pass; returns which gradients exist, and all gradients."""
-        sent: dict[int, Any] = {}
+        """Runs a replica's backward pass; returns which gradients exist, and those not received."""
+        kept: dict[int, Any] = {}
+        exists = [False for _ in self._variables]
 
         def send(index: int, gradient: Any) -> None:
             gradient, shape = zero_if_empty(gradient), tuple(self._variables[index].shape)
             if gradient.shape != shape:  # A sparse gradient may lose its static shape.
                 gradient = ops.reshape(gradient, shape)
-            sent[index] = gradient
+            exists[index] = True
             if receive:
                 receive(index, gradient)
+            else:
+                kept[index] = gradient
 
         divisor = self._find_divisor(self._read(scalars)[1]) if self._find_divisor else None
         gradients = part.backward(divisor, send if receive else None)
         if divisor is None:
             gradients = multiply_gradients(gradients, part.factor)
         for index, gradient in enumerate(gradients):
-            self._has_gradient[index] |= gradient is not None
-            if gradient is None:
-                send(index, ops.zeros(self._variables[index].shape))
-            elif index not in sent:
+            if gradient is not None:
                 send(index, gradient)
-        counts = [float(gradient is not None) for gradient in gradients]
-        return [ops.convert_to_tensor(counts)], [sent[index] for index in sorted(sent)]
+        counts = [float(is_there) for is_there in exists]
+        for index, is_there in enumerate(exists):
+            self._has_gradient[index] |= is_there
+            if not is_there:
+                send(index, ops.zeros(self._variables[index].shape))
+        return [ops.convert_to_tensor(counts)], [kept.get(i) for i in range(len(exists))]
 
     def merge(
         self, scalars: Sequence[Any], counts: Any, gradients: Sequence[Any]

@@ -23,7 +23,7 @@ def build():
 def prepare(optimizer, model=None, rank=1, world_size=3, by_weight=False):
     model = model or build()
     model.compile(optimizer, "mse")
-    replicas = SimpleNamespace(share_parts=lambda division, parts: parts)
+    replicas = SimpleNamespace(share_parts=lambda *_: None)
     processes = SimpleNamespace(rank=rank, world_size=world_size)
     parts = OptimizerParts(processes, replicas)
     parts.prepare(model, by_weight=by_weight)
@@ -94,6 +94,20 @@ def test_the_state_of_all_is_that_of_one_process():
 
 def _arrays(optimizer):
     return [ops.convert_to_numpy(variable.value) for variable in optimizer.variables]
+
+
+def test_the_norms_of_parts_are_summed_to_those_of_weights():
+    squares = []
+    for rank in range(3):
+        model, parts = prepare(keras.optimizers.Adam(0.1), rank=rank)
+        parts.replicas.add_up = lambda square: squares.append(square) or square
+        norms = [ops.norm(part.value) for part in parts.variables]
+        parts.sum_norms(ops.stack(norms), parts.variables)
+    total = np.sqrt(sum(map(ops.convert_to_numpy, squares)))
+    expected = [np.linalg.norm(ops.convert_to_numpy(w)) for w in model.trainable_variables]
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    empty = parts.sum_norms(ops.zeros((0,)), [])  # A process without parts.
+    assert ops.convert_to_numpy(empty).tolist() == [0.0] * 4
 
 
 def test_a_saved_model_can_be_loaded_without_the_state(tmp_path):
