@@ -25,6 +25,7 @@ SHORT_CUTS, LONG_CUTS = -(-KILLS // 4), -(-KILLS // 3)
 CUT_TIMEOUT = 20
 """Seconds after which who is cut off is given up."""
 STALLS = KILLS // 2
+SECONDS_OF_A_STEP = 0.05
 NUM_PROCESSES = 3
 EPOCHS = 5 * KILLS  # Of ten steps: the training is not to end before the last of them.
 SECONDS = 900 + 120 * KILLS
@@ -71,6 +72,7 @@ trainer = Trainer(
     build,
     optimizer=keras.optimizers.AdamW(use_ema=True, ema_momentum=0.9),
     distributed_strategy="allreduce",
+    shard_optimizer="SHARDS" in os.environ,
     micro_batches=2,
     gradient_clip=("global_norm", 1.0),
     guard="skip",
@@ -86,14 +88,15 @@ history = trainer.fit(
     images, labels, batch_size=16, epochs=EPOCHS, validation_split=0.2, verbose=0, resume=True
 ).history
 digest = hashlib.sha256(json.dumps(history).encode())
-for variable in trainer.model.variables + trainer.model.optimizer.variables:
+state = [] if "SHARDS" in os.environ else trainer.model.optimizer.variables  # A rank has its own.
+for variable in trainer.model.variables + state:
     digest.update(keras.ops.convert_to_numpy(variable.value).tobytes())
 (folder / f"rank_{cluster.rank}.digest").write_text(digest.hexdigest())
 """.replace("EPOCHS", str(EPOCHS))
 
 
 SHORT_TRAINING = """
-import json, sys
+import json, os, sys
 import keras
 import numpy as np
 from pathlib import Path
@@ -113,6 +116,7 @@ trainer = Trainer(
     build,
     optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
     distributed_strategy="allreduce",
+    shard_optimizer="SHARDS" in os.environ,
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     checkpoint_dir=folder / "checkpoints",
     seed=2026,
@@ -161,6 +165,7 @@ def harass(folder: Path, process: subprocess.Popen[str], chance: random.Random) 
         if process.poll() is not None:
             break
         pid = int((folder / f"rank_{chance.randrange(NUM_PROCESSES)}.pid").read_text())
+        time.sleep(chance.random() * SECONDS_OF_A_STEP)  # Somewhere in a step, or in a checkpoint.
         os.kill(pid, action)
         if action == signal.SIGSTOP:
             time.sleep(chance.random())
@@ -267,10 +272,17 @@ BACKENDS = pytest.mark.parametrize(
 )
 
 
+STATES = pytest.mark.parametrize(
+    "state", [{}, {"SHARDS": "1"}], ids=["whole state", "sharded state"]
+)
+
+
+@STATES
 @BACKENDS
-def test_ranks_that_are_killed_again_and_again(install, tmp_path, backend, extras):
+def test_ranks_that_are_killed_again_and_again(install, tmp_path, backend, extras, state):
     installed = install(extras)
     environment = {**installed.environment, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment |= state
     harass_and_compare(installed.programs / "keras-deepseek", environment, tmp_path)
 
 
@@ -281,10 +293,14 @@ def test_ranks_that_are_cut_off_again_and_again(install, tmp_path, hosts, backen
     cut_and_compare(hosts, installed.programs / "keras-deepseek", environment, tmp_path)
 
 
+@STATES
 @BACKENDS
-def test_a_training_goes_on_by_fewer_processes_and_by_more(install, tmp_path, backend, extras):
+def test_a_training_goes_on_by_fewer_processes_and_by_more(
+    install, tmp_path, backend, extras, state
+):
     installed = install(extras)
     environment = {**installed.environment, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment |= state
     script = tmp_path / "train.py"
     script.write_text(SHORT_TRAINING)
 

@@ -211,7 +211,9 @@ class CheckpointedCallbacks(StreamedCallbacks):
             return False
         self._writer.finish()  # The checkpoint that is being written has a score as well.
         # Only rank 0 has the folder.
-        return self._processes.rank == 0 and self._writer.folder.is_among_best(score)
+        is_best = self._processes.rank == 0 and self._writer.folder.is_among_best(score)
+        # Rank 0 needs the others' shards to save the state.
+        return is_best if self._shards is None else bool(self._processes.broadcast(is_best))
 
     def _score(self, logs: dict[str, Any]) -> float | None:
         score = None if self._monitor is None else logs.get(self._monitor)
