@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--parts", type=int, default=1, help="micro-batches of a step, default 1")
     parser.add_argument("--ways", nargs="+", help="names of those to measure, default all")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, end)
     results, figures = [], []
     for backend in find_backends():
         ways = [name for name in WAYS[backend] if name in (arguments.ways or [name])]
@@ -160,7 +160,7 @@ def show_projection(results: list[dict[str, Any]]) -> None:
         print(f"    {name:24}", *(f"{speed:>19.0f}" for speed in speeds), sep="", flush=True)
 
 
-def _end(number: int, _: Any) -> None:
+def end(number: int, _: Any) -> None:
     """Ends it after its processes and namespaces, which a second signal would leave behind."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
@@ -169,7 +169,7 @@ def _end(number: int, _: Any) -> None:
 def run(backend: str, setting: dict[str, Any], megabits: float) -> dict[str, Any] | None:
     """Returns what was measured in a setting, and prints it."""
     with shaped_links(setting["num_workers"], megabits) as hosts:
-        answer = _run_workers(backend, setting, hosts)
+        answer = run_workers(backend, setting, hosts)
     if answer is None:
         return None
     num_workers = setting["num_workers"]
@@ -198,12 +198,19 @@ def run(backend: str, setting: dict[str, Any], megabits: float) -> dict[str, Any
     return {**setting, **answer, **facts}
 
 
-def _run_workers(backend: str, setting: dict[str, Any], hosts: list[Host]) -> Any:
-    """Returns what rank 0 prints last, as JSON, or `None` where a worker fails."""
+def run_workers(
+    backend: str,
+    setting: dict[str, Any],
+    hosts: list[Host],
+    script: Path = _WORKER,
+    **variables: str,
+) -> Any:
+    """Returns what rank 0 of a script prints last, as JSON, or `None` where a worker fails."""
     paths = [str(_WORKER.parents[2]), os.environ.get("PYTHONPATH", "")]
     shared = {
         **os.environ,
         **ONE_THREAD,
+        **variables,
         "KERAS_BACKEND": backend,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "WORLD_SIZE": str(len(hosts)),
@@ -219,7 +226,7 @@ def _run_workers(backend: str, setting: dict[str, Any], hosts: list[Host]) -> An
         config = {"TF_CONFIG": json.dumps(task)} if backend == "tensorflow" else {}
         return {**shared, **config, "RANK": str(rank)}
 
-    command = [sys.executable, str(_WORKER), json.dumps(setting)]
+    command = [sys.executable, str(script), json.dumps(setting)]
     running = [
         subprocess.Popen(
             host.command(*command),
