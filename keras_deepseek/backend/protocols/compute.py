@@ -123,6 +123,17 @@ class Compute(abc.ABC):
     def can_read_shapes(self, value: Any) -> bool:
         """Returns True if shapes may depend on a tensor's numbers at no cost."""
 
+    def has_free_shapes(self, value: Any) -> bool:
+        """Returns True if shapes may depend on a tensor's numbers, also while it is traced."""
+        return self.can_read_shapes(value)
+
+    def reads_in_place(self, index: Any) -> bool:
+        """Returns True if `tensor[number]`, with a number of `index`, makes no copy.
+
+        No gradients may be needed: that of the tensor would be as large as the tensor.
+        """
+        return False
+
     @abc.abstractmethod
     def repeat(
         self,

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager.record import could_possibly_record
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.call_context import is_gradient_free
@@ -91,6 +93,17 @@ class TensorFlowCompute(Compute):
 
     def can_read_shapes(self, value: Any) -> bool:
         return isinstance(value, tf.Tensor) and not self.is_traced(value)
+
+    def has_free_shapes(self, value: Any) -> bool:
+        if self.can_read_shapes(value):
+            return True
+        # Programs that are exported have neither of both.
+        is_here = is_gradient_free() or could_possibly_record()
+        is_compiled = GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+        return is_here and not is_compiled and not tf.config.list_physical_devices("GPU")
+
+    def reads_in_place(self, index: Any) -> bool:
+        return self.loops_over_blocks()
 
     def repeat(
         self,

@@ -115,6 +115,9 @@ class TorchCompute(Compute):
     def can_read_shapes(self, value: Any) -> bool:
         return type(value) is torch.Tensor and not self.is_traced(value)
 
+    def reads_in_place(self, index: Any) -> bool:
+        return not torch.is_grad_enabled() and self.read_array(index) is not None
+
     def is_traced(self, value: Any) -> bool:
         is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or IS_RECORDED.get()
         # Subclasses are fake, functional or distributed tensors.

@@ -17,6 +17,7 @@ from keras_deepseek import backend
 from keras_deepseek.backend.call_context import known_size
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.layers.double_precision import multiply_matrices
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.input_check import FloatingInputLayer, Shape, read_last_dim
@@ -45,11 +46,13 @@ class DeepSeekMoE(FloatingInputLayer):
     the shared experts, which every token uses, are one `SwiGLU` of `num_shared_experts` times that
     width.
 
-    No token is dropped unless `capacity_factor` is set. In eager PyTorch and TensorFlow each expert
-    computes only its tokens. In compiled functions, and in JAX, tokens are sorted by expert into
-    blocks of a fixed size, and each block is multiplied with the kernels of its expert. When JAX
-    generates text on a CPU, without gradients, blocks are computed one by one and empty blocks are
-    skipped. Few tokens go through all experts if that costs less. Masked tokens use no routed
+    No token is dropped unless `capacity_factor` is set. In PyTorch, and in TensorFlow eagerly or in
+    graphs of up to 64 experts without XLA, each expert computes only its tokens. If text is
+    generated for few tokens, each choice of an expert is computed by itself, and reads the kernels
+    of its expert in place. Otherwise, as in JAX, tokens are sorted by expert into blocks of a fixed
+    size, and each block is multiplied with the kernels of its expert. When JAX generates text on a
+    CPU, without gradients, blocks are computed one by one and empty blocks are skipped. Few tokens
+    go through all experts if that costs less. Masked tokens use no routed
     expert and are not counted in the load.
 
     The kernels are stacked: `.../expert_gate/kernel` and `.../expert_up/kernel` of shape
@@ -193,9 +196,7 @@ class DeepSeekMoE(FloatingInputLayer):
         weights, indices = self.router(inputs, token_ids, mask=mask, training=training)
         if mask is not None:
             indices = ops.where(ops.expand_dims(mask, -1), indices, self.router.num_experts)
-        tokens_TD = ops.reshape(inputs, (-1, inputs.shape[-1]))
-        weights_TK = ops.reshape(weights, (-1, self.router.num_experts_per_token))
-        indices_TK = ops.reshape(indices, (-1, self.router.num_experts_per_token))
+        tokens_TD, weights_TK, indices_TK = map(_flatten_tokens, (inputs, weights, indices))
         kernels = [layer.stack() for layer in (self.expert_gate, self.expert_up, self.expert_down)]
         if isinstance(tokens_TD, keras.KerasTensor) and any(x.is_quantized for x in kernels):
             raise NotSupportedError("has quantized experts, whose products are no Keras operations")
@@ -203,17 +204,17 @@ class DeepSeekMoE(FloatingInputLayer):
         arguments = (tokens_TD, ops.cast(weights_TK, tokens_TD.dtype), indices_TK, *tensors)
         route = partial(self._route, kernels)
         num_choices = ops.shape(indices_TK)[0] * self.router.num_experts_per_token
-        may_read_loads = known_size(num_choices) is not None and self.capacity_factor is None
-        if may_read_loads and expert_dispatch.is_worth_a_loop(num_choices, self._expert_size):
+        may_read = self.capacity_factor is None
+        if may_read and expert_dispatch.is_worth_reading(num_choices, self._expert_size):
             outputs_TD = backend.current().inference.run_unrecorded(route, *arguments)
         else:
             outputs_TD = route(*arguments)
-        outputs = ops.reshape(outputs_TD, ops.shape(inputs))
+        outputs = outputs_TD if tokens_TD is inputs else ops.reshape(outputs_TD, ops.shape(inputs))
         if self.shared_experts is not None:
             outputs = outputs + self.shared_experts(inputs)
         return outputs
 
-    def _route(
+    def _route(  # noqa: PLR0911 - one for each way
         self, kernels: Kernels, tokens_TD: Any, weights_TK: Any, indices_TK: Any, *tensors: Any
     ) -> Any:
         """Computes the outputs of the routed experts (TD) in the cheapest way for the batch.
@@ -234,9 +235,12 @@ class DeepSeekMoE(FloatingInputLayer):
             )
             plan = expert_dispatch.dispatch_to_capacity(indices_TK, num_experts, capacity)
             return self._compute_slots(tokens_TD, weights_TK, kernels, plan)
+        by_choice = expert_dispatch.list_experts(indices_TK, num_experts, self._expert_size)
+        if by_choice is not None:
+            return self._compute_choices(tokens_TD, weights_TK, kernels, *by_choice)
         by_load = expert_dispatch.dispatch_by_load(indices_TK, num_experts, self._expert_size)
         if by_load is not None:
-            return self._compute_slots(tokens_TD, weights_TK, kernels, by_load)
+            return _combine(self._compute_loads(tokens_TD, kernels, by_load), weights_TK, by_load)
         num_choices = num_tokens * per_token
         if backend.current().compute.loops_over_blocks() and expert_dispatch.is_worth_a_loop(
             num_choices, self._expert_size
@@ -267,6 +271,48 @@ class DeepSeekMoE(FloatingInputLayer):
             return ops.einsum("etf,efd->td", hidden_ETF, kernels[2].base[0])
         return ops.sum(kernels[2].multiply(hidden_ETF), axis=0)
 
+    def _compute_choices(
+        self,
+        tokens_TD: Any,
+        weights_TK: Any,
+        kernels: Kernels,
+        experts: Sequence[Any],
+        is_computed_TK: Any,
+    ) -> Any:
+        """Computes the choices one by one, and returns the outputs of tokens (TD)."""
+        num_tokens, per_token = weights_TK.shape
+        outputs_1D = []
+        for token in range(num_tokens):
+            row_1D = tokens_TD[token : token + 1]
+            chosen = experts[token * per_token : (token + 1) * per_token]
+            results_KD = ops.concatenate(
+                [self._apply_expert(kernels, expert, row_1D) for expert in chosen]
+            )
+            if is_computed_TK is not None:
+                results_KD = ops.where(is_computed_TK[token][:, None], results_KD, 0.0)
+            outputs_1D.append(multiply_matrices(weights_TK[token : token + 1], results_KD))
+        return outputs_1D[0] if num_tokens == 1 else ops.concatenate(outputs_1D)
+
+    def _compute_loads(
+        self, tokens_TD: Any, kernels: Kernels, plan: expert_dispatch.ExpertDispatch
+    ) -> Any:
+        """Returns the results of experts for as many tokens as each has; the rest is zeros (SD)."""
+        rows_SD = ops.take(tokens_TD, plan.token_of_slot, axis=0)
+        *parts, rest = ops.split(rows_SD, plan.ends_of_loads)
+        kernels = [stack.unstack() for stack in kernels]
+        results = [
+            self._apply_expert(kernels, expert, part)
+            for expert, part in enumerate(parts)
+            if part.shape[0] != 0
+        ]
+        return ops.concatenate([*results, ops.zeros_like(rest)])
+
+    def _apply_expert(self, kernels: Kernels, expert: Any, rows_RD: Any) -> Any:
+        """Applies one expert to rows (RD)."""
+        gate, up, down = kernels
+        gate_RF, up_RF = gate.multiply_by(expert, rows_RD), up.multiply_by(expert, rows_RD)
+        return down.multiply_by(expert, gate_activations(gate_RF, up_RF, self.clamp))
+
     def _compute_slots(
         self,
         tokens_TD: Any,
@@ -292,12 +338,7 @@ class DeepSeekMoE(FloatingInputLayer):
 
         def compute(index: Any) -> Any:
             rows_RD = ops.take(tokens_TD, tokens_BR[index], axis=0)
-            expert = plan.expert_of_block[index]
-            gate_DF, up_DF, down_FD = (stack.choose(expert) for stack in kernels)
-            hidden_RF = gate_activations(
-                gate_DF.multiply(rows_RD), up_DF.multiply(rows_RD), self.clamp
-            )
-            return down_FD.multiply(hidden_RF)
+            return self._apply_expert(kernels, plan.expert_of_block[index], rows_RD)
 
         # The first block is computed even if it is empty: TensorFlow takes the shape from it.
         num_used = ops.maximum(plan.num_used, 1)
@@ -322,17 +363,21 @@ class DeepSeekMoE(FloatingInputLayer):
         }
 
 
+def _flatten_tokens(tensor: Any) -> Any:
+    """Returns a tensor with one axis for all tokens; on PyTorch `ops.reshape` takes long."""
+    return tensor if len(tensor.shape) == 2 else ops.reshape(tensor, (-1, tensor.shape[-1]))  # noqa: PLR2004
+
+
 def _combine(results_SD: Any, weights_TK: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
     """Returns each token's weighted sum of its experts' outputs (TD), read from the slots (SD)."""
     results_TKD = ops.take(results_SD, plan.slot_of_choice, axis=0)
-    weights_TK = ops.where(plan.is_computed, weights_TK, 0.0)
+    if plan.is_computed is not None:
+        weights_TK = ops.where(plan.is_computed, weights_TK, 0.0)
     return ops.einsum("tk,tkd->td", weights_TK, results_TKD)
 
 
 def _multiply(rows_SD: Any, kernels: KernelStack, plan: expert_dispatch.ExpertDispatch) -> Any:
     """Multiplies the row in each slot by the kernel of its expert (SF)."""
-    if plan.loads is not None:
-        return kernels.multiply_loads(rows_SD, plan.loads)
     blocks_BRD = ops.reshape(rows_SD, (-1, plan.block_size, rows_SD.shape[-1]))
     products_BRF = kernels.multiply_blocks(blocks_BRD, plan.expert_of_block, plan.num_used)
     return ops.reshape(products_BRF, (-1, products_BRF.shape[-1]))

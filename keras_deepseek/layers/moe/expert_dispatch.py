@@ -1,10 +1,11 @@
 """Dispatch of tokens to experts: sorts (token, expert) choices by expert for large products.
 
 Each choice of an expert gets a row, its *slot*, next to other choices of the same expert. No token
-is dropped. If the loads of the experts can be read, as in eager PyTorch and TensorFlow, the slots
-are exactly the choices, and each expert computes its own slots.
+is dropped. If shapes may depend on the loads of the experts, as in eager PyTorch and in TensorFlow
+without XLA, the slots are exactly the choices, and each expert computes its own slots. A few
+choices, as when text is generated, are not sorted: each is computed by itself.
 
-Under compilation all shapes must follow from the number of tokens, as XLA requires. The slots then
+Under XLA all shapes must follow from the number of tokens, as XLA requires. The slots then
 come in blocks of equal size, each of one expert. An expert has as many blocks as its load needs,
 and there are enough blocks for any load. The layer multiplies each block with the kernels of its
 expert.
@@ -23,7 +24,11 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.call_context import is_batch_invariant, known_size
+from keras_deepseek.backend.call_context import (
+    is_batch_invariant,
+    is_gradient_free,
+    known_size,
+)
 
 _READ_KERNEL = 16
 _COPY_KERNEL = 48
@@ -39,8 +44,17 @@ _READ_KERNEL_IN_LOOP = 20
 The sizes chosen with it were the fastest, or close to it, for 8 to 4,096 choices of 16 experts.
 """
 
+_LEAST_READ = 2**17
+"""The least number of multiplications for which it pays off to read which experts were chosen."""
+
+_MOST_IN_GRAPH = 64
+"""The most experts that a graph holds one by one: more take long to trace."""
+
+_LEAST_LOAD = 8
+"""The least mean load for which gradients in such a graph are faster than those of blocks."""
+
 _LEAST_WORK = 2**20
-"""The least number of multiplications for which calling the experts one by one pays off."""
+"""The least number of multiplications for which a loop over blocks pays off."""
 
 _LEAST_LOOP = 8
 """The least number of choices for which a loop is faster than computing all of them at once."""
@@ -58,12 +72,13 @@ class ExpertDispatch:
         token_of_slot: int32 tensor (S). The token in each slot; 0 in an empty slot, whose result is
             never read.
         slot_of_choice: int32 tensor (TK). The slot of each choice; 0 if it has none.
-        is_computed: Boolean tensor (TK). False if a choice has no slot.
+        is_computed: Boolean tensor (TK). False if a choice has no slot. `None` if all have one.
         block_size: R, or `None` if there are no blocks.
         expert_of_block: int32 tensor (B), or `None` if block `i` belongs to expert `i`.
         num_used: int32 scalar tensor: the number of first blocks that have rows. `None` if
             `expert_of_block` is.
-        loads: The number of slots of each expert, or `None` if there are blocks.
+        ends_of_loads: int32 array or tensor (E). The end of each expert's slots; slots after the
+            last are of choices without an expert. `None` if there are blocks.
     """
 
     token_of_slot: Any
@@ -72,7 +87,7 @@ class ExpertDispatch:
     block_size: Any = None
     expert_of_block: Any = None
     num_used: Any = None
-    loads: list[int] | None = None
+    ends_of_loads: Any = None
 
 
 @dataclass(frozen=True)
@@ -97,28 +112,75 @@ class _Sorted:
     starts: Any
 
 
+def is_worth_reading(num_choices: Any, expert_size: int) -> bool:
+    """Returns True if experts that read their kernels in place are faster than copies of these.
+
+    `num_choices` is a tensor if unknown. `expert_size` is the number of weights of an expert.
+    """
+    number = known_size(num_choices)
+    return number is not None and number * expert_size >= _LEAST_READ
+
+
+def list_experts(
+    indices_TK: Any, num_experts: int, expert_size: int
+) -> tuple[list[Any], Any] | None:
+    """Lists the expert of each choice, if these are so few that each is computed by itself.
+
+    Returns the experts, integers or scalar tensors; and which choices have one (TK), or `None` if
+    all have. An index of `num_experts` chooses no expert, and is listed as the last one.
+    """
+    num_tokens, per_token = ops.shape(indices_TK)
+    num_choices = num_tokens * per_token
+    compute = backend.current().compute
+    if not is_worth_reading(num_choices, expert_size) or 2 * num_choices > num_experts:
+        return None
+    if not compute.reads_in_place(indices_TK):
+        return None
+    last = num_experts - 1
+    indices = compute.read_array(indices_TK)
+    if indices is None:
+        experts = ops.unstack(ops.reshape(ops.minimum(indices_TK, last), (-1,)))
+        return experts, indices_TK <= last
+    is_computed_TK = None if indices.max() <= last else indices_TK <= last
+    return np.minimum(indices, last).ravel().tolist(), is_computed_TK
+
+
 def dispatch_by_load(indices_TK: Any, num_experts: int, expert_size: int) -> ExpertDispatch | None:
     """Assigns each expert as many slots as it has tokens.
 
-    It returns `None` if the loads can't be read, if there is too little work to gain from it, or if
-    a token's result must not depend on the others. An index of `num_experts` chooses no expert.
-    `expert_size` is the number of weights of an expert.
+    It returns `None` if shapes may not depend on the loads, if there is too little work to gain
+    from it, or if a token's result must not depend on the others. An index of `num_experts` chooses
+    no expert. `expert_size` is the number of weights of an expert.
     """
-    if is_batch_invariant() or not backend.current().compute.can_read_shapes(indices_TK):
+    compute = backend.current().compute
+    if is_batch_invariant() or not compute.has_free_shapes(indices_TK):
         return None
-    num_tokens, per_token = indices_TK.shape
-    if num_tokens * per_token * expert_size < _LEAST_WORK:
+    num_tokens, per_token = ops.shape(indices_TK)
+    if not is_worth_reading(num_tokens * per_token, expert_size):
         return None
-    # NumPy sorts the smallest integer type by radix sort, which is faster.
-    experts_N = ops.convert_to_numpy(indices_TK).ravel().astype(np.min_scalar_type(num_experts))
-    loads = np.bincount(experts_N, minlength=num_experts + 1)[:num_experts].tolist()
-    if not sum(loads):
-        return None  # All tokens are masked, and an empty concatenation would fail.
-    choices_N = np.argsort(experts_N, kind="stable").astype("int32")
-    slots_N = np.empty_like(choices_N)
-    slots_N[choices_N] = np.arange(len(choices_N))
-    tokens_S = choices_N[: sum(loads)] // per_token
-    return _make_dispatch(indices_TK, tokens_S, slots_N, experts_N < num_experts, loads=loads)
+    if not compute.is_traced(indices_TK):
+        # NumPy sorts the smallest integer type by radix sort, which is faster.
+        experts_N = ops.convert_to_numpy(indices_TK).ravel().astype(np.min_scalar_type(num_experts))
+        choices_N = np.argsort(experts_N, kind="stable").astype("int32")
+        slots_N = np.empty_like(choices_N)
+        slots_N[choices_N] = np.arange(len(choices_N), dtype="int32")
+        ends_E = np.cumsum(np.bincount(experts_N, minlength=num_experts)[:num_experts])
+    elif num_experts > _MOST_IN_GRAPH or not (
+        is_gradient_free() or num_tokens * per_token >= _LEAST_LOAD * num_experts
+    ):
+        return None
+    else:
+        experts_N = ops.reshape(indices_TK, (-1,))
+        choices_N = ops.argsort(experts_N)
+        slots_N = ops.argsort(choices_N)  # The inverse of a permutation.
+        ones_N = ops.ones_like(experts_N)
+        ends_E = ops.cumsum(ops.segment_sum(ones_N, experts_N, num_segments=num_experts + 1)[:-1])
+    return ExpertDispatch(
+        token_of_slot=choices_N // per_token,
+        slot_of_choice=ops.reshape(slots_N, (num_tokens, per_token)),
+        is_computed=None,
+        ends_of_loads=ends_E,
+    )
 
 
 def dispatch_to_blocks(indices_TK: Any, num_experts: int, block_size: Any) -> ExpertDispatch:

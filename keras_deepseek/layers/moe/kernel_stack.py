@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
+from keras_deepseek.layers.double_precision import multiply_matrices
 
 
 @dataclass(frozen=True)
@@ -71,22 +70,21 @@ class KernelStack:
             product = multiply_matrices(rows, self.base[0])
         return _add_lora(product, rows, self.lora, self.lora_factor)
 
-    def multiply_loads(self, rows_SD: Any, loads: Sequence[int]) -> Any:
-        """Multiplies rows sorted by expert, as many of each as `loads` says (SF)."""
-        # Quantized kernels have no gradient, and slicing few of them is faster. The gradient of a
-        # single slice is as large as all kernels.
-        base, lora = self.base, tuple(map(ops.unstack, self.lora))
-        if not self.is_quantized:
-            dtype = promote_dtypes(rows_SD.dtype, base[0].dtype)
-            rows_SD, base = ops.cast(rows_SD, dtype), (ops.unstack(ops.cast(base[0], dtype)),)
-        # An array, because Keras would make a tensor of each number in a list.
-        parts = ops.split(rows_SD, np.cumsum(loads))
-        used = [expert for expert, load in enumerate(loads) if load]
-        if self.is_plain:
-            # The operator is faster, as below.
-            return ops.concatenate([parts[expert] @ base[0][expert] for expert in used])
-        chosen = replace(self, base=base, lora=lora)
-        return ops.concatenate([chosen.choose(expert).multiply(parts[expert]) for expert in used])
+    def unstack(self) -> Self:
+        """Returns such kernels with a list of the experts' tensors in place of each tensor.
+
+        The gradient of a tensor that is indexed would be as large as all kernels, for each expert.
+        Quantized kernels have none, and indexing few of them is faster.
+        """
+        base = self.base if self.is_quantized else map(ops.unstack, self.base)
+        return self.with_tensors((*base, *map(ops.unstack, self.lora)))
+
+    def multiply_by(self, expert: Any, rows: Any) -> Any:
+        """Multiplies rows (RD) by the kernel of an expert (RF)."""
+        kernel = self.base[0][expert]
+        if self.is_plain and kernel.dtype == rows.dtype:
+            return rows @ kernel  # The operator is faster, as below.
+        return self.choose(expert).multiply(rows)
 
     def multiply_blocks(self, blocks_BRD: Any, expert_B: Any, num_used: Any) -> Any:
         """Multiplies each block by the kernel of its expert (BRF).
