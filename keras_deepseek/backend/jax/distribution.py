@@ -1,6 +1,7 @@
 """Training on several devices or processes with JAX, as one program over the devices of all."""
 
 import contextlib
+import functools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import keras
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -21,7 +23,11 @@ from keras_deepseek.backend.keras_private.trainers import (
     changed_steps,
     distribute_array,
 )
-from keras_deepseek.backend.keras_private.variables import give_layout, place_by_layout
+from keras_deepseek.backend.keras_private.variables import (
+    give_layout,
+    layout_axes,
+    place_by_layout,
+)
 from keras_deepseek.backend.processes.processes import (
     JoinedProcesses,
     PeerErrorTranslator,
@@ -57,12 +63,18 @@ class JaxDistribution(Distribution):
         for variable in variables:
             place_by_layout(variable)
 
+    def place_like(self, variable: keras.Variable, reference: keras.Variable) -> None:
+        mesh = keras.distribution.distribution().device_mesh
+        give_layout(variable, keras.distribution.TensorLayout(layout_axes(reference), mesh))
+
     def divide_variable(self, variable: keras.Variable) -> None:
         distribution = keras.distribution.distribution()
         mesh = distribution.device_mesh
         num_devices = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
-        if (axis := divided_axis(variable.shape, num_devices)) is not None:
-            axes = [None] * len(variable.shape)
+        axes = layout_axes(variable)
+        whole = [size if name is None else 1 for size, name in zip(variable.shape, axes, strict=True)]
+        axis = divided_axis(whole, num_devices)
+        if axis is not None and distribution.batch_dim_name not in axes:
             axes[axis] = distribution.batch_dim_name
             give_layout(variable, keras.distribution.TensorLayout(axes, mesh))
 
@@ -137,6 +149,52 @@ def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
             stack.enter_context(changed_steps(jax.block_until_ready))
         stack.enter_context(distribution.scope())
         yield
+
+
+GATHERED = "gathered weight"
+"""The name of a gathered weight in a traced program."""
+
+
+def weight_gatherer(
+    variables: Sequence[keras.Variable],
+) -> Callable[[keras.Variable, Any], Any] | None:
+    """Returns a function that gathers a weight that is split over the axis of the batch (FSDP).
+
+    The gradient is scattered in the same way. Without it, XLA may gather the rows of the batch on
+    all devices instead. Returns `None` if none of the variables is split so.
+    """
+    distribution = keras.distribution.distribution()
+    if not isinstance(distribution, keras.distribution.ModelParallel):
+        return None
+    mesh, batch_axis = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
+    if not any(batch_axis in layout_axes(variable) for variable in variables):
+        return None
+
+    def gather(variable: keras.Variable, value: Any) -> Any:
+        axes = layout_axes(variable)
+        if batch_axis not in axes:
+            return value
+        whole = [None if axis == batch_axis else axis for axis in axes]
+        shardings = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (whole, axes))
+        return checkpoint_name(_gather(value, *shardings), GATHERED)
+
+    return gather
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(value: Any, whole: NamedSharding, part: NamedSharding) -> Any:
+    return jax.lax.with_sharding_constraint(value, whole)
+
+
+def _gather_forward(value: Any, whole: NamedSharding, part: NamedSharding) -> tuple[Any, None]:
+    return jax.lax.with_sharding_constraint(value, whole), None
+
+
+def _scatter(whole: NamedSharding, part: NamedSharding, _: None, gradient: Any) -> tuple[Any]:
+    return (jax.lax.with_sharding_constraint(gradient, part),)
+
+
+_gather.defvjp(_gather_forward, _scatter)
 
 
 def place_batch(batch: Any) -> Any:

@@ -17,7 +17,12 @@ from jax.extend.core import Literal
 from keras_deepseek.backend.call_context import collect_loss_means, set_loss_normalizer
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.jax import profiling
-from keras_deepseek.backend.jax.distribution import place_batch, translate_peer_errors
+from keras_deepseek.backend.jax.distribution import (
+    GATHERED,
+    place_batch,
+    translate_peer_errors,
+    weight_gatherer,
+)
 from keras_deepseek.backend.keras_private.datasets import from_scipy
 from keras_deepseek.backend.keras_private.masks import split_floats
 from keras_deepseek.backend.keras_private.trainers import (
@@ -46,11 +51,20 @@ class JaxStep(Step):
     ) -> tuple[Any, Callable[..., list[Any]]]:
         state_values = [(state, state.value) for state in states]
         dependences: list[bool] = []  # Filled as `run` is differentiated.
+        gather = weight_gatherer([*variables, *states])
+
+        def run_forward(values: list[jax.Array]) -> tuple[jax.Array, Any]:
+            mapping = [*zip(variables, values, strict=True), *state_values]
+            with NestedScope(mapping, gather) as scope:
+                scalar, aux = compute()
+            return scalar, (aux, [scope.state_mapping[id(state)] for state in states])
+
+        if gather is not None:  # The backward pass gathers weights again.
+            policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+            run_forward = jax.checkpoint(run_forward, policy=policy)
 
         def run(values: list[jax.Array]) -> tuple[jax.Array, Any]:
-            with NestedScope([*zip(variables, values, strict=True), *state_values]) as scope:
-                scalar, aux = compute()
-            aux = aux, [scope.get_current_value(state) for state in states]
+            scalar, aux = run_forward(values)
             return _detect_dependence(scalar, dependences), aux
 
         scalar, pull, (aux, values) = jax.vjp(

@@ -1,7 +1,9 @@
 """Variables: their tensors, their values in stateless scopes, and Keras's global seed."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import copy
+import random
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -38,6 +40,17 @@ def give_layout(variable: keras.Variable, layout: Any) -> None:
     variable._direct_assign(variable.value)
 
 
+def layout_axes(variable: keras.Variable) -> list[str | None]:
+    """Returns the axis of the mesh for each dimension of a variable, `None` if it is whole."""
+    axes = [] if variable._layout is None else list(variable._layout.axes)
+    return axes + [None] * (len(variable.shape) - len(axes))
+
+
+def layout_paths(distribution: keras.distribution.ModelParallel) -> list[str]:
+    """Returns the paths, or patterns of paths, for which a distribution has a layout."""
+    return list(distribution._layout_map)
+
+
 def keras_torch_device() -> str:
     """Returns Keras's current PyTorch device, which is `"meta"` while Keras infers shapes."""
     return str(keras.src.backend.torch.core.get_device())
@@ -49,16 +62,32 @@ def in_stateless_scope() -> bool:
 
 
 class NestedScope(keras.StatelessScope):
-    """A stateless scope that inherits the values of variables from the scope around it."""
+    """A stateless scope that inherits the values of variables from the scope around it.
 
-    def __init__(self, mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> None:
+    `read` is a function of a variable and its value, cast as a layer reads it, that returns the
+    value to compute with. Scopes inside inherit it.
+    """
+
+    def __init__(
+        self,
+        mapping: Iterable[tuple[keras.Variable, Any]] = (),
+        read: Callable[[keras.Variable, Any], Any] | None = None,
+    ) -> None:
         super().__init__(list(mapping), collect_losses=True)
         self.state_mapping: dict[int, Any]
         around = keras.src.backend.common.stateless_scope.get_stateless_scope()
+        self._read = read or getattr(around, "_read", None)
         if around is not None:
             self.state_mapping = {**around.state_mapping, **self.state_mapping}
         self.assigned: dict[int, keras.Variable] = {}
         """The variables that were assigned in the scope, by `id`."""
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        """Returns the value of a variable in the scope; Keras calls it for each read."""
+        value = self.state_mapping.get(id(variable))
+        if value is None or self._read is None:
+            return value
+        return self._read(variable, variable._maybe_autocast(value))
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
         """Records a variable's new value; Keras calls it for each assignment."""
@@ -108,3 +137,22 @@ def kept_global_seed() -> Iterator[None]:
     finally:
         if not had_one:
             forget_global_seed()
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Context manager in which new variables have paths and shapes, but no values and no memory.
+
+    A model that is built in it again afterwards has the same names and seeds.
+    """
+    state = keras.src.backend.common.global_state
+    counters = ("object_name_uids", "uninitialized_variables")
+    old = {name: copy.copy(state.get_global_attribute(name)) for name in counters}
+    random_state = random.getstate()
+    try:
+        with kept_global_seed(), keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        random.setstate(random_state)
+        for name, value in old.items():
+            state.set_global_attribute(name, value)

@@ -62,10 +62,14 @@ class Distribution(abc.ABC):
     def place_variables(self, variables: Sequence[keras.Variable]) -> None:
         """Moves existing variables to the devices of the active distribution."""
 
+    def place_like(self, variable: keras.Variable, reference: keras.Variable) -> None:
+        """Moves a variable to the devices of another one of its shape, which has been placed."""
+
     def divide_variable(self, variable: keras.Variable) -> None:
         """Divides a variable among the devices of the active distribution's batch axis.
 
-        It is divided along the largest axis that their number divides, or stays whole.
+        It is divided along the largest dimension that is whole and that their number divides. If
+        there is none, or if it is divided among them already, it stays as it is.
         """
         raise NotSupportedError(f"{framework_name()} has no distributions of Keras.")
 

@@ -1,12 +1,16 @@
 """The devices of a training: one, or several that divide the batches or the layers."""
 
 import contextlib
+import logging
+import re
 from typing import Any, TypeAlias
 
 import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.loss_and_metrics import given_metric_variables
+from keras_deepseek.backend.keras_private.optimizers import weight_slots
+from keras_deepseek.backend.keras_private.variables import layout_paths
 from keras_deepseek.backend.processes.processes import Replicas
 from keras_deepseek.backend.protocols.distribution import KerasDistribution
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
@@ -19,6 +23,10 @@ from keras_deepseek.training.cluster.device import (
     device_of_rank,
 )
 from keras_deepseek.training.cluster.layer_placement import LayerPlacement
+from keras_deepseek.training.step.gradients.optimizer_parts import plain_optimizer
+
+_logger = logging.getLogger(__name__)
+_OUTPUT = "/output"  # The end of a path in a layout map that means the outputs of a layer.
 
 DistributedStrategy: TypeAlias = Strategy | KerasDistribution | Any
 
@@ -142,11 +150,35 @@ class Placement:
             self.layers.check(model)
         if self.distribution is None:
             return
-        variables = (
-            *model.variables,
-            *model.optimizer.variables,
-            *model.metrics_variables,
-            *given_metric_variables(model),
-        )
+        if isinstance(self.distribution, keras.distribution.ModelParallel):
+            _check_layouts(model, layout_paths(self.distribution))
+        others = [*model.metrics_variables, *given_metric_variables(model)]
+        distribution = backend.current().distribution
         with self.in_use():
-            backend.current().distribution.place_variables(variables)
+            distribution.place_variables(model.variables)
+            optimizer = plain_optimizer(model)
+            if optimizer.built and not getattr(optimizer, "optimizers", None):
+                for slot, weight in weight_slots(optimizer):
+                    if slot.shape == weight.shape:
+                        distribution.place_like(slot, weight)
+            distribution.place_variables([*model.optimizer.variables, *others])
+
+
+def _check_layouts(model: keras.Model, patterns: list[str]) -> None:
+    """Raises an error if the layouts of a distribution are for no weight of a model."""
+    paths = [variable.path for variable in model.variables]
+    unmatched = [
+        pattern
+        for pattern in sorted(set(patterns) - set(paths))
+        if not pattern.endswith(_OUTPUT) and not any(re.fullmatch(pattern, path) for path in paths)
+    ]
+    if not unmatched:
+        return
+    message = (
+        f"{len(unmatched)} of {len(patterns)} layouts, such as that of {unmatched[0]!r}, are for "
+        f"no weight of model {model.name!r}, which has {paths[0]!r}, for example. Keras counts the "
+        "layers without a name: give them names, or make the layouts of the model itself."
+    )
+    if len(unmatched) == len(patterns):
+        raise InvalidInputError(message)
+    _logger.warning("%s", message)

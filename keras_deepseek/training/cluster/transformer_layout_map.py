@@ -1,30 +1,32 @@
-"""Tensor and expert parallelism: the split of a transformer's weights over devices.
+"""Tensor and expert parallelism, and FSDP: the split of a model's weights over devices.
 
 The result is for a `keras.distribution.ModelParallel`, the `distributed_strategy` of a `Trainer`.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import keras
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.variables import without_values
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers import DeepSeekMoE, SwiGLU
 from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead
 
 _logger = logging.getLogger(__name__)
 
-Split = tuple[keras.Variable | None, tuple[int, ...], str]
+Split = tuple[keras.Variable | None, tuple[int, ...], str | None]
 """A weight, the axes that it may be split along, best first, and the axis of the mesh for them."""
 
 
 def transformer_layout_map(
-    model: keras.Model,
+    model: keras.Model | Callable[[], keras.Model],
     device_mesh: keras.distribution.DeviceMesh,
     *,
-    model_axis: str = "model",
+    model_axis: str | None = "model",
     expert_axis: str | None = None,
+    data_axis: str | None = None,
 ) -> keras.distribution.LayoutMap:
     """Returns the layout of a transformer's weights over the devices of a mesh.
 
@@ -34,20 +36,27 @@ def transformer_layout_map(
     heads are split by vocabulary.
 
     The first projection of a block is split by columns and the last one by rows, so each block
-    needs one sum over the devices (Shoeybi et al., 2019). All other weights are whole on each
-    device. To split a layer that is not listed, such as a `Dense`, add it:
-    `layout_map[variable.path] = (None, "model")`. The numbers are those of one device, up to
-    rounding.
+    needs one sum over the devices (Shoeybi et al., 2019). To split a layer that is not listed, such
+    as a `Dense`, by the model axis, add it: `layout_map[variable.path] = (None, "model")`.
+
+    With `data_axis`, each weight of two or more dimensions is also split over the devices that
+    divide the batch, along its largest dimension that is left and divisible: FSDP, or ZeRO-3. The
+    optimizer's state follows. The compiler gathers a weight where it is used. All other weights are
+    whole on each device. The numbers are those of one device, up to rounding.
 
     Args:
-        model: `keras.Model`, built.
+        model: `keras.Model`, built; or function that builds one. The function is called without
+            memory for weights, so that the model itself may be built in its layout, by the
+            `Trainer`.
         device_mesh: `keras.distribution.DeviceMesh` that has the axes below.
-        model_axis: string. The axis of the mesh for heads, features and vocabularies. Defaults to
-            `"model"`.
+        model_axis: string or `None`. The axis of the mesh for heads, features and vocabularies.
+            `None` leaves them whole. Defaults to `"model"`.
         expert_axis: string. The axis of the mesh for experts. Defaults to `None`, `model_axis`.
+        data_axis: string. The axis of the mesh that divides the batch, to split weights over it.
+            Defaults to `None`: each device of it has all weights of its part of the model.
 
     Returns:
-        `keras.distribution.LayoutMap`. A weight without a divisible axis is left out, with a
+        `keras.distribution.LayoutMap`. A weight without a divisible dimension is left out, with a
             warning.
 
     Raises:
@@ -70,44 +79,82 @@ def transformer_layout_map(
       (Shoeybi et al., 2019)](https://arxiv.org/abs/1909.08053)
     - [GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding (Lepikhin et
       al., 2020)](https://arxiv.org/abs/2006.16668)
+    - [ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (Rajbhandari et al.,
+      2020)](https://arxiv.org/abs/1910.02054)
     """
+    if not isinstance(model, keras.Model):
+        with without_values():
+            model = model()
     if not model.built:
         raise InvalidInputError(
             f"Model {model.name!r} is not built, so its weights are unknown: build it, or call "
             "it once."
         )
     sizes = dict(zip(device_mesh.axis_names, device_mesh.shape, strict=True))
-    expert_axis = model_axis if expert_axis is None else expert_axis
-    for axis in (model_axis, expert_axis):
-        if axis not in sizes:
+    for axis in (model_axis, expert_axis, data_axis):
+        if axis is not None and axis not in sizes:
             raise InvalidInputError(unknown_name_message("axis of the mesh", axis, sizes))
+    splits = _find_all_splits(model, model_axis, expert_axis or model_axis, data_axis)
     layout_map = keras.distribution.LayoutMap(device_mesh)
-    split_paths: set[str] = set()
-    whole: list[keras.Variable] = []
-    for layer in flatten_layers(model):
-        for variable, dims, axis in _find_splits(layer, model_axis, expert_axis):
-            if variable is None or variable.path in split_paths:
-                continue  # The layer has no bias, or was found twice.
-            split_paths.add(variable.path)
-            # The first dimension that the devices divide.
-            dim = next((dim for dim in dims if variable.shape[dim] % sizes[axis] == 0), None)
-            if dim is None:
-                whole.append(variable)
-            else:
-                rank = len(variable.shape)
-                layout_map[variable.path] = tuple(axis if i == dim else None for i in range(rank))
+    for path, layout in _divide(splits, sizes).items():
+        if any(layout):
+            layout_map[path] = tuple(layout)
     if not len(layout_map):
         raise InvalidInputError(
             f"{model.name!r} has no attention, SwiGLU, experts or embedding table whose heads, "
-            f"features or rows are divisible by {sizes[model_axis]} devices."
+            f"features or rows are divisible by the devices {sizes}."
         )
-    if whole:
-        names = ", ".join(f"{variable.path} {tuple(variable.shape)}" for variable in whole)
-        _logger.warning("Not divisible by the devices, so whole on each: %s.", names)
     return layout_map
 
 
-def _find_splits(layer: keras.Layer, model_axis: str, expert_axis: str) -> Iterator[Split]:
+def _divide(splits: Iterable[Split], sizes: Mapping[str, int]) -> dict[str, list[str | None]]:
+    """Returns the axes of the mesh for the dimensions of each weight, by its path."""
+    layouts: dict[str, list[str | None]] = {}
+    variables: dict[str, keras.Variable] = {}
+    undivided: dict[str, dict[str, tuple[int, ...]]] = {}
+    for variable, dims, axis in splits:
+        if variable is None or axis is None:
+            continue  # The layer has no bias, or no axis is given for it.
+        if variables.setdefault(variable.path, variable).shape != variable.shape:
+            raise InvalidInputError(
+                f"Two weights have the path {variable.path!r}, by which a layout is found: give "
+                "their layers different names."
+            )
+        layout = layouts.setdefault(variable.path, [None] * len(variable.shape))
+        if axis in layout:
+            continue  # The layer was found twice.
+        # The first dimension that the devices divide.
+        for dim in dims:
+            if layout[dim] is None and variable.shape[dim] % sizes[axis] == 0:
+                layout[dim] = axis
+                break
+        else:
+            undivided.setdefault(axis, {})[variable.path] = tuple(variable.shape)
+    for axis, shapes in undivided.items():
+        names = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
+        _logger.warning("Not divisible by the devices of %r, so whole on each: %s.", axis, names)
+    return layouts
+
+
+def _find_all_splits(
+    model: keras.Model, model_axis: str | None, expert_axis: str | None, data_axis: str | None
+) -> Iterator[Split]:
+    """Yields the layouts of all weights; those over the data axis last, as they take what is left.
+
+    Vectors, such as biases and the weights of norms, are not worth a message to collect them.
+    """
+    for layer in flatten_layers(model):
+        yield from _find_splits(layer, model_axis, expert_axis)
+    for variable in model.variables:
+        if len(variable.shape) > 1:
+            # The largest dimension first.
+            dims = sorted(range(len(variable.shape)), key=lambda dim: -variable.shape[dim])
+            yield variable, tuple(dims), data_axis
+
+
+def _find_splits(
+    layer: keras.Layer, model_axis: str | None, expert_axis: str | None
+) -> Iterator[Split]:
     """Yields the layout of a layer's weights, and of inner weights that only it knows."""
     if isinstance(layer, SwiGLU):
         for dense in (layer.gate, layer.up):
@@ -127,7 +174,7 @@ def _find_splits(layer: keras.Layer, model_axis: str, expert_axis: str) -> Itera
         yield from _split_projection(layer, model_axis)
 
 
-def _split_projection(layer: keras.layers.EinsumDense, axis: str) -> Iterator[Split]:
+def _split_projection(layer: keras.layers.EinsumDense, axis: str | None) -> Iterator[Split]:
     """Yields the layout of an einsum projection's weights, divided by heads or groups.
 
     In the kernel, the letter for heads is next to another letter of the outputs (`dhk` in

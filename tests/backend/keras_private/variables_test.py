@@ -12,9 +12,12 @@ from keras_deepseek.backend.keras_private.variables import (
     has_global_seed,
     in_stateless_scope,
     keras_torch_device,
+    layout_axes,
+    layout_paths,
     place_by_layout,
     raw_value,
     set_raw_value,
+    without_values,
 )
 
 
@@ -71,3 +74,42 @@ def test_the_seed_that_keras_shares_is_a_variable():
     forget_global_seed()
     assert not has_global_seed()
     assert global_seed_state() is not state
+
+
+def test_variables_without_values_leave_no_trace():
+    keras.utils.set_random_seed(1)
+    with without_values():
+        model = keras.Sequential(
+            [keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dropout(1)]
+        )
+    kernel = model.layers[0].kernel
+    assert raw_value(kernel) is None
+    assert tuple(kernel.shape) == (2, 3)
+    again = keras.layers.Dense(3)
+    again.build((None, 2))
+    assert again.kernel.path == kernel.path.split("/", 1)[-1]
+    with keras.StatelessScope():
+        pass  # It initializes the variables that wait for values.
+    assert raw_value(kernel) is None
+    keras.utils.set_random_seed(1)
+    expected = keras.layers.Dense(3)
+    expected.build((None, 2))
+    np.testing.assert_array_equal(expected.kernel, again.kernel)
+
+
+def test_a_scope_reads_by_a_function_also_inside_of_it():
+    variable = keras.Variable([1.0, 2.0])
+    with NestedScope([(variable, variable.value)], lambda _, value: value * 2), NestedScope():
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable.value), [2, 4])
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable.value), [1, 2])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras has layouts on JAX alone.")
+def test_the_layouts_of_a_distribution_and_of_a_variable():
+    layouts = keras.distribution.LayoutMap(keras.distribution.DeviceMesh((1,), ["a"], ["cpu:0"]))
+    layouts["kernel"] = (None, "a")
+    distribution = keras.distribution.ModelParallel(layout_map=layouts)
+    assert layout_paths(distribution) == ["kernel"]
+    with distribution.scope():
+        assert layout_axes(keras.Variable(np.ones((2, 3)), name="kernel")) == [None, "a"]
+        assert layout_axes(keras.Variable(np.ones((2, 3)), name="bias")) == [None, None]

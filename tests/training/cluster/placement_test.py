@@ -20,8 +20,8 @@ IS_JAX = keras.backend.backend() == "jax"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
-def compare(oracle, *arguments):
-    """Returns how far each way to train over devices is from that on one: not far."""
+def run(oracle, *arguments):
+    """Returns what an oracle prints, run in a process of its own."""
     command = [sys.executable, str(ORACLES / oracle), *arguments]
     paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path]), "PYTHONFAULTHANDLER": "1"}
     result = subprocess.run(
@@ -33,7 +33,12 @@ def compare(oracle, *arguments):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    differences = json.loads(result.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def compare(oracle, *arguments):
+    """Returns how far each way to train over devices is from that on one: not far."""
+    differences = run(oracle, *arguments)
     assert differences.pop("half precision") < 1e-3
     assert max(differences.values()) < 1e-5, differences
     return differences
@@ -52,6 +57,43 @@ def test_a_training_over_several_devices_is_that_on_one():
 def test_each_way_to_train_over_several_devices_is_that_on_one(num_devices):
     differences = compare("data_parallel.py", num_devices, "all ways")
     assert {"guard", "clip", "micro-batches", "checkpoints", "a distribution"} <= set(differences)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(2 * TIMEOUT)
+@pytest.mark.skipif(not IS_JAX, reason="Keras shards variables on JAX alone.")
+def test_a_training_of_sharded_weights_is_that_on_one_device():
+    reports = run("fully_sharded.py", "8")
+    bfloat16 = reports.pop("bfloat16")
+    assert bfloat16["losses"] < 1e-2
+    resumed = reports.pop("resumed")
+    assert set(resumed) == {"4", "None"}
+    assert max(resumed.values()) < 1e-5
+    assert {"dense", "mixture", "plain", "together", "a model that is there"} <= set(reports)
+    assert bfloat16["share of weights"] < 1 / 4
+    for name, report in reports.items():
+        # A mesh of four by two: what is not an expert is split by four.
+        most = 1 / 8 + 0.02 if name in ("dense", "plain", "a model that is there") else 1 / 4
+        assert max(report["share of weights"], report["share of the optimizer"]) < most, name
+        assert max(report["losses"], report["weights"]) < 1e-5, name
+
+
+@pytest.mark.skipif(not IS_JAX, reason="Keras shards variables on JAX alone.")
+def test_layouts_of_other_weights_are_refused(caplog):
+    def train(*paths):
+        layouts = keras.distribution.LayoutMap(
+            keras.distribution.DeviceMesh((1,), ["batch"], ["cpu:0"])
+        )
+        for path in paths:
+            layouts[path] = (None, "batch")
+        distribution = keras.distribution.ModelParallel(layout_map=layouts)
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="dense")])
+        Trainer(model, optimizer="sgd", loss="mse", distributed_strategy=distribution)
+
+    with pytest.raises(InvalidInputError, match=r"1 of 1 layouts, such as that of '.*a/kernel'"):
+        train(".*a/kernel")
+    train(".*dense/kernel", ".*a/kernel", "a/output")
+    assert "1 of 3 layouts, such as that of '.*a/kernel', are for no weight" in caplog.text
 
 
 @pytest.mark.nightly

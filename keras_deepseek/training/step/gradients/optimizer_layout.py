@@ -19,7 +19,8 @@ from keras_deepseek.training.step.gradients.optimizer_parts import (
 class OptimizerLayout:
     """The layout of an optimizer's variables over the devices that divide the batch (ZeRO).
 
-    Each variable is divided along its largest axis that the number of devices divides.
+    Each variable is divided along its largest axis that the number of devices divides, beside the
+    division of its weight.
 
     Args:
         replicas: The replicas that sum the gradients of several processes, or `None` if the
@@ -33,6 +34,8 @@ class OptimizerLayout:
         """Builds the optimizer of a model, and divides its variables as they are created."""
         optimizer = plain_optimizer(model)
         check_shardable(model, optimizer)
+        # The layout of a weight is then that of its slots as well.
+        backend.current().distribution.place_variables(model.variables)
 
         def make(_: keras.Variable, create: Callable[[], keras.Variable]) -> keras.Variable:
             variable = create()
