@@ -7,8 +7,9 @@ writes one with `save_pretrained`. Each measurement is a process of its own, in 
 imported its packages before; the two take turns in rounds, and a number is the median. The files
 are in the page cache for both.
 
-- `transformers` maps the file and reads a tensor where it is first used, as long as dtypes agree:
-  "read" sums each once, so that all of it has been read, as ours has.
+- `transformers` maps the file and reads a tensor where it is first used, as long as dtypes agree.
+  So does ours on PyTorch: "read" sums each once, so that all of it has been read. On TensorFlow
+  and JAX ours copies, so that it has. The figures compare what was read.
 - "s" is the time by the clock, "CPU s" that of the processor. Building the model counts.
 - "peak" is what the process held at the most beyond what it held before, in copies of the weights
   as the model has them: 1.0 is the weights alone, and with them the mapped pages of a file count.
@@ -55,6 +56,7 @@ def main() -> int:
     arguments = make_parser(__doc__).parse_args()
     sizes = QUICK if arguments.quick else FULL
     who = [("ours", backend) for backend in find_backends()]
+    who += [("ours, read", backend) for name, backend in who if backend == "torch"]
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
         who += [("transformers", "torch"), ("transformers, read", "torch")]
     else:
@@ -120,7 +122,8 @@ def make_figures(rows: list[Numbers]) -> list[Figure]:
     peers = {row["form"]: row for row in rows if row["who"] == "transformers, read"}
     figures = []
     for row in rows:
-        if row["who"] != "ours" or row["form"] not in peers:
+        is_read = row["who"] == ("ours, read" if row["backend"] == "torch" else "ours")
+        if not is_read or row["form"] not in peers:
             continue
         peer = peers[row["form"]]
         for kind, name, unit, key, scale in (

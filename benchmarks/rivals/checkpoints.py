@@ -40,12 +40,22 @@ def measure(function: Callable[[], Any]) -> tuple[Any, Numbers]:
     return result, numbers
 
 
-def prepare_ours(folder: Path, setting: Numbers) -> tuple[Callable[[], Any], Callable[..., Any]]:
+def prepare_ours(
+    folder: Path, setting: Numbers, *, reads_all: bool = False
+) -> tuple[Callable[[], Any], Callable[..., Any]]:
     """Returns functions that load and save by `PresetModel`."""
     from llama_weights import LlamaWeights
 
+    from keras_deepseek import backend
+
+    backend.current()  # Imports what the backend needs, as it is at the first use.
+
     def load() -> Any:
-        return LlamaWeights.from_preset(folder, dtype=setting["dtype"], verbose=False)
+        model = LlamaWeights.from_preset(folder, dtype=setting["dtype"], verbose=False)
+        if reads_all:
+            for variable in model.weights:
+                variable.value.detach().sum()
+        return model
 
     def save(model: Any, target: str, max_bytes: int) -> None:
         model.save_to_preset(target, max_shard_bytes=max_bytes, verbose=False)
@@ -78,6 +88,7 @@ def prepare_transformers(
 
 PREPARE: dict[str, Callable[..., Any]] = {
     "ours": prepare_ours,
+    "ours, read": functools.partial(prepare_ours, reads_all=True),
     "transformers": prepare_transformers,
     "transformers, read": functools.partial(prepare_transformers, reads_all=True),
 }

@@ -15,6 +15,7 @@ from keras_deepseek.backend.keras_private.quantization import layers_to_quantize
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.layers.moe.expert_kernels import ExpertKernels
 from keras_deepseek.layers.quantized_layers import describe_quantized, quantize_again
+from keras_deepseek.models.checkpoints.mapped_weights import MappedWeights
 
 
 class ConfigModel(CloneCheckedModel):
@@ -30,6 +31,9 @@ class ConfigModel(CloneCheckedModel):
     """The config dataclass."""
 
     config: Any
+
+    mapped_weights = MappedWeights()
+    """The weights that are views of files. `from_preset` gives a model and those in it its own."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         for config in args[:1] or [kwargs[name] for name in ("config",) if name in kwargs]:
@@ -56,6 +60,9 @@ class ConfigModel(CloneCheckedModel):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         check_ids(self.inputs, inputs)
+        self.mapped_weights.check()
+        if training:
+            self.mapped_weights.copy_trainable()
         return super().call(inputs, training=training, mask=mask)
 
     def quantize(self, mode: str | None = None, config: Any = None, **kwargs: Any) -> None:
@@ -77,6 +84,7 @@ class ConfigModel(CloneCheckedModel):
         for layer in layers:
             if isinstance(layer, ExpertKernels) and config is not None and config.mode == "int4":
                 layer.check_quantization("int4", config)
+        self.mapped_weights.copy_all()
         super().quantize(mode, config=config, filters=lambda layer: layer in layers, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

@@ -180,6 +180,20 @@ class Compute(abc.ABC):
         Where the framework allows it, a process reads only its own shards of a sharded variable.
         """
 
+    def view_array(self, variable: keras.Variable, source: Array) -> bool:
+        """Lets a variable use the memory of an array, if the framework can; returns True then.
+
+        The array is writable, and may be transposed. By default no variable does.
+        """
+        return False
+
+    def is_slow_view(self, variable: keras.Variable) -> bool:
+        """Returns True if a product of one row is slower with a view than with a copy of it."""
+        return False
+
+    def copy_view(self, variable: keras.Variable) -> None:
+        """Copies a variable that uses the memory of an array into memory of its own."""
+
     def unset_initializer(self) -> Any:
         """Returns the initializer for a variable that is assigned before it is read."""
         return "zeros"

@@ -15,7 +15,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
 from keras_deepseek.backend.data.array_pieces import cut_pieces
 from keras_deepseek.backend.keras_private.layers import infers_shapes
-from keras_deepseek.backend.keras_private.variables import keras_torch_device
+from keras_deepseek.backend.keras_private.variables import keras_torch_device, raw_value
 from keras_deepseek.backend.protocols.compute import Compute
 
 _DTYPES = {
@@ -153,6 +153,31 @@ class TorchCompute(Compute):
             for index in cut_pieces(tuple(target.shape), target.element_size()):
                 target[index].copy_(_share(np.asarray(source[index])))
 
+    def view_array(self, variable: keras.Variable, source: Array) -> bool:
+        value = raw_value(variable)
+        if value.device.type != "cpu" or variable.dtype != source.dtype.name:
+            return False
+        # A matrix product would copy a kernel with gaps at each call.
+        if not (_can_share(source) and _is_dense(source)):
+            return False
+        with torch.inference_mode(value.is_inference()):
+            value.data = _share(source)
+        return True
+
+    def is_slow_view(self, variable: keras.Variable) -> bool:
+        # 1.0 to 1.4 times the time of a copy. In bfloat16 it is .8 to 1.1 times.
+        value = raw_value(variable)
+        return value.dtype == torch.float32 and not value.is_contiguous()
+
+    def copy_view(self, variable: keras.Variable) -> None:
+        value = raw_value(variable)
+        # A recording of the step would repeat the copy.
+        with _disable_current_modes(), torch.inference_mode(value.is_inference()):
+            value.data = value.detach().clone(memory_format=torch.contiguous_format)
+
+    def unset_initializer(self) -> Any:
+        return _make_untouched_zeros if keras_torch_device() == "cpu" else "zeros"
+
 
 def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Returns the floating-point operations of attention, from query, key and value shapes."""
@@ -232,6 +257,20 @@ def _can_share(array: Array) -> bool:
     """Returns True if PyTorch can read the layout of an array, and may write to it."""
     flags = array.flags
     return flags.writeable and flags.aligned and min(array.strides, default=0) >= 0
+
+
+def _is_dense(array: Array) -> bool:
+    """Returns True if an array's numbers follow one another in memory, in some order of axes."""
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    return bool(array.transpose(order).flags.c_contiguous)
+
+
+def _make_untouched_zeros(shape: Any, dtype: Any = None) -> torch.Tensor:
+    """Returns a tensor of zeros for which the system has not provided memory yet."""
+    name = keras.backend.standardize_dtype(dtype)
+    stored = np.zeros(tuple(shape), "int16" if name == "bfloat16" else name)
+    tensor = torch.from_numpy(stored)
+    return tensor.view(torch.bfloat16) if name == "bfloat16" else tensor
 
 
 IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import (
@@ -31,6 +32,7 @@ from keras_deepseek.models.checkpoints.checkpoint_config import (
     read_weights_name,
 )
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry, path_entries
+from keras_deepseek.models.checkpoints.mapped_weights import MappedWeights
 from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
 from keras_deepseek.models.checkpoints.preset_assets import PresetAssets, read_assets
 from keras_deepseek.models.checkpoints.preset_folder import (
@@ -233,6 +235,7 @@ class PresetModel(ConfigModel):
         verbose = check_boolean("verbose", verbose)
         _check_tokenizer(self._current_tokenizer_files(), self.config)
         check_not_quantized(self)
+        self.mapped_weights.check()
         entries, merged = self.checkpoint_entries(), merged_kernels(self)
 
         def read_value(variable: keras.Variable) -> Any:
@@ -277,6 +280,7 @@ class PresetModel(ConfigModel):
         """
         # Keras calls `save_assets` only after it has emptied an existing file.
         _check_tokenizer(self._current_tokenizer_files(), self.config)
+        self.mapped_weights.check()
         super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
 
     def save_assets(self, folder: str) -> None:
@@ -346,18 +350,23 @@ def _build_and_fill(
     block_shape: tuple[int, int],
     is_shown: bool,
 ) -> Any:
-    """Builds a model with zeros in place of random weights, and reads its checkpoint."""
+    """Builds a model with zeros in place of random weights, and reads or maps its checkpoint."""
     with unset_variables() as unset:
         model = model_class(config, dtype=policy)
     entries = model.checkpoint_entries(weights.names)
     check_entries(entries, unset)
+    mapped = MappedWeights()
     read_weights(
         weights,
         entries,
         ignored_tensors=model.ignored_tensors,
         block_shape=block_shape,
         is_shown=is_shown,
+        mapped=mapped,
     )
+    for layer in flatten_layers(model):
+        if isinstance(layer, ConfigModel):
+            layer.mapped_weights = mapped
     return model
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,39 +146,63 @@ def _damaged(path: Path, why: str) -> CheckpointError:
     )
 
 
+class MappedFile:
+    """A memory-mapped file, and its size and time of change when it was mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._number)
+        self._state = self._read_state()
+        # PyTorch wants writable arrays. A private map is writable, and the file is safe.
+        self.memory = mmap.mmap(self._number, 0, access=mmap.ACCESS_COPY)
+
+    def check(self) -> None:
+        """Raises a `CheckpointError` if the file was written to since it was mapped."""
+        if self._read_state() != self._state:
+            raise CheckpointError(
+                f"{str(self.path)!r} was changed in place, and the model reads its weights from "
+                "that file. Load the model again. To replace a checkpoint that is in use, write "
+                "a new file and rename it to the old one, as `save_to_preset` does."
+            )
+
+    def _read_state(self) -> tuple[int, int]:
+        status = os.fstat(self._number)
+        return status.st_size, status.st_mtime_ns
+
+
 class MappedFiles:
     """A set of safetensors files that are memory-mapped when a tensor is read from them."""
 
     def __init__(self) -> None:
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._files: dict[Path, MappedFile] = {}
 
     def __enter__(self) -> "MappedFiles":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._maps.clear()  # A map is closed with the last array that uses it.
+        self._files.clear()  # A map is closed with the last array that uses it.
 
     def read(self, tensor: StoredTensor) -> Array:
         """Returns a tensor as a view of its mapped file; a page is read at its first access."""
         dtype = DTYPES[tensor.dtype]
         if not tensor.num_bytes:
             return np.empty(tensor.shape, dtype)
-        mapped = self._map(tensor.path)
-        values = np.frombuffer(mapped, "u1", tensor.num_bytes, tensor.begin)
+        memory = self.file_of(tensor).memory
+        values = np.frombuffer(memory, "u1", tensor.num_bytes, tensor.begin)
         return values.view(dtype).reshape(tensor.shape)
 
     def release(self, tensor: StoredTensor) -> None:
         """Frees the memory pages of a mapped tensor; later access reads the file again."""
-        mapped = self._maps.get(tensor.path)
-        if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
+        file = self._files.get(tensor.path)
+        if file is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
         begin = tensor.begin - tensor.begin % mmap.PAGESIZE
         length = tensor.begin + tensor.num_bytes - begin
-        mapped.madvise(mmap.MADV_DONTNEED, begin, length)
+        file.memory.madvise(mmap.MADV_DONTNEED, begin, length)
 
-    def _map(self, path: Path) -> mmap.mmap:
-        if path not in self._maps:
-            with path.open("rb") as file:
-                # PyTorch wants writable arrays. A private map is writable, and the file is safe.
-                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return self._maps[path]
+    def file_of(self, tensor: StoredTensor) -> MappedFile:
+        """Returns the file of a tensor, which is mapped at the first call."""
+        if tensor.path not in self._files:
+            self._files[tensor.path] = MappedFile(tensor.path)
+        return self._files[tensor.path]

@@ -19,6 +19,7 @@ from keras_deepseek.errors import CheckpointError, InvalidInputError
 from keras_deepseek.layers.initializers import draws_random_numbers
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.load_display import LoadDisplay
+from keras_deepseek.models.checkpoints.mapped_weights import MappedWeights
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, StoredTensor
 from keras_deepseek.models.checkpoints.scaled_tensor import (
     DEFAULT_BLOCK_SHAPE,
@@ -35,10 +36,13 @@ def read_weights(
     ignored_tensors: Sequence[str] = (),
     block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
     is_shown: bool = False,
+    mapped: MappedWeights | None = None,
 ) -> None:
     """Loads a checkpoint into a model's variables, after checking all names and shapes.
 
-    `ignored_tensors` are patterns. If a `CheckpointError` is raised, no variable has changed.
+    `ignored_tensors` are patterns. Variables that can be views of the files are added to `mapped`,
+    if it is given, and others are copied. If a `CheckpointError` is raised, no variable has
+    changed.
     """
     entries = [use_present_copy(entry, weights.names) for entry in entries]
     weights.check(entries, ignored_tensors, block_shape)
@@ -50,9 +54,10 @@ def read_weights(
         LoadDisplay(f"Loading {weights.path.name}", total, is_shown=is_shown) as advance,
     ):
         for entry, tensors in zip(entries, stored, strict=True):
-            _fill(entry, [tensor.read(files) for tensor in tensors])
+            is_viewed = _fill(entry, tensors, files, mapped)
             for part in (part for tensor in tensors for part in tensor.parts):
-                files.release(part)
+                if not is_viewed:
+                    files.release(part)
                 advance(part.num_bytes)
 
 
@@ -80,7 +85,15 @@ def _check_copies(
         )
 
 
-def _fill(entry: CheckpointEntry, arrays: list[Any]) -> None:
+def _fill(
+    entry: CheckpointEntry,
+    tensors: Sequence[StoredTensor | ScaledTensor],
+    files: MappedFiles,
+    mapped: MappedWeights | None,
+) -> bool:
+    """Sets the variables of an entry; returns True if one of them is a view of a file."""
+    arrays: list[Any] = [tensor.read(files) for tensor in tensors]
+    is_viewed = False
     if len(arrays) == 1:  # Several are computed one at a time, when they are read.
         arrays = [array[:] if isinstance(array, ScaledBlocks) else array for array in arrays]
     sources = entry.to_variables(arrays)
@@ -91,7 +104,19 @@ def _fill(entry: CheckpointEntry, arrays: list[Any]) -> None:
                 f"{entry.tensors}, expected {tuple(variable.shape)} for the variable "
                 f"{variable.path!r}."
             )
-        backend.current().compute.assign_array(variable, source)
+        first = tensors[0]
+        # What was computed from the file is no part of it.
+        is_part = isinstance(source, np.ndarray) and np.may_share_memory(source, arrays[0])
+        if (
+            mapped is not None
+            and isinstance(first, StoredTensor)
+            and is_part
+            and mapped.add(variable, source, files.file_of(first))
+        ):
+            is_viewed = True
+        else:
+            backend.current().compute.assign_array(variable, source)
+    return is_viewed
 
 
 _PIECE_BYTES = 2**24  # Compared at once, so that a large table is never in memory as a whole.

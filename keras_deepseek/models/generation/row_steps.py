@@ -314,6 +314,7 @@ class RowSteps(RowModel):
 
     def _call(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls the compiled step of a function, which gets the model first."""
+        self._model.mapped_weights.prepare_decoding()
         if key not in self._steps:
             compile_step = backend.current().inference.compile_with_state
             step = partial(function, self._model)
