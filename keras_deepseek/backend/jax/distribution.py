@@ -72,7 +72,9 @@ class JaxDistribution(Distribution):
         mesh = distribution.device_mesh
         num_devices = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
         axes = layout_axes(variable)
-        whole = [size if name is None else 1 for size, name in zip(variable.shape, axes, strict=True)]
+        whole = [
+            size if name is None else 1 for size, name in zip(variable.shape, axes, strict=True)
+        ]
         axis = divided_axis(whole, num_devices)
         if axis is not None and distribution.batch_dim_name not in axes:
             axes[axis] = distribution.batch_dim_name
