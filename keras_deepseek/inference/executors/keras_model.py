@@ -16,6 +16,7 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.keras_file import load_keras_file
 from keras_deepseek.graph.known_code import find_unrecordable_layer
 from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.models.config_model import ConfigModel
 
 
 class KerasModel(Executor):
@@ -24,6 +25,8 @@ class KerasModel(Executor):
     def __init__(self, model: Any, threads: int | None = None) -> None:
         if threads is not None:
             backend.current().devices.limit_threads(threads)
+        if isinstance(model, ConfigModel):
+            model.mapped_weights.copy_all()  # A recorded call would not check the files.
         named_model = NamedModel(model)
         self._signature = named_model.signature
         find_reason = functools.partial(find_unrecordable_layer, named_model.model)

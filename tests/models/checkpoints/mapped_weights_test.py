@@ -11,6 +11,7 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.errors import CheckpointError
+from keras_deepseek.inference import ServingEngine
 from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config, enable_lora
 from keras_deepseek.models.checkpoints import mapped_weights
 from keras_deepseek.models.checkpoints.mapped_weights import is_on_local_disk
@@ -256,6 +257,15 @@ def test_a_model_loaded_in_inference_mode_is_mapped_too(folder):
         assert shares_file(model.small_layers["head"].kernel)
         model.mapped_weights.copy_all()
     assert_same_weights(model, make_model(1))
+
+
+@on_torch
+def test_a_served_model_does_not_depend_on_the_file(folder):
+    model = SmallModel.from_preset(folder)
+    expected = predict(model)
+    with ServingEngine(model) as engine:
+        truncate(folder)
+        assert np.allclose(engine.predict(INPUTS), expected, atol=1e-6)
 
 
 PROGRAM = """
