@@ -2,12 +2,14 @@ import keras
 import pytest
 
 from keras_deepseek.models import enable_lora, merge_lora
+from keras_deepseek.models.checkpoints.mapped_weights import MappedWeights
 from keras_deepseek.models.compiled_functions import CompiledFunctions
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_a_function_is_made_once_and_anew_for_other_variables():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    model.mapped_weights = MappedWeights()  # As the models of this package have.
     functions, compiled_keys = CompiledFunctions(model), []
 
     def find(key):
