@@ -144,8 +144,8 @@ class Muon(keras.optimizers.Optimizer):
 
         Args:
             model: `keras.Model`, built.
-            learning_rate: As of `Muon`.
-            weight_decay: As of `Muon`.
+            learning_rate: As of `Muon`. Defaults to `0.001`.
+            weight_decay: As of `Muon`. Defaults to `0.1`.
             matrices: dict. Axes, or `"adamw"`, by patterns of paths, as in
                 `{"*/classifier/kernel": "adamw"}`, for weights that the rules do not know or should
                 leave alone. Defaults to `None`.
