@@ -291,7 +291,7 @@ def _failure(job: ExportJob, passed_over: list[str], errors: list[Exception]) ->
     message = f"{name}: {'; '.join(sentences).rstrip('.')}."
     extras = list(dict.fromkeys(error.extra for error in missing))
     for extra in extras:  # The hint is given once, at the end.
-        message = message.replace(f" Install it with: pip install 'keras_deepseek[{extra}]'", "")
+        message = message.replace(f". Install it with: pip install 'keras_deepseek[{extra}]'", "")
     if extras:
         commands = " or ".join(f"pip install 'keras_deepseek[{extra}]'" for extra in extras)
         message += f" A route was skipped because a package is missing: {commands}."

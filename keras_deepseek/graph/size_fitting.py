@@ -14,6 +14,7 @@ from keras_deepseek.graph.size_expressions import (
 )
 
 _LARGEST_DIVISOR = 128
+_NUM_SHOWN = 3
 
 Numbers = tuple[int, ...]
 """One number of a program in each trace."""
@@ -46,6 +47,14 @@ class SizeFinder:
     def add_axis(self, numbers: Numbers, axis: Axis) -> None:
         """Adds an axis of a value inside the graph."""
         self._axes.setdefault(numbers, axis)
+
+    def show(self, numbers: Sequence[int]) -> str:
+        """Returns a text with the first numbers and the sizes that they belong to."""
+        pairs = list(zip(numbers, self._sizes, strict=True))[:_NUM_SHOWN]
+        return ", ".join(
+            f"{int(number)} with size{'s' * (len(sizes) > 1)} {', '.join(map(str, sizes.values()))}"
+            for number, sizes in pairs
+        )
 
     def find(self, numbers: Sequence[int]) -> Size | None:
         """Returns the number of the first trace with its expression, or `None`.

@@ -52,6 +52,10 @@ from keras_deepseek.graph.verify import computes_the_same
 
 _LONG = 4123
 """A length that code with a special case for long sequences treats as long."""
+_SHORTEST = 11
+"""The least length of a first trace: windows and kernels of layers are shorter, as a rule."""
+_COMMON_MULTIPLE = 24
+"""A multiple of most numbers to which layers pad a size, or by which they choose."""
 _LARGEST = 2**16
 """The largest size at which a branch of a model is looked for."""
 _MOST_BRANCHES = 12
@@ -112,25 +116,13 @@ def free_program(
     """
     declared = declared_shapes(model, [tuple(symbol.shape) for symbol in tree.flatten(example)])
 
-    traced: list[list[Shape]] = []
-
-    def trace(inputs: Any, *, records_creation: bool) -> Graph:
-        traced.append([tuple(map(int, symbol.shape)) for symbol in tree.flatten(inputs)])
-        return trace_model(
-            model,
-            inputs,
-            whole=whole,
-            opens_foreign=True,
-            records_creation=records_creation,
-            records_control_flow=True,
-        )
-
+    trace = functools.partial(
+        trace_model, model, whole=whole, opens_foreign=True, records_control_flow=True
+    )
     outside = backend.current().compute.outside_compilation()
     with lock_of(model).exclusive(), outside, with_free_sizes():
         agrees = functools.partial(computes_the_same, model, example, training=False)
-        found = trace_free(trace, example, declared, agrees, longest=longest_sequence(model))
-    found[0].traced = traced
-    return found
+        return trace_free(trace, example, declared, agrees, longest=longest_sequence(model))
 
 
 def trace_free(
@@ -157,21 +149,28 @@ def trace_free(
         as_operations: True for a graph whose operations read the sizes when they run.
     """
     shapes = [tuple(symbol.shape) for symbol in tree.flatten(example)]
-    plain = trace(as_symbols(example), records_creation=False)
-    reasons: dict[str, str] = {}
+    traced: list[list[Shape]] = []
+
+    def trace_at(inputs: Any, *, records_creation: bool) -> Graph:
+        traced.append([tuple(map(int, symbol.shape)) for symbol in tree.flatten(inputs)])
+        graph = trace(inputs, records_creation=records_creation)
+        graph.traced = traced
+        return graph
+
+    plain = trace_at(as_symbols(example), records_creation=False)
+    reasons: dict[tuple[FreeAxis, ...], str] = {}
 
     def attempt(axes: Sequence[FreeAxis]) -> Graph | None:
-        name = ", ".join(map(str, axes))
-        if name in reasons:
+        if tuple(axes) in reasons:
             return None
         try:
-            traces = functools.partial(_Traces, trace, example, axes, agrees, longest)
+            traces = functools.partial(_Traces, trace_at, example, axes, agrees, longest)
             graph = _trace_with_free(traces, plain)
             if as_operations:
                 _check_shapes(graph)
                 read_sizes(graph)
         except (DifferentError, CannotOpenError) as error:
-            reasons[name] = str(error)
+            reasons[tuple(axes)] = str(error)
             return None
         return graph
 
@@ -183,7 +182,7 @@ def trace_free(
     for number in (0, -1):
         axes = [axis for choices in options for axis in choices[number]]
         if axes and (graph := attempt(axes)) is not None:
-            return graph, axes, _texts(reasons)
+            return graph, axes, []
     graph = plain
     free: list[FreeAxis] = []
     for choices in options if len(options) > 1 else []:
@@ -192,11 +191,26 @@ def trace_free(
             if candidate is not None:
                 graph, free = candidate, [*free, *axes]
                 break
-    return graph, free, _texts(reasons)
+    return graph, free, _describe_fixed([tied for tied, _ in groups], free, reasons)
 
 
-def _texts(reasons: dict[str, str]) -> list[str]:
-    return [f"{axes}: {reason}" for axes, reason in reasons.items()]
+def _describe_fixed(
+    tied_axes: Sequence[FreeAxis],
+    free: Sequence[FreeAxis],
+    reasons: dict[tuple[FreeAxis, ...], str],
+) -> list[str]:
+    """Returns why open axes are not free: the reasons of the last attempts with them."""
+    freed = {input_axis for axis in free for input_axis in axis.input_axes}
+    fixed: dict[str, list[tuple[int, int]]] = {}
+    for input_axis in (pair for axis in tied_axes for pair in axis.input_axes):
+        if input_axis not in freed:
+            *_, reason = (
+                reason
+                for axes, reason in reasons.items()
+                if any(input_axis in axis.input_axes for axis in axes)
+            )
+            fixed.setdefault(reason, []).append(input_axis)
+    return [f"{FreeAxis(tuple(axes))}: {reason}" for reason, axes in fixed.items()]
 
 
 def _group_open_axes(declared: Sequence[Any], shapes: Sequence[Shape]) -> list[tuple[Any, ...]]:
@@ -293,35 +307,21 @@ class _Traces:
         """
         self._fixed = frozenset(used)
         near = self._choose(used, [self._first(axis, factor) for axis in self._axes], shift)
-        least = [size + 5 + 2 * n for n, size in enumerate(near)]
-        second = self._choose({*used, *near}, least, shift)
-        third = self._choose({*used, *near, *second}, [size + 3 for size in second])
+        second = self._choose({*used, *near}, _further(near), shift)
+        third = self._choose({*used, *near, *second}, _further(second))
         tried = {*used, *near, *second, *third}
-        pairs = zip(self._axes, third, strict=True)
-        high = [3 * size if axis.is_batch else _LONG for axis, size in pairs]
         self._add(near)
         self._add(second)
         check_collisions(self._graphs)
         self._add([1 for _ in near], is_check=True)
         self._follow_branches()
-        # Such numbers are multiples of what layers use most.
-        multiples = [24 * (size // 24 + 1) for size in near]
-        self._add(self._choose(used, multiples, step=24), is_check=True)
+        multiples = [_COMMON_MULTIPLE * (size // _COMMON_MULTIPLE + 1) for size in near]
+        self._add(self._choose(used, multiples, step=_COMMON_MULTIPLE), is_check=True)
+        pairs = zip(self._axes, third, strict=True)
+        high = [3 * size if axis.is_batch else _LONG for axis, size in pairs]
         self._add(self._choose(tried, high))
         self._follow_branches()
-        try:
-            changes, has_fitted = self._find_changes(num_fitted=0)
-        except DifferentError:  # A number that was not recorded.
-            self._add(third)
-            changes, has_fitted = self._find_changes()
-        checks = itertools.count(1)
-        while has_fitted and len(self._graphs) < _NUM_FITTED + _NUM_CHECKS:
-            number = next(checks)
-            if number > _MOST_BRANCHES:
-                raise DifferentError("there are too few sizes to try")
-            least = [size + 3 + 7 * number for size in third]
-            self._add(self._choose(tried, least), is_check=True)
-            changes, has_fitted = self._find_changes()
+        changes = self._find_all_changes(third, tried)
         if self._disputed:
             for change in changes:
                 change()
@@ -330,7 +330,28 @@ class _Traces:
             changes, _ = self._find_changes()
         for change in changes:
             change()
-        graph = self._graphs[0]
+        return self._with_numbers_in_shapes(self._graphs[0])
+
+    def _find_all_changes(
+        self, third: Sequence[int], tried: Collection[int]
+    ) -> list[Callable[[], None]]:
+        """Returns the functions of `_find_changes`; what is fitted is compared in more traces."""
+        sizes = [*third]
+        try:
+            changes, has_fitted = self._find_changes(num_fitted=0)
+        except DifferentError:  # A number that was not recorded.
+            self._add(sizes)
+            changes, has_fitted = self._find_changes()
+        for _ in range(_MOST_BRANCHES):
+            if not has_fitted or len(self._graphs) >= _NUM_FITTED + _NUM_CHECKS:
+                return changes
+            sizes = self._choose(tried, _further(sizes))
+            self._add(sizes, is_check=True)
+            changes, has_fitted = self._find_changes()
+        raise DifferentError("there are too few sizes to try")
+
+    def _with_numbers_in_shapes(self, graph: Graph) -> Graph:
+        """Writes plain numbers into shapes, but for those of free axes that could be fixed ones."""
         check_numbers = [number for number, is_check in enumerate(self._is_check) if is_check]
         graph.free_sizes, small_axes = check_collisions(self._graphs, check_numbers)
         for node in graph.all_nodes():
@@ -352,7 +373,7 @@ class _Traces:
 
     def _first(self, axis: FreeAxis, factor: int) -> int:
         size: int = self._shapes[axis.first.input][axis.first.axis]
-        return max(2, size) if axis.is_batch else factor * max(11, size)
+        return max(2, size) if axis.is_batch else factor * max(_SHORTEST, size)
 
     def _choose(
         self, used: Collection[int], least: Sequence[int], shift: int = 0, step: int = 1
@@ -467,7 +488,9 @@ class _Traces:
 class _KeptSizes:
     """Keeps each `Size` in the shapes of symbols, where Keras would make it an int, or computes it.
 
-    A number in a shape is the `Size` that had this number before, unless a fixed axis has it too.
+    Keras computes some shapes in ways that make plain numbers, as those of convolutions. So a
+    number in a shape becomes the `Size` that had this number before, unless a fixed axis has it
+    too: the sizes of a trace are chosen so that no other axis has them.
     """
 
     def __init__(self, sizes: Sequence[Size], fixed: Collection[int]) -> None:
@@ -503,6 +526,11 @@ def _keep_sizes(standardize: Callable[[Any], Any], shape: Any) -> Any:
 def _result_type(original: Callable[..., str], *dtypes: Any) -> str:
     """Returns the dtype of a result, for which a `Size` is an int."""
     return original(*(int if dtype is Size else dtype for dtype in dtypes))
+
+
+def _further(sizes: Sequence[int]) -> list[int]:
+    """Returns larger sizes, from which to choose: each axis has another distance to its size."""
+    return [size + 5 + 2 * number for number, size in enumerate(sizes)]
 
 
 def _is_prime(number: int) -> bool:

@@ -449,9 +449,11 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
 
 
 def describe_error(error: Exception) -> str:
-    """Returns the class and first line of an error, without the arguments that Keras adds to it."""
+    """Returns what a layer does that fails: the first line, without what Keras adds to it."""
     line = re.sub(r"(?s).*\x1b\[1m(.*)\x1b\[0m.*", r"\1", str(error)).split("\n", 1)[0]
-    return line if isinstance(error, CannotOpenError) else f"{type(error).__name__}: {line}"
+    if isinstance(error, CannotOpenError):
+        return line
+    return f"fails on symbols, with {type(error).__name__}: {line}"
 
 
 def _weight(variable: keras.Variable, dtype: str) -> Value:

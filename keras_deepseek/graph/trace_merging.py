@@ -41,9 +41,14 @@ def check_nodes(graph: Graph, other: Graph, where: str) -> None:
     if keys[0] != keys[1]:
         pairs = itertools.zip_longest(*keys)
         number = next(n for n, (first, second) in enumerate(pairs) if first != second)
-        node = (others if number < len(others) else nodes)[number]
+        longer = others if number < len(others) else nodes
+        node, does = longer[number], "computes something else"
+        if node.kind == CONSTANT:
+            does = "makes another constant, by NumPy or of random numbers,"
+            readers = (reader for reader in longer if Value(node) in reader.values())
+            node = next(readers, node)
         name = f"the model in {node.layer!r}" if node.layer else "the model"
-        raise DifferentError(f"{name} computes something else with {where}, at {node.kind}")
+        raise DifferentError(f"{name} {does} with {where}, at {node.kind}")
 
 
 def check_collisions(
@@ -162,7 +167,7 @@ class Merger:
         if size is None and is_fixed:
             return int(first)
         if size is None:
-            self._refuse(f"uses a number that no expression of sizes gives: {_list(numbers)}")
+            self._refuse(f"uses a number that no expression gives: {self._finder.show(numbers)}")
         return size
 
     def _merge_contents(self, structures: Sequence[Any]) -> Any:
@@ -201,7 +206,3 @@ class Merger:
 
 def _has_sizes(structure: Any) -> bool:
     return any(isinstance(part, Size) for part in tree.flatten(structure))
-
-
-def _list(numbers: Sequence[Any]) -> str:
-    return ", ".join(map(str, map(int, numbers)))

@@ -47,11 +47,11 @@ def _trace(model: NamedModel, inputs: Any) -> tuple[Graph, list[FreeAxis]]:
     graph, axes, reasons = free_program(model.model, inputs)
     if not has_free_axes([spec.shape for spec in model.signature.inputs], axes):
         names = [repr(spec.name) for spec in model.signature.inputs]
-        why = re.sub(r"input (\d+)", lambda found: names[int(found[1])], "; ".join(reasons)[:400])
+        why = re.sub(r"input (\d+)", lambda found: names[int(found[1])], "; ".join(reasons))
         raise OneSizeError(
             f"its program holds for one size of a free axis alone: {why}. Compute with sizes by "
-            "keras.ops, choose by ops.cond(ops.convert_to_tensor(size) > 64, ...), or give the "
-            "axis a fixed size",
+            "keras.ops, choose by ops.cond(ops.convert_to_tensor(size) > 64, ...), or give an axis "
+            "other than that of the batch a fixed size",
             graph.traced,
         )
     return graph, axes

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.known_packages import is_known
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.graph_view import import_package
 from keras_deepseek.errors import ExportError, NotSupportedError
@@ -432,6 +433,8 @@ class Writer:
         if entry is None:
             leaf = self.graph.leaves.get(node.layer) if node.is_layer else None
             reason = f", and the layer {leaf.reason}" if leaf is not None else ""
+            if leaf is not None and not is_known(type(node.operation)):
+                reason += ". Compute outputs from inputs by keras.ops alone, and choose by ops.cond"
             raise NoEntryError(f"the table has no entry for it{reason}", _where(node))
         try:
             names = entry.handler(self, node, *node.args, **node.kwargs)

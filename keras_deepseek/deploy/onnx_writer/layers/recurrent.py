@@ -107,7 +107,10 @@ def _weights(writer: Writer, kind: str, cell: keras.Layer) -> list[str]:
     ]
 
 
-@handles_keras_layer("RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", follows=_FOLLOWS)
+@handles_keras_layer(
+    *("RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
+    follows=f"{_FOLLOWS}, and for a cell whose output is not its first state, with a mask",
+)
 def any_cell(
     writer: Writer,
     node: Node,
