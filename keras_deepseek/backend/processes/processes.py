@@ -16,7 +16,7 @@ from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError, PeerLos
 if TYPE_CHECKING:
     from keras_deepseek.artifacts.signature import Array
     from keras_deepseek.backend.processes.gradient_compression import Compression
-    from keras_deepseek.backend.processes.weight_parts import Assign, Division
+    from keras_deepseek.backend.processes.weight_parts import Division
 
 
 Result = TypeVar("Result")
@@ -102,8 +102,10 @@ class PartReplicas(RemoteReplicas, Protocol):
         They are vectors: for each variable the piece that this process updates.
         """
 
-    def share_parts(self, division: "Division", parts: Sequence[Any], assign: "Assign") -> None:
-        """Assigns all variables as vectors, from this process's piece of each of them."""
+    def share_parts(
+        self, division: "Division", parts: Sequence[Any], variables: "Sequence[keras.Variable]"
+    ) -> None:
+        """Assigns all variables, from this process's piece of each of them, a float32 vector."""
 
 
 class ProgramReplicas(RemoteReplicas, Protocol):

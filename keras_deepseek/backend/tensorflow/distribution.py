@@ -36,7 +36,7 @@ from keras_deepseek.backend.processes.processes import (
 )
 from keras_deepseek.backend.processes.rendezvous import rendezvous
 from keras_deepseek.backend.processes.task_cluster import TaskCluster
-from keras_deepseek.backend.processes.weight_parts import Assign, Division, PartSums
+from keras_deepseek.backend.processes.weight_parts import Division, PartSums
 from keras_deepseek.backend.protocols.distribution import Distribution
 from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 from keras_deepseek.backend.tensorflow.replicas import DeviceReplicas
@@ -215,7 +215,12 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         sums = PartSums(division, self.rank, exchange)
         return scalar_sums, counts, sums.finish(gradients)
 
-    def share_parts(self, division: Division, parts: Sequence[Any], assign: Assign) -> None:
+    def share_parts(
+        self, division: Division, parts: Sequence[Any], variables: Sequence[keras.Variable]
+    ) -> None:
+        def assign(index: int, vector: Any) -> None:
+            variables[index].assign(tf.reshape(vector, variables[index].shape))
+
         gather = self._send_in_order(self._collectives.gather, "share parts", division)
         division.share(parts, gather, assign)
 

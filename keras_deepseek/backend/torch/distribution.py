@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_private.variables import raw_value
 from keras_deepseek.backend.processes.device_shares import DeviceShares
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 from keras_deepseek.backend.processes.processes import (
@@ -32,10 +33,10 @@ from keras_deepseek.backend.processes.processes import (
     check_same_shapes,
 )
 from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, listen_at, rendezvous
-from keras_deepseek.backend.processes.weight_parts import Assign, Division, PartSums
+from keras_deepseek.backend.processes.weight_parts import Division
 from keras_deepseek.backend.protocols.distribution import Distribution
-from keras_deepseek.backend.torch.bucket_sums import gather_rows
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, translate_peer_errors
+from keras_deepseek.backend.torch.part_sums import PartSums
 from keras_deepseek.backend.torch.replicas import DeviceReplicas
 
 
@@ -130,7 +131,9 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         self.replicas: RemoteReplicas | None = self
         self.is_compilable = True
         self._known: set[Any] = set()  # The shapes that all ranks have agreed on.
-        self._sums: GradientSums | None = None  # Those of the last step, whose memory is reused.
+        # Those of the last step, whose memory is reused.
+        self._sums: GradientSums | None = None
+        self._part_sums: PartSums | None = None
 
     def add_up(self, scalar: Any) -> Any:
         return self._sum_scalars([scalar])[0]
@@ -160,31 +163,27 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
     ) -> tuple[list[Any], list[Any], list[Any]]:
         scalars, finish = compute(self.rank, batch)
         scalar_sums = self._sum_scalars(scalars)
-        sums = PartSums(division, self.rank, self._exchange)
+        sums = self._find_part_sums(division, variables)
+        sums.start()
         more, gradients = finish(scalar_sums, sums.receive)
         counts = self._sum_scalars(more)
-        with torch.no_grad(), translate_peer_errors("sum the gradients"):
-            return scalar_sums, counts, sums.finish(gradients)
+        return scalar_sums, counts, sums.finish(gradients)
 
-    def share_parts(self, division: Division, parts: Sequence[Any], assign: Assign) -> None:
-        with torch.no_grad(), translate_peer_errors("send the updated weights"):
-            division.share(parts, self._gather, assign)
+    def share_parts(
+        self, division: Division, parts: Sequence[Any], variables: Sequence[keras.Variable]
+    ) -> None:
+        weights = []
+        for variable in variables:
+            value = raw_value(variable).detach()
+            if not value.is_contiguous():  # An orthogonal initializer returns a transposed matrix.
+                value = raw_value(variable).data = value.contiguous()
+            weights.append(value.view(-1))
+        self._find_part_sums(division, variables).share(parts, weights)
 
-    def _exchange(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
-        received = torch.empty_like(rows)
-        with translate_peer_errors("sum the gradients"):
-            work = dist.all_to_all_single(received, rows, async_op=True)
-
-        def wait() -> torch.Tensor:
-            with translate_peer_errors("sum the gradients"):  # Also in the backward pass.
-                return _wait(work, received)
-
-        return wait
-
-    def _gather(self, row: torch.Tensor) -> Callable[[], torch.Tensor]:
-        rows = row.new_empty((self.world_size, len(row)))
-        work = gather_rows(rows, row[None], async_op=True)
-        return lambda: _wait(work, rows)
+    def _find_part_sums(self, division: Division, variables: Sequence[keras.Variable]) -> PartSums:
+        if self._part_sums is None or self._part_sums.division is not division:
+            self._part_sums = PartSums(division, self.rank, raw_value(variables[0]).device)
+        return self._part_sums
 
     def _sum(
         self,
@@ -271,11 +270,6 @@ class TorchProcesses(SingleReplica, JoinedProcesses):
         dist.all_gather_object(shapes_by_rank, key)
         check_same_shapes(self.rank, shapes_by_rank)
         self._known.add(key)
-
-
-def _wait(work: Any, result: torch.Tensor) -> torch.Tensor:
-    work.wait()
-    return result
 
 
 def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

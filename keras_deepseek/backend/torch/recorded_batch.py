@@ -113,7 +113,7 @@ class Outcome:
         for index, leaf in enumerate(self.leaves):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata in memory:  # noqa: SLF001
                 self.leaves[index] = leaf.detach().clone()
-        self.written = list(map(_digest, recording.written))
+        self.written = list(map(digest, recording.written))
         self.generators = read_generators()
 
     def difference(self, other: "Outcome") -> float:
@@ -147,7 +147,7 @@ def _layout_of(tensor: torch.Tensor) -> Any:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-def _digest(tensor: torch.Tensor) -> Any:
-    """Returns what must be equal of two tensors: layout and bits."""
+def digest(tensor: torch.Tensor) -> str:
+    """Returns a text that is equal for two tensors if their layout and bits are."""
     memory = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-    return _layout_of(tensor), hashlib.blake2b(memory).digest()
+    return f"{_layout_of(tensor)} {hashlib.blake2b(memory).hexdigest()}"

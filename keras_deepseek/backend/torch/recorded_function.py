@@ -18,7 +18,7 @@ from keras_deepseek.backend.comparison_schedule import ComparisonSchedule
 from keras_deepseek.backend.torch.compute import IS_RECORDED
 from keras_deepseek.backend.torch.generators import differ, read_generators, write_generators
 from keras_deepseek.backend.torch.python_state import PythonState, UsedVariables, is_watched
-from keras_deepseek.backend.torch.recorded_batch import Batch, Outcome
+from keras_deepseek.backend.torch.recorded_batch import Batch, Outcome, digest
 from keras_deepseek.backend.torch.recording import (
     CannotRecordError,
     Recording,
@@ -327,12 +327,15 @@ class RecordedParts(RecordedFunction):
             sent: list[Any] = []
             eagerly_sent: list[Any] = []
 
+            def note(index: int, tensor: Any) -> None:  # The gradients together may be large.
+                sent.append((index, digest(tensor)))
+
             def send(index: int, tensor: Any) -> None:
-                eagerly_sent.append((index, tensor.detach().clone()))
+                eagerly_sent.append((index, digest(tensor)))
                 receive(index, tensor)
 
             with self._undone(recording):
-                second_result = _finish(steps, scalar, lambda *parts: sent.append(parts))
+                second_result = _finish(steps, scalar, note)
                 expected = Outcome(recording, (sent, second_result))
             second_result = finish(scalar, send)
             with self._lock:

@@ -105,8 +105,9 @@ def write_program(
     Each tensor is freed after its last use. `result` is what the function returns: a structure
     with `Value`s in place of tensors. With a call of `pause`, it is a generator function.
     """
-    outputs = [leaf for leaf in leaves_of(result) if isinstance(leaf, Value)]
-    outputs += [value for call in calls if call.function is pause for value in call.values()]
+    returned = [leaf for leaf in leaves_of(result) if isinstance(leaf, Value)]
+    yielded = [value for call in calls if call.function is pause for value in call.values()]
+    outputs = [*returned, *yielded]
     calls = _without_unused(_without_copies(calls, inputs, outputs), outputs)
     calls = list(map(_with_transposition, calls))
     writer = _Writer(inputs)
@@ -117,7 +118,7 @@ def write_program(
         for value in (*call.values(), *filter(None, call.results)):
             if not writer.is_held(value):
                 last_uses[value.number] = position
-    never_freed = {value.number for value in (*inputs, *outputs)}
+    never_freed = {value.number for value in (*inputs, *returned)}
     freed: dict[int, list[str]] = {}
     for number, position in last_uses.items():
         if number in used and number not in never_freed:

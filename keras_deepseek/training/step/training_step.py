@@ -315,9 +315,7 @@ class TrainingStep:
             compute = functools.partial(sum_micro_batches, compute, micro_batches, part.assigned)
         if parallelism.replicas is not None:
             replicas, residual = parallelism.replicas, parallelism.residual
-            # With parts, a gradient is dropped when it is sent; a recording is compared with it.
-            is_whole = parallelism.devices is None and parallelism.parts is None
-            if is_whole and parallelism.place_layers is None:
+            if parallelism.devices is None and parallelism.place_layers is None:
                 compute = self._record(compute)
             compute = functools.partial(
                 sum_processes, compute, model, replicas, self.loss, residual, parallelism.parts

@@ -130,15 +130,11 @@ class OptimizerParts:
 
     def share(self) -> None:
         """Sends the updated parts to all processes, which put them together to weights."""
-
-        def assign(index: int, vector: Any) -> None:
-            weight = self.weights[index]
-            weight.assign(ops.reshape(vector, weight.shape))
+        vectors = [ops.reshape(ops.cast(part, "float32"), (-1,)) for part in self._parts]
+        self.replicas.share_parts(self.division, vectors, self.weights)
+        for weight in self.weights:
             if weight.constraint is not None:
                 weight.assign(weight.constraint(weight))
-
-        vectors = [ops.reshape(ops.cast(part, "float32"), (-1,)) for part in self._parts]
-        self.replicas.share_parts(self.division, vectors, assign)
 
     @contextmanager
     def averaging(self, model: keras.Model) -> Iterator[None]:
