@@ -56,3 +56,15 @@ def test_variables_made_outside_are_moved():
     assert variable.value.sharding.device_set == placed[0].sharding.device_set
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.ones(3))
     assert placed[1] is None
+
+
+@pytest.mark.skipif(not IS_JAX, reason="Keras shards variables on JAX alone.")
+def test_what_divides_a_variable_stays_when_it_is_placed_like_its_weight():
+    weight, slot, whole = (keras.Variable(np.ones((2, 3))) for _ in range(3))
+    with current().distribution.distributed(make_distribution()):
+        current().distribution.place_variables([weight, slot])
+        current().distribution.divide_variable(slot)
+        current().distribution.place_like(slot, weight)
+        current().distribution.place_like(whole, weight)
+    assert slot._layout.axes == (None, "batch")
+    assert whole._layout.axes == (None, None)

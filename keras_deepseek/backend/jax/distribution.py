@@ -65,7 +65,10 @@ class JaxDistribution(Distribution):
 
     def place_like(self, variable: keras.Variable, reference: keras.Variable) -> None:
         mesh = keras.distribution.distribution().device_mesh
-        give_layout(variable, keras.distribution.TensorLayout(layout_axes(reference), mesh))
+        axes = layout_axes(reference)
+        further = [None if name in axes else name for name in layout_axes(variable)]
+        axes = [name or other for name, other in zip(axes, further, strict=True)]
+        give_layout(variable, keras.distribution.TensorLayout(axes, mesh))
 
     def divide_variable(self, variable: keras.Variable) -> None:
         distribution = keras.distribution.distribution()

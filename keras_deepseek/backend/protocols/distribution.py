@@ -63,7 +63,10 @@ class Distribution(abc.ABC):
         """Moves existing variables to the devices of the active distribution."""
 
     def place_like(self, variable: keras.Variable, reference: keras.Variable) -> None:
-        """Moves a variable to the devices of another one of its shape, which has been placed."""
+        """Moves a variable to the devices of another one of its shape, which has been placed.
+
+        What divides the variable further, by `divide_variable`, stays.
+        """
 
     def divide_variable(self, variable: keras.Variable) -> None:
         """Divides a variable among the devices of the active distribution's batch axis.
