@@ -35,6 +35,7 @@ def train(setting: dict[str, Any], rows: Rows, **options: Any) -> Any:
         optimizer=keras.optimizers.AdamW(LEARNING_RATE, WEIGHT_DECAY, epsilon=EPSILON),
         seed=0,
         distributed_strategy="allreduce",
+        precision=setting["precision"],
         **options,
     )
 

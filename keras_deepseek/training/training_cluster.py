@@ -62,12 +62,14 @@ class TrainingCluster:
         if self.shards is not None:
             clips_weights = (options.gradient_clip or ("",))[0] in ("norm", "adaptive")
             self.shards.prepare(trainer.model, by_weight=clips_weights)
+        replicas = find_replicas(
+            trainer.model, self.processes, self.placement, is_compressed=is_compressed
+        )
         return Parallelism(
-            replicas=find_replicas(
-                trainer.model, self.processes, self.placement, is_compressed=is_compressed
-            ),
+            replicas=replicas,
             residual=self.residual,
             parts=self.shards if isinstance(self.shards, OptimizerParts) else None,
+            share=None if self.shards is None or replicas is None else self.shards.share,
             devices=self.placement.replicas,
             place_layers=None if layers is None else layers.begin,
             worker_step=worker_step,

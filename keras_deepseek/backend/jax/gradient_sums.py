@@ -51,6 +51,17 @@ class GradientSums:
         of_device = iter(parts[::-1])
         return [next(whole if axis is None else of_device) for axis in axes]
 
+    def gather(self, parts: Sequence[Any], axes: Sequence[int]) -> list[Any]:
+        """Returns whole tensors from this device's part of each, along the tensor's axis."""
+        whole: list[Any] = []
+        axes_left = iter(axes)
+        for bucket in _cut(parts):
+            of_devices = jax.lax.all_gather(_flatten(bucket), self._axis)
+            rows = [_split(row, bucket) for row in of_devices]
+            columns = zip(*rows, strict=True)
+            whole += [jnp.concatenate(column, next(axes_left)) for column in columns]
+        return whole
+
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, residual: Any
     ) -> tuple[list[Any], Any]:

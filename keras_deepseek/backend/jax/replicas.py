@@ -5,6 +5,7 @@ tied embedding, twice. Here each device finds its gradients as if it were alone,
 says what is sent.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -87,6 +88,25 @@ class JaxReplicas:
         axes = (None,) * len(variables)
         sums, new_residual = self._compute(compute, batch, compression, axes)
         return *sums, lambda: compression.residual.assign(new_residual)
+
+    def gather_weights(self, weights: Sequence[keras.Variable]) -> None:
+        """Makes updated weights whole on each device, which has only its part up to date.
+
+        The compiler would send each weight on its own.
+        """
+        pairs = [(weight, divided_axis(weight.shape, self._mesh.size)) for weight in weights]
+        divided = [weight for weight, axis in pairs if axis is not None]
+        axes = [axis for _, axis in pairs if axis is not None]
+        gather = jax.shard_map(
+            functools.partial(self._sums.gather, axes=axes),
+            mesh=self._mesh,
+            in_specs=(list(map(_part_of, axes)),),
+            out_specs=PartitionSpec(),
+            check_vma=False,  # As in `_Program`.
+        )
+        values = gather([weight.value for weight in divided])
+        for weight, value in zip(divided, values, strict=True):
+            weight.assign(value)
 
     def _compute(
         self,
@@ -171,9 +191,7 @@ class _Program:
         self.assigned: list[keras.Variable] = []
         """The variables that the program assigned in its last run."""
         whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
-        gradients = [
-            whole if axis is None else PartitionSpec(*[None] * axis, _AXIS) for axis in axes
-        ]
+        gradients = [whole if axis is None else _part_of(axis) for axis in axes]
         self.run = jax.jit(
             jax.shard_map(
                 self._run,
@@ -215,6 +233,11 @@ def divided_axis(shape: Sequence[int], num_devices: int) -> int | None:
     """Returns the largest axis that a number of devices divides, or `None`."""
     sizes = {axis: size for axis, size in enumerate(shape) if size % num_devices == 0}
     return max(sizes, key=sizes.__getitem__) if sizes else None
+
+
+def _part_of(axis: int) -> PartitionSpec:
+    """Returns the layout of an array that devices divide along an axis."""
+    return PartitionSpec(*[None] * axis, _AXIS)
 
 
 def _compute_alone(compute: ComputePart, batch: Any) -> tuple[list[Any], list[Any], list[Any]]:

@@ -118,6 +118,9 @@ class ProgramReplicas(RemoteReplicas, Protocol):
         it whole.
         """
 
+    def gather_weights(self, weights: "Sequence[keras.Variable]") -> None:
+        """Makes updated weights whole on each device, which has only its part up to date."""
+
 
 class Processes(abc.ABC):
     """The base class of the connection between processes that train together.

@@ -57,6 +57,7 @@ class Parallelism:
         replicas: `RemoteReplicas`, one in each process, that divide the rows of a batch.
         residual: `GradientResidual` if gradients are compressed between processes.
         parts: `OptimizerParts` if each process updates its part of the weights.
+        share: Function that makes the weights whole in all processes, after an update of parts.
         devices: `Replicas` on devices of this process that divide the rows of a batch.
         place_layers: Function of the model that moves its layers to their devices, if these divide
             the model. It takes `is_in_step`, true within the first step.
@@ -69,6 +70,7 @@ class Parallelism:
     replicas: RemoteReplicas | None = None
     residual: GradientResidual | None = None
     parts: OptimizerParts | None = None
+    share: Callable[[], None] | None = None
     devices: Replicas | None = None
     place_layers: Callable[..., None] | None = None
     worker_step: Callable[[Any], dict[str, Any]] | None = None
@@ -198,9 +200,9 @@ class TrainingStep:
         if not isinstance(part.num_rows, int):  # Perhaps no process has a row.
             loss = ops.where(part.num_rows > 0, loss, float("nan"))
         means = None if self._guard else self._track(loss, part.num_rows)
-        finish_update = part.keep_residual
-        if (parts := self._parallelism.parts) is not None:
-            variables, finish_update = parts.variables, parts.share
+        finish_update = self._parallelism.share or part.keep_residual
+        if self._parallelism.parts is not None:
+            variables = self._parallelism.parts.variables
         return loss, logs, gradients, variables, part.num_rows, finish_update, means
 
     def _track(

@@ -29,6 +29,7 @@ class OptimizerLayout:
 
     def __init__(self, replicas: ProgramReplicas | None) -> None:
         self._replicas = replicas
+        self._weights: list[keras.Variable] = []
 
     def prepare(self, model: keras.Model, *, by_weight: bool) -> None:
         """Builds the optimizer of a model, and divides its variables as they are created."""
@@ -44,9 +45,15 @@ class OptimizerLayout:
 
         with making_slots(optimizer, make):
             model.optimizer.build(model.trainable_variables)
+        self._weights = list(model.trainable_variables)
         if self._replicas is not None:
             self._replicas.divide_gradients([slot for slot, _ in weight_slots(optimizer)])
             leave_out_of_files(model)
+
+    def share(self) -> None:
+        """Sends the updated parts of weights to all processes, many at once."""
+        if self._replicas is not None:
+            self._replicas.gather_weights(self._weights)
 
     def read_state(self, model: keras.Model) -> list[Array]:
         """Returns the whole values of all variables of the optimizer."""

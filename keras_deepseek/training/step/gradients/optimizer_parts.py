@@ -46,6 +46,9 @@ class StateShards(Protocol):
         each gradient needs.
         """
 
+    def share(self) -> None:
+        """Makes the weights whole in all processes, after an update of this process's shards."""
+
     def read_state(self, model: keras.Model) -> list[Array]:
         """Returns the values of all variables of the optimizer, as those of a process alone.
 
