@@ -3,7 +3,7 @@
 import types
 from typing import Any
 
-KNOWN = {"keras", "keras_hub", "keras_deepseek"}
+_KNOWN = {"keras", "keras_hub", "keras_deepseek"}
 
 
 def package_of(code: Any) -> str:
@@ -18,4 +18,4 @@ def package_of(code: Any) -> str:
 
 def is_known(code: Any, *other_packages: str) -> bool:
     """Returns True for a function or a class of a known package, or of one of the others."""
-    return package_of(code) in KNOWN.union(other_packages)
+    return package_of(code) in _KNOWN.union(other_packages)

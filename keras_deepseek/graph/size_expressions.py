@@ -3,14 +3,11 @@
 import dataclasses
 import math
 import operator
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from keras_deepseek.backend.known_packages import KNOWN
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.graph.ir import Shape, Value
-from keras_deepseek.graph.known_code import CannotOpenError
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
@@ -20,8 +17,6 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "mod": operator.mod,
 }
 """The arithmetic of sizes, as Python computes it: divisions round down."""
-_MAKE_PLAIN_NUMBERS = KNOWN | {"numpy", "torch", "tensorflow", "jax", "jaxlib", "functools"}
-"""The packages that choose nothing by the plain number of a size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +129,7 @@ class Size(int):
     """An int, that of one trace, with the expression that computes it for any inputs.
 
     Arithmetic with other ints makes sizes. Comparisons are noted in a set that all sizes of a trace
-    share. A model's own code can't have the plain number, by which it could choose unseen.
+    share.
     """
 
     expression: Expression
@@ -162,20 +157,7 @@ class Size(int):
         self.comparisons.add((self.expression, 0))
         return int(self) != 0
 
-    def __int__(self) -> int:
-        _check_caller("int()")
-        return int.__int__(self)
-
-    def __hash__(self) -> int:
-        _check_caller("a set or the keys of a dict")
-        return int.__hash__(self)
-
-
-def _check_caller(what: str) -> None:
-    """Raises a `CannotOpenError` if the code of a model is the caller of the caller."""
-    module: str = sys._getframe(2).f_globals.get("__name__", "")  # noqa: SLF001
-    if module.partition(".")[0] not in _MAKE_PLAIN_NUMBERS:
-        raise CannotOpenError(f"looks a size up by {what}, so that its choices can't be seen")
+    __hash__ = int.__hash__
 
 
 def _expression(number: Any) -> Expression:

@@ -453,7 +453,7 @@ def describe_error(error: Exception) -> str:
     line = re.sub(r"(?s).*\x1b\[1m(.*)\x1b\[0m.*", r"\1", str(error)).split("\n", 1)[0]
     if isinstance(error, CannotOpenError):
         return line
-    return f"fails on symbols, with {type(error).__name__}: {line}"
+    return f"fails on symbols, with {type(error).__name__}: {line.rstrip('.')}"
 
 
 def _weight(variable: keras.Variable, dtype: str) -> Value:

@@ -233,27 +233,6 @@ def test_a_model_that_chooses_by_a_size_says_so(function, reason):
     assert not plan.fits([(2, 6, 4)])
 
 
-def only_one_int(x):
-    return x * 2.0 if int(x.shape[1]) in (777,) else x
-
-
-def only_one_of_a_set(x):
-    return x * 2.0 if x.shape[1] in {777} else x
-
-
-def by_table(x):
-    return x * {777: 2.0}.get(x.shape[1], 1.0)
-
-
-@pytest.mark.parametrize("function", [only_one_int, only_one_of_a_set, by_table])
-def test_a_model_that_makes_a_plain_number_of_a_size_has_it_fixed(function):
-    _, axes, reasons = free_program(model_of(function), [keras.KerasTensor((2, 5, 4))])
-    assert [str(axis) for axis in axes] == ["axis 0 of input 0"]
-    (reason,) = reasons
-    assert reason.startswith("axis 1 of input 0: ")
-    assert "looks a size up by" in reason
-
-
 def test_random_numbers_of_an_integer_seed_are_named_as_the_reason():
     def noisy(x):
         return x + keras.random.normal(x.shape, seed=3)
