@@ -1,17 +1,19 @@
-"""A checkpoint: the whole state of a training in one file.
+"""A checkpoint: the whole state of a training in one file, or in one of each process.
 
 `training` defines the state; this module defines the file: a zip of `.npy` arrays and a
 `state.json`, each with a checksum. It is written under another name, flushed to the disk, and then
 renamed. So a file is either complete or is detected as damaged.
+
+Where no process has the whole state, rank 0 writes it with its own pieces of the divided arrays,
+and each other rank a file with its pieces, in the same order.
 """
 
-import base64
 import contextlib
+import functools
 import json
-import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,26 +21,17 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from keras_deepseek.artifacts.divided_array import ArrayPieces, StoredArray
+from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import flush_to_disk
 from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupportedError
 
-FORM = 1
+FORM = 2
 """The version of the files that this release writes. A higher version is refused."""
 
 PARTIAL = ".partial"
 """The ending of a file's name until it is complete."""
-
-_KIND = "$kind"
-"""The key that marks values which JSON has no type for. A dict that holds this key itself is
-stored as a list of pairs."""
-
-_COLLECTIONS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "dict": dict}
-
-_MAX_DEPTH = 64
-
-_MAX_WORD = 2**53
-"""Larger integers are written in hexadecimal, since some readers of JSON round them."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +40,13 @@ class Checkpoint:
 
     Args:
         step: integer. The number of steps made before.
-        state: dict. Nested values, see `pack_state`.
+        state: dict. Nested values, see `pack_state`. A rank above 0 gives its `ArrayPieces` alone,
+            in the order in which they are in the state of rank 0.
         score: float. The score by which the best checkpoints are kept. Defaults to `None`, not
             measured.
+        rank: integer. The process whose file this is. Defaults to `0`.
+        num_ranks: integer. The number of files of the checkpoint. Defaults to `1`.
+        save_id: string. The same in these files, and in no others. Defaults to `""`.
 
     Example:
 
@@ -63,6 +60,9 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     score: float | None = None
+    rank: int = 0
+    num_ranks: int = 1
+    save_id: str = ""
 
     def write(self, path: Path) -> None:
         """Writes the file; if that fails or is interrupted, an older file of that name stays.
@@ -92,17 +92,28 @@ class Checkpoint:
 
     def _write_to(self, file: IO[bytes]) -> None:
         packed, arrays = pack_state(self.state)
+        members: dict[str, Array] = {}
+        divided = []
+        for index, array in enumerate(arrays):
+            if not isinstance(array, ArrayPieces):
+                members[_array_name(index)] = array
+                continue
+            boxes = {f"{index}.{number}.npy": box for number, (box, _) in enumerate(array.pieces)}
+            members |= zip(boxes, (piece for _, piece in array.pieces), strict=True)
+            divided.append({"index": index, "shape": array.shape, "boxes": boxes})
         content = {
             "form": FORM,
-            "step": self.step,
+            **{name: getattr(self, name) for name in _OF_ALL_FILES},
+            "rank": self.rank,
             "score": self.score,
             # NumPy's file format has no dtypes from outside of NumPy, such as bfloat16.
             "dtypes": [str(array.dtype) for array in arrays],
+            "divided": divided,
             "state": packed,
         }
         with ZipFile(file, "w") as archive:
-            for index, array in enumerate(arrays):
-                with archive.open(_array_name(index), "w", force_zip64=True) as member:
+            for name, array in members.items():
+                with archive.open(name, "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, _plain(array), allow_pickle=False)
             archive.writestr("state.json", json.dumps(content))
 
@@ -110,24 +121,31 @@ class Checkpoint:
     def read(cls, path: Path) -> "Checkpoint":
         """Reads a file that `write` wrote.
 
+        Divided arrays are not read yet: each is a `StoredArray`, which reads what is asked of it.
+
         Args:
-            path: The file.
+            path: The file, of rank 0. Those of the other ranks are beside it.
 
         Returns:
             A `Checkpoint`.
 
         Raises:
-            CheckpointError: The file is damaged.
+            CheckpointError: The file, or that of another rank, is damaged.
+            InvalidInputError: That of another rank is missing, or is of another checkpoint.
             NotSupportedError: The file is of a newer version.
         """
         with _opened(path) as (archive, content):
-            arrays = []
-            for index, dtype in enumerate(content["dtypes"]):
-                with archive.open(_array_name(index)) as member:
-                    array = np.lib.format.read_array(member, allow_pickle=False)
-                    member.read()  # The checksum is compared at the end of the member.
-                arrays.append(array.view(_find_dtype(dtype)))
-            return cls(content["step"], unpack_state(content["state"], arrays), content["score"])
+            divided = {entry["index"] for entry in content.get("divided", ())}
+            arrays: list[Any] = [
+                None if index in divided else _read_member(archive, _array_name(index), dtype)
+                for index, dtype in enumerate(content["dtypes"])
+            ]
+            state, score = content["state"], content["score"]
+        if divided:
+            for index, array in _find_divided(path, content):
+                arrays[index] = array
+        checkpoint_of = {name: content[name] for name in _OF_ALL_FILES if name in content}
+        return cls(state=unpack_state(state, arrays), score=score, **checkpoint_of)
 
     @classmethod
     def read_score(cls, path: Path) -> float | None:
@@ -148,21 +166,99 @@ class Checkpoint:
             return score
 
 
+_OF_ALL_FILES = ("step", "num_ranks", "save_id")
+"""The fields that are the same in all files of a checkpoint."""
+
+
+def part_name(step: int, save_id: str, rank: int) -> str:
+    """Returns the name of the file of a rank, until the checkpoint has the files of all ranks."""
+    return f"step_{step:010d}.{save_id}.rank_{rank}"
+
+
+def _find_divided(path: Path, content: dict[str, Any]) -> Iterator[tuple[int, StoredArray]]:
+    """Yields the divided arrays of a checkpoint, by index, from the files of all ranks."""
+    archives = OpenArchives()
+    files = [(path, content["divided"])]
+    for rank in range(1, content["num_ranks"]):
+        part_path = path.with_name(part_name(content["step"], content["save_id"], rank))
+        files.append((part_path, _read_part(part_path, rank, content, path.name)))
+    for number, entry in enumerate(content["divided"]):
+        index, pieces = entry["index"], []
+        dtype, shape = content["dtypes"][index], entry["shape"]
+        for file, divided in files:
+            shape = divided[number]["shape"] if divided[number]["boxes"] else shape
+            for name, box in divided[number]["boxes"].items():
+                read = functools.partial(archives.read, file, name, dtype)
+                pieces.append((tuple(map(tuple, box)), read))
+        name = f"The checkpoint {str(path)!r}"
+        yield index, StoredArray(tuple(shape), _find_dtype(dtype), pieces, name)
+
+
+def _read_part(path: Path, rank: int, content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Returns what the file of another rank says of the divided arrays."""
+    wanted = f"the file of rank {rank} of {content['num_ranks']} of {name!r}"
+    advice = f"Copy it back, or remove {name!r} to use the checkpoint before it."
+    if not path.exists():
+        raise InvalidInputError(f"{str(path)!r}, {wanted}, is missing. {advice}")
+    with _opened(path) as (_, part):
+        divided: list[dict[str, Any]] = part["divided"]
+        is_of = all(part[field] == content[field] for field in _OF_ALL_FILES)
+        is_of = is_of and part["rank"] == rank and len(divided) == len(content["divided"])
+        name = "rank {rank} of {num_ranks}, step {step} and id {save_id!r}".format_map(part)
+    if not is_of:
+        raise InvalidInputError(
+            f"{str(path)!r} should be {wanted}, and is that of {name}. {advice}"
+        )
+    return divided
+
+
+class OpenArchives:
+    """The files of a checkpoint, which are opened when an array is read from them."""
+
+    def __init__(self) -> None:
+        self._archives: dict[Path, ZipFile] = {}
+
+    def __reduce__(self) -> Any:
+        return OpenArchives, ()  # Another process opens them itself.
+
+    def read(self, path: Path, name: str, dtype: str) -> Array:
+        """Reads an array; its checksum is compared."""
+        with _damage_errors(path, " Remove the checkpoint to use the one before it."):
+            if path not in self._archives:
+                self._archives[path] = ZipFile(path)
+            return _read_member(self._archives[path], name, dtype)
+
+
+def _read_member(archive: ZipFile, name: str, dtype: str) -> Array:
+    with archive.open(name) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        member.read()  # The checksum is compared at the end of the member.
+    return array.view(_find_dtype(dtype))
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[ZipFile, dict[str, Any]]]:
     """Context manager that opens a checkpoint; turns errors into a `CheckpointError`."""
+    with _damage_errors(path), ZipFile(path) as archive:
+        content = json.loads(archive.read("state.json"))
+        _check_form(path, content["form"])
+        yield archive, content
+
+
+@contextlib.contextmanager
+def _damage_errors(path: Path, advice: str = "") -> Iterator[None]:
+    """Context manager that turns errors of a damaged file into a `CheckpointError`."""
     try:
-        with ZipFile(path) as archive:
-            content = json.loads(archive.read("state.json"))
-            _check_form(path, content["form"])
-            yield archive, content
+        yield
     except NotSupportedError:
         raise
     except (
         *(BadZipFile, EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
         *(OverflowError, TypeError, ValueError, zlib.error),
     ) as error:
-        raise CheckpointError(f"The checkpoint {str(path)!r} is damaged: {error}.") from error
+        raise CheckpointError(
+            f"The checkpoint {str(path)!r} is damaged: {error}.{advice}"
+        ) from error
 
 
 def _check_form(path: Path, form: int) -> None:
@@ -191,71 +287,3 @@ def _plain(array: Array) -> Array:
     if array.dtype.isbuiltin == 1:
         return array
     return array.view(f"u{array.dtype.itemsize}")
-
-
-def pack_state(state: Any) -> tuple[Any, list[Array]]:
-    """Converts nested values into JSON values and a list of arrays.
-
-    In JSON, the index in the list stands for an array. The values may be `None`, booleans, numbers,
-    strings, bytes, NumPy arrays and scalars, and dicts, lists, tuples and sets of them.
-    """
-    arrays: list[Array] = []
-    return _pack(state, arrays, 0), arrays
-
-
-def unpack_state(packed: Any, arrays: Sequence[Array]) -> Any:
-    """Restores the nested values from the two results of `pack_state`."""
-    if isinstance(packed, list):
-        return [unpack_state(value, arrays) for value in packed]
-    if not isinstance(packed, dict):
-        return packed
-    if _KIND not in packed:
-        return {name: unpack_state(value, arrays) for name, value in packed.items()}
-    kind, value = packed[_KIND], packed["value"]
-    if kind in _COLLECTIONS:
-        return _COLLECTIONS[kind](unpack_state(value, arrays))
-    readers: dict[str, Callable[[Any], Any]] = {
-        "array": lambda index: arrays[index],
-        "scalar": lambda index: arrays[index][()],
-        "float": float,
-        "integer": lambda text: int(text, 16),
-        "bytes": base64.b64decode,
-    }
-    return readers[kind](value)
-
-
-def _pack(value: Any, arrays: list[Array], depth: int) -> Any:
-    if depth > _MAX_DEPTH:
-        raise InvalidInputError(f"The state is nested more than {_MAX_DEPTH} levels deep.")
-    if value is None or type(value) in (bool, str):
-        return value
-    if type(value) is int:
-        return value if abs(value) <= _MAX_WORD else _mark("integer", hex(value))
-    if type(value) is float:
-        return value if math.isfinite(value) else _mark("float", repr(value))
-    if type(value) is bytes:
-        return _mark("bytes", base64.b64encode(value).decode("ascii"))
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind != "O":
-        arrays.append(np.asarray(value))
-        kind = "array" if isinstance(value, np.ndarray) else "scalar"
-        return _mark(kind, len(arrays) - 1)
-    return _pack_items(value, arrays, depth)
-
-
-def _pack_items(value: Any, arrays: list[Array], depth: int) -> Any:
-    if isinstance(value, Mapping):
-        if all(type(name) is str for name in value) and _KIND not in value:
-            return {name: _pack(item, arrays, depth + 1) for name, item in value.items()}
-        pairs = [tuple(pair) for pair in value.items()]
-        return _mark("dict", _pack(pairs, arrays, depth + 1))
-    if type(value) in (list, tuple, set):
-        items = [_pack(item, arrays, depth + 1) for item in value]
-        return items if type(value) is list else _mark(type(value).__name__, items)
-    raise InvalidInputError(
-        f"A {type(value).__name__} can't be saved: {value!r:.80}. Expected numbers, strings, NumPy "
-        "arrays, and dicts, lists, tuples and sets of them."
-    )
-
-
-def _mark(kind: str, value: Any) -> dict[str, Any]:
-    return {_KIND: kind, "value": value}

@@ -6,18 +6,26 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from keras_deepseek.artifacts.checkpoint import PARTIAL, Checkpoint
+from keras_deepseek.artifacts.checkpoint import Checkpoint, part_name
+from keras_deepseek.artifacts.staging_folder import flush_to_disk
 from keras_deepseek.errors import CheckpointError, InvalidInputError
 
 _logger = logging.getLogger(__name__)
+_ENDING = ".checkpoint"
 _NAME = re.compile(r"step_(\d+)\.checkpoint")
+_ANY_NAME = re.compile(r"step_(\d+)\..*")
+"""The name of a file of a checkpoint, also of one that is not complete."""
 
 
 class CheckpointFolder:
     """A folder with one file for each checkpoint, as `step_0000000120.checkpoint`.
+
+    Where processes write a checkpoint together, it has further files, as
+    `step_0000000120.9f86d081-4.rank_1`. The file without a rank is there once all others are.
 
     Args:
         path: string or path. Made if it is missing.
@@ -78,6 +86,7 @@ class CheckpointFolder:
 
         Raises:
             CheckpointError: The file is missing or damaged.
+            InvalidInputError: The file of another rank is missing, or is of another checkpoint.
         """
         return Checkpoint.read(self._file(step))
 
@@ -89,6 +98,7 @@ class CheckpointFolder:
 
         Raises:
             CheckpointError: There are checkpoints, and all of them are damaged.
+            InvalidInputError: A file of a rank is missing, or is of another checkpoint.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -114,6 +124,8 @@ class CheckpointFolder:
     def write(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint, and then removes those that are no longer kept.
 
+        Of processes that write one together, the last one makes it valid.
+
         Args:
             checkpoint: `Checkpoint`.
 
@@ -121,8 +133,21 @@ class CheckpointFolder:
             CheckpointError: The checkpoint can't be written. Nothing was removed.
         """
         self._make()
-        checkpoint.write(self._file(checkpoint.step))
         self._remember(checkpoint.step, checkpoint.score)
+        target = self._file(checkpoint.step)
+        if checkpoint.num_ranks == 1:
+            checkpoint.write(target)
+        else:
+            parts = [
+                self.path / part_name(checkpoint.step, checkpoint.save_id, rank)
+                for rank in range(checkpoint.num_ranks)
+            ]
+            checkpoint.write(parts[checkpoint.rank])
+            if not all(part.exists() for part in parts):
+                return
+            with contextlib.suppress(FileNotFoundError):  # Another process was faster.
+                parts[0].replace(target)
+            flush_to_disk(self.path)
         self._prune()
 
     def check_writable(self) -> None:
@@ -141,14 +166,12 @@ class CheckpointFolder:
             ) from error
 
     def discard_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps, which a training that resumes here writes again.
+        """Removes what there is of later steps, which a training that resumes here writes again.
 
         Args:
             step: integer.
         """
-        for later in self.steps():
-            if later > step:
-                self._remove(later)
+        self._remove(lambda later: later > step)
 
     def _make(self) -> None:
         try:
@@ -159,16 +182,15 @@ class CheckpointFolder:
             ) from error
 
     def _prune(self) -> None:
-        steps_to_keep = {*self.steps()[-self.keep_last :], *self._best()}
-        for step in self.steps():
-            if step not in steps_to_keep:
-                self._remove(step)
-        for leftover in self.path.glob(f"step_*.checkpoint{PARTIAL}"):
-            leftover.unlink(missing_ok=True)  # Its process was killed during a write.
+        steps = self.steps()
+        steps_to_keep = {*steps[-self.keep_last :], *self._best()}
+        # What is not complete may still be written if it is later than all that is.
+        self._remove(lambda step: step < steps[-1] and step not in steps_to_keep)
 
     def _best(self) -> list[int]:
         """Returns the training steps with the best scores, the earlier first of equal ones."""
-        ranked = sorted(self._scores, key=lambda step: (self._loss(self._scores[step]), step))
+        scored = [step for step in self.steps() if step in self._scores]
+        ranked = sorted(scored, key=lambda step: (self._loss(self._scores[step]), step))
         return ranked[: self.keep_best]
 
     def _loss(self, score: float) -> float:
@@ -178,9 +200,14 @@ class CheckpointFolder:
         if score is not None and math.isfinite(score):
             self._scores[step] = score
 
-    def _remove(self, step: int) -> None:
-        self._file(step).unlink(missing_ok=True)
-        self._scores.pop(step, None)
+    def _remove(self, is_chosen: Callable[[int], bool]) -> None:
+        """Removes all files of the steps for which a function returns True."""
+        paths = self.path.iterdir() if self.path.is_dir() else ()
+        matches = [match for path in paths if (match := _ANY_NAME.match(path.name))]
+        # Without this file, a checkpoint is not there.
+        for match in sorted(matches, key=lambda match: not match[0].endswith(_ENDING)):
+            if is_chosen(int(match[1])):
+                (self.path / match[0]).unlink(missing_ok=True)
 
     def _file(self, step: int) -> Path:
         return self.path / f"step_{step:010d}.checkpoint"

@@ -251,8 +251,8 @@ class Trainer:
         checkpoints = None
         if checkpoint_dir is not None:
             residual = self._cluster.residual
-            shards = self._cluster.shards
-            checkpoints = Checkpoints(checkpoint_options, processes, residual, shards, self._seed)
+            parts = self._cluster.parts
+            checkpoints = Checkpoints(checkpoint_options, processes, residual, parts, self._seed)
         with placement.while_building():
             self.model = build_model(model)
         self.policy, notice = options.choose_policy(self.model, placement.kind)

@@ -68,13 +68,18 @@ class TrainingCluster:
         return Parallelism(
             replicas=replicas,
             residual=self.residual,
-            parts=self.shards if isinstance(self.shards, OptimizerParts) else None,
+            parts=self.parts,
             share=None if self.shards is None or replicas is None else self.shards.share,
             devices=self.placement.replicas,
             place_layers=None if layers is None else layers.begin,
             worker_step=worker_step,
             run_workers=None if self.chief is None else self.chief.training,
         )
+
+    @property
+    def parts(self) -> OptimizerParts | None:
+        """The shards of this process, where each process updates its part of the weights."""
+        return self.shards if isinstance(self.shards, OptimizerParts) else None
 
     def _make_shards(self) -> OptimizerParts | OptimizerLayout | None:
         """Returns the shards for `shard_optimizer=True`; `None` on the one device of a process."""

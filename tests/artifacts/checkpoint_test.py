@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.checkpoint import FORM, Checkpoint, pack_state, unpack_state
+from keras_deepseek.artifacts.checkpoint import FORM, Checkpoint
+from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupportedError
 
 STATE = {
@@ -71,8 +72,21 @@ def test_a_newer_form_is_not_taken_for_a_torn_file(path):
         text = archive.read("state.json").decode()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("state.json", text.replace(f'"form": {FORM}', f'"form": {FORM + 1}'))
-    with pytest.raises(NotSupportedError, match=r"has version 2.*Upgrade"):
+    with pytest.raises(NotSupportedError, match=rf"has version {FORM + 1}.*Upgrade"):
         Checkpoint.read(path)
+
+
+def test_a_file_of_the_first_form_is_read(path):
+    with zipfile.ZipFile(path) as archive:
+        content = json.loads(archive.read("state.json"))
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for name in ("rank", "num_ranks", "save_id", "divided"):
+        del content[name]
+    members["state.json"] = json.dumps({**content, "form": 1}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    assert_whole(Checkpoint.read(path))
 
 
 def test_a_dtype_that_numpy_does_not_know_is_not_taken_for_a_torn_file(path):

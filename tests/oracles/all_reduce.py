@@ -237,7 +237,7 @@ def talk(processes: Processes) -> dict[str, Any]:
 
 def resume(way: str) -> dict[str, Any]:
     """Returns the weights of a training that was left and resumed, and of one that was not."""
-    folder = tempfile.mkdtemp()
+    folder = Path(sys.argv[1]) / f"checkpoints of {way}"
     WAYS["resumed"] = {**WAYS[way], "checkpoint_dir": lambda: folder}
     options = {"batch_size": 16, "epochs": 4, "shuffle": False}
     steps = make("resumed").steps(X, Y, **options)

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from keras_deepseek.artifacts.divided_array import Box, StoredArray
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.replicas import JaxReplicas, divided_axis
@@ -90,15 +91,25 @@ class JaxDistribution(Distribution):
         return int(jax.process_index())
 
     def read_whole(self, value: Any) -> Array:
-        if (
-            not isinstance(value, jax.Array)
-            or value.is_fully_addressable
-            or value.is_fully_replicated
-        ):
+        if not isinstance(value, jax.Array):
             return np.asarray(value)
-        with translate_peer_errors("read a variable that is shared out"):
-            whole: Array = multihost_utils.process_allgather(value, tiled=True)
+        if _is_divided(value):
+            with translate_peer_errors("read a variable that is shared out"):
+                gathered: Array = multihost_utils.process_allgather(value, tiled=True)
+            return gathered
+        if value.is_fully_replicated:
+            return np.asarray(value.addressable_data(0))
+        whole: Array = np.empty(value.shape, value.dtype)
+        for box, piece in _local_pieces(value):
+            whole[tuple(slice(*sides) for sides in box)] = piece
         return whole
+
+    def local_pieces(self, value: Any) -> Iterator[tuple[Box, Array]] | None:
+        return _local_pieces(value) if _is_divided(value) else None
+
+    def assign_stored(self, variable: keras.Variable, source: StoredArray) -> None:
+        shape, sharding = tuple(variable.shape), variable.value.sharding
+        variable.assign(jax.make_array_from_callback(shape, sharding, source.__getitem__))
 
     def join_processes(
         self, coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
@@ -210,6 +221,24 @@ def place_batch(batch: Any) -> Any:
     return keras.tree.map_structure(
         lambda array: None if array is None else distribute_array(array, distribution), batch
     )
+
+
+def _is_divided(value: Any) -> bool:
+    """Returns True for an array that no process has whole."""
+    is_local = not isinstance(value, jax.Array) or value.is_fully_addressable
+    return not (is_local or value.is_fully_replicated)
+
+
+def _local_pieces(value: jax.Array) -> Iterator[tuple[Box, Array]]:
+    """Yields the pieces of an array that this process saves: each number once in all processes.
+
+    Each is read by another object than the array, which would keep a copy in the host's memory.
+    """
+    for number, shard in enumerate(value.addressable_shards):
+        if shard.replica_id == 0:
+            sides = zip(shard.index, value.shape, strict=True)
+            box = tuple(side.indices(size)[:2] for side, size in sides)
+            yield box, np.asarray(value.addressable_data(number))
 
 
 def _fitting(layout: Any, shape: Sequence[int]) -> jax.sharding.Sharding:

@@ -1,12 +1,14 @@
 """Training on several devices and in several processes."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 
+from keras_deepseek.artifacts.divided_array import Box, StoredArray
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import framework_name
 from keras_deepseek.backend.processes.processes import Processes, Replicas
@@ -94,6 +96,18 @@ class Distribution(abc.ABC):
         memory of the tensor: use it before the tensor changes. Raises `PeerLostError` if a process
         has ended, or does not answer.
         """
+
+    def local_pieces(self, value: Any) -> Iterator[tuple[Box, Array]] | None:
+        """Returns the pieces that this process saves of a tensor which no process has whole.
+
+        The arrays may share the memory of the tensor. Returns `None`, as by default, for a tensor
+        that each process has.
+        """
+        return None
+
+    def assign_stored(self, variable: keras.Variable, source: StoredArray) -> None:
+        """Assigns an array of files to a variable. A process reads the pieces that it needs."""
+        variable.assign(np.asarray(source))
 
     def read_strategy(self, strategy: Any) -> tuple[int, int, str] | None:
         """Returns a framework strategy's world size, rank, and address of rank 0.

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.checkpoint import pack_state, unpack_state
+from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.backend.keras_private.callbacks import SET_BY_KERAS
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.throughput_meter import ThroughputMeter

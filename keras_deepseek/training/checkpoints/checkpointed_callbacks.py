@@ -4,24 +4,33 @@ Keras's training loop calls it in place of its own `CallbackList`.
 """
 
 import logging
+import secrets
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
 from keras_deepseek.backend.keras_private.callbacks import finish_callbacks
 from keras_deepseek.backend.keras_private.trainers import epoch_logs, read_learning_rate
+from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.callback_states import CallbackStates
 from keras_deepseek.training.checkpoints.streamed_training import StreamedCallbacks
-from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
+from keras_deepseek.training.checkpoints.training_state import (
+    is_divided,
+    read_pieces,
+    read_variables,
+    write_variables,
+)
 from keras_deepseek.training.cluster.stop_signal import StopSignal
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
-from keras_deepseek.training.step.gradients.optimizer_parts import StateShards
+from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +77,22 @@ class CheckpointWriter:
             self._error = error
 
 
+def _check_shared(folder: Path, training_id: str, processes: Processes) -> None:
+    """Raises an error on all ranks if one of them does not see the folder of rank 0."""
+    path = folder / f"step_0.{training_id}.shared"  # As a checkpoint, should it be left there.
+    if processes.rank == 0:
+        path.touch()
+    processes.gather(np.zeros(0))
+    sees = [bool(is_there) for is_there in processes.gather(np.array(path.exists()))]
+    if processes.rank == 0:
+        path.unlink()
+    if not all(sees):
+        raise InvalidInputError(
+            f"Each process writes its part of a checkpoint, and rank {sees.index(False)} does not "
+            f"see the folder of rank 0, {str(folder)!r}. Name a folder that all of them share."
+        )
+
+
 class CheckpointedCallbacks(StreamedCallbacks):
     """The callbacks of a training with checkpoints. A checkpoint is taken after they have run.
 
@@ -77,6 +102,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         extra_state: dict. Further entries of each checkpoint, such as the `"seed"` for the order of
             the data.
         validates: boolean. Some epochs end with a validation.
+        parts: The parts of the optimizer's state, if each process has one.
     """
 
     def __init__(
@@ -91,7 +117,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         extra_state: dict[str, Any],
         validates: bool,
         residual: GradientResidual | None = None,
-        shards: StateShards | None = None,
+        parts: OptimizerParts | None = None,
         **options: Any,
     ) -> None:
         super().__init__(callbacks, **options)
@@ -103,7 +129,10 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._extra_state = extra_state
         self._validates = validates
         self._residual = residual
-        self._shards = shards
+        self._training_id = ""  # The same on all ranks, and in no other training.
+        self._num_saves = 0
+        self._parts = parts
+        self._is_divided = False  # No process has the whole state: each writes its pieces.
         self._step = self._saved_step = resumed.step if resumed else 0
         self._num_resumed = resumed.state["batch"] if resumed else 0
         self._epoch = 0
@@ -114,6 +143,10 @@ class CheckpointedCallbacks(StreamedCallbacks):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Calls the callbacks with the restored model, and then restores the callbacks' state."""
+        self._training_id = self._processes.broadcast(secrets.token_hex(4))
+        self._is_divided = self._processes.world_size > 1 and is_divided(self._trained, self._parts)
+        if self._is_divided:
+            _check_shared(self._writer.folder.path, self._training_id, self._processes)
         super().on_train_begin(logs)
         self._states.mark_begin()
         self._restore()
@@ -194,7 +227,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         if self._resumed is None:
             return
         state = self._resumed.state
-        write_variables(self._trained, state["variables"], self._shards)
+        write_variables(self._trained, state["variables"], self._parts)
         if self._residual is not None:
             self._residual.write(self._trained.trainable_variables, state.get("residual"))
         self._states.write(state["callbacks"])
@@ -210,10 +243,9 @@ class CheckpointedCallbacks(StreamedCallbacks):
         if score is None:
             return False
         self._writer.finish()  # The checkpoint that is being written has a score as well.
-        # Only rank 0 has the folder.
+        # Perhaps only rank 0 has the folder.
         is_best = self._processes.rank == 0 and self._writer.folder.is_among_best(score)
-        # Rank 0 needs the others' shards to save the state.
-        return is_best if self._shards is None else bool(self._processes.broadcast(is_best))
+        return bool(self._processes.broadcast(is_best))
 
     def _score(self, logs: dict[str, Any]) -> float | None:
         score = None if self._monitor is None else logs.get(self._monitor)
@@ -250,22 +282,28 @@ class CheckpointedCallbacks(StreamedCallbacks):
         raise SystemExit(0)
 
     def _save(self, score: float | None = None) -> None:
-        """Takes a checkpoint, and writes it in the background. All ranks must call it."""
+        """Takes a checkpoint, and writes it in the background. All ranks must call it.
+
+        Rank 0 writes the state, and all others their pieces of it, if it is divided.
+        """
         finish_callbacks(self)
         # First: a callback that checks the steps may stop the training here, or roll it back.
         callbacks = self._states.read()
         self._saved_step = self._step
         self.is_requested = False
         residual = None if self._residual is None else self._residual.read()
-        variables = None
+        self._num_saves += 1
+        save_id, rank = f"{self._training_id}-{self._num_saves}", self._processes.rank
+        num_ranks = self._processes.world_size if self._is_divided else 1
         # On JAX, `self.model` updates the variables.
-        if self._processes.rank == 0 or self._shards is not None:
-            variables = read_variables(self.model, self._shards)
-        if self._processes.rank > 0:
+        if 0 < rank < num_ranks:
+            state: dict[str, Any] = {"pieces": read_pieces(self.model, self._parts)}
+            self._writer.submit(Checkpoint(self._step, state, score, rank, num_ranks, save_id))
+        if rank > 0:
             return
         state = {
             "backend": keras.backend.backend(),
-            "variables": variables,
+            "variables": read_variables(self.model, self._parts),
             "residual": residual,
             "random": read_random_state(),
             "callbacks": callbacks,
@@ -276,4 +314,4 @@ class CheckpointedCallbacks(StreamedCallbacks):
             "batch": self._num_done,
             "is_stopped": bool(self._trained.stop_training),
         }
-        self._writer.submit(Checkpoint(self._step, state, score))
+        self._writer.submit(Checkpoint(self._step, state, score, rank, num_ranks, save_id))

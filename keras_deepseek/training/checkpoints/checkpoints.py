@@ -1,6 +1,7 @@
 """The checkpoints of a trainer: their folder, when they are taken, and resuming from one.
 
-Where several processes train, only rank 0 reads and writes the folder.
+Where several processes train, rank 0 reads and writes the folder; the others too if the state is
+divided among them.
 """
 
 import functools
@@ -12,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
@@ -30,7 +32,7 @@ from keras_deepseek.training.checkpoints.training_state import write_model_and_o
 from keras_deepseek.training.cluster.stop_signal import StopSignal
 from keras_deepseek.training.data.position_data import position_data
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
-from keras_deepseek.training.step.gradients.optimizer_parts import StateShards
+from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
 
 _logger = logging.getLogger(__name__)
 
@@ -100,13 +102,13 @@ class Checkpoints:
         options: CheckpointOptions,
         processes: Processes,
         residual: GradientResidual | None,
-        shards: StateShards | None,
+        parts: OptimizerParts | None,
         seed: int | None,
     ) -> None:
         monitor, best_is, num_best = options.best()
         self._processes = processes
         self._residual = residual
-        self._shards = shards
+        self._parts = parts
         self._seed = seed
         self._every = options.checkpoint_every
         self._monitor = monitor
@@ -122,8 +124,12 @@ class Checkpoints:
 
         Raises:
             CheckpointError: There are checkpoints, and none of them can be read.
-            InvalidInputError: It was made on another backend.
+            InvalidInputError: It was made on another backend, or a file of a rank is missing or is
+                of another checkpoint.
         """
+        if self._writer is not None:
+            self._writer.finish()
+        self._processes.gather(np.zeros(0))  # Waits until all processes have written.
         checkpoint = ask_rank_0(self._processes, self._folder.latest)
         backend = keras.backend.backend()
         if checkpoint is not None and checkpoint.state["backend"] != backend:
@@ -140,12 +146,10 @@ class Checkpoints:
         Returns:
             The step of the checkpoint, or `None` if there is none yet.
         """
-        if self._writer is not None:
-            self._writer.finish()
         checkpoint = self.latest()
         if checkpoint is None:
             return None
-        write_model_and_optimizers(model, checkpoint.state["variables"], self._shards)
+        write_model_and_optimizers(model, checkpoint.state["variables"], self._parts)
         if self._residual is not None:
             self._residual.write(model.trainable_variables, checkpoint.state.get("residual"))
         return checkpoint.step
@@ -193,7 +197,7 @@ class Checkpoints:
             extra_state={"seed": seed, "precision": precision, "given_rate": self._given_rate},
             validates=options.get("validation_data") is not None,
             residual=self._residual,
-            shards=self._shards,
+            parts=self._parts,
         )
         position = None if resumed is None else resumed.state["data"]
         streamed = streamed_training(
@@ -268,11 +272,13 @@ class Checkpoints:
         self._folder.check_writable()
         if resumed is not None:
             self._folder.discard_after(resumed.step)  # Newer checkpoints can't be read.
-        elif steps := self._folder.steps():
+            return
+        if steps := self._folder.steps():
             raise InvalidInputError(
                 f"{str(self._folder.path)!r} holds the checkpoints of a training, the last of step "
                 f"{steps[-1]}. Continue it with fit(..., resume=True), or name another folder."
             )
+        self._folder.discard_after(-1)  # The first checkpoint of a training that was killed.
 
 
 def has_ended(resumed: Checkpoint, epochs: int) -> bool:

@@ -4,33 +4,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.divided_array import ArrayPieces, StoredArray
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.tensor_values import read_values
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.gradients.optimizer_parts import StateShards
+from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
 from keras_deepseek.training.step.step_guard import GuardMetric
 
 
-def read_variables(model: keras.Model, shards: StateShards | None = None) -> dict[str, Any]:
+def read_variables(model: keras.Model, parts: OptimizerParts | None = None) -> dict[str, Any]:
     """Returns copies of all values that a training of a model changes.
 
     These are the weights, states and seeds of the layers; the optimizer's variables, with moving
     averages, accumulated gradients and the loss scale; the variables of further optimizers that
-    the model holds; and the sums of the metrics. With `shards`, the optimizer's state is
-    put together: all processes must call it.
+    the model holds; and the sums of the metrics. Where this process has pieces of a value,
+    they are `ArrayPieces`.
     """
+    groups = _groups(model)
     state: dict[str, Any] = {
         group: {
-            "names": [variable.path for variable in variables],
-            "dtypes": [variable.dtype for variable in variables],
-            "values": shards.read_state(model)
-            if group == "optimizer" and shards is not None
-            else read_values(variables),
+            "names": [variable.path for variable in groups[group]],
+            "dtypes": [variable.dtype for variable in groups[group]],
+            "values": list(values),
         }
-        for group, variables in _groups(model).items()
+        for group, values in _read_groups(model, groups, parts, reads_whole=True)
     }
     state["optimizer_class"] = _optimizer_class(model)
     state["trained by own optimizers"] = trained_positions(model)
@@ -38,12 +40,56 @@ def read_variables(model: keras.Model, shards: StateShards | None = None) -> dic
     return state
 
 
+def read_pieces(model: keras.Model, parts: OptimizerParts | None = None) -> list[ArrayPieces]:
+    """Returns only this process's `ArrayPieces` among the values of `read_variables`."""
+    groups = _read_groups(model, _groups(model), parts, reads_whole=False)
+    return [value for _, values in groups for value in values if isinstance(value, ArrayPieces)]
+
+
+def is_divided(model: keras.Model, parts: OptimizerParts | None = None) -> bool:
+    """Returns True if no process has the whole state of a training."""
+    local_pieces = backend.current().distribution.local_pieces
+    variables = [variable for group in _groups(model).values() for variable in group]
+    return parts is not None or any(local_pieces(variable.value) for variable in variables)
+
+
+def _read_groups(
+    model: keras.Model,
+    groups: dict[str, list[keras.Variable]],
+    parts: OptimizerParts | None,
+    *,
+    reads_whole: bool,
+) -> Iterator[tuple[str, Iterator[Any]]]:
+    """Yields the values of each group, which are read one by one."""
+    for group, variables in groups.items():
+        if parts is not None and group == "optimizer":
+            yield group, parts.read_state(model)
+        else:
+            yield group, (_read(variable, reads_whole=reads_whole) for variable in variables)
+
+
+def _read(variable: keras.Variable, *, reads_whole: bool) -> Array | ArrayPieces | None:
+    pieces = backend.current().distribution.local_pieces(variable.value)
+    if pieces is None:
+        return read_values([variable])[0] if reads_whole else None
+    copies = [(box, np.array(piece)) for box, piece in pieces]
+    return ArrayPieces(tuple(variable.shape), variable.dtype, copies)
+
+
+def _assign(variable: keras.Variable, value: Array | StoredArray) -> None:
+    if isinstance(value, StoredArray):
+        backend.current().distribution.assign_stored(variable, value)
+    else:
+        variable.assign(value)
+
+
 def write_variables(
-    model: keras.Model, state: dict[str, Any], shards: StateShards | None = None
+    model: keras.Model, state: dict[str, Any], parts: OptimizerParts | None = None
 ) -> None:
     """Restores the variables' values that `read_variables` returned."""
     _check_optimizer(model, state)
-    state = _cut(model, state, shards)
+    _check("model", model.variables, state["model"])
+    state = _cut(model, state, parts)
     build_own_optimizers(model, state["trained by own optimizers"])
     groups = _groups(model)
     if len(groups["guard"]) != len(state["guard"]["values"]):
@@ -52,26 +98,26 @@ def write_variables(
         _check(group, variables, state[group])
     for group, variables in groups.items():
         for variable, value in zip(variables, state[group]["values"], strict=True):
-            variable.assign(value)
+            _assign(variable, value)
     backend.current().step.write_buffers(model, state["buffers"])
 
 
 def write_model_and_optimizers(
-    model: keras.Model, state: dict[str, Any], shards: StateShards | None = None
+    model: keras.Model, state: dict[str, Any], parts: OptimizerParts | None = None
 ) -> None:
     """Restores a model and its optimizers, but not its metrics, from `read_variables`."""
-    state = _cut(model, state, shards)
+    state = _cut(model, state, parts)
     for group in ("model", "optimizer", "own optimizers"):
         for variable, value in zip(_groups(model)[group], state[group]["values"], strict=True):
-            variable.assign(value)
+            _assign(variable, value)
     backend.current().step.write_buffers(model, state["buffers"])
 
 
-def _cut(model: keras.Model, state: dict[str, Any], shards: StateShards | None) -> dict[str, Any]:
-    """Returns a state with this process's shards of the optimizer's variables."""
-    if shards is None or len(state["optimizer"]["values"]) != len(model.optimizer.variables):
+def _cut(model: keras.Model, state: dict[str, Any], parts: OptimizerParts | None) -> dict[str, Any]:
+    """Returns a state with this process's parts of the optimizer's variables."""
+    if parts is None or len(state["optimizer"]["values"]) != len(model.optimizer.variables):
         return state
-    values = shards.cut_state(model, state["optimizer"]["values"])
+    values = parts.cut_state(model, state["optimizer"]["values"])
     return {**state, "optimizer": {**state["optimizer"], "values": values}}
 
 
@@ -79,7 +125,7 @@ def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
     """Restores only the weights and states of a built model from `read_variables`."""
     _check("model", model.variables, state["model"])
     for variable, value in zip(model.variables, state["model"]["values"], strict=True):
-        variable.assign(value)
+        _assign(variable, value)
     backend.current().step.write_buffers(model, state["buffers"])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.network_address import join_address, parse_address
+from keras_deepseek.backend.protocols.distribution import KerasDistribution
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
@@ -116,7 +117,11 @@ def resolve_strategy(
                 )
         world_size, rank, coordinator = strategy_task
     is_name = strategy is None or isinstance(strategy, str)
-    return strategy, resolve_cluster(strategy if is_name else None, world_size, rank, coordinator)
+    strategy_name = strategy if is_name else None
+    is_layout = isinstance(strategy, KerasDistribution)
+    if is_layout and backend.current().distribution.count_processes() > 1:
+        strategy_name = "allreduce"  # Its devices are those of all joined processes.
+    return strategy, resolve_cluster(strategy_name, world_size, rank, coordinator)
 
 
 def _read_arguments(world_size: Any, rank: Any, coordinator: Any) -> ClusterHints:

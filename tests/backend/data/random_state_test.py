@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.checkpoint import pack_state, unpack_state
+from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.backend import current
 from keras_deepseek.backend.data.random_state import (
     read_random_state,

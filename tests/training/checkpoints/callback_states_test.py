@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.checkpoint import pack_state, unpack_state
+from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.callback_states import CallbackStates
 

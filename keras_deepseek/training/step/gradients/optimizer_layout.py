@@ -1,12 +1,10 @@
 """Sharded optimizer state on the devices of one JAX program, whose compiler divides the update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
-import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.optimizers import making_slots, weight_slots
 from keras_deepseek.backend.processes.processes import ProgramReplicas
 from keras_deepseek.training.step.gradients.optimizer_parts import (
@@ -54,12 +52,3 @@ class OptimizerLayout:
         """Sends the updated parts of weights to all processes, many at once."""
         if self._replicas is not None:
             self._replicas.gather_weights(self._weights)
-
-    def read_state(self, model: keras.Model) -> list[Array]:
-        """Returns the whole values of all variables of the optimizer."""
-        read_whole = backend.current().distribution.read_whole
-        return [np.array(read_whole(variable.value)) for variable in model.optimizer.variables]
-
-    def cut_state(self, model: keras.Model, values: Sequence[Array]) -> list[Array]:
-        """Returns the values, of which each device takes its part when they are assigned."""
-        return list(values)

@@ -7,12 +7,13 @@ References:
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_deepseek.artifacts.divided_array import ArrayPieces, Box, StoredArray, whole_box
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.optimizers import (
     exclude_from_decay,
@@ -34,29 +35,6 @@ _ELEMENTWISE = (
 )
 """Optimizers of Keras that update each number by its own gradient. Others get whole weights."""
 _COUNTERS = ("iteration", "learning_rate")
-
-
-class StateShards(Protocol):
-    """The base class of the shards of an optimizer's state."""
-
-    def prepare(self, model: keras.Model, *, by_weight: bool) -> None:
-        """Builds the optimizer of a built model for this process's shards.
-
-        With `by_weight`, a weight belongs to one process as a whole, as clipping by the norm of
-        each gradient needs.
-        """
-
-    def share(self) -> None:
-        """Makes the weights whole in all processes, after an update of this process's shards."""
-
-    def read_state(self, model: keras.Model) -> list[Array]:
-        """Returns the values of all variables of the optimizer, as those of a process alone.
-
-        All processes must call it. Those but rank 0 may get the values of their shards.
-        """
-
-    def cut_state(self, model: keras.Model, values: Sequence[Array]) -> list[Array]:
-        """Returns this process's shards of the values that `read_state` returned."""
 
 
 class OptimizerParts:
@@ -152,42 +130,46 @@ class OptimizerParts:
         with own_attributes(optimizer, **changed):
             yield
 
-    def read_state(self, model: keras.Model) -> list[Array]:
-        """Returns the values of all variables of the optimizer, as those of a process alone.
+    def read_state(self, model: keras.Model) -> Iterator[Array | ArrayPieces]:
+        """Yields the values of all variables of the optimizer: this process's pieces of its state.
 
-        All processes must call it. Those but rank 0 get the values of their parts.
+        Counters and the learning rate are whole.
         """
         owners = self._owners(model)
-        values = read_values(model.optimizer.variables)
-        pairs = zip(model.optimizer.variables, values, strict=True)
-        return [
-            value if id(variable) not in owners else self._put_together(owners[id(variable)], value)
-            for variable, value in pairs
-        ]
+        for variable in model.optimizer.variables:
+            (value,) = read_values([variable])
+            index = owners.get(id(variable))
+            yield value if index is None else self._as_pieces(index, value)
 
-    def cut_state(self, model: keras.Model, values: Sequence[Array]) -> list[Array]:
-        """Returns this process's parts of values that `read_state` returned."""
-        owners = self._owners(model)
-        pairs = zip(model.optimizer.variables, values, strict=True)
-        return [
-            value if id(variable) not in owners else self._cut(owners[id(variable)], value)
-            for variable, value in pairs
-        ]
+    def cut_state(
+        self, model: keras.Model, values: Sequence[Array | StoredArray]
+    ) -> list[Array | StoredArray]:
+        """Returns this process's parts of the state of an optimizer of whole weights."""
+        owners, by_weight = self._owners(model), self.division.by_weight
+        pieces = self.division.pieces[self._processes.rank]
+        cut: list[Array | StoredArray] = []
+        for variable, value in zip(model.optimizer.variables, values, strict=True):
+            index = owners.get(id(variable))
+            if index is None:
+                cut.append(value)
+            elif by_weight and not pieces[index].size:  # Its state of nothing has any shape.
+                cut += read_values([variable])
+            else:
+                cut.append(self._cut(index, value))
+        return cut
 
     def _owners(self, model: keras.Model) -> dict[int, int]:
         """Returns the index of the weight that each variable of the optimizer belongs to, by id."""
         indices = {id(part): index for index, part in enumerate(self._parts)}
         return {id(slot): indices[id(part)] for slot, part in weight_slots(plain_optimizer(model))}
 
-    def _put_together(self, index: int, value: Array) -> Array:
-        values = self._processes.gather(value)
-        if self._processes.rank:  # Only rank 0 writes checkpoints.
-            return value
-        if not self.division.by_weight:
-            return np.concatenate(values).reshape(self.weights[index].shape)
-        pieces = [pieces[index] for pieces in self.division.pieces]
-        (owner,) = (rank for rank, piece in enumerate(pieces) if piece.size)
-        return values[owner]
+    def _as_pieces(self, index: int, value: Array) -> ArrayPieces:
+        piece = self.division.pieces[self._processes.rank][index]
+        shape: tuple[int, ...] = tuple(self.weights[index].shape)
+        box: Box = ((piece.start, piece.stop),)
+        if self.division.by_weight:  # Its state may have other shapes.
+            shape, box = value.shape, whole_box(value.shape)
+        return ArrayPieces(shape, str(value.dtype), [(box, value)] if piece.size else [])
 
     def _make_part(self, index: int) -> keras.Variable:
         weight = self.weights[index]
@@ -209,6 +191,8 @@ class OptimizerParts:
             return value
         if self.division.by_weight and len(value.shape):
             return value[:0]
+        if isinstance(value, StoredArray):
+            return value.flat(piece.start, piece.stop)
         flat = value.reshape(-1) if isinstance(value, np.ndarray) else ops.reshape(value, (-1,))
         return flat[piece.start : piece.stop]
 

@@ -1,5 +1,6 @@
 """The parts of one of several processes, that are asked without their peers."""
 
+import functools
 from types import SimpleNamespace
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_deepseek.artifacts.divided_array import StoredArray
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.step.gradients.optimizer_parts import (
     OptimizerParts,
@@ -65,31 +67,39 @@ def test_an_optimizer_of_matrices_has_whole_weights(name):
     assert {tuple(part.shape) for part in parts.variables} <= set(whole)
 
 
-def test_the_state_of_all_is_that_of_one_process():
+@pytest.mark.parametrize("by_weight", [False, True], ids=["slices", "weights"])
+def test_the_pieces_of_all_are_the_state_of_one_process(by_weight):
     values = []
     for rank in range(3):
-        model, parts = prepare(keras.optimizers.Adam(0.1), rank=rank)
+        model, parts = prepare(keras.optimizers.Adam(0.1), rank=rank, by_weight=by_weight)
         parts.take()
         optimizer = model.optimizer
         optimizer.apply([part + 1.0 for part in parts.variables], parts.variables)
-        values.append((model, parts, [np.array(slot) for slot in _arrays(optimizer)]))
-    model, parts, _ = values[0]
-    numbers = iter(range(len(model.optimizer.variables)))
-
-    def gather(_):
-        number = next(numbers) + 2  # The first two belong to no weight.
-        return [arrays[number] for *_, arrays in values]
-
-    parts._processes.gather = gather
+        values.append((model, parts, _arrays(optimizer)))
     alone = build()
     alone.compile(keras.optimizers.Adam(0.1), "mse")
     weights = alone.trainable_variables
     alone.optimizer.apply([weight + 1.0 for weight in weights], weights)
-    state = parts.read_state(model)
-    for received, expected in zip(state, _arrays(alone.optimizer), strict=True):
-        np.testing.assert_allclose(received, expected, rtol=1e-6)
-    for received, expected in zip(parts.cut_state(model, state), values[0][2], strict=True):
-        np.testing.assert_array_equal(received, expected)
+    states = [list(parts.read_state(model)) for model, parts, _ in values]
+    stored = [_store(number, states) for number in range(len(states[0]))]
+    for received, expected in zip(stored, _arrays(alone.optimizer), strict=True):
+        np.testing.assert_allclose(np.asarray(received), expected, rtol=1e-6)
+    for whole in (stored, [np.asarray(value) for value in stored]):
+        for model, parts, own_values in values:
+            for received, expected in zip(parts.cut_state(model, whole), own_values, strict=True):
+                np.testing.assert_array_equal(np.asarray(received), expected)
+
+
+def _store(number, states):
+    """The value of a variable, from those of all ranks, as a checkpoint returns it."""
+    values = [state[number] for state in states]
+    if isinstance(values[0], np.ndarray):  # It belongs to no weight.
+        return values[0]
+    pieces = [
+        (box, functools.partial(np.copy, piece)) for value in values for box, piece in value.pieces
+    ]
+    (shape,) = {value.shape for value in values if value.pieces}
+    return StoredArray(shape, np.dtype(values[0].dtype), pieces, "The state")
 
 
 def _arrays(optimizer):
