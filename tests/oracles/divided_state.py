@@ -72,9 +72,10 @@ def be_killed(phase: str, save: int) -> None:
 
     def write_half(checkpoint: Checkpoint, file: Any) -> None:
         write_to(checkpoint, file)
-        file.truncate(file.tell() // 2)
-        file.flush()
-        end("within")
+        if number[0] == save:
+            file.truncate(file.tell() // 2)
+            file.flush()
+            end("within")
 
     Checkpoint.write = count_and_write  # type: ignore[method-assign]
     if phase == "within":
