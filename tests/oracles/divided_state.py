@@ -5,7 +5,8 @@
 trains alone, or as one of the processes that `keras-deepseek launch` has started. WAY is "slices"
 or "weights" for the division of the optimizer's state, or "fsdp", on JAX alone. Each rank leaves
 losses, weights, and what it has read of divided arrays in a file of OUT. The process RANK is killed
-in its write SAVE, counted from 1: PHASE is "before", "within" or "after".
+in its write SAVE, counted from 1: PHASE is "before", "within" or "after". CHECKPOINTS may name the
+"{rank}", for folders that the processes do not share.
 """
 
 import functools
@@ -39,8 +40,8 @@ num_read = []
 def build() -> keras.Model:
     keras.utils.set_random_seed(1)
     layers = [
-        keras.layers.Dense(64, activation="tanh", name="hidden"),
-        keras.layers.Dense(32, activation="tanh", name="narrow"),
+        keras.layers.Dense(96, activation="tanh", name="hidden"),
+        keras.layers.Dense(48, activation="tanh", name="narrow"),
         keras.layers.Dense(8, name="logits"),
     ]
     return keras.Sequential([keras.Input((16,)), *layers])
@@ -109,7 +110,7 @@ def main() -> None:
         distributed_strategy=strategy,
         shard_optimizer=not is_alone and way != "fsdp",
         guard="skip",
-        checkpoint_dir=folder,
+        checkpoint_dir=folder.format(rank=rank),
         checkpoint_every=3,
         keep_best=("loss", "min", 1),
         seed=3,

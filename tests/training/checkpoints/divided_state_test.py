@@ -18,14 +18,14 @@ IS_JAX = keras.backend.backend() == "jax"
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(6 * SECONDS)]
 
 
-def train(num_processes, out, folder, epochs, way, *kill):
-    """Returns what each process found, or `None` if one was killed."""
+def run(num_processes, out, folder, epochs, way, *kill):
+    """Returns the ended program."""
     command = [sys.executable]
     if num_processes > 1:
         command += ["-m", "keras_deepseek.cli", "launch", "--nproc", str(num_processes)]
     out.mkdir(exist_ok=True)
     arguments = [ORACLE, out, folder, epochs, way, *kill]
-    done = subprocess.run(
+    return subprocess.run(
         [*command, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ORACLE.parents[2])},
         timeout=SECONDS,
@@ -33,11 +33,22 @@ def train(num_processes, out, folder, epochs, way, *kill):
         text=True,
         check=False,
     )
-    if kill:
+
+
+def train(num_processes, out, *arguments):
+    """Returns what each process found, or `None` if one was killed."""
+    done = run(num_processes, out, *arguments)
+    if len(arguments) > 3:
         assert done.returncode != 0
         return None
     assert done.returncode == 0, done.stdout + done.stderr
     return [np.load(out / f"{rank}.npz") for rank in range(num_processes)]
+
+
+def test_a_folder_that_is_not_shared_is_refused_before_the_first_step(tmp_path):
+    done = run(2, tmp_path / "out", tmp_path / "rank_{rank}", EPOCHS, "slices")
+    assert "rank 1 does not see the folder of rank 0" in done.stdout + done.stderr
+    assert not [*tmp_path.glob("rank_*/*")]
 
 
 WAYS = pytest.mark.parametrize(
