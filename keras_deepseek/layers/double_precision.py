@@ -59,10 +59,9 @@ def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:
 def call_reversed(embedding: keras.layers.ReversibleEmbedding, inputs: Any) -> Any:
     """Returns `embedding(inputs, reverse=True)`, in float64 if the inputs are.
 
-    The embedding must be built.
+    The embedding must be built, and not quantized.
     """
-    needs_keras = embedding.logit_soft_cap is not None or embedding.quantization_mode is not None
-    if needs_keras or not _would_be_rounded(inputs):
+    if embedding.logit_soft_cap is not None or not _would_be_rounded(inputs):
         return embedding(inputs, reverse=True)
     is_tied = embedding.tie_weights
     kernel = ops.transpose(embedding.embeddings) if is_tied else embedding.reverse_embeddings

@@ -1,4 +1,4 @@
-"""Functions that quantize the layers inside a loaded layer again, as those of the saved one were.
+"""Functions for quantized layers inside other layers, and for the logits of a quantized embedding.
 
 Keras saves the dtype policy of a layer, but not the policies of the layers that it makes itself.
 """
@@ -6,9 +6,17 @@ Keras saves the dtype policy of a layer, but not the policies of the layers that
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.layers import flatten_layers, own_variables
+from keras_deepseek.backend.keras_private.quantization import (
+    read_reverse_kernel,
+    reverse_variables,
+)
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.opaque_operation import call_opaque
 
 
 class CompositeLayer(keras.Layer):
@@ -65,3 +73,30 @@ def _layers_by_path(layer: keras.Layer) -> dict[str, keras.Layer]:
         for inner in flatten_layers(layer)
         if (variables := own_variables(inner))
     }
+
+
+def call_reversed_quantized(embedding: keras.layers.ReversibleEmbedding, inputs: Any) -> Any:
+    """Returns `embedding(inputs, reverse=True)` of a quantized embedding, with a gradient.
+
+    Keras rounds the inputs to integers, through which no gradient passes. As in its other quantized
+    layers, the gradient is that of the product with the table.
+    """
+
+    def compute(rows: Any, *_: Any) -> Any:
+        with temporary_attributes(embedding, logit_soft_cap=None):
+            return embedding(rows, reverse=True)
+
+    def differentiate(upstream: Any, _: Any, *tensors: Any) -> list[Any]:
+        dtype = keras.backend.standardize_dtype(upstream.dtype)
+        kernel = read_reverse_kernel(embedding, dtype, *tensors)
+        return [ops.matmul(upstream, ops.transpose(kernel))]
+
+    def run(rows: Any, *tensors: Any) -> Any:
+        return backend.current().compute.apply_with_gradient(
+            compute, differentiate, [rows], tensors
+        )
+
+    tensors = [ops.convert_to_tensor(variable) for variable in reverse_variables(embedding)]
+    logits = call_opaque(run, ops.cast(inputs, embedding.compute_dtype), *tensors)
+    soft_cap = embedding.logit_soft_cap
+    return logits if soft_cap is None else ops.tanh(logits / soft_cap) * soft_cap

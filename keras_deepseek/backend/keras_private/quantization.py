@@ -75,17 +75,55 @@ def read_kernel(layer: keras.layers.EinsumDense, dtype: str) -> Any:
     else:
         columns = layer._int4_unpacked_column_size
         values = keras.quantizers.unpack_int4(ops.convert_to_tensor(layer._kernel), columns, -1)
-        values = ops.cast(values, dtype)
-        if layer._int4_block_size is None:
-            values = values / ops.cast(scale, dtype)
-        else:
-            groups = ops.cast(layer.g_idx, "int32")
-            scale, zero = (
-                ops.cast(ops.take(x, groups, axis=0), dtype) for x in (scale, layer.kernel_zero)
-            )
-            values = (values - zero) * scale
-        kernel = ops.reshape(values, layer.original_kernel_shape)
+        is_grouped = layer._int4_block_size is not None
+        groups = [layer.kernel_zero, layer.g_idx] if is_grouped else []
+        kernel = ops.reshape(
+            _dequantize(values, dtype, scale, *groups), layer.original_kernel_shape
+        )
     if not layer.lora_enabled:
         return kernel
     product = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
     return kernel + ops.cast(product * (layer.lora_alpha / layer.lora_rank), dtype)
+
+
+def reverse_variables(embedding: keras.layers.ReversibleEmbedding) -> list[keras.Variable]:
+    """Returns the variables by which a quantized `ReversibleEmbedding` computes logits.
+
+    They are the kernel and its scale, and in int4 with blocks a zero point and the groups of rows.
+    """
+    name = "embeddings" if embedding.tie_weights else "reverse_embeddings"
+    kernel = embedding._embeddings if embedding.tie_weights else embedding.reverse_embeddings
+    variables = [kernel, getattr(embedding, f"{name}_scale")]
+    if (getattr(embedding, "_int4_block_size", None) or -1) > 0:
+        variables += [getattr(embedding, f"{name}_zero"), embedding.g_idx]
+    return variables
+
+
+def read_reverse_kernel(
+    embedding: keras.layers.ReversibleEmbedding, dtype: str, stored: Any, *scales: Any
+) -> Any:
+    """Returns the kernel `(dim, vocabulary_size)` of logits as floating-point numbers.
+
+    `stored` and `scales` are the tensors of `reverse_variables`.
+    """
+    if embedding.tie_weights:
+        scales = tuple(scale if len(scale.shape) == 1 else ops.transpose(scale) for scale in scales)
+        stored = ops.transpose(stored)
+    if embedding.quantization_mode == "int4":
+        stored = keras.quantizers.unpack_int4(stored, embedding.output_dim, axis=0)
+    return _dequantize(stored, dtype, *scales)
+
+
+def _dequantize(
+    values: Any, dtype: str, scale: Any, zero: Any = None, row_groups: Any = None
+) -> Any:
+    """Divides by a scale of each column; or subtracts the zero of a group of rows, and multiplies.
+
+    `row_groups` holds the group of each row.
+    """
+    values = ops.cast(values, dtype)
+    if zero is None:
+        return values / ops.cast(scale, dtype)
+    row_groups = ops.cast(row_groups, "int32")
+    scale, zero = (ops.cast(ops.take(x, row_groups, axis=0), dtype) for x in (scale, zero))
+    return (values - zero) * scale

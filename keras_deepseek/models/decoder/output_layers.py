@@ -10,6 +10,7 @@ from keras_deepseek.layers.double_precision import call_reversed, promote_dtypes
 from keras_deepseek.layers.heads.multi_token_prediction import MultiTokenPrediction
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
 from keras_deepseek.layers.input_check import Shape, read_last_dim
+from keras_deepseek.layers.quantized_layers import call_reversed_quantized
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -61,7 +62,9 @@ class TokenLogits(keras.Layer):
             self.token_embedding.build()
 
     def call(self, inputs: Any) -> Any:
-        logits = call_reversed(self.token_embedding, inputs)
+        is_quantized = self.token_embedding.quantization_mode is not None
+        compute = call_reversed_quantized if is_quantized else call_reversed
+        logits = compute(self.token_embedding, inputs)
         return ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:
