@@ -227,10 +227,10 @@ class _Recorder(TorchDispatchMode):
         if not isinstance(source, torch.Tensor) and tensor not in self._values:
             self._value_of(tensor).is_literal = True
 
-    def is_known_number(self, tensor: Any) -> bool:
-        """Returns True if a tensor has the same numbers each time."""
+    def forbids_reading(self, tensor: Any) -> bool:
+        """Returns True if recorded code may not read a tensor, since its numbers can change."""
         value = self._values.get(tensor)
-        return value is not None and value.is_static()
+        return not (self._is_paused or (value is not None and value.is_static()))
 
     def restore(self) -> None:
         """Gives tensors from outside that were written to their former values."""
@@ -355,7 +355,7 @@ class _Guard(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _READS and not self._recorder.is_known_number(args[0]):
+        if func in _READS and self._recorder.forbids_reading(args[0]):
             raise CannotRecordError(f"it reads numbers, by {func.__name__}")
         result = func(*args, **(kwargs or {}))
         if func in _LITERALS:
