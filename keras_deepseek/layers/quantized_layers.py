@@ -81,9 +81,11 @@ def call_reversed_quantized(embedding: keras.layers.ReversibleEmbedding, inputs:
     Keras rounds the inputs to integers, through which no gradient passes. As in its other quantized
     layers, the gradient is that of the product with the table.
     """
+    soft_cap = embedding.logit_soft_cap
+    no_cap = {} if soft_cap is None else {"logit_soft_cap": None}
 
     def compute(rows: Any, *_: Any) -> Any:
-        with temporary_attributes(embedding, logit_soft_cap=None):
+        with temporary_attributes(embedding, **no_cap):
             return embedding(rows, reverse=True)
 
     def differentiate(upstream: Any, _: Any, *tensors: Any) -> list[Any]:
@@ -98,5 +100,4 @@ def call_reversed_quantized(embedding: keras.layers.ReversibleEmbedding, inputs:
 
     tensors = [ops.convert_to_tensor(variable) for variable in reverse_variables(embedding)]
     logits = call_opaque(run, ops.cast(inputs, embedding.compute_dtype), *tensors)
-    soft_cap = embedding.logit_soft_cap
     return logits if soft_cap is None else ops.tanh(logits / soft_cap) * soft_cap
