@@ -63,10 +63,14 @@ def kill_in(phase: str, step: int, seconds: float, trainer: Any) -> Any:
     if phase == "write":
         wrap(Path, "replace")
     elif keras.backend.backend() != "jax":
-        replicas = trainer._cluster.processes.replicas
-        names = {"sum": "sum_parts", "gather": "share_parts"}
-        owner = trainer.model.optimizer if phase == "update" else replicas
-        wrap(owner, names.get(phase, "apply"))
+        cluster = trainer._cluster
+        replicas = cluster.processes.replicas
+        hooks = {
+            "sum": (replicas, "sum_parts"),
+            "update": (cluster.parts, "take"),
+            "gather": (replicas, "share_parts"),
+        }
+        wrap(*hooks[phase])
     return Count()
 
 
@@ -102,8 +106,15 @@ def train(folder: Path, kill: dict[str, Any] | None) -> None:
     rank = int(os.environ.get("RANK", "0"))
     is_killed = kill is not None and rank == kill.pop("rank")
     callbacks = [kill_in(**kill, trainer=trainer)] if kill is not None and is_killed else []
-    # The order of the checkpoints' callbacks must be the same in each process.
-    trainer.fit(x, y, batch_size=BATCH_SIZE, epochs=NUM_EPOCHS, verbose=0, callbacks=callbacks)
+    trainer.fit(
+        x,
+        y,
+        batch_size=BATCH_SIZE,
+        epochs=NUM_EPOCHS,
+        verbose=0,
+        callbacks=callbacks,
+        resume=any((folder / "checkpoints").glob("*.checkpoint")),
+    )
     if rank == 0:
         weights = {str(n): keras.ops.convert_to_numpy(w) for n, w in enumerate(model.weights)}
         np.savez(folder / "weights.npz", **weights)
