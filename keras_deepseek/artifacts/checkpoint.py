@@ -196,10 +196,10 @@ def _find_divided(path: Path, content: dict[str, Any]) -> Iterator[tuple[int, St
 
 def _read_part(path: Path, rank: int, content: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Returns what the file of another rank says of the divided arrays."""
-    wanted = f"the file of rank {rank} of {content['num_ranks']} of {name!r}"
+    expected_file = f"the file of rank {rank} of {content['num_ranks']} of {name!r}"
     advice = f"Copy it back, or remove {name!r} to use the checkpoint before it."
     if not path.exists():
-        raise InvalidInputError(f"{str(path)!r}, {wanted}, is missing. {advice}")
+        raise InvalidInputError(f"{str(path)!r}, {expected_file}, is missing. {advice}")
     with _opened(path) as (_, part):
         divided: list[dict[str, Any]] = part["divided"]
         is_of = all(part[field] == content[field] for field in _OF_ALL_FILES)
@@ -207,7 +207,7 @@ def _read_part(path: Path, rank: int, content: dict[str, Any], name: str) -> lis
         name = "rank {rank} of {num_ranks}, step {step} and id {save_id!r}".format_map(part)
     if not is_of:
         raise InvalidInputError(
-            f"{str(path)!r} should be {wanted}, and is that of {name}. {advice}"
+            f"{str(path)!r} should be {expected_file}, and is that of {name}. {advice}"
         )
     return divided
 

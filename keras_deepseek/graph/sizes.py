@@ -149,22 +149,15 @@ def trace_free(
         as_operations: True for a graph whose operations read the sizes when they run.
     """
     shapes = [tuple(symbol.shape) for symbol in tree.flatten(example)]
-    traced: list[list[Shape]] = []
-
-    def trace_at(inputs: Any, *, records_creation: bool) -> Graph:
-        traced.append([tuple(map(int, symbol.shape)) for symbol in tree.flatten(inputs)])
-        graph = trace(inputs, records_creation=records_creation)
-        graph.traced = traced
-        return graph
-
-    plain = trace_at(as_symbols(example), records_creation=False)
+    trace = _noting_shapes(trace)
+    plain = trace(as_symbols(example), records_creation=False)
     reasons: dict[tuple[FreeAxis, ...], str] = {}
 
     def attempt(axes: Sequence[FreeAxis]) -> Graph | None:
         if tuple(axes) in reasons:
             return None
         try:
-            traces = functools.partial(_Traces, trace_at, example, axes, agrees, longest)
+            traces = functools.partial(_Traces, trace, example, axes, agrees, longest)
             graph = _trace_with_free(traces, plain)
             if as_operations:
                 _check_shapes(graph)
@@ -192,6 +185,19 @@ def trace_free(
                 graph, free = candidate, [*free, *axes]
                 break
     return graph, free, _describe_fixed([tied for tied, _ in groups], free, reasons)
+
+
+def _noting_shapes(trace: Trace) -> Trace:
+    """Returns a function that traces, and tells each graph at which shapes it did so in all."""
+    traced: list[list[Shape]] = []
+
+    def trace_at(inputs: Any, *, records_creation: bool) -> Graph:
+        traced.append([tuple(map(int, symbol.shape)) for symbol in tree.flatten(inputs)])
+        graph = trace(inputs, records_creation=records_creation)
+        graph.traced = traced
+        return graph
+
+    return trace_at
 
 
 def _describe_fixed(

@@ -102,3 +102,16 @@ def test_a_training_that_is_killed_in_a_write_goes_on_from_a_whole_checkpoint(
     names = sorted(path.name for path in folder.iterdir())
     steps = {name.split(".")[0] for name in names}
     assert len(names) == 3 * len(steps), names  # Nothing of the killed ones is left.
+
+
+@pytest.mark.timeout(60 * SECONDS)
+def test_what_is_killed_in_any_phase_of_a_step_goes_on(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ORACLE.with_name("killed_ranks.py")), str(tmp_path), "--kills", "20"],
+        env={**os.environ, "PYTHONPATH": str(ORACLE.parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count('"right": true') == 20
