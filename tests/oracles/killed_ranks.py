@@ -4,7 +4,7 @@
 
 Each training is killed in a phase of a step: while gradients are summed, in the update, while
 weights are gathered, or while a checkpoint is written. It goes on with as many processes, to the
-same bits, or with another number, to rounding. Where one program has the whole step, as on JAX, the
+same bits, or with another number, to rounding. A step is compiled on TensorFlow and JAX: there the
 kill comes at some time after the beginning of the step. Prints a line for each, as JSON.
 """
 
@@ -57,12 +57,12 @@ def kill_in(phase: str, step: int, seconds: float, trainer: Any) -> Any:
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             if int(trainer.model.optimizer.iterations) >= step and not has_come.is_set():
                 has_come.set()
-                if phase != "write" and keras.backend.backend() == "jax":
+                if phase != "write" and keras.backend.backend() != "torch":
                     kill_soon(seconds)
 
     if phase == "write":
         wrap(Path, "replace")
-    elif keras.backend.backend() != "jax":
+    elif keras.backend.backend() == "torch":
         cluster = trainer._cluster
         replicas = cluster.processes.replicas
         hooks = {
