@@ -5,6 +5,7 @@ one in each, outside of any `tf.distribute` scope; the compiled step itself sums
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -36,7 +37,7 @@ from keras_deepseek.backend.processes.processes import (
 )
 from keras_deepseek.backend.processes.rendezvous import rendezvous
 from keras_deepseek.backend.processes.task_cluster import TaskCluster
-from keras_deepseek.backend.processes.weight_parts import Division, PartSums
+from keras_deepseek.backend.processes.weight_parts import Division
 from keras_deepseek.backend.protocols.distribution import Distribution
 from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 from keras_deepseek.backend.tensorflow.replicas import DeviceReplicas
@@ -211,33 +212,46 @@ class TensorFlowProcesses(SingleReplica, JoinedProcesses):
         scalar_sums, _ = self._sum("forward", scalars, [])
         more, gradients = finish(scalar_sums, None)
         counts, _ = self._sum("backward", more, [])
+        vectors = [tf.reshape(gradient, (-1,)) for gradient in gradients]
         exchange = self._send_in_order(self._collectives.exchange, "sum parts", division)
-        sums = PartSums(division, self.rank, exchange)
-        return scalar_sums, counts, sums.finish(gradients)
+        sums: dict[int, Any] = {}
+        for bucket in division.buckets:
+            bucket_vectors = [vectors[weight] for weight in bucket]
+            ranks = range(self.world_size)
+            rows = exchange(
+                tf.stack([division.join(bucket, bucket_vectors, rank) for rank in ranks])
+            )
+            # One after another, as the sum of the whole gradients is made.
+            total = functools.reduce(tf.add, [rows[rank] for rank in ranks])
+            sums |= zip(bucket, division.split(bucket, total, self.rank), strict=True)
+        return scalar_sums, counts, [sums[weight] for weight in range(len(vectors))]
 
     def share_parts(
         self, division: Division, parts: Sequence[Any], variables: Sequence[keras.Variable]
     ) -> None:
-        def assign(index: int, vector: Any) -> None:
-            variables[index].assign(tf.reshape(vector, variables[index].shape))
-
         gather = self._send_in_order(self._collectives.gather, "share parts", division)
-        division.share(parts, gather, assign)
+        for bucket in division.buckets:
+            rows = gather(division.pad(bucket, [parts[weight] for weight in bucket]))
+            ranks = range(self.world_size)
+            by_rank = [division.split(bucket, rows[rank], rank) for rank in ranks]
+            for weight, pieces in zip(bucket, zip(*by_rank, strict=True), strict=True):
+                variable = variables[weight]
+                variable.assign(tf.reshape(tf.concat(pieces, axis=0), variable.shape))
 
     def _send_in_order(
         self, send: Callable[[Any, int], Any], purpose: str, division: Division
-    ) -> Callable[[Any], Callable[[], Any]]:
+    ) -> Callable[[Any], Any]:
         """Returns a function that sends a tensor, by the next of the keys for a division."""
         widths = [(division.width(bucket),) for bucket in division.buckets]
         keys = itertools.count(self._check_shapes([(purpose,), *widths]))
         sent: list[Any] = []
 
-        def start(tensor: Any) -> Callable[[], Any]:
+        def send_next(tensor: Any) -> Any:
             with tf.control_dependencies(sent[-1:]):  # NCCL needs the same order on all ranks.
                 sent.append(received := send(tensor, next(keys)))
-            return lambda: received
+            return received
 
-        return start
+        return send_next
 
     def _sum(
         self, part: str, scalars: Sequence[Any], gradients: Sequence[Any]

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.backend.processes.weight_parts import Division, PartSums
+from keras_deepseek.backend.processes.weight_parts import Division
 
 SIZES = [1_000_001, 7, 1, 12, 4_500_000, 3]
 """The last two fill a bucket; some have fewer numbers than there are processes."""
@@ -41,59 +41,18 @@ def test_large_weights_go_to_different_processes():
     assert [sum(piece.size for piece in pieces) for pieces in division.pieces] == [50] * 4
 
 
-def test_few_gradients_are_in_memory_at_once():
-    division = Division([2_000_000] * 12, 1, by_weight=False)
-    under_way = []
-
-    def exchange(rows):
-        under_way.append(rows)
-
-        def wait():
-            under_way.pop()
-            return rows
-
-        assert len(under_way) <= 3
-        return wait
-
-    sums = PartSums(division, 0, exchange)
-    for index in reversed(range(12)):
-        sums.receive(index, keras.ops.full((2_000_000,), index, "float32"))
-    for index, vector in enumerate(sums.finish([None] * 12)):
-        assert keras.ops.convert_to_numpy(vector).tolist()[::999_999] == [index] * 3
-    assert not under_way
-
-
-def test_parts_are_summed_and_put_together_again(division):
-    """Each process sends its rows to all others, and hears theirs, in a list of all rows."""
-    gradients = [draw(rank) for rank in range(NUM_PROCESSES)]
-    rows = [[] for _ in range(NUM_PROCESSES)]
-
-    def exchange_of(rank):
-        number = iter(range(len(division.buckets)))
-
-        def exchange(own):
-            rows[rank].append(own)
-            bucket = next(number)
-            return lambda: keras.ops.stack([rows[other][bucket][rank] for other in range(4)])
-
-        return exchange
-
-    sums = [PartSums(division, rank, exchange_of(rank)) for rank in range(NUM_PROCESSES)]
-    for rank, part_sums in enumerate(sums):
-        for index in (3, 3, 5, 4, 0, 2, 1):  # In the order of no bucket, and one twice.
-            part_sums.receive(index, keras.ops.convert_to_tensor(gradients[rank][index]))
-    parts = [
-        part_sums.finish([keras.ops.convert_to_tensor(array) for array in arrays])
-        for part_sums, arrays in zip(sums, gradients, strict=True)
-    ]
-    joined = [
-        [division.pad(bucket, [parts[rank][weight] for weight in bucket]) for rank in range(4)]
-        for bucket in division.buckets
-    ]
-    buckets = iter(joined)
-    whole = {}
-    gather = lambda _: lambda: keras.ops.stack(next(buckets))  # noqa: E731
-    division.share(parts[0], gather, whole.__setitem__)
-    for weight, vector in whole.items():
-        expected = sum(gradient[weight] for gradient in gradients)
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(vector), expected)
+def test_rows_of_pieces_are_summed_and_put_together_again(division):
+    weights = [[keras.ops.convert_to_tensor(array) for array in draw(seed)] for seed in range(4)]
+    expected = [sum(arrays) for arrays in zip(*map(draw, range(4)), strict=True)]
+    ranks = range(NUM_PROCESSES)
+    for bucket in division.buckets:
+        sums = []
+        for rank in ranks:
+            rows = [
+                division.join(bucket, [vectors[i] for i in bucket], rank) for vectors in weights
+            ]
+            sums.append(division.split(bucket, sum(rows), rank))
+        assert len({division.pad(bucket, pieces).shape for pieces in sums}) == 1
+        for weight, pieces in zip(bucket, zip(*sums, strict=True), strict=True):
+            vector = keras.ops.convert_to_numpy(keras.ops.concatenate(pieces))
+            np.testing.assert_array_equal(vector, expected[weight])
