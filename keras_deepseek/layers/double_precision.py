@@ -10,6 +10,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.layers.quantized_layers import call_quantized
+
 _WIDEST = "float64"
 
 
@@ -48,7 +50,9 @@ def accumulate(tensor: Any, axis: int) -> Any:
 
 def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:
     """Returns `dense(inputs)`, in float64 if the inputs are. The layer must be built."""
-    if not _would_be_rounded(inputs) or dense.quantization_mode is not None:
+    if dense.quantization_mode is not None:
+        return call_quantized(dense, inputs)
+    if not _would_be_rounded(inputs):
         return dense(inputs)
     outputs = multiply_matrices(inputs, dense.kernel)
     if dense.bias is not None:

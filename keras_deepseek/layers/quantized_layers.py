@@ -3,6 +3,7 @@
 Keras saves the dtype policy of a layer, but not the policies of the layers that it makes itself.
 """
 
+import math
 from typing import Any
 
 import keras
@@ -11,8 +12,11 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.layers import flatten_layers, own_variables
 from keras_deepseek.backend.keras_private.quantization import (
+    count_summed_axes,
+    read_int8_kernel,
     read_reverse_kernel,
     reverse_variables,
+    rounds_inputs,
 )
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.errors import InvalidInputError
@@ -75,6 +79,48 @@ def _layers_by_path(layer: keras.Layer) -> dict[str, keras.Layer]:
     }
 
 
+def call_quantized(layer: Any, inputs: Any) -> Any:
+    """Returns `layer(inputs)` of a `Dense` or `EinsumDense`, in int8 with the fastest product.
+
+    The numbers are those of Keras, whose own product of integers is slow on CPUs.
+    """
+    number = None if isinstance(inputs, keras.KerasTensor) else count_summed_axes(layer)
+    if number is None:
+        return layer(inputs)
+    dtype = layer.compute_dtype
+    inputs = ops.cast(inputs, dtype)
+    kernel, scale = read_int8_kernel(layer)
+    sizes, summed = ops.shape(inputs)[:-number], math.prod(kernel.shape[:number])
+    rows = ops.reshape(inputs, (-1, summed))
+    scale = ops.reshape(ops.cast(scale, dtype), (-1,))
+
+    def compute(rows: Any, kernel: Any, scale: Any) -> Any:
+        return _multiply(rows, layer.inputs_quantizer, kernel, scale)
+
+    def differentiate(upstream: Any, _: Any, kernel: Any, scale: Any) -> list[Any]:
+        return [ops.matmul(upstream, ops.transpose(ops.cast(kernel, dtype) / scale))]
+
+    outputs = backend.current().compute.apply_with_gradient(
+        compute, differentiate, [rows], [ops.reshape(kernel, (summed, -1)), scale]
+    )
+    outputs = ops.reshape(outputs, (*sizes, *kernel.shape[number:]))
+    if layer.lora_enabled:
+        lora_a, lora_b = map(ops.convert_to_tensor, (layer.lora_kernel_a, layer.lora_kernel_b))
+        products = ops.matmul(rows, ops.reshape(lora_a, (summed, -1)))
+        products = ops.matmul(ops.reshape(products, (*sizes, *lora_a.shape[number:])), lora_b)
+        outputs = ops.cast(ops.add(outputs, products * (layer.lora_alpha / layer.lora_rank)), dtype)
+    if layer.bias is not None:
+        outputs = ops.add(outputs, layer.bias)
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+def _multiply(rows: Any, quantizer: Any, kernel: Any, scale: Any) -> Any:
+    """Multiplies rows, which it rounds to int8, by an int8 kernel whose columns have a scale."""
+    integers, scale_of_rows = quantizer(rows, axis=-1)
+    product = backend.current().compute.multiply_int8(integers, kernel)
+    return ops.cast(product, rows.dtype) / (scale_of_rows * scale)
+
+
 def call_reversed_quantized(embedding: keras.layers.ReversibleEmbedding, inputs: Any) -> Any:
     """Returns `embedding(inputs, reverse=True)` of a quantized embedding, with a gradient.
 
@@ -84,7 +130,15 @@ def call_reversed_quantized(embedding: keras.layers.ReversibleEmbedding, inputs:
     soft_cap = embedding.logit_soft_cap
     no_cap = {} if soft_cap is None else {"logit_soft_cap": None}
 
-    def compute(rows: Any, *_: Any) -> Any:
+    is_known = type(embedding) is keras.layers.ReversibleEmbedding and rounds_inputs(embedding)
+
+    def compute(rows: Any, kernel: Any, scale: Any, *_: Any) -> Any:
+        if is_known:
+            kernel = ops.transpose(kernel) if embedding.tie_weights else kernel
+            scale = ops.reshape(ops.cast(scale, rows.dtype), (-1,))
+            flat = ops.reshape(rows, (-1, rows.shape[-1]))
+            logits = _multiply(flat, embedding.inputs_quantizer, kernel, scale)
+            return ops.reshape(logits, (*ops.shape(rows)[:-1], kernel.shape[-1]))
         with temporary_attributes(embedding, **no_cap):
             return embedding(rows, reverse=True)
 

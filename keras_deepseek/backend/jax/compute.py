@@ -16,6 +16,8 @@ from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_piec
 from keras_deepseek.backend.keras_private.variables import NestedScope
 from keras_deepseek.backend.protocols.compute import Compute
 
+_LEAST_INT8_ROWS = 4
+
 
 class JaxCompute(Compute):
     """Implements `Compute` by JAX."""
@@ -88,6 +90,12 @@ class JaxCompute(Compute):
                 return function(*tensors)
 
         return lambda *tensors: run([variable.value for variable in variables], *tensors)
+
+    def multiply_int8(self, rows: Any, kernel: Any) -> Any:
+        # On a CPU, XLA has no fast product for fewer rows.
+        missing = max(_LEAST_INT8_ROWS - rows.shape[0], 0)
+        padded = jnp.pad(rows, ((0, missing), (0, 0)))
+        return jnp.matmul(padded, kernel, preferred_element_type="int32")[: rows.shape[0]]
 
     def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
         # JAX sorts negative zero below zero.

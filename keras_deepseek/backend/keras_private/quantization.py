@@ -86,6 +86,37 @@ def read_kernel(layer: keras.layers.EinsumDense, dtype: str) -> Any:
     return kernel + ops.cast(product * (layer.lora_alpha / layer.lora_rank), dtype)
 
 
+def rounds_inputs(layer: keras.Layer) -> bool:
+    """Returns True if a layer rounds its inputs to int8, by the largest of each row."""
+    quantizer: Any = getattr(layer, "inputs_quantizer", None)
+    if type(quantizer) is not keras.quantizers.AbsMaxQuantizer or quantizer.output_dtype != "int8":
+        return False
+    return layer.quantization_mode == "int8" and layer._remat_mode is None
+
+
+def count_summed_axes(layer: keras.Layer) -> int | None:
+    """Returns the number of last axes of its inputs that an int8 layer multiplies and sums over.
+
+    It is `None` if the layer does anything else than a `Dense` or an `EinsumDense` of that kind.
+    """
+    if not rounds_inputs(layer) or layer.activity_regularizer is not None:
+        return None
+    if type(layer) is keras.layers.Dense:
+        return 1
+    if type(layer) is not keras.layers.EinsumDense or "." in layer.equation:
+        return None
+    operands, outputs = layer.equation.replace(" ", "").split("->")
+    inputs, kernel = operands.split(",")
+    number = len(set(inputs) & set(kernel))
+    is_product = 0 < number < len(inputs) and inputs[-number:] == kernel[:number]
+    return number if is_product and outputs == inputs[:-number] + kernel[number:] else None
+
+
+def read_int8_kernel(layer: keras.Layer) -> tuple[Any, Any]:
+    """Returns the int8 kernel and its scale, of a layer that has `count_summed_axes`."""
+    return ops.convert_to_tensor(layer._kernel), ops.convert_to_tensor(layer.kernel_scale)
+
+
 def reverse_variables(embedding: keras.layers.ReversibleEmbedding) -> list[keras.Variable]:
     """Returns the variables by which a quantized `ReversibleEmbedding` computes logits.
 

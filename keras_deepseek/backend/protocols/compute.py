@@ -88,6 +88,14 @@ class Compute(abc.ABC):
         """Returns a function of tensors in the form whose calls are fastest."""
         return function
 
+    @abc.abstractmethod
+    def multiply_int8(self, rows: Any, kernel: Any) -> Any:
+        """Returns the product of two int8 matrices as exact int32 numbers.
+
+        It is that of `ops.matmul`, which is slow on CPUs: PyTorch and TensorFlow multiply integers
+        without vector instructions, and XLA does so for a single row.
+        """
+
     def has_attention_kernel(self) -> bool:
         """Returns True if `ops.dot_product_attention` does not keep the scores in memory.
 

@@ -12,10 +12,17 @@ from tensorflow.python.eager.record import could_possibly_record
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.call_context import is_gradient_free
+from keras_deepseek.backend.call_context import is_gradient_free, known_size
 from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
 from keras_deepseek.backend.keras_private.variables import NestedScope, scoped_values
 from keras_deepseek.backend.protocols.compute import Compute
+
+_MOST_EXACT_ROWS = 1024
+"""The most products of two int8 numbers whose sum is exact in float32."""
+_FEW_INT8_ROWS, _LARGE_INT8_KERNEL = 4, 2**18
+"""The most rows, and the fewest elements of a kernel, for which smaller blocks are faster."""
+_CACHED_INT8_ROWS = 128
+"""The rows of a kernel that are then converted at once: they stay in the cache."""
 
 
 class TensorFlowCompute(Compute):
@@ -76,6 +83,20 @@ class TensorFlowCompute(Compute):
             function, jit_compile=uses_xla, autograph=False
         )
         return compiled
+
+    def multiply_int8(self, rows: Any, kernel: Any) -> Any:
+        num_rows = known_size(rows.shape[0])
+        is_few = num_rows is not None and num_rows <= _FEW_INT8_ROWS
+        if is_few and kernel.shape.num_elements() < _LARGE_INT8_KERNEL:
+            return tf.matmul(rows, kernel, output_type="int32")
+        # Floating-point sums of integers are exact up to 2^24.
+        block = _CACHED_INT8_ROWS if is_few else _MOST_EXACT_ROWS
+        rows = tf.cast(rows, "float32")
+        products = [
+            tf.cast(rows[:, i : i + block] @ tf.cast(kernel[i : i + block], "float32"), "int32")
+            for i in range(0, kernel.shape[0], block)
+        ]
+        return tf.add_n(products)
 
     def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
         largest, indices = keras.ops.top_k(values, k)

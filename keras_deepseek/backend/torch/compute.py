@@ -1,5 +1,6 @@
 """Operations on tensors, loops and values of variables on PyTorch."""
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -85,6 +86,13 @@ class TorchCompute(Compute):
                 return compiled(*tensors)
 
         return run
+
+    def multiply_int8(self, rows: Any, kernel: Any) -> Any:
+        is_plain = type(rows) is torch.Tensor and rows.device.type == "cpu"
+        is_exported = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if is_plain and not is_exported and _has_exact_int8_product():
+            return torch._int_mm(rows, kernel)  # noqa: SLF001
+        return keras.ops.matmul(rows, kernel)
 
     def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
         indices = _choose(values.detach(), k)
@@ -177,6 +185,15 @@ class TorchCompute(Compute):
 
     def unset_initializer(self) -> Any:
         return _make_untouched_zeros if keras_torch_device() == "cpu" else "zeros"
+
+
+@functools.cache
+def _has_exact_int8_product() -> bool:
+    """Returns False if `torch._int_mm` saturates: without VNNI instructions, oneDNN may."""
+    with _disable_current_modes(), torch.inference_mode():
+        ones = torch.ones((1, 512), dtype=torch.int8, device="cpu")
+        product = torch._int_mm(ones * 127, ones.reshape(-1, 1).repeat(1, 32) * -127)  # noqa: SLF001
+        return bool((product == -512 * 127**2).all())
 
 
 def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

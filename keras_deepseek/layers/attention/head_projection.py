@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.quantized_layers import call_quantized
 
 
 def projection_arguments(layer: Any, name: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def project_tokens(projection: keras.layers.EinsumDense, inputs: Any) -> Any:
     For a `keras.KerasTensor`, `EinsumDense` returns an unknown length even if that of the inputs is
     known.
     """
-    outputs, (batch_size, length) = projection(inputs), inputs.shape[:2]
+    outputs, (batch_size, length) = call_quantized(projection, inputs), inputs.shape[:2]
     if outputs.shape[1] is not None or length is None:
         return outputs
     batch_size = -1 if batch_size is None else batch_size

@@ -33,6 +33,7 @@ from keras_deepseek.layers.attention.self_attention_layer import (
     check_call,
     check_room,
 )
+from keras_deepseek.layers.double_precision import call_dense
 from keras_deepseek.layers.inner_layers import make_token_norm, serialize_layer
 from keras_deepseek.layers.input_check import Shape, read_dim
 from keras_deepseek.layers.last_tokens import start_of_last, take_last
@@ -258,7 +259,7 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         start = 0 if cache is None else cache_index
         query_input_BTQ = inputs
         if self.query_lora_rank is not None:
-            query_input_BTQ = self.query_norm(self.query_down(inputs))
+            query_input_BTQ = self.query_norm(call_dense(self.query_down, inputs))
         position_arguments = {"positions": positions, "start_index": start}
         queries, keys = self._project(inputs, query_input_BTQ, position_arguments, num_outputs)
         if cache is not None:
@@ -303,8 +304,8 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
             "nope": query_BTNH[..., : self.nope_head_dim],
             "rope": self.rotary(query_BTNH[..., self.nope_head_dim :], **query_positions),
         }, {
-            "latent": self.key_value_norm(self.key_value_down(inputs)),
-            "rotary_key": self.rotary(self.key_rope(inputs), **position_arguments),
+            "latent": self.key_value_norm(call_dense(self.key_value_down, inputs)),
+            "rotary_key": self.rotary(call_dense(self.key_rope, inputs), **position_arguments),
         }
 
     def _attend(
