@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from keras_deepseek import backend
@@ -16,6 +17,7 @@ from keras_deepseek.artifacts.signature import Array, Batch, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.functional_graphs import layers_by_output
+from keras_deepseek.backend.keras_private.quantization import quantizes_inputs
 from keras_deepseek.backend.keras_private.unlimited_loops import unlimited_loops
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_reason import failure_reason
@@ -26,6 +28,8 @@ _EXTREME_PRECISION = "float16"
 _NONFINITE = {"NaN": (np.nan,), "infinity": (np.inf, -np.inf)}
 _HALF_PRECISIONS = ("bfloat16", "float16")
 """The half precisions that a layer may compute in, the least precise one first."""
+_INT8_INPUT_PRECISION = "bfloat16"
+"""The precision that a layer with int8 inputs counts as: bfloat16 has as many binary digits."""
 
 Run = Callable[[list[Batch]], list[Batch] | None]
 """A function that runs an artifact on batches; it returns `None` if it can't be run here."""
@@ -305,12 +309,17 @@ def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
         return dict.fromkeys(names, job.precision)
     layers = layers_by_output(job.expected_model)
     precision_by_output = {
-        name: _lowest_half_precision({layer.compute_dtype for layer in output_layers})
+        name: _lowest_half_precision(set(map(_precision, output_layers)))
         for name, output_layers in layers.items()
     }
     # A format's further outputs count as computed in the least precision of all outputs.
     least = _lowest_half_precision(precision_by_output.values())
     return {name: precision_by_output.get(name, least) for name in names}
+
+
+def _precision(layer: keras.Layer) -> str:
+    # Of a float that is rounded to int8, the last digit may decide to which number.
+    return _INT8_INPUT_PRECISION if quantizes_inputs(layer) else layer.compute_dtype
 
 
 def _lowest_half_precision(dtypes: Collection[str | None]) -> str | None:

@@ -16,7 +16,7 @@ from keras_deepseek.backend.keras_private.quantization import (
     read_int8_kernel,
     read_reverse_kernel,
     reverse_variables,
-    rounds_inputs,
+    rounds_rows_to_int8,
 )
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.errors import InvalidInputError
@@ -130,7 +130,9 @@ def call_reversed_quantized(embedding: keras.layers.ReversibleEmbedding, inputs:
     soft_cap = embedding.logit_soft_cap
     no_cap = {} if soft_cap is None else {"logit_soft_cap": None}
 
-    is_known = type(embedding) is keras.layers.ReversibleEmbedding and rounds_inputs(embedding)
+    is_known = type(embedding) is keras.layers.ReversibleEmbedding and rounds_rows_to_int8(
+        embedding
+    )
 
     def compute(rows: Any, kernel: Any, scale: Any, *_: Any) -> Any:
         if is_known:

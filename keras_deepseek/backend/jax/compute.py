@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.call_context import is_gradient_free
+from keras_deepseek.backend.call_context import is_gradient_free, known_size
 from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
 from keras_deepseek.backend.keras_private.variables import NestedScope
 from keras_deepseek.backend.protocols.compute import Compute
@@ -93,9 +93,11 @@ class JaxCompute(Compute):
 
     def multiply_int8(self, rows: Any, kernel: Any) -> Any:
         # On a CPU, XLA has no fast product for fewer rows.
-        missing = max(_LEAST_INT8_ROWS - rows.shape[0], 0)
-        padded = jnp.pad(rows, ((0, missing), (0, 0)))
-        return jnp.matmul(padded, kernel, preferred_element_type="int32")[: rows.shape[0]]
+        num_rows = known_size(rows.shape[0]) or _LEAST_INT8_ROWS
+        if num_rows < _LEAST_INT8_ROWS:
+            rows = jnp.pad(rows, ((0, _LEAST_INT8_ROWS - num_rows), (0, 0)))
+            return jnp.matmul(rows, kernel, preferred_element_type="int32")[:num_rows]
+        return jnp.matmul(rows, kernel, preferred_element_type="int32")
 
     def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
         # JAX sorts negative zero below zero.

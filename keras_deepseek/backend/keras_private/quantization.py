@@ -86,7 +86,13 @@ def read_kernel(layer: keras.layers.EinsumDense, dtype: str) -> Any:
     return kernel + ops.cast(product * (layer.lora_alpha / layer.lora_rank), dtype)
 
 
-def rounds_inputs(layer: keras.Layer) -> bool:
+def quantizes_inputs(layer: keras.Layer) -> bool:
+    """Returns True if a quantized layer rounds its inputs, too."""
+    is_quantized = getattr(layer, "quantization_mode", None) is not None
+    return is_quantized and getattr(layer, "inputs_quantizer", None) is not None
+
+
+def rounds_rows_to_int8(layer: keras.Layer) -> bool:
     """Returns True if a layer rounds its inputs to int8, by the largest of each row."""
     quantizer: Any = getattr(layer, "inputs_quantizer", None)
     if type(quantizer) is not keras.quantizers.AbsMaxQuantizer or quantizer.output_dtype != "int8":
@@ -99,7 +105,7 @@ def count_summed_axes(layer: keras.Layer) -> int | None:
 
     It is `None` if the layer does anything else than a `Dense` or an `EinsumDense` of that kind.
     """
-    if not rounds_inputs(layer) or layer.activity_regularizer is not None:
+    if not rounds_rows_to_int8(layer) or layer.activity_regularizer is not None:
         return None
     if type(layer) is keras.layers.Dense:
         return 1

@@ -6,10 +6,13 @@ import pytest
 
 from keras_deepseek.backend.keras_private.quantization import (
     can_read_kernel,
+    count_summed_axes,
     layers_to_quantize,
     mark_quantized,
     new_weights,
+    quantizes_inputs,
     read_block_size,
+    read_int8_kernel,
     read_kernel,
 )
 from keras_deepseek.testing import assert_close
@@ -31,6 +34,30 @@ def test_a_quantized_kernel_is_read_as_its_layer_uses_it(mode, has_lora):
     expected = layer(np.eye(8, dtype="float32")[None])[0]
     kernel = read_kernel(layer, "float32")
     assert_close(*map(keras.ops.convert_to_numpy, (kernel, expected)), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "number"),
+    [
+        (keras.layers.Dense(6), 1),
+        (keras.layers.EinsumDense("bthd,hdn->btn", (None, 6)), 2),
+        (keras.layers.EinsumDense("btd,nd->btn", (None, 6)), None),
+    ],
+    ids=["dense", "two axes", "transposed kernel"],
+)
+def test_an_int8_layer_tells_how_it_multiplies(layer, number):
+    inputs = np.random.default_rng(0).normal(size=(2, 3, 4, 8)[: 4 if number == 2 else 3])
+    inputs = inputs.astype("float32")
+    expected = keras.ops.convert_to_numpy(layer(inputs))
+    assert count_summed_axes(layer) is None
+    assert not quantizes_inputs(layer)
+    layer.quantize("int8")
+    assert count_summed_axes(layer) == number
+    assert quantizes_inputs(layer)
+    if number is not None:
+        kernel, scale = map(keras.ops.convert_to_numpy, read_int8_kernel(layer))
+        product = np.tensordot(inputs, kernel, number) / scale.reshape(-1)
+        assert_close(product, expected, 2e-2)
 
 
 def test_a_layer_that_is_marked_has_the_policy_and_gets_its_weights():
