@@ -116,8 +116,8 @@ class Inference(abc.ABC):
         """Returns the tensor `function(*tensors)`, without recording the function's operations.
 
         PyTorch records the operations of a step that comes often. On a CPU it does not record this
-        function, but calls it in each step. The function may use no variables of its own, nor call
-        a layer.
+        function, but calls it in each step; a step whose gradients pass through it is not recorded.
+        The function may use no variables of its own, nor call a layer.
         """
         return function(*tensors)
 

@@ -205,13 +205,19 @@ class _Recorder(TorchDispatchMode):
         return output
 
     def call(self, function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Any:
-        """Calls a function without recording its operations, and records the call."""
+        """Calls a function without recording its operations, and records the call.
+
+        Raises a `CannotRecordError` if a gradient passes through the function: the backward pass
+        would be recorded, with what the function has saved for this call alone.
+        """
         arguments = self._encode(tuple(tensors), [])
         self._is_paused = True
         try:
             output = function(*tensors)
         finally:
             self._is_paused = False
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            raise CannotRecordError("a gradient passes through a function that reads numbers")
         result = self._result(output, [], is_static=False)
         self._calls.append(Call(function, arguments, {}, [result], is_needed=True))
         return output

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from keras_deepseek.layers import DeepSeekMoE, ExpertRouter
 from keras_deepseek.training import Trainer
 from tests.oracles.graph_layers import layer_names, make_inputs, make_layer
 from tests.oracles.graph_models import random_model
@@ -35,7 +36,7 @@ def around(name, examples):
     return keras.Model(symbols, layers.Dense(2)(joined))
 
 
-def train(build, x, y, *, is_eager):
+def train(build, x, y, *, is_eager, batch_size=None):
     """Returns the logs, the weights, what was predicted, and numbers of the random generators."""
     keras.utils.set_random_seed(1)
     model = build()
@@ -43,16 +44,19 @@ def train(build, x, y, *, is_eager):
     if is_eager:  # A model with a hook is not recorded. `run_eagerly` has loops of Keras run too.
         model.layers[-1].register_forward_hook(lambda *_: None)
     trainer = Trainer(model)
-    logs = trainer.fit(x, y, batch_size=len(y), epochs=NUM_STEPS, verbose=0).history
+    batch_size = batch_size or len(y)
+    logs = trainer.fit(x, y, batch_size=batch_size, epochs=NUM_STEPS, verbose=0).history
     weights = [ops.convert_to_numpy(variable.value) for variable in model.variables]
-    predictions = [trainer.predict(x, batch_size=len(y), verbose=0) for _ in range(3)]
-    tests = [trainer.evaluate(x, y, batch_size=len(y), verbose=0) for _ in range(3)]
+    predictions = [trainer.predict(x, batch_size=batch_size, verbose=0) for _ in range(3)]
+    tests = [trainer.evaluate(x, y, batch_size=batch_size, verbose=0) for _ in range(3)]
     numbers = ops.convert_to_numpy(keras.random.uniform((2,))), np.random.default_rng(0).normal()
     return logs, weights, predictions, tests, numbers
 
 
-def assert_same(build, x, y):
-    expected, received = (train(build, x, y, is_eager=is_eager) for is_eager in (True, False))
+def assert_same(build, x, y, **kwargs):
+    expected, received = (
+        train(build, x, y, is_eager=is_eager, **kwargs) for is_eager in (True, False)
+    )
     for array, reference in zip(
         keras.tree.flatten(received), keras.tree.flatten(expected), strict=True
     ):
@@ -86,3 +90,18 @@ def test_a_recorded_step_of_a_random_model_is_that_of_keras_to_the_bit(seed):
     random = np.random.default_rng(seed)
     x = random.normal(size=(4, *shape)).astype("float32")
     assert_same(build, x, random.normal(size=(4, 2)).astype("float32"))
+
+
+@pytest.mark.torch_alone
+def test_experts_are_trained_by_the_choices_of_each_batch():
+    """The experts read which of them were chosen, and are called anew by a recording."""
+
+    def build():
+        inputs = keras.Input((16, 8))
+        moe = DeepSeekMoE(ExpertRouter(8, 2), intermediate_dim=24, num_shared_experts=0)
+        return keras.Model(inputs, layers.Dense(2)(moe(layers.Dense(8)(inputs))))
+
+    random = np.random.default_rng(0)
+    x = random.normal(size=(40, 16, 8)).astype("float32")
+    y = random.normal(size=(40, 16, 2)).astype("float32")
+    assert_same(build, x, y, batch_size=8)
