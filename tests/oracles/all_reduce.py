@@ -70,7 +70,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "layer_statistics": True,
     },
     "sharded by weight": {
-        "optimizer": lambda: keras.optimizers.Muon(0.01),
+        "optimizer": lambda: keras.optimizers.Muon(0.01, use_ema=True),
         "shard_optimizer": True,
         "gradient_clip": ("adaptive", 0.1),
     },
@@ -98,7 +98,8 @@ FIRST = ("plain", "micro-batches", "masked tokens", "sharded", "reduced in bfloa
 
 def build() -> keras.Model:  # By the seed of the trainer: however many processes there are.
     hidden = keras.layers.Dense(16, activation="tanh", kernel_regularizer="l2")
-    return keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(3)])
+    outputs = keras.layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(0.8))
+    return keras.Sequential([keras.Input((6,)), hidden, outputs])
 
 
 def build_for_tokens() -> keras.Model:

@@ -111,11 +111,14 @@ class OptimizerParts:
 
     def share(self) -> None:
         """Sends the updated parts to all processes, which put them together to weights."""
-        vectors = [ops.reshape(ops.cast(part, "float32"), (-1,)) for part in self._parts]
-        self.replicas.share_parts(self.division, vectors, self.weights)
+        self._send()
         for weight in self.weights:
             if weight.constraint is not None:
                 weight.assign(weight.constraint(weight))
+
+    def _send(self) -> None:
+        vectors = [ops.reshape(ops.cast(part, "float32"), (-1,)) for part in self._parts]
+        self.replicas.share_parts(self.division, vectors, self.weights)
 
     @contextmanager
     def averaging(self, model: keras.Model) -> Iterator[None]:
@@ -124,7 +127,7 @@ class OptimizerParts:
 
         def finish(_: Sequence[keras.Variable]) -> None:
             type(optimizer).finalize_variable_values(optimizer, self._parts)
-            self.share()
+            self._send()  # Averages of constrained weights, as Keras has them.
 
         changed = {"finalize_variable_values": finish} if optimizer.use_ema else {}
         with own_attributes(optimizer, **changed):
@@ -190,7 +193,8 @@ class OptimizerParts:
         if self.division.by_weight and piece.size:
             return value
         if self.division.by_weight and len(value.shape):
-            return value[:0]
+            # Not (0, columns): Keras's sum on TensorFlow takes such a matrix for a bias.
+            return value[(slice(0),) * len(value.shape)]
         if isinstance(value, StoredArray):
             return value.flat(piece.start, piece.stop)
         flat = value.reshape(-1) if isinstance(value, np.ndarray) else ops.reshape(value, (-1,))
