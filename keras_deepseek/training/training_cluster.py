@@ -98,7 +98,9 @@ class TrainingCluster:
                 "distributed_strategy='allreduce'. Parameter servers divide it in any case: leave "
                 "it out."
             )
-        _logger.warning("One process trains, and keeps the whole state of the optimizer.")
+        _logger.warning(
+            "shard_optimizer=True: one process trains, and keeps the whole state of the optimizer."
+        )
         return None
 
 

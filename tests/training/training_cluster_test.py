@@ -43,7 +43,7 @@ def test_compression_needs_several_processes():
 def test_a_process_that_is_alone_keeps_the_whole_state(caplog):
     cluster, parallelism = start(shard_optimizer=True)
     assert (cluster.shards, parallelism.parts) == (None, None)
-    assert "One process trains" in caplog.text
+    assert "one process trains" in caplog.text
 
 
 def test_sharding_is_a_choice_of_yes_or_no():
