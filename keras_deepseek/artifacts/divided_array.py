@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError, InvalidInputError
 
 Box = tuple[tuple[int, int], ...]
 """The first index of a piece and its end, on each axis. A single range of an array with several
@@ -59,10 +59,16 @@ class StoredArray:
         self._is_flat = any(len(box) != len(shape) for box, _ in pieces)
 
     def __getitem__(self, index: Any) -> Array:
-        """Reads a part of the array. The index is a slice, or a tuple of slices."""
+        """Reads a part of the array. The index is a slice without a step, or a tuple of such."""
         slices = index if isinstance(index, tuple) else (index,)
         slices += (slice(None),) * (len(self.shape) - len(slices))
-        ranges = [cut.indices(size)[:2] for cut, size in zip(slices, self.shape, strict=True)]
+        if not all(isinstance(cut, slice) and cut.step in (None, 1) for cut in slices):
+            raise InvalidInputError(
+                f"An array of pieces in files is read by slices without a step; received {index}. "
+                "Read the whole of it by numpy.asarray(array), and index that."
+            )
+        bounds = [cut.indices(size) for cut, size in zip(slices, self.shape, strict=True)]
+        ranges = [(start, max(start, stop)) for start, stop, _ in bounds]
         if not self._is_flat:
             return self._read(ranges)
         whole: Array = np.asarray(self)[slices]

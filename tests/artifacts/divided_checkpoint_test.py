@@ -95,6 +95,19 @@ def test_what_all_ranks_have_written_is_read(folder):
     np.testing.assert_array_equal(flat[:, 1:3], FLAT[:, 1:3])
     assert flat[:0].shape == (0, 5)
     assert scalar[()] == 7
+    assert matrix[3:1].shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    "index", [slice(None, None, 2), (slice(None), slice(3, 0, -1)), 1], ids=str
+)
+def test_an_index_that_is_no_plain_slice_is_refused(folder, index):
+    _, matrix, flat, _, _ = folder.latest().state["values"]
+    for array in (matrix, flat):
+        with pytest.raises(
+            InvalidInputError, match=r"slices without a step; received .*\. Read the"
+        ):
+            array[index]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2]], ids=str)
