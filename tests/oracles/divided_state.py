@@ -40,8 +40,9 @@ num_read = []
 def build() -> keras.Model:
     keras.utils.set_random_seed(1)
     layers = [
-        keras.layers.Dense(96, activation="tanh", name="hidden"),
-        keras.layers.Dense(48, activation="tanh", name="narrow"),
+        keras.layers.Dense(48, activation="tanh", name="first"),
+        keras.layers.Dense(48, activation="tanh", name="second"),
+        keras.layers.Dense(48, activation="tanh", name="third"),
         keras.layers.Dense(8, name="logits"),
     ]
     return keras.Sequential([keras.Input((16,)), *layers])
