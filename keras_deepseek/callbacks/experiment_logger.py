@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend.keras_private.optimizers import plain_optimizer
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
 from keras_deepseek.errors import MissingExtraError
 
@@ -43,11 +44,10 @@ class ExperimentLogger(StepLogger):
 
     def _open(self) -> None:
         self._has_ended = False
-        optimizer = self.model.optimizer
         run_config = {
             "model": self.model.name,
             "parameters": self.model.count_params() if self.model.built else None,
-            "optimizer": type(getattr(optimizer, "inner_optimizer", optimizer)).__name__,
+            "optimizer": type(plain_optimizer(self.model.optimizer)).__name__,
             "precision": self.model.dtype_policy.name,
             "backend": keras.backend.backend(),
             "keras": keras.__version__,

@@ -12,8 +12,14 @@ from keras_deepseek.backend.keras_private.temporary_attributes import own_attrib
 
 def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable] | None:
     """Returns the variables that an optimizer was built for, or `None` if it is not built."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = plain_optimizer(optimizer)
     return list(optimizer._trainable_variables) if optimizer.built else None
+
+
+def plain_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Returns an optimizer without the one that scales the loss around it."""
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return optimizer.inner_optimizer if is_scaled else optimizer
 
 
 def optimizer_recipe(optimizer: keras.optimizers.Optimizer) -> tuple[type, dict[str, Any]]:
@@ -59,7 +65,7 @@ def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
 
 def current_learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
     """Returns the learning rate of the next update, also if a schedule computes it."""
-    return optimizer._get_current_learning_rate()
+    return plain_optimizer(optimizer)._get_current_learning_rate()
 
 
 def has_fused_adam_step(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -152,10 +158,8 @@ def temporary_update_parts(
 def weight_slots(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Returns the variables of a built optimizer that belong to a weight, each with that weight.
-
-    The optimizer must not be a `LossScaleOptimizer`.
-    """
+    """Returns the variables of a built optimizer that belong to a weight, each with that weight."""
+    optimizer = plain_optimizer(optimizer)
     weights = list(optimizer._trainable_variables)
     pairs = []
     for value in vars(optimizer).values():
@@ -180,9 +184,9 @@ def making_slots(
 ) -> Iterator[None]:
     """Context manager in which a function creates the slot variables of an optimizer.
 
-    `make` takes a weight, and a function that creates the variable and returns it. The optimizer
-    must not be a `LossScaleOptimizer`.
+    `make` takes a weight, and a function that creates the variable and returns it.
     """
+    optimizer = plain_optimizer(optimizer)
 
     def add(reference_variable: keras.Variable, *args: Any, **kwargs: Any) -> keras.Variable:
         method = type(optimizer).add_variable_from_reference

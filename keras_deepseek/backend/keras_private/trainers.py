@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend.keras_private.optimizers import plain_optimizer
 from keras_deepseek.backend.keras_private.temporary_attributes import (
     own_attributes,
     temporary_attributes,
@@ -143,9 +144,7 @@ def count_train_steps(model: keras.Model) -> int:
 
     The public count omits those that only accumulated gradients.
     """
-    optimizer = model.optimizer
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    return int(optimizer._iterations)
+    return int(plain_optimizer(model.optimizer)._iterations)
 
 
 def read_learning_rate(model: keras.Model) -> float | None:
@@ -153,8 +152,7 @@ def read_learning_rate(model: keras.Model) -> float | None:
 
     See `_value_during_step`.
     """
-    optimizer = model.optimizer
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = plain_optimizer(model.optimizer)
     rate = getattr(optimizer, "_learning_rate", None)
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         step = keras.ops.convert_to_tensor(

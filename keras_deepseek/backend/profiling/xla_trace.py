@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_deepseek.backend.keras_private.layers import unique_paths
+from keras_deepseek.backend.keras_private.optimizers import plain_optimizer
 from keras_deepseek.backend.profiling.step_trace import (
     BACKWARD,
     DATA_WAIT,
@@ -45,7 +46,7 @@ class LayerScopes:
                 self._inner.setdefault(path, {})
                 self._inner[outer].setdefault(layer.name, path)
             self.root = next(iter(layers))
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        optimizer = plain_optimizer(model.optimizer)
         self._parts = {LOSS: "loss", "compile_loss": "loss", OPTIMIZER: "optimizer"}
         self._parts[optimizer.name] = "optimizer"
         self._find_layer = functools.cache(self._search_layer)

@@ -10,7 +10,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.divided_array import ArrayPieces, StoredArray
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.layers import flatten_layers
-from keras_deepseek.backend.keras_private.optimizers import optimized_variables
+from keras_deepseek.backend.keras_private.optimizers import optimized_variables, plain_optimizer
 from keras_deepseek.backend.tensor_values import read_values
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.optimizer_parts import OptimizerParts
@@ -167,8 +167,7 @@ _ADVICE = (
 
 
 def _optimizer_class(model: keras.Model) -> str:
-    optimizer = model.optimizer
-    return type(getattr(optimizer, "inner_optimizer", optimizer)).__name__
+    return type(plain_optimizer(model.optimizer)).__name__
 
 
 def _check_optimizer(model: keras.Model, state: dict[str, Any]) -> None:
@@ -218,7 +217,7 @@ def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimi
 
     The result is by attribute, without the optimizer that the model was compiled with.
     """
-    listed_ids = {id(model.optimizer), id(getattr(model.optimizer, "inner_optimizer", None))}
+    listed_ids = {id(model.optimizer), id(plain_optimizer(model.optimizer))}
     optimizers = {}
     for layer in flatten_layers(model):
         owner = "" if layer is model else f"{layer.path}."

@@ -8,7 +8,11 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.layers import own_variables
-from keras_deepseek.backend.keras_private.optimizers import making_slots, weight_slots
+from keras_deepseek.backend.keras_private.optimizers import (
+    making_slots,
+    plain_optimizer,
+    weight_slots,
+)
 from keras_deepseek.backend.keras_private.trainers import compilation
 from keras_deepseek.training.cluster.layer_devices import LayerDevice, find_layer_devices
 
@@ -52,7 +56,7 @@ class LayerPlacement:
             stack.callback(self._leave)
             self._stack = stack
             self.begin(model)
-            stack.enter_context(making_slots(_inner(model.optimizer), self._slot_maker(model)))
+            stack.enter_context(making_slots(model.optimizer, self._slot_maker(model)))
             stack.enter_context(self._own_functions(model))
             yield
 
@@ -70,7 +74,7 @@ class LayerPlacement:
                 for variable in own_variables(layer_device.layer):
                     self._placed.setdefault(id(variable), (variable, layer_device.device))
             self._stack.enter_context(_computing(self._layer_devices))
-        optimizer = _inner(model.optimizer)
+        optimizer = plain_optimizer(model.optimizer)
         is_any_moved = backend.current().devices.move_variables(
             self._list_variables(model), optimizer
         )
@@ -91,7 +95,7 @@ class LayerPlacement:
         An optimizer's slots are on the device of their weight.
         """
         devices = dict(self._placed)
-        optimizer = _inner(model.optimizer)
+        optimizer = plain_optimizer(model.optimizer)
         if optimizer.built:
             for slot, weight in weight_slots(optimizer):
                 if id(weight) in devices:
@@ -183,7 +187,3 @@ def _computing(layer_devices: list[LayerDevice]) -> Iterator[None]:
                 del layer_device.layer.call
             else:
                 layer_device.layer.call = own_call
-
-
-def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    return getattr(optimizer, "inner_optimizer", optimizer)

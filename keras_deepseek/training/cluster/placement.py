@@ -9,7 +9,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.loss_and_metrics import given_metric_variables
-from keras_deepseek.backend.keras_private.optimizers import weight_slots
+from keras_deepseek.backend.keras_private.optimizers import plain_optimizer, weight_slots
 from keras_deepseek.backend.keras_private.variables import layout_paths
 from keras_deepseek.backend.processes.processes import Replicas
 from keras_deepseek.backend.protocols.distribution import KerasDistribution
@@ -23,7 +23,6 @@ from keras_deepseek.training.cluster.device import (
     device_of_rank,
 )
 from keras_deepseek.training.cluster.layer_placement import LayerPlacement
-from keras_deepseek.training.step.gradients.optimizer_parts import plain_optimizer
 
 _logger = logging.getLogger(__name__)
 _OUTPUT = "/output"  # The end of a path in a layout map that means the outputs of a layer.
@@ -156,7 +155,7 @@ class Placement:
         distribution = backend.current().distribution
         with self.in_use():
             distribution.place_variables(model.variables)
-            optimizer = plain_optimizer(model)
+            optimizer = plain_optimizer(model.optimizer)
             if optimizer.built and not getattr(optimizer, "optimizers", None):
                 for slot, weight in weight_slots(optimizer):
                     if slot.shape == weight.shape:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_private.layers import example_inputs
+from keras_deepseek.backend.keras_private.optimizers import plain_optimizer
 from keras_deepseek.callbacks.run_recorder import RequestProfile, RunLink, RunRecorder
 from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.graph.layer_graph import draw_layers, list_layers
@@ -98,7 +99,7 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def optimizer_arguments(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     """Returns the class of an optimizer, and its learning rate if that is a number."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = plain_optimizer(optimizer)
     arguments: dict[str, Any] = {"optimizer": type(inner).__name__}
     if isinstance(inner.learning_rate, keras.Variable):
         arguments["learning_rate"] = float(keras.ops.convert_to_numpy(inner.learning_rate))

@@ -13,6 +13,7 @@ from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.backend.data.array_feed import with_fed_arrays, with_fed_validation
 from keras_deepseek.backend.data.positioned_data import PositionedData
 from keras_deepseek.backend.keras_private.callbacks import grouped_callbacks
+from keras_deepseek.backend.keras_private.optimizers import plain_optimizer
 from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.checks import check_boolean
@@ -80,7 +81,7 @@ class Session:
         if self._processes.world_size == 1:
             return
         policy = self._plan.policy
-        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
+        optimizer = plain_optimizer(self._model.optimizer)
         check_consistent_across_ranks(
             self._processes,
             {

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.optimizers import optimized_variables
+from keras_deepseek.backend.keras_private.optimizers import optimized_variables, plain_optimizer
 from keras_deepseek.backend.keras_private.trainers import (
     class_overrides_train_step,
     compilation,
@@ -215,7 +215,7 @@ class CompiledStep:
 def _check_trainable(model: keras.Model) -> None:
     """Raises an error if weights were frozen or unfrozen in a way the optimizer can't handle."""
     optimized, trainable = optimized_variables(model.optimizer), model.trainable_variables
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = plain_optimizer(model.optimizer)
     if optimized is None:
         return
     ids = {id(variable) for variable in optimized}

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.optimizers import plain_optimizer
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
@@ -39,7 +40,7 @@ def check_single_clip(
     """Raises an error if the optimizer clips as well, or accumulates where it can't be clipped."""
     if gradient_clip is None:
         return
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = plain_optimizer(optimizer)
     for name in ("clipvalue", "clipnorm", "global_clipnorm"):
         if getattr(inner, name, None) is not None:
             raise InvalidInputError(

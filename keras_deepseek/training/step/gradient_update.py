@@ -13,6 +13,7 @@ from keras_deepseek.backend.keras_private.optimizers import (
     clipping_by,
     count_update,
     current_learning_rate,
+    plain_optimizer,
 )
 from keras_deepseek.backend.profiling.step_trace import OPTIMIZER
 from keras_deepseek.backend.tensor_values import multiply_gradients
@@ -56,8 +57,7 @@ class LayerStatistics:
             self.step_metrics.inputs = keras.tree.map_structure(
                 lambda tensor: keras.KerasTensor(tensor.shape, tensor.dtype), inputs
             )
-        optimizer = self._model.optimizer
-        self._rate = current_learning_rate(getattr(optimizer, "inner_optimizer", optimizer))
+        self._rate = current_learning_rate(self._model.optimizer)
 
     def watch_update(
         self,
@@ -195,7 +195,7 @@ class GradientUpdate:
         finish_update: Callable[[], None] | None,
     ) -> None:
         """Clips the gradients, updates the variables, and then calls `finish_update`."""
-        optimizer, clip = self._inner_optimizer(), self._gradient_clip
+        optimizer, clip = plain_optimizer(self._model.optimizer), self._gradient_clip
         apply = functools.partial(backend.current().step.apply_update, optimizer)
         if self._parts is not None:
             self._parts.take()
@@ -216,11 +216,7 @@ class GradientUpdate:
     def _assigned(self, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
         residuals = self._residual.variables if self._residual else []
         whole = self._model.trainable_variables if self._parts else []
-        return [*variables, *self._inner_optimizer().variables, *residuals, *whole]
-
-    def _inner_optimizer(self) -> keras.optimizers.Optimizer:
-        optimizer = self._model.optimizer
-        return optimizer.inner_optimizer if is_scaled(optimizer) else optimizer
+        return [*variables, *plain_optimizer(self._model.optimizer).variables, *residuals, *whole]
 
 
 def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:

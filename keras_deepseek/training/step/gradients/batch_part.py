@@ -16,7 +16,6 @@ from keras_deepseek.backend.keras_private.loss_and_metrics import copy_weights, 
 from keras_deepseek.backend.keras_private.optimizers import weight_slots
 from keras_deepseek.backend.processes.processes import Receive
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.gradients.optimizer_parts import plain_optimizer
 from keras_deepseek.training.step.gradients.weighted_sums import (
     MIN_WEIGHT,
     WeightedSums,
@@ -132,7 +131,7 @@ class BatchPart:
     def assigned(self) -> list[keras.Variable]:
         """Returns all variables that the forward pass may assign to."""
         model = self._model
-        slot_ids = {id(slot) for slot, _ in weight_slots(plain_optimizer(model))}
+        slot_ids = {id(slot) for slot, _ in weight_slots(model.optimizer)}
         return [
             *model.non_trainable_variables,
             *(variable for variable in model.optimizer.variables if id(variable) not in slot_ids),

@@ -10,7 +10,6 @@ from keras_deepseek.backend.processes.processes import ProgramReplicas
 from keras_deepseek.training.step.gradients.optimizer_parts import (
     check_shardable,
     leave_out_of_files,
-    plain_optimizer,
 )
 
 
@@ -31,8 +30,7 @@ class OptimizerLayout:
 
     def prepare(self, model: keras.Model, *, by_weight: bool) -> None:
         """Builds the optimizer of a model, and divides its variables as they are created."""
-        optimizer = plain_optimizer(model)
-        check_shardable(model, optimizer)
+        check_shardable(model)
         # The layout of a weight is then that of its slots as well.
         backend.current().distribution.place_variables(model.variables)
 
@@ -41,11 +39,11 @@ class OptimizerLayout:
             backend.current().distribution.divide_variable(variable)
             return variable
 
-        with making_slots(optimizer, make):
+        with making_slots(model.optimizer, make):
             model.optimizer.build(model.trainable_variables)
         self._weights = list(model.trainable_variables)
         if self._replicas is not None:
-            self._replicas.divide_gradients([slot for slot, _ in weight_slots(optimizer)])
+            self._replicas.divide_gradients([slot for slot, _ in weight_slots(model.optimizer)])
             leave_out_of_files(model)
 
     def share(self) -> None:

@@ -18,6 +18,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.optimizers import (
     exclude_from_decay,
     optimized_variables,
+    plain_optimizer,
     uses_decay,
     weight_slots,
 )
@@ -58,8 +59,8 @@ class OptimizerParts:
         With `by_weight`, a weight belongs to one process as a whole, as clipping by the norm of
         each gradient needs. For optimizers that need matrices it does so in any case.
         """
-        optimizer = plain_optimizer(model)
-        check_shardable(model, optimizer)
+        optimizer = plain_optimizer(model.optimizer)
+        check_shardable(model)
         self.weights = list(model.trainable_variables)
         sizes = [int(np.prod(weight.shape)) for weight in self.weights]
         needs_matrices = not _is_elementwise(optimizer) or optimizer.clipnorm is not None
@@ -123,7 +124,7 @@ class OptimizerParts:
     @contextmanager
     def averaging(self, model: keras.Model) -> Iterator[None]:
         """Context manager in which the model gets its moving averages when a training ends."""
-        optimizer = plain_optimizer(model)
+        optimizer = plain_optimizer(model.optimizer)
 
         def finish(_: Sequence[keras.Variable]) -> None:
             type(optimizer).finalize_variable_values(optimizer, self._parts)
@@ -164,7 +165,7 @@ class OptimizerParts:
     def _owners(self, model: keras.Model) -> dict[int, int]:
         """Returns the index of the weight that each variable of the optimizer belongs to, by id."""
         indices = {id(part): index for index, part in enumerate(self._parts)}
-        return {id(slot): indices[id(part)] for slot, part in weight_slots(plain_optimizer(model))}
+        return {id(slot): indices[id(part)] for slot, part in weight_slots(model.optimizer)}
 
     def _as_pieces(self, index: int, value: Array) -> ArrayPieces:
         piece = self.division.pieces[self._processes.rank][index]
@@ -201,23 +202,19 @@ class OptimizerParts:
         return flat[piece.start : piece.stop]
 
 
-def plain_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Returns a model's optimizer without the one that scales the loss around it."""
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
-
-
 def common_variables(model: keras.Model) -> list[keras.Variable]:
     """Returns the variables of a model and its optimizer that all processes have alike."""
     variables = [*model.variables, *model.optimizer.variables]
     variable_ids = {id(variable) for variable in variables}
     if all(id(weight) in variable_ids for weight in optimized_variables(model.optimizer) or []):
         return variables
-    sharded = {id(slot) for slot, _ in weight_slots(plain_optimizer(model))}
+    sharded = {id(slot) for slot, _ in weight_slots(model.optimizer)}
     return [variable for variable in variables if id(variable) not in sharded]
 
 
-def check_shardable(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+def check_shardable(model: keras.Model) -> None:
     """Raises an error for a model or an optimizer whose state can't be sharded."""
+    optimizer = plain_optimizer(model.optimizer)
     if not model.built:
         raise InvalidInputError(
             f"shard_optimizer=True shards the state of known weights, and model {model.name!r} is "
@@ -265,7 +262,7 @@ def leave_out_of_files(model: keras.Model) -> None:
 
     A file with one process's part of them is of no use.
     """
-    for owner in (model.optimizer, plain_optimizer(model)):
+    for owner in (model.optimizer, plain_optimizer(model.optimizer)):
         owner.save_own_variables = _save_nothing
 
 
