@@ -14,6 +14,11 @@ from keras_deepseek.training.step.compiled_step import CompiledStep
 from keras_deepseek.training.step.loss.batch_loss import missing_loss_error
 
 _OWN = "keras_deepseek."
+_DETACHED = (
+    "If a callback read a weight: on JAX, Keras keeps the values of variables elsewhere between "
+    "two steps. Read them from the callback's `self.model`, which brings them back, and not from a "
+    "model or optimizer of the script."
+)
 
 
 class PositionTracker(keras.callbacks.Callback):
@@ -81,6 +86,8 @@ def error_notes(
             ) from error
         if where is not None:
             error.add_note(f"The error came {where}, both counted from 1.")
+        if keras.backend.backend() == "jax" and "'NoneType' object is not callable" in str(error):
+            error.add_note(_DETACHED)
         raise
 
 

@@ -1,7 +1,9 @@
 import keras
+import numpy as np
 import pytest
 
 from keras_deepseek.errors import InvalidInputError, TrainingDivergedError
+from keras_deepseek.training import Trainer
 from keras_deepseek.training.fit.error_notes import PositionTracker, error_notes
 
 
@@ -69,3 +71,34 @@ def test_stop_iteration_in_an_epoch_is_an_error_of_the_data():
         error_notes(keras.Sequential(), Plan(2), PositionTracker(Plan(2))),
     ):
         raise StopIteration
+
+
+@pytest.mark.each_backend
+def test_a_callback_reads_the_weights_of_its_model_between_steps():
+    class Read(keras.callbacks.Callback):
+        def __init__(self, read):
+            super().__init__()
+            self.read = read
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self.read(self)
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.read(self)
+
+    def read(model):
+        sums.append((int(model.optimizer.iterations), *map(np.sum, model.get_weights())))
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    sums, data = [], (np.ones((8, 2)), np.ones((8, 1)))
+    trainer = Trainer(model, optimizer="sgd", loss="mse")
+    options = {"batch_size": 4, "verbose": 0}
+    trainer.fit(*data, callbacks=Read(lambda callback: read(callback.model)), **options)
+    assert [steps for steps, *_ in sums] == [0, 1, 1, 2]
+    assert sums[1][1] != sums[3][1]
+    if keras.backend.backend() == "jax":
+        with pytest.raises(TypeError) as caught:
+            trainer.fit(*data, callbacks=Read(lambda _: read(model)), **options)
+        assert "Read them from the callback's `self.model`" in caught.value.__notes__[-1]
+    trainer.fit(*data, **options)
+    assert int(model.optimizer.iterations) > 2
