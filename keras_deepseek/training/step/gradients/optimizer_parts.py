@@ -258,9 +258,10 @@ def _check_state(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def leave_out_of_files(model: keras.Model) -> None:
-    """Leaves the optimizer's variables out of a file of its model; Keras then warns at loading.
+    """Leaves the optimizer's variables out of each file of its model; Keras warns at loading.
 
-    A file with one process's part of them is of no use.
+    A file with one process's part of them is of no use. The optimizer has that part alone for good,
+    also when the model is saved after the training.
     """
     for owner in (model.optimizer, plain_optimizer(model.optimizer)):
         owner.save_own_variables = _save_nothing
