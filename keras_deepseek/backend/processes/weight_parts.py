@@ -1,13 +1,13 @@
 """The division of weights among processes, each of which updates a part of them (ZeRO)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from keras import ops
 
-from keras_deepseek.backend.processes.gradient_buckets import BUCKET_BYTES
+from keras_deepseek.backend.processes.gradient_buckets import group_by_bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Division:
         divide = _divide_by_weight if by_weight else _divide_equally
         self.pieces = divide(sizes, num_processes)
         """By process, its piece of each weight, perhaps empty."""
-        self.buckets = list(_group(sizes))
+        from_last = reversed(range(len(sizes)))
+        self.buckets = list(group_by_bytes(from_last, lambda weight: 4 * sizes[weight]))
         """The weights whose pieces are sent together, from the last to the first."""
         if by_weight:  # The processes have equally many numbers of all weights together alone.
             self.buckets = [list(itertools.chain.from_iterable(self.buckets))]
@@ -91,13 +92,28 @@ def _divide_by_weight(sizes: Sequence[int], num_processes: int) -> list[list[Pie
     ]
 
 
-def _group(sizes: Sequence[int]) -> Sequence[list[int]]:
-    groups: list[list[int]] = []
-    filled = capacity = BUCKET_BYTES // 4
-    for weight in reversed(range(len(sizes))):
-        if filled >= capacity:
-            groups.append([])
-            filled = 0
-        groups[-1].append(weight)
-        filled += sizes[weight]
-    return groups
+def cut_pieces(
+    pieces_by_rank: Sequence[Sequence[Piece]], capacity: int
+) -> Iterator[list[list[Piece]]]:
+    """Yields the pieces of each bucket by process, from the last weight to the first.
+
+    The pieces of large weights are cut, so that each bucket has about `capacity` numbers.
+    """
+    bucket: list[list[Piece]] = [[] for _ in pieces_by_rank]
+    num_weights = 0
+    for pieces in reversed(list(zip(*pieces_by_rank, strict=True))):
+        length = max(piece.size for piece in pieces)
+        cut = 0
+        while cut < length:
+            num_owners = sum(piece.size > cut for piece in pieces)
+            end = cut + -(-(capacity - num_weights) // num_owners)
+            for part, piece in zip(bucket, pieces, strict=True):
+                start, stop = (min(piece.start + bound, piece.stop) for bound in (cut, end))
+                part.append(Piece(piece.weight, start, stop))
+                num_weights += part[-1].size
+            cut = end
+            if num_weights >= capacity:
+                yield bucket
+                bucket, num_weights = [[] for _ in pieces_by_rank], 0
+    if num_weights:
+        yield bucket

@@ -1,16 +1,18 @@
 """Sums gradients over processes, exact or compressed, during the backward pass."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import torch
 import torch.distributed as dist
 
+from keras_deepseek.backend.processes.gradient_buckets import group_by_bytes
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 from keras_deepseek.backend.processes.group_queue import GroupQueue
 from keras_deepseek.backend.processes.processes import PeerErrorTranslator
+from keras_deepseek.backend.processes.weight_parts import Piece, cut_pieces
 from keras_deepseek.backend.torch.bucket_sums import (
     BucketSum,
     ExactSum,
@@ -43,7 +45,7 @@ class GradientSums:
         self._low_rank = low_rank
         self._sharing = sharing
         self._sizes_from_last = sizes[::-1]
-        self._buckets = list(_cut(sizes) if low_rank is None else _group(sizes))
+        self._buckets = _cut(sizes) if low_rank is None else _group(sizes)
         device = variables[0].value.device if variables else "cpu"
         self._total = torch.empty(sum(sizes), device=device)
         self._spare = torch.empty(0)  # A step writes the next residual into it.
@@ -171,35 +173,21 @@ def _add_residual(
             torch.add(old_residual, vector, alpha=1.0 / scale, out=exact)
 
 
-def _cut(sizes: Sequence[int]) -> Iterator[Bucket]:
-    """Yields buckets of parts of vectors, with a fixed number of bytes for each rank."""
-    bucket: Bucket = []
-    remaining = capacity = min(dist.get_world_size(), _MOST_PARTS) * _PART_BYTES // 4
-    for index in reversed(range(len(sizes))):
-        start = 0
-        while start < sizes[index]:
-            stop = min(start + remaining, sizes[index])
-            bucket.append((index, slice(start, stop)))
-            start, remaining = stop, remaining - (stop - start)
-            if not remaining:
-                yield bucket
-                bucket, remaining = [], capacity
-    if bucket:
-        yield bucket
+def _cut(sizes: Sequence[int]) -> list[Bucket]:
+    """Returns buckets of parts of vectors, with a fixed number of bytes for each rank."""
+    capacity = min(dist.get_world_size(), _MOST_PARTS) * _PART_BYTES // 4
+    vectors = [Piece(index, 0, size) for index, size in enumerate(sizes)]
+    return [
+        [(piece.weight, slice(piece.start, piece.stop)) for piece in pieces]
+        for (pieces,) in cut_pieces([vectors], capacity)
+    ]
 
 
-def _group(sizes: Sequence[int]) -> Iterator[Bucket]:
-    """Yields buckets of whole vectors, each of at least `_PART_BYTES`."""
-    bucket: Bucket = []
-    num_weights = 0
-    for index in reversed(range(len(sizes))):
-        bucket.append((index, slice(0, sizes[index])))
-        num_weights += sizes[index]
-        if 4 * num_weights >= _PART_BYTES:
-            yield bucket
-            bucket, num_weights = [], 0
-    if bucket:
-        yield bucket
+def _group(sizes: Sequence[int]) -> list[Bucket]:
+    """Returns buckets of whole vectors, each of at least `_PART_BYTES`."""
+    from_last = reversed(range(len(sizes)))
+    groups = group_by_bytes(from_last, lambda index: 4 * sizes[index], _PART_BYTES)
+    return [[(index, slice(0, sizes[index])) for index in group] for group in groups]
 
 
 class translate_peer_errors(PeerErrorTranslator):  # noqa: N801

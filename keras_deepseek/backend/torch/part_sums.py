@@ -1,19 +1,18 @@
 """Sums of a process's parts of all gradients, and weights of the parts of all processes (ZeRO)."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from keras_deepseek.backend.processes.gradient_buckets import BUCKET_BYTES
 from keras_deepseek.backend.processes.group_queue import GroupQueue
-from keras_deepseek.backend.processes.weight_parts import Division, Piece
+from keras_deepseek.backend.processes.weight_parts import Division, Piece, cut_pieces
 from keras_deepseek.backend.torch.bucket_sums import gather_rows
 from keras_deepseek.backend.torch.gradient_sums import translate_peer_errors
 
-BUCKET_BYTES = 4 * 2**20
-"""The bytes of a bucket, of the pieces of all processes together."""
 _MOST_UNDER_WAY = 2
 """The buckets in memory that are sent while others are computed."""
 
@@ -42,7 +41,9 @@ class PartSums:
     def __init__(self, division: Division, rank: int, device: torch.device) -> None:
         self.division = division
         self._rank = rank
-        self._buckets = [_Bucket(pieces) for pieces in _cut(division)]
+        # A bucket has the bytes of the pieces of all processes together.
+        buckets = cut_pieces(division.pieces, BUCKET_BYTES // 4)
+        self._buckets = [_Bucket(pieces) for pieces in buckets]
         self._last_buckets = {
             weight: number
             for number, bucket in enumerate(self._buckets)
@@ -148,32 +149,3 @@ def _exchange(
 def _wait(work: Any, result: torch.Tensor) -> torch.Tensor:
     work.wait()
     return result
-
-
-def _cut(division: Division) -> Iterator[list[list[Piece]]]:
-    """Yields the pieces of each bucket by process, from the last weight to the first.
-
-    The pieces of large weights are cut, so that each bucket has about as many bytes.
-    """
-    capacity = BUCKET_BYTES // 4
-    bucket: list[list[Piece]] = [[] for _ in division.pieces]
-    num_weights = 0
-    for pieces in reversed(list(zip(*division.pieces, strict=True))):
-        length = max(piece.size for piece in pieces)
-        cut = 0
-        while cut < length:
-            num_owners = sum(piece.size > cut for piece in pieces)
-            end = cut + -(-(capacity - num_weights) // num_owners)
-            for part, (weight, start, stop) in zip(bucket, map(_bounds, pieces), strict=True):
-                part.append(Piece(weight, min(start + cut, stop), min(start + end, stop)))
-                num_weights += part[-1].size
-            cut = end
-            if num_weights >= capacity:
-                yield bucket
-                bucket, num_weights = [[] for _ in division.pieces], 0
-    if num_weights:
-        yield bucket
-
-
-def _bounds(piece: Piece) -> tuple[int, int, int]:
-    return piece.weight, piece.start, piece.stop
