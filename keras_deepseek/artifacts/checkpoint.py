@@ -142,7 +142,7 @@ class Checkpoint:
             ]
             state, score = content["state"], content["score"]
         if divided:
-            for index, array in _find_divided(path, content):
+            for index, array in _divided_arrays(path, content):
                 arrays[index] = array
         checkpoint_of = {name: content[name] for name in _OF_ALL_FILES if name in content}
         return cls(state=unpack_state(state, arrays), score=score, **checkpoint_of)
@@ -175,7 +175,7 @@ def part_name(step: int, save_id: str, rank: int) -> str:
     return f"step_{step:010d}.{save_id}.rank_{rank}"
 
 
-def _find_divided(path: Path, content: dict[str, Any]) -> Iterator[tuple[int, StoredArray]]:
+def _divided_arrays(path: Path, content: dict[str, Any]) -> Iterator[tuple[int, StoredArray]]:
     """Yields the divided arrays of a checkpoint, by index, from the files of all ranks."""
     archives = OpenArchives()
     files = [(path, content["divided"])]

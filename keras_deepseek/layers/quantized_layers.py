@@ -56,18 +56,18 @@ def describe_quantized(layer: keras.Layer) -> dict[str, Any]:
     }
 
 
-def quantize_again(layer: keras.Layer, described: dict[str, Any]) -> None:
+def quantize_again(layer: keras.Layer, quantizations: dict[str, Any]) -> None:
     """Quantizes the layers in a layer, from the dict that `describe_quantized` returned."""
-    layers = _layers_by_path(layer) if described else {}
-    for path, how in described.items():
+    layers = _layers_by_path(layer) if quantizations else {}
+    for path, quantization in quantizations.items():
         if path not in layers:
             raise InvalidInputError(
-                f"The saved model has a layer {path!r}, quantized to {how['mode']!r}, and "
+                f"The saved model has a layer {path!r}, quantized to {quantization['mode']!r}, and "
                 f"{layer.name!r} has none. It was saved by another release of keras_deepseek."
             )
         if layers[path].quantization_mode is None:  # A `DTypePolicyMap` may have quantized it.
-            config = keras.saving.deserialize_keras_object(how["config"])
-            layers[path].quantize(how["mode"], type_check=False, config=config)
+            config = keras.saving.deserialize_keras_object(quantization["config"])
+            layers[path].quantize(quantization["mode"], type_check=False, config=config)
 
 
 def _layers_by_path(layer: keras.Layer) -> dict[str, keras.Layer]:
@@ -130,12 +130,12 @@ def call_reversed_quantized(embedding: keras.layers.ReversibleEmbedding, inputs:
     soft_cap = embedding.logit_soft_cap
     no_cap = {} if soft_cap is None else {"logit_soft_cap": None}
 
-    is_known = type(embedding) is keras.layers.ReversibleEmbedding and rounds_rows_to_int8(
+    is_of_keras = type(embedding) is keras.layers.ReversibleEmbedding and rounds_rows_to_int8(
         embedding
     )
 
     def compute(rows: Any, kernel: Any, scale: Any, *_: Any) -> Any:
-        if is_known:
+        if is_of_keras:
             kernel = ops.transpose(kernel) if embedding.tie_weights else kernel
             scale = ops.reshape(ops.cast(scale, rows.dtype), (-1,))
             flat = ops.reshape(rows, (-1, rows.shape[-1]))

@@ -35,18 +35,18 @@ class JaxReplicas:
     def __init__(self) -> None:
         self._mesh = Mesh(np.array(jax.devices()), [_AXIS])
         self._sums = GradientSums(_AXIS, self._mesh.size)
-        self._each_its_own = NamedSharding(self._mesh, PartitionSpec(_AXIS))
-        self._divides: bool | None = None  # Whether the first batch could be divided.
+        self._by_device = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        self._has_seen_batch = False
         # Two sums outside of a step would otherwise compile twice.
         self._last: _Program | None = None
-        self._divided: list[keras.Variable] | None = None  # The divided state of an optimizer.
+        self._divided_slots: list[keras.Variable] | None = None  # Those of a sharded optimizer.
 
     def divide_gradients(self, state: Sequence[keras.Variable]) -> None:
         """Divides the summed gradients among the devices from now on, along `divided_axis`.
 
         `state` is the divided state of the optimizer, which is left out of the replicas' program.
         """
-        self._divided = list(state)
+        self._divided_slots = list(state)
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
         """Does nothing, because Keras's layers draw random numbers by their own seeds."""
@@ -66,7 +66,7 @@ class JaxReplicas:
         if not self._can_divide(batch):
             return _compute_alone(compute, batch)
         axes = [
-            None if self._divided is None else divided_axis(variable.shape, self._mesh.size)
+            None if self._divided_slots is None else divided_axis(variable.shape, self._mesh.size)
             for variable in variables
         ]
         sums, _ = self._compute(compute, batch, None, tuple(axes))
@@ -119,7 +119,7 @@ class JaxReplicas:
         # Captured values keep the layout of outside, which some operations reject.
         values = dict(NestedScope().state_mapping)
         residual = None if compression is None else compression.residual
-        for variable in (residual, *(self._divided or ())):
+        for variable in (residual, *(self._divided_slots or ())):
             values.pop(id(variable), None)
         program = self._last
         if values or program is None or not program.is_of(compute, compression, axes):
@@ -136,21 +136,21 @@ class JaxReplicas:
         """Returns True if a batch is divided among devices, as in `JaxDistribution.distributed`."""
         num_devices = self._mesh.size
         numbers = {array.shape[0] for array in jax.tree.leaves(batch)}
-        divides = all(number % num_devices == 0 for number in numbers)
-        if self._divides is None:
-            self._divides = divides
-            if not divides and jax.process_index() == 0:
+        is_divisible = all(number % num_devices == 0 for number in numbers)
+        if not self._has_seen_batch:
+            self._has_seen_batch = True
+            if not is_divisible and jax.process_index() == 0:
                 _logger.warning(
                     "A batch of %s rows can't be divided equally among %d devices: each of them "
                     "computes the whole batch, and gradients are not compressed. Choose a "
                     "batch_size that %d divides.",
                     *(max(numbers), num_devices, num_devices),
                 )
-        return divides
+        return is_divisible
 
     def own_variable(self, value: Array, name: str) -> keras.Variable:
         """Returns a float32 variable that differs by device and begins as `value`, a vector."""
-        values = self._place(np.tile(value, jax.local_device_count()))
+        values = self._to_devices(np.tile(value, jax.local_device_count()))
         around = keras.distribution.distribution()
         keras.distribution.set_distribution(None)  # A distribution would give it one value on all.
         try:
@@ -167,10 +167,10 @@ class JaxReplicas:
 
     def write_own(self, variable: keras.Variable, value: Array) -> None:
         """Restores this process's values of a variable from what `read_own` returned."""
-        variable.assign(self._place(value))
+        variable.assign(self._to_devices(value))
 
-    def _place(self, values: Array) -> jax.Array:
-        return jax.make_array_from_process_local_data(self._each_its_own, values)
+    def _to_devices(self, values: Array) -> jax.Array:
+        return jax.make_array_from_process_local_data(self._by_device, values)
 
 
 class _Program:
@@ -219,14 +219,14 @@ class _Program:
             scope.state_mapping |= values
             scalars, finish = self._compute(jax.lax.axis_index(_AXIS), batch)
             scalar_sums = self._sums.sum(scalars)
-            more, gradients = finish(scalar_sums, None)
+            counts, gradients = finish(scalar_sums, None)
         self.assigned[:] = scope.assigned.values()
         changed = [scope.get_current_value(variable) for variable in self.assigned]
         if self._compression is None:
             sums = self._sums.scatter(gradients, self._axes)
         else:
             sums, residual = self._sums.sum_compressed(gradients, self._compression, residual)
-        return (scalar_sums, self._sums.sum(more), sums), changed, residual
+        return (scalar_sums, self._sums.sum(counts), sums), changed, residual
 
 
 def divided_axis(shape: Sequence[int], num_devices: int) -> int | None:

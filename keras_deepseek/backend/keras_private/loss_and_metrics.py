@@ -67,9 +67,9 @@ def losses_in_float32(model: keras.Model) -> Iterator[None]:
 
     def with_float32_outputs(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(
-            x: Any = None, y: Any = None, y_pred: Any = None, *arguments: Any, **more: Any
+            x: Any = None, y: Any = None, y_pred: Any = None, *arguments: Any, **options: Any
         ) -> Any:
-            return method(x, y, keras.tree.map_structure(in_float32, y_pred), *arguments, **more)
+            return method(x, y, keras.tree.map_structure(in_float32, y_pred), *arguments, **options)
 
         vars(call)[_OF_THE_MODEL] = method
         return call

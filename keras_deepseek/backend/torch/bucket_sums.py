@@ -157,7 +157,7 @@ class LowRankSum:
 
     def is_received(self) -> bool:
         """Returns True if the first thin matrices of all ranks have been summed."""
-        return self._first.is_there()
+        return self._first.is_summed()
 
     def share(self) -> None:
         """Starts summing the second thin matrices, which depend on the sums of the first."""
@@ -191,7 +191,7 @@ class _Joined:
             self._sum = torch.cat([tensor.reshape(-1) for tensor in tensors])
             self._work = dist.all_reduce(self._sum, group=group, async_op=True)
 
-    def is_there(self) -> bool:
+    def is_summed(self) -> bool:
         """Returns True if the sum over all ranks has arrived."""
         return self._work is None or bool(self._work.is_completed())
 

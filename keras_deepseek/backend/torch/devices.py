@@ -108,8 +108,8 @@ def _bring(structure: Any, device: torch.device) -> Any:
     """Moves the tensors of a nested structure to a device, with their Keras masks."""
 
     def bring(leaf: Any) -> Any:
-        is_there = not isinstance(leaf, torch.Tensor) or _lies_on(leaf, device)
-        return leaf if is_there else leaf.to(device)
+        is_local = not isinstance(leaf, torch.Tensor) or _lies_on(leaf, device)
+        return leaf if is_local else leaf.to(device)
 
     return map_with_masks(bring, structure)
 

@@ -162,7 +162,7 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
             adapters[name] = LayerAdapter(down, up, 1.0)  # `assign_adapters` reports it as unknown.
         else:
             scale = _scale_of(config, name, len(down) // modules[name].num_experts)
-            read = modules[name].split(down, up, scale, is_there=has_lora)
+            read = modules[name].split(down, up, scale, is_enabled=has_lora)
             if read is None:  # The kernels of the module can't all have it.
                 refused.append(name)
             else:

@@ -81,7 +81,7 @@ class PeftExperts:
         )
 
     def split(
-        self, down: Array, up: Array, scale: float, *, is_there: bool
+        self, down: Array, up: Array, scale: float, *, is_enabled: bool
     ) -> dict[str, LayerAdapter] | None:
         """Converts `lora_A` and `lora_B` to one `LayerAdapter` per Keras layer, by its path.
 
@@ -96,7 +96,7 @@ class PeftExperts:
         chosen = [
             index
             for index, layer in enumerate(self.layers)
-            if layer is not None and (is_there or has_numbers[index] or not any(has_numbers))
+            if layer is not None and (is_enabled or has_numbers[index] or not any(has_numbers))
         ]
         if any(has for index, has in enumerate(has_numbers) if index not in chosen):
             return None

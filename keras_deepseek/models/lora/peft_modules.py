@@ -247,12 +247,12 @@ class PeftLinear:
         return a.reshape(shape), b * np.float32(layer.lora_alpha / layer.lora_rank / self.scale)
 
     def split(
-        self, down: Array, up: Array, scale: float, *, is_there: bool
+        self, down: Array, up: Array, scale: float, *, is_enabled: bool
     ) -> dict[str, LayerAdapter] | None:
         """Converts `lora_A` and `lora_B` to one `LayerAdapter` per Keras layer, by its path.
 
         Returns `None` if the Keras layers can't represent it. `down` is `(rank, num_inputs)`, `up`
-        `(num_outputs, rank)`, and `scale` the factor of their product. `is_there` is true if the
+        `(num_outputs, rank)`, and `scale` the factor of their product. `is_enabled` is true if the
         model has the LoRA already.
         """
         has_lora = [layer is not None for layer in self.layers]
@@ -262,7 +262,7 @@ class PeftLinear:
             return {path_of(first): LayerAdapter(down.T, up.T, scale)}  # Reported as a mismatch.
         # Each choice says for each kernel whether it gets a LoRA. The first that fits is used.
         choices = [has_lora]
-        if not is_there:  # A kernel whose rows of B are all zero may have had no LoRA.
+        if not is_enabled:  # A kernel whose rows of B are all zero may have had no LoRA.
             layout = self._layout
             rows = up.reshape(layout.num_blocks, -1, up.shape[-1])
             choices.append(
@@ -317,11 +317,11 @@ class PeftEmbedding:
         return a.T, b.T
 
     def split(
-        self, down: Array, up: Array, scale: float, *, is_there: bool
+        self, down: Array, up: Array, scale: float, *, is_enabled: bool
     ) -> dict[str, LayerAdapter]:
         """Converts a `peft` embedding's LoRA to a `LayerAdapter`, by the path of its layer.
 
         `down` is `(rank, vocabulary_size)`, `up` `(dim, rank)`, and `scale` the factor of their
-        product. `is_there` does not matter.
+        product. `is_enabled` does not matter.
         """
         return {path_of(self.layer): LayerAdapter(down.T, up.T, scale * len(down))}

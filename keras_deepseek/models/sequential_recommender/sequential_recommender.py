@@ -313,5 +313,5 @@ def _pick(rows: Any, indices: Any) -> Any:
     It uses a sum, because `take_along_axis` fixes the batch size in the graphs that PyTorch
     exports.
     """
-    is_there = ops.equal(ops.expand_dims(ops.cast(indices, "int32"), 2), ops.arange(rows.shape[1]))
-    return ops.sum(ops.where(is_there, ops.expand_dims(rows, 1), 0), axis=2)
+    is_chosen = ops.equal(ops.expand_dims(ops.cast(indices, "int32"), 2), ops.arange(rows.shape[1]))
+    return ops.sum(ops.where(is_chosen, ops.expand_dims(rows, 1), 0), axis=2)

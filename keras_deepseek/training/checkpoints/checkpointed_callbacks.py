@@ -83,7 +83,7 @@ def _check_shared(folder: Path, training_id: str, processes: Processes) -> None:
     if processes.rank == 0:
         path.touch()
     processes.gather(np.zeros(0))
-    sees = [bool(is_there) for is_there in processes.gather(np.array(path.exists()))]
+    sees = [bool(exists) for exists in processes.gather(np.array(path.exists()))]
     if processes.rank == 0:
         path.unlink()
     if not all(sees):

@@ -32,7 +32,7 @@ def test_what_is_joined_is_split_again():
     model = tune(make_model(), target_names=["token_embedding", "value_up", "gate"])
     for module in modules_of(model).values():
         down, up = module.join()
-        parts = module.split(down, up, module.scale, is_there=True)
+        parts = module.split(down, up, module.scale, is_enabled=True)
         layers = [layer for layer in module.layers if layer is not None]
         assert list(parts) == [path_of(layer) for layer in layers]
         for layer, part in zip(layers, parts.values(), strict=True):

@@ -162,10 +162,10 @@ class ReplicaPart:
         for index, gradient in enumerate(gradients):
             if gradient is not None:
                 send(index, gradient)
-        counts = [float(is_there) for is_there in exists]
-        for index, is_there in enumerate(exists):
-            self._has_gradient[index] |= is_there
-            if not is_there:
+        counts = list(map(float, exists))
+        for index, has_gradient in enumerate(exists):
+            self._has_gradient[index] |= has_gradient
+            if not has_gradient:
                 send(index, ops.zeros(self._variables[index].shape))
         return [ops.convert_to_tensor(counts)], [kept.get(i) for i in range(len(exists))]
 
