@@ -1,6 +1,5 @@
 """A layer that holds one kernel for each expert, and quantizes them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +103,7 @@ class ExpertKernels(keras.Layer):
         block_size = read_block_size(config) if mode == "int4" else None
         rows = self.kernel_shape[1]
         if block_size is not None and rows % block_size:
-            fitting = math.gcd(block_size, rows)
+            fitting = max(size for size in range(1, block_size) if rows % size == 0)
             raise InvalidInputError(
                 f"int4 needs a `block_size` that divides the {rows} rows of a kernel of "
                 f"{self.path!r}, received {block_size}. Quantize with config="
