@@ -155,6 +155,18 @@ def temporary_update_parts(
         yield
 
 
+def own_update_method(optimizer: keras.optimizers.Optimizer) -> str | None:
+    """Returns a method of the user that gets the gradients of all weights, or `None`."""
+    for name in (
+        *("apply", "apply_gradients", "_backend_apply_gradients"),
+        *("_backend_update_step", "_clip_gradients"),
+    ):
+        owner = next(base for base in type(optimizer).__mro__ if name in vars(base))
+        if not owner.__module__.startswith("keras."):
+            return name
+    return None
+
+
 def weight_slots(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[tuple[keras.Variable, keras.Variable]]:

@@ -18,6 +18,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.optimizers import (
     exclude_from_decay,
     optimized_variables,
+    own_update_method,
     plain_optimizer,
     uses_decay,
     weight_slots,
@@ -61,6 +62,8 @@ class OptimizerParts:
         """
         optimizer = plain_optimizer(model.optimizer)
         check_shardable(model)
+        _check_update(model.optimizer)
+        _check_update(optimizer)
         self.weights = list(model.trainable_variables)
         sizes = [int(np.prod(weight.shape)) for weight in self.weights]
         needs_matrices = not _is_elementwise(optimizer) or optimizer.clipnorm is not None
@@ -238,6 +241,17 @@ def check_shardable(model: keras.Model) -> None:
         )
     if any(weight.overwrite_with_gradient for weight in model.trainable_variables):
         raise NotSupportedError("shard_optimizer=True does not support float8 training.")
+
+
+def _check_update(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises an error for an optimizer with a method that would get a part of all gradients."""
+    method = own_update_method(optimizer)
+    if method is not None:
+        raise NotSupportedError(
+            f"shard_optimizer=True does not support {type(optimizer).__name__}: its own {method}() "
+            "would get the gradients of this process's parts alone. Override update_step(), which "
+            "gets one weight at a time, or clip with gradient_clip of the Trainer."
+        )
 
 
 def _check_state(optimizer: keras.optimizers.Optimizer) -> None:

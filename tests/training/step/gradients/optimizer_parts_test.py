@@ -145,13 +145,23 @@ class Shared(keras.optimizers.SGD):
         self.distance = self.add_variable((), name="distance")
 
 
+class Normalized(keras.optimizers.SGD):
+    """An optimizer that divides gradients by the norm of all of them."""
+
+    def apply(self, grads, trainable_variables=None):
+        norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in grads))
+        super().apply([gradient / norm for gradient in grads], trainable_variables)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: keras.optimizers.Adam(global_clipnorm=1.0), "gradient_clip=.'global_norm', 1.0"),
         (Shared, "its variables distance belong to no single weight"),
+        (Normalized, r"Normalized: its own apply\(\) would get the gradients of this process's"),
+        (lambda: keras.optimizers.LossScaleOptimizer(Normalized()), r"its own apply\(\)"),
     ],
-    ids=["global_clipnorm", "a shared state"],
+    ids=["global_clipnorm", "a shared state", "own apply", "own apply below a loss scale"],
 )
 def test_what_can_not_be_sharded_is_refused(make, message):
     with pytest.raises((InvalidInputError, NotSupportedError), match=message):
