@@ -65,6 +65,14 @@ class ConfigModel(CloneCheckedModel):
             self.mapped_weights.copy_trainable()
         return super().call(inputs, training=training, mask=mask)
 
+    def get_weights(self) -> list[Any]:
+        self.mapped_weights.check()
+        return list(super().get_weights())
+
+    def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        self.mapped_weights.check()
+        super().save_weights(filepath, overwrite=overwrite, **kwargs)
+
     def quantize(self, mode: str | None = None, config: Any = None, **kwargs: Any) -> None:
         """Quantizes the weights in place, as `keras.Model.quantize` does, experts included.
 

@@ -208,8 +208,13 @@ def test_mapped_weights_are_quantized_as_others(folder, mode):
         lambda model: model.quantize("int8"),
         lambda model: model.save("model.keras"),
         lambda model: model.save_to_preset("preset"),
+        lambda model: model.save_weights("model.weights.h5"),
+        lambda model: model.get_weights(),
     ],
-    ids=["call", "training", "quantize", "save", "save_to_preset"],
+    ids=[
+        *("call", "training", "quantize", "save", "save_to_preset"),
+        *("save_weights", "get_weights"),
+    ],
 )
 def test_a_file_that_was_written_in_place_is_an_error(folder, use):
     model = SmallModel.from_preset(folder)
