@@ -142,6 +142,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "make_optimizer": lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
     },
     "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},  # With a loss scale.
     "accumulation": {
         "gradient_clip": ("adaptive", 0.1),
         "make_optimizer": lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=3),
