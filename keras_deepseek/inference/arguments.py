@@ -7,14 +7,19 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Collection, Hashable, Iterable
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
 
 if TYPE_CHECKING:
     from keras_deepseek.artifacts.signature import Signature
+
+_ORIGIN = re.compile(
+    r"(?!http://[^/]*:80$|https://[^/]*:443$)"
+    r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[1-9][0-9]{0,4})?"
+)
 
 
 class RequestOptions(TypedDict, total=False):
@@ -98,6 +103,28 @@ def check_host(name: str, host: str) -> None:
         raise InvalidInputError(
             f"`{name}` must be a host name or an IP address, received {host!r}."
         )
+
+
+def check_origins(name: str, origins: Any) -> tuple[str, ...]:
+    """Returns the origins of pages, or raises an error if one is not as browsers send it."""
+    if isinstance(origins, str) or not isinstance(origins, Collection):
+        raise InvalidInputError(
+            f"`{name}` must be a list of origins, as in ['https://app.example.com']; received "
+            f"{origins!r}."
+        )
+    for origin in origins:
+        if origin == "*":
+            raise InvalidInputError(
+                f"`{name}`: received '*', by which any page that a user opens could call the "
+                "models. Name each origin, as in 'https://app.example.com'."
+            )
+        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
+            raise InvalidInputError(
+                f"`{name}`: received {origin!r}; expected scheme://host or scheme://host:port as "
+                "browsers send it: in lower case, without a path, a final slash, or the port 80 of "
+                "http or 443 of https. 'https://app.example.com' is one."
+            )
+    return tuple(origins)
 
 
 def check_port(name: str, port: int) -> None:

@@ -32,6 +32,7 @@ from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.monitoring.request_log import RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.protocols.shared_memory import SharedMemory
 from keras_deepseek.inference.text.text_answer import TextAnswer
 from keras_deepseek.inference.text.text_record import describe_answer, is_chat
 from keras_deepseek.text.sampling import SamplingOptions
@@ -55,6 +56,8 @@ class Dispatcher:
         self.repository = repository
         self.name = repository.name
         self.monitor = repository.monitor
+        self.shared_memory = SharedMemory()
+        """The regions that clients of any of its servers have registered."""
         self._request_log = request_log
 
     @property

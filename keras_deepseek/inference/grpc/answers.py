@@ -155,7 +155,12 @@ def _shorten(text: str) -> str:
 
 
 def begin_call(service: Service, context: Any, trace: RequestTrace) -> None:
-    """Gives a call a request id and returns it in the trailing metadata, if calls are logged."""
+    """Gives a call a request id and returns it in the trailing metadata, if calls are logged.
+
+    Notes the client's address if shared memory, which is for those of this machine, is on.
+    """
+    if service.options.shared_memory:
+        trace.client = address_of(context.peer())
     if service.access_log is None:
         return
     offered = next((text for key, text in context.invocation_metadata() if key == _REQUEST_ID), "")

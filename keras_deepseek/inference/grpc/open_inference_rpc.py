@@ -1,6 +1,7 @@
 """Open Inference's unary gRPC calls. `open_inference_stream` has the streaming call."""
 
 import asyncio
+from functools import partial
 
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
@@ -14,6 +15,7 @@ from keras_deepseek.inference.protocols import open_inference_grpc, open_inferen
 from keras_deepseek.inference.protocols.grpc_messages import parse_message, write_message
 from keras_deepseek.inference.protocols.open_inference import InferCall
 from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
+from keras_deepseek.inference.protocols.shared_memory import THREAD_BYTES, SharedMemory
 from keras_deepseek.inference.server.service import Service
 
 
@@ -37,10 +39,14 @@ async def model_ready(service: Service, data: bytes, _timeout: float | None) -> 
     return write_message("inference.ModelReadyResponse", ready=is_ready)
 
 
-async def server_metadata(_service: Service, data: bytes, _timeout: float | None) -> bytes:
+async def server_metadata(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers with the server's name, version and extensions."""
     parse_message("inference.ServerMetadataRequest", data)
-    content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
+    content = open_inference_models.server_metadata(
+        "keras_deepseek",
+        keras_deepseek.__version__,
+        has_shared_memory=service.options.shared_memory,
+    )
     return write_message("inference.ServerMetadataResponse", **content)
 
 
@@ -57,10 +63,42 @@ async def model_metadata(service: Service, data: bytes, _timeout: float | None) 
 
 async def infer(service: Service, data: bytes, timeout: float | None) -> bytes:
     """Runs a model and answers with its outputs, as lists or as raw bytes, like the inputs."""
-    call = open_inference_grpc.parse_infer(data)
+    call = await parse_infer(service, data)
     future, version = start_infer(service, call, timeout)
     outputs = await outputs_of(call.model_name, future, current_trace.get())
-    return open_inference_grpc.format_infer(call, outputs, call.model_name, str(version.number))
+    return await format_infer(call, outputs, version)
+
+
+async def parse_infer(service: Service, data: bytes) -> InferCall:
+    """Parses a request, and reads its inputs in shared memory, many on a thread."""
+    call = open_inference_grpc.parse_infer(data, partial(_open_memory, service))
+    max_bytes = service.options.max_body_bytes
+    if call.shared_input_bytes > THREAD_BYTES:
+        return await asyncio.to_thread(call.read_shared, max_bytes)
+    return call.read_shared(max_bytes)
+
+
+async def format_infer(
+    call: InferCall, outputs: Inputs, version: ModelVersion, *, in_stream: bool = False
+) -> bytes:
+    """Returns the response to a request, whose outputs in shared memory it writes."""
+    format_outputs = partial(
+        open_inference_grpc.format_infer,
+        call,
+        outputs,
+        call.model_name,
+        str(version.number),
+        in_stream=in_stream,
+    )
+    if call.shared_output_bytes > THREAD_BYTES:
+        return await asyncio.to_thread(format_outputs)
+    return format_outputs()
+
+
+def _open_memory(service: Service) -> SharedMemory:
+    """Returns the regions for the client of the current request, if it is on this machine."""
+    trace = current_trace.get()
+    return service.open_shared_memory(trace.client if trace else "")
 
 
 def start_infer(
@@ -113,6 +151,34 @@ async def repository_unload(service: Service, data: bytes, _timeout: float | Non
     return write_message(f"inference.{call}Response", model_name=name, isUnloaded=True)
 
 
+async def memory_status(service: Service, data: bytes, _timeout: float | None) -> bytes:
+    """Answers with the registered regions of shared memory, or with the one that is named."""
+    name = parse_message("inference.SystemSharedMemoryStatusRequest", data).name
+    regions = {region["name"]: region for region in _open_memory(service).status(name)}
+    return write_message("inference.SystemSharedMemoryStatusResponse", regions=regions)
+
+
+async def memory_register(service: Service, data: bytes, _timeout: float | None) -> bytes:
+    """Registers a region of shared memory, which the client has created."""
+    region = parse_message("inference.SystemSharedMemoryRegisterRequest", data)
+    _open_memory(service).register(region.name, region.key, region.offset, region.byte_size)
+    return write_message("inference.SystemSharedMemoryRegisterResponse")
+
+
+async def memory_unregister(service: Service, data: bytes, _timeout: float | None) -> bytes:
+    """Forgets a region of shared memory, or all regions."""
+    name = parse_message("inference.SystemSharedMemoryUnregisterRequest", data).name
+    _open_memory(service).unregister(name)
+    return write_message("inference.SystemSharedMemoryUnregisterResponse")
+
+
+async def cuda_memory_unregister(service: Service, data: bytes, _timeout: float | None) -> bytes:
+    """Does nothing: no CUDA memory can be registered. Triton's examples begin with this call."""
+    parse_message("inference.CudaSharedMemoryUnregisterRequest", data)
+    _open_memory(service)
+    return write_message("inference.CudaSharedMemoryUnregisterResponse")
+
+
 UNARY_CALLS = {
     "ServerLive": server_live,
     "ServerReady": server_ready,
@@ -123,6 +189,10 @@ UNARY_CALLS = {
     "RepositoryIndex": repository_index,
     "RepositoryModelLoad": repository_load,
     "RepositoryModelUnload": repository_unload,
+    "SystemSharedMemoryStatus": memory_status,
+    "SystemSharedMemoryRegister": memory_register,
+    "SystemSharedMemoryUnregister": memory_unregister,
+    "CudaSharedMemoryUnregister": cuda_memory_unregister,
 }
 
 

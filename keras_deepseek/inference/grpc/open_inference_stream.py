@@ -21,7 +21,12 @@ from keras_deepseek.inference.grpc.answers import (
     refusal_of,
     time_left,
 )
-from keras_deepseek.inference.grpc.open_inference_rpc import read_version, start_infer
+from keras_deepseek.inference.grpc.open_inference_rpc import (
+    format_infer,
+    parse_infer,
+    read_version,
+    start_infer,
+)
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.text_version import TextVersion
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
@@ -130,11 +135,13 @@ async def _read(
 
 async def _start(service: Service, data: bytes, context: Any, request_id: str) -> _Started:
     trace, call = RequestTrace(*CALL), None
+    if service.options.shared_memory:
+        trace.client = address_of(context.peer())
     trace.request_id = request_id  # The stream's id, unless the request has its own.
     current_trace.set(trace)
     try:
         await check_field_count("inference.ModelInferRequest", data)
-        call = open_inference_grpc.parse_infer(data)
+        call = await parse_infer(service, data)
         if request_id and call.id:
             trace.request_id = choose_request_id(call.id)
         version = service.engine.find(call.model_name, read_version(call))
@@ -192,10 +199,7 @@ async def _respond(
 ) -> AsyncIterator[tuple[str, bytes]]:
     try:
         outputs = await outputs_of(call.model_name, future, trace)
-        number = str(version.number)
-        data = open_inference_grpc.format_infer(
-            call, outputs, call.model_name, number, in_stream=True
-        )
+        data = await format_infer(call, outputs, version, in_stream=True)
     except Exception as error:  # noqa: BLE001 - As in `_start`.
         yield _format_error(call, error)
     else:

@@ -4,7 +4,6 @@ All of it runs on an event loop, and nothing there waits for the model in a bloc
 """
 
 import asyncio
-import re
 from collections import Counter
 from typing import Any
 
@@ -17,6 +16,11 @@ from keras_deepseek.inference.http import (
     tf_serving_rest,
 )
 from keras_deepseek.inference.http.answers import answer_error, answer_json, read_version
+from keras_deepseek.inference.http.cross_origin import (
+    answer_preflight,
+    cors_headers,
+    refuse_other_sites,
+)
 from keras_deepseek.inference.http.message import (
     CLIENT_DISCONNECTED,
     EXTENSION,
@@ -52,7 +56,6 @@ ROUTES = (
 """The routes of a server. A new protocol adds its own here."""
 
 
-_ADDRESS = re.compile(r"(localhost|[\d.]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
 _CHALLENGE = 'Bearer realm="keras_deepseek"'
 _METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
@@ -107,13 +110,21 @@ class HttpApplication:
 
     async def _respond(self, request: HttpRequest, path: str) -> HttpResponse:
         """Returns the answer to a request. An error has the JSON form of the protocol of `path`."""
+        origins = self.service.options.cors_origins
+        routes = self.router.match(path)[0] if origins else {}
         try:
-            self.admit(request)
-            return await self.handle(request)
+            response = answer_preflight(origins, request, routes) if routes else None
+            if response is None:
+                self.admit(request)
+                response = await self.handle(request)
         except ClientDisconnectError:
             raise
         except Exception as error:  # noqa: BLE001 - The client and the log are told.
-            return answer_error(error, self.router.error_form(path))
+            response = answer_error(error, self.router.error_form(path))
+        if routes:
+            headers = cors_headers(origins, request.headers.get("origin", ""), routes)
+            response.headers = (*response.headers, *headers)
+        return response
 
     def refuse_early(
         self, method: bytes, path: bytes, headers: list[tuple[bytes, bytes]]
@@ -141,6 +152,10 @@ class HttpApplication:
             version.check_room(self._admitted[version] + 1)
         except OverloadedError as error:
             response = answer_error(error, route.error_form)
+            origin = b",".join(value for name, value in headers if name == b"origin")
+            origins = service.options.cors_origins
+            cors = cors_headers(origins, origin.decode("latin-1"), routes)
+            response.headers = (*response.headers, *cors)
         else:
             if not self._admitted:  # The next turn of the event loop counts from 0.
                 asyncio.get_running_loop().call_soon(self._admitted.clear)
@@ -187,7 +202,7 @@ class HttpApplication:
         request.route = route.path
         request.trace.protocol, request.trace.call = route.protocol, route.call
         if route.is_management:
-            _refuse_other_sites(request)
+            refuse_other_sites(request)
             self.service.model_control.check(request.headers.get("authorization"))
         return await route.handler(self.service, request)
 
@@ -357,24 +372,6 @@ async def _send(request: HttpRequest, response: HttpResponse, send: Send) -> Non
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     body = b"" if request.method == "HEAD" else response.body
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _refuse_other_sites(request: HttpRequest) -> None:
-    """Refuses a call that the page of another site makes a browser send.
-
-    `Host` must be an IP address or `localhost`: the other site may own a name, and let it point to
-    this server.
-    """
-    headers = request.headers
-    origin, host = headers.get("origin"), headers.get("host", "")
-    is_of_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-    if is_of_site and origin is None:
-        return
-    is_same = origin is None or origin.partition("://")[2].lower() == host.lower()
-    if not (is_of_site and is_same and _ADDRESS.fullmatch(host)):
-        names = ("host", "origin", "sec-fetch-site")
-        sent = ", ".join(f"{name}: {headers[name]}" for name in names if name in headers)
-        raise HttpError(403, f"Pages of other sites may not do this; received {sent}.")
 
 
 def name_spans(request: HttpRequest, status: int) -> SpanNames:

@@ -1,6 +1,7 @@
 """Open Inference's (KServe's V2) REST calls: `/v2/...`."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import keras_deepseek
@@ -15,6 +16,7 @@ from keras_deepseek.inference.http.answers import (
     read_version,
 )
 from keras_deepseek.inference.http.body import THREAD_BYTES, compute, read_body
+from keras_deepseek.inference.http.cross_origin import refuse_other_sites
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
 from keras_deepseek.inference.http.routing import (
     FLAG,
@@ -29,16 +31,22 @@ from keras_deepseek.inference.http.routing import (
 from keras_deepseek.inference.models.open_version import as_tensor_version
 from keras_deepseek.inference.models.served_model import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
+from keras_deepseek.inference.protocols.json_text import load_object
 from keras_deepseek.inference.protocols.open_inference_parameters import read_timeout_and_priority
+from keras_deepseek.inference.protocols.shared_memory import SharedMemory
 from keras_deepseek.inference.server.service import Service
 
 PROTOCOL = "open_inference"
 """The label of the metrics."""
 
 
-async def server_metadata(_service: Service, _request: HttpRequest) -> HttpResponse:
+async def server_metadata(service: Service, _request: HttpRequest) -> HttpResponse:
     """Answers with the server's name, version and extensions."""
-    content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
+    content = open_inference_models.server_metadata(
+        "keras_deepseek",
+        keras_deepseek.__version__,
+        has_shared_memory=service.options.shared_memory,
+    )
     return answer_json(content)
 
 
@@ -83,7 +91,10 @@ async def infer(service: Service, request: HttpRequest) -> HttpResponse:
             # The JSON comes before raw bytes. Ten digits are enough: Python can't read thousands.
             text = memoryview(body)[: int(json_length[:10])]
         await compute(len(body), check_values, text, model_version)
-    call = await compute(len(body), open_inference.parse_infer, body, json_length)
+    open_memory = partial(_open_memory, service, request)
+    call = await compute(len(body), open_inference.parse_infer, body, json_length, open_memory)
+    max_bytes = service.options.max_body_bytes
+    call = await compute(call.shared_input_bytes, call.read_shared, max_bytes)
     order = read_timeout_and_priority(call.parameters)
 
     def bind(signature: Signature) -> Inputs:
@@ -99,7 +110,10 @@ async def infer(service: Service, request: HttpRequest) -> HttpResponse:
         timeout=order.timeout,
         priority=order.priority,
     )
-    answer, header_length = open_inference.encode_infer(call, outputs, name, request.trace.version)
+    version_name = request.trace.version
+    answer, header_length = await compute(
+        call.shared_output_bytes, open_inference.encode_infer, call, outputs, name, version_name
+    )
     if header_length is None:
         return HttpResponse(body=answer)
     headers = ((open_inference.HEADER, str(header_length)),)
@@ -128,6 +142,45 @@ async def repository_unload(service: Service, request: HttpRequest) -> HttpRespo
     await asyncio.to_thread(service.engine.repository.unload, name)
     request.trace.model = name
     return answer_json({"name": name, "unload": True})
+
+
+async def system_shared_memory_status(service: Service, request: HttpRequest) -> HttpResponse:
+    """Answers with the registered regions of shared memory, or with the one that is named."""
+    name = request.parameters.get("name", "")
+    return answer_json(_open_memory(service, request).status(name))
+
+
+async def system_shared_memory_register(service: Service, request: HttpRequest) -> HttpResponse:
+    """Registers a region of shared memory, which the client has created."""
+    memory = _open_memory(service, request)
+    body = await read_body(request, service.options.max_body_bytes)
+    region = load_object(body, "with 'key', 'offset' and 'byte_size'")
+    memory.register(
+        request.parameters["name"],
+        region.get("key"),
+        region.get("offset", 0),
+        region.get("byte_size"),
+    )
+    return answer_json({})
+
+
+async def system_shared_memory_unregister(service: Service, request: HttpRequest) -> HttpResponse:
+    """Forgets a region of shared memory, or all regions."""
+    _open_memory(service, request).unregister(request.parameters.get("name", ""))
+    return answer_json({})
+
+
+async def cuda_shared_memory_unregister(service: Service, request: HttpRequest) -> HttpResponse:
+    """Does nothing: no CUDA memory can be registered. Triton's examples begin with this call."""
+    _open_memory(service, request)
+    return answer_json({})
+
+
+def _open_memory(service: Service, request: HttpRequest) -> SharedMemory:
+    """Returns the regions for a client on this machine, which is no page of another site."""
+    refuse_other_sites(request)
+    is_forwarded = not {"forwarded", "x-forwarded-for"}.isdisjoint(request.headers)
+    return service.open_shared_memory("" if is_forwarded else request.client)
 
 
 def _describe_infer(name: str, signature: Signature) -> Operation:
@@ -169,6 +222,7 @@ _SERVER = Operation("The server's name, version and extensions", OBJECT)
 
 _ADDRESSES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 _IN_REPOSITORY = "/v2/repository/models/{name}"
+_MEMORY = "/v2/systemsharedmemory"
 
 
 def _route(method: str, path: str, handler: Handler, **options: Any) -> Route:
@@ -178,7 +232,7 @@ def _route(method: str, path: str, handler: Handler, **options: Any) -> Route:
 
 ROUTES = (
     *(
-        _route(method, address + suffix, handler, describe_model=describe)
+        _route(method, address + suffix, handler, describe_model=describe, is_cross_origin=True)
         for method, suffix, handler, describe in (
             ("POST", "/infer", infer, _describe_infer),
             ("GET", "/ready", model_ready, _describe_ready),
@@ -186,8 +240,13 @@ ROUTES = (
         )
         for address in _ADDRESSES
     ),
-    _route("GET", "/v2/health/live", live, operation=_LIVE, is_open=True),
-    _route("GET", "/v2/health/ready", ready, operation=_READY, is_open=True),
+    *(
+        _route("GET", path, handler, operation=operation, is_open=True, is_cross_origin=True)
+        for path, handler, operation in (
+            ("/v2/health/live", live, _LIVE),
+            ("/v2/health/ready", ready, _READY),
+        )
+    ),
     _route("POST", "/v2/repository/index", repository_index, operation=_INDEX),
     *(
         _route("POST", _IN_REPOSITORY + suffix, handler, operation=operation, is_management=True)
@@ -196,6 +255,18 @@ ROUTES = (
             ("/unload", repository_unload, _UNLOAD),
         )
     ),
-    _route("GET", "/v2", server_metadata, operation=_SERVER),
-    _route("GET", "/v2/", server_metadata),
+    # They are in no description: few servers have them.
+    *(
+        _route(method, path, handler)
+        for method, path, handler in (
+            ("GET", f"{_MEMORY}/status", system_shared_memory_status),
+            ("GET", _MEMORY + "/region/{name}/status", system_shared_memory_status),
+            ("POST", _MEMORY + "/region/{name}/register", system_shared_memory_register),
+            ("POST", _MEMORY + "/region/{name}/unregister", system_shared_memory_unregister),
+            ("POST", f"{_MEMORY}/unregister", system_shared_memory_unregister),
+            ("POST", "/v2/cudasharedmemory/unregister", cuda_shared_memory_unregister),
+        )
+    ),
+    _route("GET", "/v2", server_metadata, operation=_SERVER, is_cross_origin=True),
+    _route("GET", "/v2/", server_metadata, is_cross_origin=True),
 )

@@ -274,7 +274,14 @@ def _route(
         operation = operation._replace(other_answers={_EVENTS_TYPE: TEXT})
     method, call = "GET" if body is None else "POST", handler.__name__
     return Route(
-        method, path, handler, PROTOCOL, call, operation=operation, error_form=OPENAI_ERROR
+        method,
+        path,
+        handler,
+        PROTOCOL,
+        call,
+        operation=operation,
+        is_cross_origin=True,
+        error_form=OPENAI_ERROR,
     )
 
 

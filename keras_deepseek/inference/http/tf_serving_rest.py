@@ -172,6 +172,7 @@ ROUTES = tuple(
         call,
         describe_model=describe,
         is_refused_early=method == "POST",
+        is_cross_origin=True,
     )
     for method, suffix, handler, call, describe in _CALLS
     for address in _ADDRESSES

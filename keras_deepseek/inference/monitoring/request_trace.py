@@ -19,6 +19,7 @@ class RequestTrace:
 
     __slots__ = (
         "call",
+        "client",
         "connection",
         "has_arrived",
         "model",
@@ -32,6 +33,8 @@ class RequestTrace:
     def __init__(self, protocol: str = "", call: str = "") -> None:
         self.protocol = protocol
         self.call = call
+        self.client = ""
+        """The address of a gRPC client, which is for shared memory."""
         self.connection: int | None = None
         """The file descriptor of the client's socket, where one client has it for itself."""
         self.model = ""

@@ -6,7 +6,8 @@ extension. For raw bytes the header `Inference-Header-Content-Length` has the le
 
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, TensorSpec
@@ -16,6 +17,13 @@ from keras_deepseek.inference.protocols.open_inference_parameters import (
     CLASSIFICATION,
     largest,
     read_count,
+)
+from keras_deepseek.inference.protocols.shared_memory import (
+    REGION,
+    MemoryRange,
+    OpenMemory,
+    SharedInput,
+    find_range,
 )
 from keras_deepseek.inference.protocols.tensor_bytes import (
     Dtype,
@@ -32,20 +40,20 @@ from keras_deepseek.inference.protocols.tensor_bytes import (
 HEADER = "Inference-Header-Content-Length"
 """The HTTP header with the number of bytes of JSON, if raw bytes follow it."""
 
-_REFUSED_PARAMETERS = ("shared_memory_region",)
-
 
 @dataclass(frozen=True)
 class RequestedOutput:
     """An output that a request asks for.
 
     `is_binary` returns its values as raw bytes. `classes` is the number of the largest values of
-    each row to return as text in place of the output; 0 for the output itself.
+    each row to return as text in place of the output; 0 for the output itself. `memory` is where to
+    write it instead of returning it.
     """
 
     name: str
     is_binary: bool = False
     classes: int = 0
+    memory: MemoryRange | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class InferCall:
         id: The client's id of the request, which the response returns.
         model_name: Empty over REST, where the path has it.
         model_version: Likewise.
+        shared: Inputs in shared memory, which `read_shared` reads.
     """
 
     inputs: Mapping[str, Any]
@@ -68,6 +77,32 @@ class InferCall:
     parameters: dict[str, Any] = field(default_factory=dict)
     model_name: str = ""
     model_version: str = ""
+    shared: Mapping[str, SharedInput] = field(default_factory=dict)
+
+    @property
+    def shared_input_bytes(self) -> int:
+        """The bytes that `read_shared` copies."""
+        return sum(tensor.memory.byte_size for tensor in self.shared.values())
+
+    @property
+    def shared_output_bytes(self) -> int:
+        """The bytes of shared memory that the answer may fill."""
+        return sum(output.memory.byte_size for output in self.outputs if output.memory is not None)
+
+    def read_shared(self, max_bytes: int) -> "InferCall":
+        """Returns a copy whose inputs in shared memory are read, up to `max_bytes` of them."""
+        if not self.shared:
+            return self
+        if self.shared_input_bytes > max_bytes:
+            raise InvalidInputError(
+                f"The inputs in shared memory have {self.shared_input_bytes} bytes; a request may "
+                f"have {max_bytes}. Send fewer rows, or raise --max-body-bytes."
+            )
+        inputs = {
+            name: tensor.make(tensor.memory.read(f"Input {name!r}"))
+            for name, tensor in self.shared.items()
+        }
+        return replace(self, inputs={**self.inputs, **inputs}, shared={})
 
     def select(self, outputs: Mapping[str, Array]) -> list[tuple[RequestedOutput, Array]]:
         """Returns the outputs that an inference request asks for, in the request's order."""
@@ -88,12 +123,15 @@ class InferCall:
                 raise InvalidInputError(unknown_name_message("output", output.name, output_names))
 
 
-def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
+def parse_infer(
+    body: bytes, header_length: str | None = None, open_memory: OpenMemory | None = None
+) -> InferCall:
     """Parses the body of a `POST /v2/models/NAME/infer`.
 
     Every length is compared with the bytes that are there before it is used. `header_length` is the
     header `Inference-Header-Content-Length`: the number of bytes of JSON, which raw bytes of
-    tensors follow. With `None` the whole body is JSON.
+    tensors follow. With `None` the whole body is JSON. Without `open_memory` shared memory is
+    refused.
     """
     text, raw_bytes = _split(body, header_length)
     content = load_json(text)
@@ -102,19 +140,27 @@ def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
             f"Expected a JSON object with a list of 'inputs'; received {reprlib.repr(content)}."
         )
     inputs: dict[str, Array] = {}
+    shared: dict[str, SharedInput] = {}
     position = 0
     for tensor in content["inputs"]:
         name = _name_of(tensor, "inputs")
-        if name in inputs:
-            raise InvalidInputError(f"Input {name!r} was sent twice.")
-        inputs[name], size = _read_tensor(tensor, raw_bytes[position:], f"Input {name!r}")
+        where = f"Input {name!r}"
+        if name in inputs or name in shared:
+            raise InvalidInputError(f"{where} was sent twice.")
+        parameters = read_parameters(tensor.get("parameters"), where)
+        memory = find_range(parameters, where, open_memory)
+        if memory is not None:
+            shared[name] = _read_shared(tensor, memory, parameters, where)
+            continue
+        size = parameters.get("binary_data_size")
+        inputs[name], size = _read_tensor(tensor, size, raw_bytes[position:], where)
         position += size
     if position != len(raw_bytes):
         raise InvalidInputError(
             f"Received {len(raw_bytes)} bytes after the JSON. Expected {position}, the sum of the "
             "'binary_data_size' of the inputs."
         )
-    return _with_outputs(content, inputs)
+    return _with_outputs(content, inputs, shared, open_memory)
 
 
 def encode_infer(
@@ -132,7 +178,9 @@ def encode_infer(
             "datatype": dtype.open_inference,
             "shape": list(array.shape),
         }
-        if output.is_binary:
+        if output.memory is not None:
+            tensor["parameters"] = output.memory.write(array, f"Output {output.name!r}")
+        elif output.is_binary:
             parts.append(to_bytes(array))
             tensor["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
@@ -146,16 +194,13 @@ def encode_infer(
 
 
 def read_parameters(value: Any, where: str) -> dict[str, Any]:
-    """Returns the parameters of a request or of a tensor in it. Shared memory is refused."""
+    """Returns the parameters of a request or of a tensor in it."""
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise InvalidInputError(
             f"{where}: 'parameters' must be an object; received {type(value).__name__}."
         )
-    for name in _REFUSED_PARAMETERS:
-        if name in value:
-            raise InvalidInputError(f"{where}: the parameter {name!r} is not supported.")
     return value
 
 
@@ -184,16 +229,36 @@ def _name_of(tensor: Any, where: str) -> str:
     return name
 
 
-def _read_tensor(tensor: dict[str, Any], raw_bytes: memoryview, where: str) -> tuple[Array, int]:
-    """Parses one input tensor. Returns it, and the number of its bytes in `raw_bytes`."""
+def _read_kind(tensor: dict[str, Any], where: str) -> tuple[Dtype, tuple[int, ...]]:
     dtype = dtype_of_open_inference(tensor.get("datatype"), where)
     sizes = tensor.get("shape")
     if not isinstance(sizes, list):
         raise InvalidInputError(
             f"{where}: expected 'shape', a list of integers; received {reprlib.repr(sizes)}."
         )
-    shape = check_shape(sizes, where)
-    size = read_parameters(tensor.get("parameters"), where).get("binary_data_size")
+    return dtype, check_shape(sizes, where)
+
+
+def _read_shared(
+    tensor: dict[str, Any], memory: MemoryRange, parameters: dict[str, Any], where: str
+) -> SharedInput:
+    """Parses one input tensor whose values are in shared memory, which is not yet read."""
+    dtype, shape = _read_kind(tensor, where)
+    if "data" in tensor or "binary_data_size" in parameters:
+        raise InvalidInputError(
+            f"{where}: received values beside the parameter {REGION!r}; expected one of them."
+        )
+    return SharedInput(memory, partial(from_bytes, dtype=dtype, shape=shape, where=where))
+
+
+def _read_tensor(
+    tensor: dict[str, Any], size: Any, raw_bytes: memoryview, where: str
+) -> tuple[Array, int]:
+    """Parses one input tensor, whose 'binary_data_size' is `size`, or `None`.
+
+    Returns it, and the number of its bytes in `raw_bytes`.
+    """
+    dtype, shape = _read_kind(tensor, where)
     if ("data" in tensor) == (size is not None):
         raise InvalidInputError(
             f"{where}: expected either 'data' or the parameter 'binary_data_size', received "
@@ -244,7 +309,12 @@ def _to_data(name: str, array: Array, dtype: Dtype) -> Any:
         ) from error
 
 
-def _with_outputs(content: Mapping[str, Any], inputs: dict[str, Array]) -> InferCall:
+def _with_outputs(
+    content: Mapping[str, Any],
+    inputs: dict[str, Array],
+    shared: dict[str, SharedInput],
+    open_memory: OpenMemory | None,
+) -> InferCall:
     parameters = read_parameters(content.get("parameters"), "The request")
     is_binary = _flag(parameters, "binary_data_output", default=False)
     outputs = content.get("outputs")
@@ -258,20 +328,24 @@ def _with_outputs(content: Mapping[str, Any], inputs: dict[str, Array]) -> Infer
         raise InvalidInputError(f"'id' must be a string; received {reprlib.repr(identity)}.")
     return InferCall(
         inputs=inputs,
-        outputs=tuple(_read_requested_output(output, is_binary) for output in outputs),
+        outputs=tuple(_read_requested_output(output, is_binary, open_memory) for output in outputs),
         is_binary=is_binary,
         id=identity,
         parameters=parameters,
+        shared=shared,
     )
 
 
-def _read_requested_output(output: Any, is_binary: bool) -> RequestedOutput:
+def _read_requested_output(
+    output: Any, is_binary: bool, open_memory: OpenMemory | None
+) -> RequestedOutput:
     name = _name_of(output, "outputs")
     parameters = read_parameters(output.get("parameters"), f"Output {name!r}")
     return RequestedOutput(
         name,
         _flag(parameters, "binary_data", is_binary),
         read_count(parameters.get(CLASSIFICATION), f"Output {name!r}"),
+        find_range(parameters, f"Output {name!r}", open_memory),
     )
 
 

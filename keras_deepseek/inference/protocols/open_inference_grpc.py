@@ -5,6 +5,7 @@ response has the same form as its request.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,11 @@ from keras_deepseek.inference.protocols.open_inference import (
     read_parameters,
 )
 from keras_deepseek.inference.protocols.open_inference_parameters import CLASSIFICATION, read_count
+from keras_deepseek.inference.protocols.shared_memory import (
+    OpenMemory,
+    SharedInput,
+    find_range,
+)
 from keras_deepseek.inference.protocols.tensor_bytes import (
     Dtype,
     check_count,
@@ -45,26 +51,42 @@ class SentTensor(NamedTuple):
     """An input of a `ModelInferRequest`, with its raw bytes if the request has raw bytes."""
 
     message: Message
-    raw: bytes | None
+    raw: bytes | memoryview | None
 
 
-def parse_infer(data: bytes) -> InferCall:
-    """Parses a `ModelInferRequest`, whose inputs `bind_tensors` reads."""
+def parse_infer(data: bytes, open_memory: OpenMemory | None = None) -> InferCall:
+    """Parses a `ModelInferRequest`, whose inputs `bind_tensors` reads.
+
+    Without `open_memory` shared memory is refused.
+    """
     message = parse_message(_PACKAGE + "ModelInferRequest", data)
     raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        raise InvalidInputError(
-            f"Received {len(raw)} raw_input_contents for {len(message.inputs)} inputs."
-        )
     inputs: dict[str, SentTensor] = {}
-    for number, tensor in enumerate(message.inputs):
-        if tensor.name in inputs:
+    shared: dict[str, SharedInput] = {}
+    sent: list[Message] = []
+    for tensor in message.inputs:
+        if tensor.name in inputs or tensor.name in shared:
             raise InvalidInputError(f"Input {tensor.name!r} was sent twice.")
-        inputs[tensor.name] = SentTensor(tensor, raw[number] if raw else None)
-    is_raw = bool(raw)
+        where = f"Input {tensor.name!r}"
+        memory = find_range(_read_parameters(tensor.parameters, where), where, open_memory)
+        if memory is None:
+            inputs[tensor.name] = SentTensor(tensor, None)
+            sent.append(tensor)
+        else:
+            shared[tensor.name] = SharedInput(memory, partial(SentTensor, tensor))
+    if raw:
+        if len(raw) != len(sent):
+            raise InvalidInputError(
+                f"Received {len(raw)} raw_input_contents for {len(sent)} inputs."
+            )
+        inputs = {tensor.name: SentTensor(tensor, raw[n]) for n, tensor in enumerate(sent)}
+    is_raw = bool(raw or shared)
     return InferCall(
         inputs=inputs,
-        outputs=tuple(_read_requested_output(output, is_raw) for output in message.outputs),
+        outputs=tuple(
+            _read_requested_output(output, is_raw, open_memory) for output in message.outputs
+        ),
+        shared=shared,
         is_binary=is_raw,
         id=message.id,
         parameters=_read_parameters(message.parameters, "The request"),
@@ -88,12 +110,12 @@ def read_tensor(sent: SentTensor) -> Array:
     tensor = sent.message
     where = f"Input {tensor.name!r}"
     dtype, shape = _kind_of(tensor)
-    _read_parameters(tensor.parameters, where)
     if sent.raw is None:
         return shape_array(_read_contents(tensor.contents, dtype, shape, where), shape, where)
     if tensor.HasField("contents"):
         raise InvalidInputError(
-            f"{where}: received 'contents' beside raw_input_contents; expected one of them."
+            f"{where}: received 'contents' beside raw_input_contents or shared memory; expected "
+            "one of them."
         )
     return from_bytes(sent.raw, dtype, shape, where)
 
@@ -161,10 +183,14 @@ def _read_contents(contents: Message, dtype: Dtype, shape: tuple[int, ...], wher
     return listed_values(values, dtype.numpy, where)
 
 
-def _read_requested_output(output: Message, is_raw: bool) -> RequestedOutput:
+def _read_requested_output(
+    output: Message, is_raw: bool, open_memory: OpenMemory | None
+) -> RequestedOutput:
     where = f"Output {output.name!r}"
     parameters = _read_parameters(output.parameters, where)
-    return RequestedOutput(output.name, is_raw, read_count(parameters.get(CLASSIFICATION), where))
+    count = read_count(parameters.get(CLASSIFICATION), where)
+    memory = find_range(parameters, where, open_memory)
+    return RequestedOutput(output.name, is_raw, count, memory)
 
 
 def _read_parameters(parameters: Mapping[str, Message], where: str) -> dict[str, Any]:
@@ -188,12 +214,20 @@ def _infer_response(
     selected = [
         (output, array, dtype_of_numpy(array.dtype)) for output, array in call.select(outputs)
     ]
-    is_raw = call.is_binary or any(not dtype.open_inference_values for *_, dtype in selected)
+    is_raw = call.is_binary or any(
+        output.memory is not None or not dtype.open_inference_values
+        for output, _, dtype in selected
+    )
     for output, array, dtype in selected:
         tensor = message.outputs.add(
             name=output.name, datatype=dtype.open_inference, shape=array.shape
         )
-        if is_raw:
+        if output.memory is not None:
+            for name, value in output.memory.write(array, f"Output {output.name!r}").items():
+                kind = "string_param" if isinstance(value, str) else "int64_param"
+                setattr(tensor.parameters[name], kind, value)
+            message.raw_output_contents.append(b"")  # Clients count one for each output.
+        elif is_raw:
             message.raw_output_contents.append(to_bytes(array))
         else:
             values = strings_of(array) if dtype.is_bytes else array.ravel().tolist()

@@ -11,7 +11,7 @@ from keras_deepseek.inference.protocols.json_text import load_json
 from keras_deepseek.inference.protocols.tensor_bytes import dtype_of
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
-"""The protocol extensions that the server supports."""
+"""The protocol extensions that each server supports."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class ModelState:
         return "READY" if self.is_ready else "UNAVAILABLE"
 
 
-def server_metadata(name: str, version: str) -> dict[str, Any]:
+def server_metadata(name: str, version: str, *, has_shared_memory: bool = False) -> dict[str, Any]:
     """Returns the response to `GET /v2`."""
-    return {"name": name, "version": version, "extensions": list(EXTENSIONS)}
+    extensions = [*EXTENSIONS, *(("system_shared_memory",) if has_shared_memory else ())]
+    return {"name": name, "version": version, "extensions": extensions}
 
 
 def model_metadata(

@@ -55,6 +55,8 @@ def read_text_call(call: InferCall) -> TextCall:
     The answer begins with the prompt unless it is streamed, or `exclude_input_in_output` is true.
     """
     call.check_outputs([TEXT_OUTPUT])
+    if any(output.memory is not None for output in call.outputs):
+        raise InvalidInputError("Texts are not written to shared memory. Ask for them without it.")
     values: dict[str, Any] = {name: _read_value(name, sent) for name, sent in call.inputs.items()}
     if "text_input" not in values:
         raise InvalidInputError("The request has no input 'text_input', which is the prompt.")

@@ -5,13 +5,20 @@ come from here. A new option is a field with an entry in `Args:`, and a name in 
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from keras_deepseek.errors import InvalidInputError, MissingExtraError, unknown_name_message
-from keras_deepseek.inference.arguments import check_host, check_port
+from keras_deepseek.checks import check_boolean
+from keras_deepseek.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+    unknown_name_message,
+)
+from keras_deepseek.inference.arguments import check_host, check_origins, check_port
 from keras_deepseek.inference.options import (
     COUNT,
     SWITCH,
@@ -64,6 +71,16 @@ def _read_limits(arguments: argparse.Namespace) -> HttpLimits:
         if name not in limit_names:
             raise InvalidInputError(unknown_name_message("limit", name, limit_names))
     return HttpLimits(**{name: read_number("--limit", text) for name, text in limits.items()})
+
+
+def _check_shared_memory(name: str, is_on: Any) -> None:
+    check_boolean(name, is_on)
+    folder = Path("/dev/shm")  # As in `protocols.shared_memory`, which loads NumPy.
+    if is_on and not folder.is_dir():
+        raise NotSupportedError(
+            f"`shared_memory` needs POSIX shared memory at {folder}, which this machine does not "
+            "have: Linux has it. Leave the option out; clients then send values in requests."
+        )
 
 
 def _check_tokens(_name: str, tokens: Any) -> None:
@@ -147,6 +164,12 @@ class ServerOptions:
             token of `management_tokens`. Defaults to `"none"`: these calls are refused.
         management_tokens: As `tokens`, for the calls that load and unload models. They allow
             nothing else. Defaults to `None`.
+        shared_memory: boolean. If `True`, clients on this machine may pass tensors of Open
+            Inference in POSIX shared memory, which is on Linux. They reach all shared memory of the
+            server's user: leave it off where others use the machine. Defaults to `False`.
+        cors_origins: sequence of strings, as in `["https://app.example.com"]`. Pages of these
+            origins may call models from a browser (CORS), but not load or unload them. `"*"` is
+            refused. Defaults to `()`: none.
         admin_port: integer. A port that answers health checks and `/metrics` alone, without TLS
             and without a token, from before the models are loaded to after the servers have
             stopped. `0` takes a free one. Defaults to `None`: there is none.
@@ -281,6 +304,28 @@ class ServerOptions:
             metavar="FILE",
         ),
     )
+    shared_memory: bool = field(
+        default=False,
+        metadata=option(
+            "access",
+            "let clients on this machine pass tensors of Open Inference in POSIX shared memory",
+            check=_check_shared_memory,
+            action="store_true",
+        ),
+    )
+    cors_origins: Sequence[str] = field(
+        default=(),
+        metadata=option(
+            "access",
+            "let pages of this origin, as https://app.example.com, call models from a browser; can "
+            "be repeated",
+            flag="--cors-origin",
+            check=check_origins,
+            action="append",
+            default=[],
+            metavar="ORIGIN",
+        ),
+    )
     admin_port: int | None = field(
         default=None,
         metadata=option(
@@ -328,6 +373,8 @@ class ApplicationKeywords(TypedDict, total=False):
     traces: Any
     model_control: ModelControlMode
     management_tokens: Tokens | None
+    shared_memory: bool
+    cors_origins: Sequence[str]
 
 
 class ServerKeywords(ApplicationKeywords, total=False):

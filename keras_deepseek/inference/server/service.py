@@ -5,12 +5,13 @@ import contextlib
 from collections.abc import Iterator
 
 from keras_deepseek.inference.dispatcher import Dispatcher
-from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.errors import ClosedError, NotPermittedError
 from keras_deepseek.inference.monitoring.access_log import AccessLog
 from keras_deepseek.inference.monitoring.request_traces import RequestTraces
+from keras_deepseek.inference.protocols.shared_memory import SharedMemory
 from keras_deepseek.inference.server.http_limits import HttpLimits
 from keras_deepseek.inference.server.server_options import ServerOptions
-from keras_deepseek.inference.server.tokens import ModelControl, TokenCheck
+from keras_deepseek.inference.server.tokens import ModelControl, TokenCheck, is_loopback
 
 
 class Service:
@@ -66,6 +67,23 @@ class Service:
         """Raises `ClosedError` if the engine is starting or stopping."""
         if not self.engine.ready:
             raise ClosedError(f"The model {model!r} is not ready: it is starting or stopping.")
+
+    def open_shared_memory(self, client: str) -> SharedMemory:
+        """Returns the regions of shared memory for the client at an IP address.
+
+        Raises `NotPermittedError` for one of another machine, and if shared memory is off.
+        """
+        if not self.options.shared_memory:
+            raise NotPermittedError(
+                "This server does not use shared memory. Start it with --shared-memory to allow "
+                "that."
+            )
+        if not is_loopback(client):
+            raise NotPermittedError(
+                "Shared memory is for clients that call this server directly from its machine, at "
+                f"127.0.0.1 or ::1; received a request from {client or 'behind a proxy'!r:.100}."
+            )
+        return self.engine.shared_memory
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: "asyncio.Task[None]") -> Iterator[None]:
