@@ -50,6 +50,13 @@ def test_without_flags_the_options_keep_their_defaults():
     assert read_servers("--no-grpc") == ServerOptions(limits=HttpLimits())
 
 
+def test_origins_and_shared_memory_have_flags():
+    flags = "--cors-origin", "https://a.example", "--cors-origin", "http://localhost:5173"
+    options = read_servers(*flags, "--shared-memory")
+    assert options.cors_origins == ("https://a.example", "http://localhost:5173")
+    assert options.shared_memory
+
+
 @pytest.mark.parametrize(
     ("options", "keywords"),
     [(ModelOptions, ModelKeywords), (ServerOptions, ServerKeywords)],
