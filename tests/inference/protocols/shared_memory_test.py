@@ -1,5 +1,7 @@
 import gc
+import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory as Memory
 from pathlib import Path
@@ -10,9 +12,11 @@ import pytest
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ServerOptions, ServingEngine
 from keras_deepseek.inference.errors import NotPermittedError
+from keras_deepseek.inference.protocols import open_inference, open_inference_grpc
+from keras_deepseek.inference.protocols.grpc_messages import new_message
 from keras_deepseek.inference.protocols.shared_memory import FOLDER, MAX_REGIONS, SharedMemory
 from keras_deepseek.inference.protocols.tensor_bytes import dtype_of, to_bytes
-from tests.inference.conftest import service_of
+from tests.inference.conftest import GrpcClient, service_of
 from tests.oracles.protocols import import_client
 from tests.oracles.rest_client import RestClient
 
@@ -156,6 +160,34 @@ def test_an_output_is_written_as_it_would_be_sent(memory, key):
         place.write(np.zeros(6, "float32"), "y")
 
 
+def test_strings_and_numbers_are_read_beside_those_in_the_request(key):
+    strings = np.array([b"a", "\u00e9".encode()], object)
+    Path(FOLDER + key).write_bytes(to_bytes(strings))
+    memory = SharedMemory()
+    memory.register("r", key, 0, len(to_bytes(strings)))
+    sent = parameters(byte_size=len(to_bytes(strings)))
+    x = {"name": "x", "datatype": "BYTES", "shape": [2], "parameters": sent}
+    y = {"name": "y", "datatype": "INT32", "shape": [1], "data": [7]}
+    call = open_inference.parse_infer(json.dumps({"inputs": [x, y]}).encode(), None, lambda: memory)
+    inputs = call.read_shared(100).inputs
+    assert (inputs["x"].tolist(), inputs["y"].tolist()) == (strings.tolist(), [7])
+    with pytest.raises(InvalidInputError, match="in shared memory have 11 bytes"):
+        call.read_shared(10)
+    pytest.importorskip("google.protobuf", reason="protobuf is not installed")
+    request = new_message("inference.ModelInferRequest", raw_input_contents=[b"\7\0\0\0"])
+    x = request.inputs.add(name="x", datatype="BYTES", shape=[2])
+    for name, value in sent.items():
+        kind = "string_param" if isinstance(value, str) else "int64_param"
+        setattr(x.parameters[name], kind, value)
+    request.inputs.add(name="y", datatype="INT32", shape=[1])
+    call = open_inference_grpc.parse_infer(request.SerializeToString(), lambda: memory)
+    read = {
+        name: open_inference_grpc.read_tensor(tensor).tolist()
+        for name, tensor in call.read_shared(100).inputs.items()
+    }
+    assert read == {"x": strings.tolist(), "y": [7]}
+
+
 @pytest.fixture
 def engine(doubler):
     pytest.importorskip("uvicorn")
@@ -181,8 +213,6 @@ def register(client, key, name, **headers):
 
 def test_http_reads_and_writes_the_regions_of_both_protocols(engine, key):
     pytest.importorskip("grpc", reason="grpcio is not installed")
-    from tests.inference.conftest import GrpcClient
-
     client = RestClient(engine.serve(0, 0, shared_memory=True, max_body_bytes=4000))
     grpc = GrpcClient(engine.servers[1])
     service = "inference.GRPCInferenceService/"
@@ -245,6 +275,59 @@ def test_who_may_not_use_shared_memory_over_http(engine, key, options, headers, 
     ]
     assert [answer.status for answer in answers] == [403] * 4
     assert all(message in answer.content["error"] for answer in answers)
+    client.close()
+
+
+def test_a_region_may_be_unregistered_while_a_request_uses_it(engine, doubler, key):
+    client, other = (RestClient(engine.serve(0, shared_memory=True)) for _ in range(2))
+    for name in ("in", "out"):
+        register(client, key, name)
+    doubler.hold()
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(client.ask, "POST", INFER, request_in())
+        assert doubler.entered.wait(60)
+        assert other.ask("POST", f"{MEMORY}/unregister").status == 200
+        doubler.release()
+        assert waiting.result().status == 200
+    np.testing.assert_array_equal(content_of(key, 2 * SIZE), 2 * ROWS.ravel())
+    assert client.ask("POST", INFER, request_in()).status == 400
+    client.close()
+    other.close()
+
+
+def test_another_machine_has_no_shared_memory_over_grpc(engine, monkeypatch, key):
+    pytest.importorskip("grpc", reason="grpcio is not installed")
+    from keras_deepseek.inference.grpc import answers, open_inference_stream
+
+    engine.serve(0, 0, shared_memory=True)
+    client = GrpcClient(engine.servers[1])
+    service = "inference.GRPCInferenceService/"
+    region = {"name": "r", "key": key, "byte_size": 4 * SIZE}
+    x = {"name": "x", "datatype": "FP32", "shape": [2, 2]}
+    x["parameters"] = {
+        "shared_memory_region": {"string_param": "r"},
+        "shared_memory_byte_size": {"int64_param": SIZE},
+    }
+    request = {"model_name": "double", "inputs": [x]}
+    client.ask(service + "SystemSharedMemoryRegister", **region)
+    (raw,) = client.ask(service + "ModelInfer", **request).raw_output_contents
+    assert raw == (2 * ROWS).tobytes()
+    for module in (answers, open_inference_stream):
+        monkeypatch.setattr(module, "address_of", lambda peer: "10.0.0.7")
+    for call, fields in (
+        ("SystemSharedMemoryRegister", region),
+        ("SystemSharedMemoryStatus", {}),
+        ("SystemSharedMemoryUnregister", {}),
+        ("CudaSharedMemoryUnregister", {}),
+        ("ModelInfer", request),
+    ):
+        with pytest.raises(Exception, match=r"a request from '10\.0\.0\.7'") as caught:
+            client.ask(service + call, **fields)
+        assert caught.value.code().name == "PERMISSION_DENIED"
+    message = new_message("inference.ModelInferRequest", **request).SerializeToString()
+    stream = client.channel.stream_stream(f"/{service}ModelStreamInfer")
+    (answer,) = stream(iter([message]), timeout=60)
+    assert b"received a request from '10.0.0.7'" in answer
     client.close()
 
 
