@@ -300,6 +300,8 @@ class HttpApplication:
         routes = self.router.routes
         if not service.model_control.is_on:
             routes = tuple(route for route in routes if not route.is_management)
+        if not service.options.shared_memory:
+            routes = tuple(route for route in routes if not route.is_local)
         asks_for_tokens = service.tokens is not None
         return answer_json(
             describe_server(service.engine, routes, request.root, asks_for_tokens=asks_for_tokens)

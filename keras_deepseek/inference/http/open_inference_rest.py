@@ -26,6 +26,7 @@ from keras_deepseek.inference.http.routing import (
     Handler,
     Operation,
     Route,
+    Schema,
     fields,
 )
 from keras_deepseek.inference.models.open_version import as_tensor_version
@@ -218,11 +219,20 @@ _INDEX = Operation(
 )
 _LOAD = Operation("Load what the model's folder holds now", fields({"name": TEXT, "load": FLAG}))
 _UNLOAD = Operation("Unload the model", fields({"name": TEXT, "unload": FLAG}))
+_NUMBER: Schema = {"type": "integer"}
+_REGIONS = Operation("Registered regions of shared memory", LIST)
+_REGISTER = Operation(
+    "Register shared memory of the client",
+    OBJECT,
+    body=fields({"key": TEXT, "byte_size": _NUMBER}, offset=_NUMBER),
+)
+_UNREGISTER = Operation("Forget registered shared memory", OBJECT)
 _SERVER = Operation("The server's name, version and extensions", OBJECT)
 
 _ADDRESSES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 _IN_REPOSITORY = "/v2/repository/models/{name}"
 _MEMORY = "/v2/systemsharedmemory"
+_IN_MEMORY = _MEMORY + "/region/{name}"
 
 
 def _route(method: str, path: str, handler: Handler, **options: Any) -> Route:
@@ -255,16 +265,15 @@ ROUTES = (
             ("/unload", repository_unload, _UNLOAD),
         )
     ),
-    # They are in no description: few servers have them.
     *(
-        _route(method, path, handler)
-        for method, path, handler in (
-            ("GET", f"{_MEMORY}/status", system_shared_memory_status),
-            ("GET", _MEMORY + "/region/{name}/status", system_shared_memory_status),
-            ("POST", _MEMORY + "/region/{name}/register", system_shared_memory_register),
-            ("POST", _MEMORY + "/region/{name}/unregister", system_shared_memory_unregister),
-            ("POST", f"{_MEMORY}/unregister", system_shared_memory_unregister),
-            ("POST", "/v2/cudasharedmemory/unregister", cuda_shared_memory_unregister),
+        _route(method, path, handler, operation=operation, is_local=True)
+        for method, path, handler, operation in (
+            ("GET", f"{_MEMORY}/status", system_shared_memory_status, _REGIONS),
+            ("GET", _IN_MEMORY + "/status", system_shared_memory_status, _REGIONS),
+            ("POST", _IN_MEMORY + "/register", system_shared_memory_register, _REGISTER),
+            ("POST", _IN_MEMORY + "/unregister", system_shared_memory_unregister, _UNREGISTER),
+            ("POST", f"{_MEMORY}/unregister", system_shared_memory_unregister, _UNREGISTER),
+            ("POST", "/v2/cudasharedmemory/unregister", cuda_shared_memory_unregister, _UNREGISTER),
         )
     ),
     _route("GET", "/v2", server_metadata, operation=_SERVER, is_cross_origin=True),

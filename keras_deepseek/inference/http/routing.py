@@ -117,6 +117,7 @@ class Route(NamedTuple):
             its body is read: no deadline can stand there. The path has the names that `Engine.find`
             takes.
         is_management: True if the route needs a management token instead (`ModelControl`).
+        is_local: True if the route is for clients on this machine (`ServerOptions.shared_memory`).
         is_cross_origin: True if pages of `ServerOptions.cors_origins` may call it.
         error_form: The form of all errors, also those raised before the handler is called, as for a
             wrong method. It must be the same for all routes of a path.
@@ -132,6 +133,7 @@ class Route(NamedTuple):
     is_open: bool = False
     is_management: bool = False
     is_refused_early: bool = False
+    is_local: bool = False
     is_cross_origin: bool = False
     error_form: ErrorForm = ERROR
 

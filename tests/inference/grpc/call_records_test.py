@@ -38,7 +38,9 @@ class Context:
 
 def make_service(**parts):
     engine = types.SimpleNamespace(monitor=EngineMonitor())
-    return types.SimpleNamespace(engine=engine, **{"access_log": None, "traces": None, **parts})
+    options = types.SimpleNamespace(shared_memory=False)
+    parts = {"access_log": None, "traces": None, "options": options, **parts}
+    return types.SimpleNamespace(engine=engine, **parts)
 
 
 @pytest.mark.parametrize(
