@@ -97,3 +97,29 @@ def test_a_script_that_is_not_the_page_s_does_not_run(page):
             "document.body.append(one)"
         )
         assert page.evaluate("window.ran === undefined")
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["named", "other"])
+def test_a_page_of_a_named_origin_calls_models_and_nothing_else(browser, is_named):
+    call = """([url, body, token]) => fetch(url, {
+        method: "POST", body,
+        headers: {"authorization": `Bearer ${token}`, "content-type": "application/json"},
+    }).then((answer) => answer.status, () => "blocked")"""
+    options = {"model_control": "explicit", "management_tokens": ["manager"]}
+    with serve() as site:  # Its page has a policy, but not its JSON.
+        origins = [site.url] if is_named else ["https://app.example.com"]
+        with serve(tokens=["secret"], cors_origins=origins, **options) as server:
+            page = browser.new_page()
+            page.goto(f"{site.url}/healthz")
+            statuses = [
+                page.evaluate(call, [server.url + path, body, token])
+                for path, body, token in (
+                    ("/v1/models/negation:predict", '{"instances": [[1, 2, 3]]}', "secret"),
+                    ("/v1/models/negation:predict", "{", "secret"),
+                    ("/v1/models/negation:predict", "{}", "wrong"),
+                    ("/v2/repository/models/negation/unload", "{}", "manager"),
+                )
+            ]
+            page.close()
+            assert list(server.service.engine.models) == ["negation", "mixture"]
+    assert statuses == [200, 400, 401, "blocked"] if is_named else ["blocked"] * 4
