@@ -121,10 +121,10 @@ class MemoryRange:
         """Raises an error if the client has made its memory too small since it was registered."""
         size, region = self.region.file.size, self.region
         if size < region.offset + self.offset + self.byte_size:
-            left = max(size - region.offset, 0)
+            remaining = max(size - region.offset, 0)
             raise InvalidInputError(
                 f"{where}: the shared memory region {region.name!r} was registered with "
-                f"{region.byte_size} bytes, of which {left} are left; the tensor ends at byte "
+                f"{region.byte_size} bytes, of which {remaining} are left; the tensor ends at byte "
                 f"{self.offset + self.byte_size}."
             )
 

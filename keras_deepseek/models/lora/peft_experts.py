@@ -129,12 +129,12 @@ def find_experts(
                 kernels.setdefault(stem, {})[layer.name] = layer
     return {
         f"{stem}.{parameter}": PeftExperts(
-            [found.get(name) for name in names],
-            next(found[name].kernel_shape for name in names if name in found),
+            [layers.get(name) for name in names],
+            next(layers[name].kernel_shape for name in names if name in layers),
         )
-        for stem, found in kernels.items()
+        for stem, layers in kernels.items()
         for parameter, names in (_PROJECTIONS if by_projection else _PARAMETERS).items()
-        if any(name in found for name in names)
+        if any(name in layers for name in names)
     }
 
 
@@ -158,7 +158,7 @@ def take_experts(
     A `Linear` for each expert becomes a parameter of all, such as `experts.gate_proj`. Names that
     fit no parameter are left.
     """
-    taken = {}
+    factors = {}
     linears: dict[str, dict[int, str]] = {}
     for name in list(pairs):
         if match := _EXPERT.match(name):
@@ -166,7 +166,7 @@ def take_experts(
         elif match := _STEM.match(name):
             for parameter in (f"{match[1]}.{parameter}" for parameter in _PARAMETERS):
                 if parameter in experts and experts[parameter].fits(*pairs[name]):
-                    taken[parameter] = pairs.pop(name)
+                    factors[parameter] = pairs.pop(name)
                     break
     for parameter, names in linears.items():
         if parameter not in experts or sorted(names) != list(range(experts[parameter].num_experts)):
@@ -175,7 +175,7 @@ def take_experts(
         if len({(down.shape, up.shape) for down, up in of_experts}) == 1:
             downs, ups = zip(*of_experts, strict=True)
             up = np.stack(ups, axis=-1)
-            taken[parameter] = np.concatenate(downs), up.reshape(len(up), -1)
+            factors[parameter] = np.concatenate(downs), up.reshape(len(up), -1)
             for name in names.values():
                 del pairs[name]
-    return taken
+    return factors

@@ -151,7 +151,7 @@ class Placement:
             return
         if isinstance(self.distribution, keras.distribution.ModelParallel):
             _check_layouts(model, layout_paths(self.distribution))
-        others = [*model.metrics_variables, *given_metric_variables(model)]
+        metric_variables = [*model.metrics_variables, *given_metric_variables(model)]
         distribution = backend.current().distribution
         with self.in_use():
             distribution.place_variables(model.variables)
@@ -160,7 +160,7 @@ class Placement:
                 for slot, weight in weight_slots(optimizer):
                     if slot.shape == weight.shape:
                         distribution.place_like(slot, weight)
-            distribution.place_variables([*model.optimizer.variables, *others])
+            distribution.place_variables([*model.optimizer.variables, *metric_variables])
 
 
 def _check_layouts(model: keras.Model, patterns: list[str]) -> None:

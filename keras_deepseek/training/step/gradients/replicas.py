@@ -142,7 +142,7 @@ class ReplicaPart:
         receive: Receive | None,
     ) -> tuple[list[Any], list[Any]]:
         """Runs a replica's backward pass; returns which gradients exist, and those not received."""
-        kept: dict[int, Any] = {}
+        unsent: dict[int, Any] = {}
         exists = [False for _ in self._variables]
 
         def send(index: int, gradient: Any) -> None:
@@ -153,7 +153,7 @@ class ReplicaPart:
             if receive:
                 receive(index, gradient)
             else:
-                kept[index] = gradient
+                unsent[index] = gradient
 
         divisor = self._find_divisor(self._read(scalars)[1]) if self._find_divisor else None
         gradients = part.backward(divisor, send if receive else None)
@@ -167,7 +167,7 @@ class ReplicaPart:
             self._has_gradient[index] |= has_gradient
             if not has_gradient:
                 send(index, ops.zeros(self._variables[index].shape))
-        return [ops.convert_to_tensor(counts)], [kept.get(i) for i in range(len(exists))]
+        return [ops.convert_to_tensor(counts)], [unsent.get(i) for i in range(len(exists))]
 
     def merge(
         self, scalars: Sequence[Any], counts: Any, gradients: Sequence[Any]
