@@ -43,6 +43,7 @@ PLACES = {
     "tests/house/documented_defaults_test.py": "torch_alone",
     "tests/house/keras_layers_test.py": "torch_alone",
     "tests/house/layers_page_test.py": "torch_alone",
+    "tests/house/mission_names_test.py": "torch_alone",
     "tests/house/operations_page_test.py": "torch_alone",
     "tests/house/pages_test.py": "torch_alone",
     "tests/house/public_api_test.py": "torch_alone",

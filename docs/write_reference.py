@@ -72,6 +72,9 @@ def write_reference(out: Path, root: Path = ROOT) -> None:
             target = target.final_target if target.is_alias else target
             if target.is_attribute and str(target.value).startswith("keras."):
                 continue  # Keras's, by another name.
+            if target.is_attribute and str(target.value) in names[room]:
+                index += f"| `{name}` | A second name of `{target.value}`. |\n"
+                continue
             home = target.path if target.path in public else path
             index += f"| [`{name}`][{home}] | {_summarize(target)} |\n"
             if home != path:

@@ -65,10 +65,12 @@ __all__ = [
     "RotaryEmbedding",
     "SampledSoftmax",
     "SlidingWindowAttention",
+    "SparseAttention",
     "SwiGLU",
 ]
 
 LayerNorm = keras.layers.LayerNormalization
+SparseAttention = BlockSparseAttention
 
 
 def _is_public(name: str) -> bool:

@@ -34,6 +34,8 @@ def public_api() -> list[str]:
 def _describe(path: str, value: Any) -> Iterator[str]:
     if not _is_ours(value):
         yield path
+    elif inspect.isclass(value) and value.__name__ != path.rpartition(".")[2]:
+        yield f"{path} = {value.__name__}"
     elif inspect.isclass(value):
         yield path + (_signature(value.__init__) if _is_ours(value.__init__) else "")
         for name in _members(value):

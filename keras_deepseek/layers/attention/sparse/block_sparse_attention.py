@@ -32,6 +32,8 @@ from keras_deepseek.layers.position.start_index import all_start_at_zero
 class BlockSparseAttention(SelfAttentionLayer):
     """Multi-head self-attention in which each position sees only some blocks of the sequence.
 
+    `SparseAttention` is a second name of this class; a file names the class.
+
     Choose it for long sequences. From about a thousand positions it is faster than
     `keras.layers.MultiHeadAttention`, and it never holds a matrix of length by length. It computes
 
