@@ -12,7 +12,7 @@ from keras_deepseek.testing import assert_close
 from tests.oracles.language_models import draw_batch
 from tests.oracles.lora_models import compute, tune
 from tests.oracles.lora_models import make_model as make_language_model
-from tests.oracles.quantization import MODES
+from tests.oracles.quantization import MODES, in_each_mode
 
 ROWS = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
 
@@ -28,7 +28,7 @@ def make_model(mode):
     return model
 
 
-@pytest.mark.parametrize("mode", MODES)
+@in_each_mode
 def test_a_saved_model_computes_the_same(tmp_path, mode):
     model = make_model(mode)
     Exporter(model, "savedmodel", verbose=False).export(tmp_path / "bundle")
@@ -51,12 +51,13 @@ def make_tuned(mode):
     return tune(model, target_names=["expert_gate", "expert_up", "expert_down", "query_up"])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@in_each_mode
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.skipif(
     keras.config.backend() != "tensorflow",
     reason="TensorFlow would compute it, and round some inputs to other integers.",
 )
+@pytest.mark.nightly
 def test_a_tuned_language_model_is_exported_and_served(tmp_path, mode):
     model, batch = make_tuned(mode), draw_batch(31)
     expected = compute(model)
@@ -68,8 +69,9 @@ def test_a_tuned_language_model_is_exported_and_served(tmp_path, mode):
             assert_close(engine.predict(batch), expected, "bfloat16")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@in_each_mode
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.nightly
 def test_a_tuned_language_model_is_refused_as_onnx_by_the_name_of_a_layer(tmp_path, mode):
     with pytest.raises(ExportError, match=r"layer 'token_embedding' .* the layer is quantized"):
         Exporter(make_tuned(mode), "onnx", verbose=False).export(tmp_path / "bundle")

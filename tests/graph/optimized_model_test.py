@@ -105,7 +105,6 @@ def test_weights_that_are_assigned_or_loaded_need_no_refresh(tmp_path):
     check_equal(model, optimized, inputs)
 
 
-@pytest.mark.each_backend
 def test_weights_files_are_those_of_the_original(tmp_path):
     model, other = classifier(5), classifier(5)
     optimized = optimize(model, draw(2, 5, 8))
@@ -174,7 +173,6 @@ def test_the_export_of_keras_to_saved_model(tmp_path):
     np.testing.assert_allclose(received, model.predict(draw(3, 5, 8), verbose=0), atol=1e-5)
 
 
-@pytest.mark.each_backend
 def test_empty_batches_and_wrong_ranks_run_the_original():
     model = classifier(5)
     optimized = optimize(model, draw(2, 5, 8))

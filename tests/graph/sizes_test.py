@@ -117,7 +117,6 @@ def with_a_number_for_each_row(x):
     return x / (1.0 + ops.sum(ops.abs(x), axis=(1, 2), keepdims=True))
 
 
-@pytest.mark.each_backend
 @pytest.mark.parametrize(
     "function",
     [

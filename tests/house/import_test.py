@@ -40,7 +40,7 @@ def test_only_the_framework_that_keras_runs_on_is_loaded():
     assert loaded_by(f"import {rooms}") & other_frameworks <= loaded_by("import keras")
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 def test_a_room_is_an_attribute_of_the_package():
     assert loaded_by("import keras_deepseek; keras_deepseek.layers.Dense") >= {"keras"}
     assert set(keras_deepseek.__all__) <= set(dir(keras_deepseek))

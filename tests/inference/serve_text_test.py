@@ -108,6 +108,7 @@ def test_a_stream_that_takes_longer_than_the_grace_time_ends_with_it(preset):
         assert child.wait(60) == 0
 
 
+@pytest.mark.nightly
 def test_a_wrong_option_is_told_in_one_line(preset):
     call = [sys.executable, "-c", MAIN, "serve", str(preset), "--cache-entries", "3"]
     done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)

@@ -80,7 +80,6 @@ def test_a_call_on_symbols_keeps_the_shape(name):
         assert layer.call(keras.KerasTensor(shape)).shape == shape
 
 
-@pytest.mark.torch_alone
 def test_a_mask_may_be_a_symbol_of_chunks_too():
     layer = layers.DeepSeekSparseAttention(2, **LATENT, **INDEXER, chunk_size=8)
     tokens, mask = keras.KerasTensor((2, 21, 8)), keras.KerasTensor((2, 21), "bool")
@@ -88,7 +87,6 @@ def test_a_mask_may_be_a_symbol_of_chunks_too():
     assert layer.call(tokens, mask=mask).shape == (2, 21, 8)
 
 
-@pytest.mark.torch_alone
 def test_a_long_causal_attention_and_losses_take_symbols():
     layer = layers.MultiHeadLatentAttention(2, **LATENT)
     layer.build((2, 300, 8))

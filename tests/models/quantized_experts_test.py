@@ -20,7 +20,7 @@ from keras_deepseek.testing import assert_close
 from keras_deepseek.training import Trainer
 from tests.oracles.language_models import to_numpy
 from tests.oracles.lora_models import compute, make_model, make_v4_model, tune
-from tests.oracles.quantization import MODES, needs_blocks
+from tests.oracles.quantization import MODES, in_each_mode, needs_blocks
 
 EXPERTS = ["expert_gate", "expert_up", "expert_down"]
 
@@ -37,8 +37,7 @@ def make(task=DeepSeekV3CausalLM, mode=None):
     return model
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.each_backend
+@in_each_mode
 def test_all_of_a_deepseek_is_quantized_and_loads(tmp_path, mode):
     check_quantized(DeepSeekV3CausalLM, mode, tmp_path)
 
@@ -80,8 +79,7 @@ def test_a_block_that_does_not_fit_is_refused_before_any_layer_is_quantized():
     assert np.abs(compute(model) - plain).max() < 0.3 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.each_backend
+@in_each_mode
 def test_a_lora_on_quantized_weights_is_trained_and_resumed_exactly(tmp_path, mode):
     class Stop(keras.callbacks.Callback):
         """Ends a training within its second epoch, as a signal does."""
@@ -122,7 +120,7 @@ def test_a_lora_on_quantized_weights_is_trained_and_resumed_exactly(tmp_path, mo
         np.testing.assert_array_equal(to_numpy(weight), value)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@in_each_mode
 def test_a_lora_of_quantized_weights_is_saved_alone_and_merged_into_the_plain_model(tmp_path, mode):
     model = tune(make(mode=mode), target_names=[*EXPERTS, "query_up", "key_value_down"])
     save_lora_weights(model, tmp_path / "tuned.safetensors")

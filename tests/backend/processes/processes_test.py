@@ -163,6 +163,7 @@ join_cluster()
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="Only PyTorch has groups to leave.")
+@pytest.mark.nightly
 def test_processes_leave_their_group_before_the_interpreter_ends(tmp_path):
     (tmp_path / "script.py").write_text(IS_LAST_AT_EXIT, encoding="utf-8")
     launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", "2", str(tmp_path / "script.py")]

@@ -83,6 +83,7 @@ def run(child, work):
     return int((work / "artifact" / "process.txt").read_text())
 
 
+@pytest.mark.nightly
 def test_jobs_share_a_process_until_a_source_was_changed(child, make_job, tmp_path):
     source = tmp_path / "own_layers.py"
     source.write_text("FACTOR = 1\n")

@@ -143,7 +143,7 @@ def test_a_model_without_a_config_is_sent_as_its_operations(tmp_path, tensorflow
         Exporter(model, "savedmodel", precision="bfloat16", verbose=False).export(tmp_path / "half")
 
 
-@pytest.mark.each_backend
+@pytest.mark.nightly
 def test_what_a_child_leaves_among_temporary_files_is_removed(tmp_path, job_of):
     pytest.importorskip("cloudpickle")
 

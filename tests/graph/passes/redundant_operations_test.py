@@ -40,7 +40,6 @@ def test_removes_what_returns_its_input(function, remaining_kinds):
     check_equal(model, optimized, draw(3, 4, 4), draw(1, 4, 4))
 
 
-@pytest.mark.each_backend
 def test_computes_equal_branches_once():
     inputs = keras.Input((6,))
     dense = layers.Dense(4, activation="gelu")

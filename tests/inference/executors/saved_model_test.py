@@ -298,6 +298,7 @@ def test_one_of_tensorflow_1_is_served(tmp_path):
 
 
 @needs_tensorflow
+@pytest.mark.nightly
 def test_one_of_tensorflow_1_of_no_known_rank_is_refused(tmp_path):
     save_in_tensorflow_1(tmp_path / "model", "any")
     with pytest.raises(NotSupportedError, match="has an unknown rank"):

@@ -129,6 +129,7 @@ def test_sampled_answers_do_not_depend_on_those_beside_them():
             assert alone.choices[0] != alone.choices[1] or alone.num_tokens < 4
 
 
+@pytest.mark.torch_alone
 def test_log_probabilities_are_those_of_a_plain_call_of_the_model():
     model = make_model("DeepSeekV3")
     prompt = [*range(5, 16)]

@@ -44,6 +44,7 @@ def compile_call(layer):
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.each_backend
 def test_sequences_of_different_lengths_are_as_each_alone(name):
     layer, sequences = make_attention(name), draw(4)
     alone = [keras.ops.convert_to_numpy(layer(x[None]))[0] for x in sequences]
@@ -61,7 +62,6 @@ def test_sequences_of_different_lengths_are_as_each_alone(name):
             assert_close(outputs[row, :count], expected, 1e-5)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_equal_numbers_are_as_one_number_to_the_bit(name):
     layer, inputs = make_attention(name), draw(2)
@@ -107,7 +107,6 @@ def test_a_compiled_step_writes_each_sequence_at_its_own_slot(dtype):
     assert mask.tolist() == [[True] * 3 + [False] * 2, [True] * 2 + [False] + [True] * 2]
 
 
-@pytest.mark.torch_alone
 def test_the_slots_behind_each_sequence_are_hidden_by_themselves():
     cache = make_cache(2, 5, {"key": (3,)}, "float32")
     cache = append_to_cache(cache, 0, {"key": np.ones((2, 5, 3), "float32")})
@@ -121,7 +120,6 @@ def test_the_slots_behind_each_sequence_are_hidden_by_themselves():
     ]
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_an_index_out_of_range_names_its_sequence(as_tensor):
     cache = make_cache(2, 5, {"key": (3,)}, "float32")
@@ -136,7 +134,6 @@ def test_an_index_out_of_range_names_its_sequence(as_tensor):
     refuse([0, 0, 0], r"must be one integer .*, here \(2,\); received int\d+ of shape \(3,\)")
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("name", WITHOUT_A_WAY_BACK)
 def test_a_sequence_that_goes_back_is_refused_where_that_is_known(name):
     layer, inputs = make_attention(name), draw(2, 4)

@@ -32,12 +32,12 @@ def run(layer, *args, **kwargs):
     return keras.ops.convert_to_numpy(layer(*args, **kwargs))
 
 
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine():
     attention = make_attention("grouped", kernel_initializer="he_normal")
     LayerTestCase().run_layer_test(CachedAttention, {"attention": serialize(attention)}, (2, 4, 6))
 
 
-@pytest.mark.torch_alone
 def test_it_passes_the_layer_routine_with_a_rotary_embedding_and_dropout():
     LayerTestCase().run_layer_test(
         CachedAttention,
@@ -76,14 +76,12 @@ def attention(request):
     return make_attention(kind, **kwargs)
 
 
-@pytest.mark.torch_alone
 def test_the_outputs_are_those_of_the_layer_that_it_holds(attention):
     inputs = draw(2, 6, 6)
     expected = run(attention, inputs, inputs, use_causal_mask=True)
     assert_close(run(CachedAttention(attention), inputs), expected)
 
 
-@pytest.mark.torch_alone
 def test_padding_is_hidden_as_by_the_layer_that_it_holds(attention):
     inputs, mask = draw(2, 6, 6), np.ones((2, 6), bool)
     mask[1, :3] = False
@@ -110,7 +108,6 @@ def test_cached_decoding_is_the_full_forward(attention, pieces):
     assert_close(np.concatenate(outputs, axis=1), expected)
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=2)
 @given(batch_size=st.integers(1, 3), length=st.integers(1, 5), heads=st.integers(1, 3))
 def test_it_holds_at_any_shape(batch_size, length, heads):
@@ -122,7 +119,6 @@ def test_it_holds_at_any_shape(batch_size, length, heads):
     assert_close(keras.ops.convert_to_numpy(outputs), expected)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize(("side", "rotates"), [("left", True), ("right", False)])
 def test_sequences_of_different_lengths_decode_as_each_alone(side, rotates):
     rotary = RotaryEmbedding() if rotates else None
@@ -150,6 +146,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side, rotates):
         assert_close(outputs[row : row + 1, real[row]], alone)
 
 
+@pytest.mark.each_backend
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = CachedAttention(make_attention("grouped"), rotary=make_rotary()), draw(2, 4, 6)
     outputs = decode_last_compiled(layer, inputs, 3, 5)
@@ -160,7 +157,6 @@ def make_rotary():
     return RotaryEmbedding(rotary_dim=2, use_interleaved_pairs=True)
 
 
-@pytest.mark.torch_alone
 def test_a_model_of_any_length_fits_saves_and_hands_the_mask_of_its_embedding_on(tmp_path):
     tokens = keras.Input((None,), dtype="int32")
     x = keras.layers.Embedding(7, 6, mask_zero=True)(tokens)
@@ -197,7 +193,6 @@ def test_a_functional_model_may_hand_the_cache_through():
     assert_close(keras.ops.convert_to_numpy(results["outputs"]), run(layer, inputs))
 
 
-@pytest.mark.torch_alone
 def test_no_token_sees_what_comes_after_it():
     layer, inputs = CachedAttention(make_attention("grouped")), draw(1, 5, 6)
     changed = inputs.copy()
@@ -229,7 +224,6 @@ def test_the_cache_is_in_the_dtype_of_the_layer_that_it_holds():
     assert keras.backend.standardize_dtype(layer(draw(1, 2, 6)).dtype) == "bfloat16"
 
 
-@pytest.mark.torch_alone
 def test_dropout_acts_in_training_alone():
     layer, inputs = (
         CachedAttention(make_attention("multi_head", dropout=0.9, seed=1)),

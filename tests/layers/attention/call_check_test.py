@@ -61,7 +61,6 @@ def test_a_layer_without_a_causal_mask_has_no_cache():
         check_call(Attending(use_causal_mask=False), TOKENS, (None, None), cache, 0)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_a_call_of_multi_head_attention_is_taken_or_told_what_to_change(kind):
     layer, tokens = make_attention(kind), np.ones((2, 8, DIM), "float32")
@@ -276,7 +275,6 @@ def test_more_tokens_than_positions_are_refused_whatever_else_is_given(name):
     assert layer(keras.Input((4, DIM))).shape == (None, 4, DIM)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # JAX has none unless told to.
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_in_float64_all_is_float64_where_there_is_one(name):

@@ -47,7 +47,6 @@ def draw_case(batch, queries, keys, heads, nope, rope, value, rank, dtype="float
     )
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=5)
 @given(
     sizes=st.tuples(*[st.integers(1, 5)] * 8),
@@ -95,7 +94,6 @@ def test_what_is_dropped_are_the_attention_weights():
         assert_close(weights.sum(axis=-1), np.ones((2, 2, 2)))
 
 
-@pytest.mark.torch_alone
 def test_chosen_keys_are_attended_to_as_by_a_mask_of_them():
     queries, keys, kernels = draw_case(2, 3, 5, 2, 2, 2, 3, 4)
     indices = np.array([[[4, 1], [0, 3], [2, 2]], [[1, 0], [0, 4], [3, 2]]], "int32")
@@ -158,7 +156,6 @@ def test_the_fused_way_gives_the_same(is_masked):
     assert_close(fused, naive, "float32")
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("is_padded", [False, True])
 def test_a_long_causal_sequence_is_computed_block_by_block(is_padded, monkeypatch):
     monkeypatch.setattr(backend.current().compute, "query_block_size", lambda _: 3)

@@ -68,12 +68,12 @@ def make(length=11, batch=2, dim=6, **kwargs):
         {"feature_map": both_signs, "use_bias": False, "kernel_initializer": "he_normal"},
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs):
     arguments = {"num_heads": 2, "head_dim": 4, "epsilon": 1e-3, **init_kwargs}
     LayerTestCase().run_layer_test(LinearAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=4)
 @given(
     length=st.sampled_from([1, 7, 30]),
@@ -91,7 +91,6 @@ def test_it_computes_the_formula_at_any_shape(length, **kwargs):
     assert_close(to_numpy(layer(inputs, mask=mask)), oracle(layer, inputs, mask))
 
 
-@pytest.mark.torch_alone
 def test_chunks_change_nothing_over_a_long_sequence():
     layer, inputs = make(length=500, chunk_size=16)
     whole, _ = make(length=500, chunk_size=1000)
@@ -99,7 +98,6 @@ def test_chunks_change_nothing_over_a_long_sequence():
     assert_close(to_numpy(layer(inputs)), to_numpy(whole(inputs)))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("now", [1, 6])
 def test_a_causal_layer_never_looks_ahead(now):
     layer, inputs = make()
@@ -113,7 +111,6 @@ def test_a_causal_layer_never_looks_ahead(now):
     assert not np.allclose(undisturbed_outputs[:, :now], disturbed_outputs[:, :now])
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("use_causal_mask", [False, True])
 def test_padding_anywhere_changes_nothing_that_is_shown(use_causal_mask):
     layer, inputs = make(use_causal_mask=use_causal_mask)
@@ -149,12 +146,12 @@ def test_where_all_is_hidden_outputs_and_gradients_are_finite(use_causal_mask, f
 
 @pytest.mark.parametrize("rotary", [None, ROTARY])
 @pytest.mark.parametrize("pieces", [(0, 8, 9, 10, 11), (0, 1, 7, 7, 11)])
+@pytest.mark.each_backend
 def test_cached_decoding_is_the_full_forward(rotary, pieces):
     layer, inputs = make(rotary=rotary, value_head_dim=3)
     assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
     layer, inputs = make(length=9, batch=3, rotary=ROTARY)
@@ -184,7 +181,6 @@ def test_the_states_are_of_one_size_and_in_float32():
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
 
 
-@pytest.mark.torch_alone
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make(length=5, rotary=ROTARY)
     outputs = decode_last_compiled(layer, inputs, 4, 8)
@@ -214,7 +210,6 @@ def test_a_functional_model_may_hand_the_cache_through():
     assert_close(to_numpy(results["outputs"]), to_numpy(layer(inputs)))
 
 
-@pytest.mark.torch_alone
 def test_a_model_takes_sequences_of_any_length():
     layer, _ = make()
     inputs = keras.Input((None, 6))
@@ -225,7 +220,6 @@ def test_a_model_takes_sequences_of_any_length():
         assert_close(model.predict(batch, verbose=0), to_numpy(layer(batch)))
 
 
-@pytest.mark.torch_alone
 def test_a_length_that_is_known_to_the_graph_alone_works():
     layer, inputs = make()
     infer = backend.current().inference.compile_inference(
@@ -236,7 +230,6 @@ def test_a_length_that_is_known_to_the_graph_alone_works():
         assert_close(outputs, to_numpy(layer(inputs[:, :length])))
 
 
-@pytest.mark.torch_alone
 def test_it_takes_the_mask_of_an_embedding():
     embedding = keras.layers.Embedding(9, 6, mask_zero=True)
     layer, _ = make(use_causal_mask=False, rotary=ROTARY)
@@ -246,7 +239,6 @@ def test_it_takes_the_mask_of_an_embedding():
         assert_close(outputs[:, :2], to_numpy(layer(embedding(tokens[:, :2]))))
 
 
-@pytest.mark.torch_alone
 def test_positions_shift_nothing_but_distances():
     layer, inputs = make(length=3, rotary=RotaryEmbedding(20.0))
     outputs = to_numpy(layer(inputs))
@@ -268,7 +260,6 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     }
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (1, 1, 6)])
 @pytest.mark.parametrize("use_causal_mask", [False, True])
 def test_an_empty_batch_and_sequences_of_one_and_none_work(shape, use_causal_mask):

@@ -71,12 +71,12 @@ def oracle(layer, inputs):
         {"key_value_lora_rank": 3, "rotary": RotaryEmbedding(50.0)},
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs):
     arguments = {**SIZES, "kernel_initializer": "he_normal", **init_kwargs}
     LayerTestCase().run_layer_test(MultiHeadLatentAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
-@pytest.mark.torch_alone
 def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
     arguments = {**SIZES, "rotary": YARN_ROTARY, "dropout": 0.2, "seed": 3}
     LayerTestCase().run_layer_test(
@@ -88,13 +88,11 @@ def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.torch_alone
 def test_outputs_and_gradients_are_those_of_transformers(name):
     case = GOLDEN[name]
     check_case(MultiHeadLatentAttention(**read_arguments(case)), case)
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=4)
 @given(
     batch_size=st.integers(1, 3),
@@ -139,7 +137,6 @@ def test_what_lora_adds_is_absorbed_too(monkeypatch):
     assert_close(run(layer, inputs), naive)
 
 
-@pytest.mark.torch_alone
 def test_no_token_sees_what_comes_after_it():
     layer, inputs = make_layer(), draw(1, 6, 6)
     changed = inputs.copy()
@@ -153,6 +150,7 @@ def test_no_token_sees_what_comes_after_it():
 
 @pytest.mark.parametrize("pieces", [(0, 6), (0, 4, 5, 6), (0, 1, 2, 3, 4, 5, 6)])
 @pytest.mark.parametrize("rank", [3, 50])
+@pytest.mark.each_backend
 def test_cached_decoding_is_the_full_forward(pieces, rank):
     layer, inputs = make_layer(key_value_lora_rank=rank, rotary=YARN_ROTARY), draw(2, 6, 6)
     cache, outputs = layer.make_cache(2, 9), []
@@ -183,7 +181,6 @@ def decode_padded(layer, mask, inputs, num_steps):
     return np.concatenate(collected, axis=1)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
     layer, inputs = make_layer(query_lora_rank=4), draw(3, 7, 6)
@@ -197,14 +194,12 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side):
         assert_close(outputs[row : row + 1, real[row]], alone)
 
 
-@pytest.mark.torch_alone
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(), draw(2, 5, 6)
     outputs = decode_last_compiled(layer, inputs, 4, 8)
     assert_close(outputs, run(layer, inputs)[:, 4:])
 
 
-@pytest.mark.torch_alone
 def test_a_model_takes_sequences_of_any_length():
     layer, inputs = make_layer(rotary=YARN_ROTARY), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))
@@ -245,7 +240,6 @@ def test_the_cache_holds_a_latent_and_one_rotary_key_a_token():
     assert keras.backend.standardize_dtype(cache["latent"].dtype) == "bfloat16"
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("use_positions", [False, True])
 def test_the_mask_that_the_inputs_carry_hides_padding(use_positions):
     embedding = keras.layers.Embedding(9, 6, mask_zero=True)
@@ -256,7 +250,6 @@ def test_the_mask_that_the_inputs_carry_hides_padding(use_positions):
     assert_close(outputs[:, :2], run(layer, embedding(tokens[:, :2])))
 
 
-@pytest.mark.torch_alone
 def test_an_attention_mask_keeps_documents_apart():
     layer, inputs = make_layer(), draw(2, 5, 6)
     document = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]])
@@ -268,7 +261,6 @@ def test_an_attention_mask_keeps_documents_apart():
             assert_close(outputs[row : row + 1, part], alone)
 
 
-@pytest.mark.torch_alone
 def test_an_attention_mask_reaches_the_slots_of_a_cache_and_a_functional_model():
     layer, inputs = make_layer(), draw(2, 4, 6)
     hides_first = np.ones((1, 1, 6), bool)
@@ -294,7 +286,6 @@ def test_an_attention_mask_of_another_shape_is_refused():
         make_layer()(draw(2, 3, 6), attention_mask=np.ones((2, 3), bool))
 
 
-@pytest.mark.torch_alone
 def test_positions_shift_nothing_but_distances():
     layer, inputs = make_layer(), draw(1, 3, 6)
     outputs = run(layer, inputs)
@@ -328,7 +319,6 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     ]
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (1, 1, 6)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     assert run(make_layer(), draw(*shape)).shape == shape
@@ -382,7 +372,6 @@ def test_a_cache_that_does_not_fit_is_refused():
         make_layer(use_causal_mask=False)(inputs, cache=layer.make_cache(2, 4), cache_index=0)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("query_lora_rank", [None, 7])
 def test_outputs_of_the_last_tokens_alone_are_those_of_all(query_lora_rank):
     layer, inputs = make_layer(query_lora_rank=query_lora_rank), draw(2, 5, 6)

@@ -30,7 +30,6 @@ def as_tensors(*arrays):
     return [keras.ops.convert_to_tensor(array) for array in arrays]
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize(("length", "window"), [(5, 3), (21, 1), (37, 19)])
 def test_a_window_reaches_over_blocks_and_recent_tokens(length, window, dtype):
@@ -47,7 +46,6 @@ def test_a_window_reaches_over_blocks_and_recent_tokens(length, window, dtype):
     assert_close(outputs, expected, dtype)
 
 
-@pytest.mark.torch_alone
 def test_entries_are_seen_in_one_softmax_with_the_window():
     queries, keys, entries = draw(1, 4, 2, 4), draw(1, 4, 4), draw(1, 3, 4)
     counts = np.array([[0, 1, 2, 3]], "int32")
@@ -72,7 +70,6 @@ def test_a_query_that_sees_nothing_gets_zeros():
     assert not run(draw(1, 3, 2, 4), near).any()
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize(("most_parts", "num_parts"), [(16, 3), (2, 2)])
 def test_chosen_entries_are_gathered_in_parts(monkeypatch, most_parts, num_parts):
     queries, entries, zero = draw(1, 40, 2, 4), draw(1, 9, 4), np.zeros((1, 1), "int32")

@@ -35,6 +35,7 @@ def run(layer, *args, **kwargs):
     return keras.ops.convert_to_numpy(layer(*args, **kwargs))
 
 
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine():
     arguments = {**WINDOW, "kernel_initializer": "he_normal", "epsilon": 1e-3}
     LayerTestCase().run_layer_test(
@@ -54,14 +55,12 @@ def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
     )
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("name", GOLDEN)
 def test_outputs_and_gradients_are_those_of_transformers(name):
     case = GOLDEN[name]
     check_case(getattr(layers, str(case["layer"]))(**read_arguments(case)), case)
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=3)
 @given(
     length=st.sampled_from([1, 6, 40]),
@@ -79,7 +78,6 @@ def test_it_computes_the_formula_at_any_shape(length, sliding_window, num_heads,
     assert_close(outputs[mask], expected[mask])
 
 
-@pytest.mark.torch_alone
 def test_no_token_sees_what_comes_after_it_or_left_the_window():
     layer, inputs = make_layer(), draw(1, 9, 6)
     changed = inputs.copy()
@@ -97,13 +95,11 @@ def test_cached_decoding_is_the_full_forward(kind):
     assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))
 
 
-@pytest.mark.torch_alone
 def test_a_cache_of_as_many_entries_as_are_seen_needs_no_choice():
     layer, inputs = make_layer("CompressedSparseAttention", index_top_k=8), draw(2, 14, 6)
     assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))
 
 
-@pytest.mark.torch_alone
 @for_each_kind
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side, kind):
@@ -114,7 +110,6 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side, kind):
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
-@pytest.mark.torch_alone
 @for_each_kind
 def test_positions_of_ones_own_shift_nothing_but_distances(kind):
     layer, inputs = make_layer(kind), draw(2, 9, 6)
@@ -129,7 +124,6 @@ def test_positions_of_ones_own_shift_nothing_but_distances(kind):
         assert_close(keras.ops.convert_to_numpy(piece), outputs[:, start:stop])
 
 
-@pytest.mark.torch_alone
 @for_each_kind
 def test_a_step_of_decoding_works_in_a_compiled_model(kind):
     layer, inputs = make_layer(kind), draw(2, 7, 6)
@@ -137,7 +131,6 @@ def test_a_step_of_decoding_works_in_a_compiled_model(kind):
     assert_close(outputs, run(layer, inputs)[:, 6:])
 
 
-@pytest.mark.torch_alone
 @for_each_kind
 def test_a_model_takes_sequences_of_any_length(kind):
     layer, inputs = make_layer(kind), keras.Input((None, 6))
@@ -147,7 +140,6 @@ def test_a_model_takes_sequences_of_any_length(kind):
         assert_close(model.predict(given_array, verbose=0), run(layer, given_array))
 
 
-@pytest.mark.torch_alone
 def test_a_functional_model_may_hand_the_cache_through():
     layer, inputs = make_layer(), draw(2, 1, 6)
     cache = layer.make_cache(2, 4)
@@ -178,14 +170,12 @@ def test_the_cache_holds_the_window_alone():
     assert keras.backend.standardize_dtype(cache["recent_key"].dtype) == "bfloat16"
 
 
-@pytest.mark.torch_alone
 def test_the_mask_that_the_inputs_carry_hides_padding():
     embedding, layer = keras.layers.Embedding(9, 6, mask_zero=True), make_layer()
     outputs = run(layer, embedding(np.array([[0, 0, 3, 4]])), positions=np.array([[0, 0, 5, 6]]))
     assert_close(outputs[:, 2:], run(layer, embedding(np.array([[3, 4]]))))
 
 
-@pytest.mark.torch_alone
 @for_each_kind
 def test_sequences_of_padding_alone_have_finite_outputs_and_gradients(kind):
     layer, inputs, mask = make_layer(kind), draw(2, 9, 6), np.zeros((2, 9), bool)
@@ -220,7 +210,6 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     ]
 
 
-@pytest.mark.torch_alone
 @for_each_kind
 @pytest.mark.parametrize("shape", [(0, 9, 6), (2, 0, 6), (1, 1, 6)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape, kind):
@@ -274,7 +263,6 @@ def test_a_sequence_beyond_the_trained_length_says_so():
         layer(draw(1, 1, 6), cache=layer.make_cache(1, 9), cache_index=4)
 
 
-@pytest.mark.torch_alone
 def test_a_cache_that_does_not_fit_is_refused():
     layer, inputs = make_layer(), draw(2, 3, 6)
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):

@@ -30,11 +30,11 @@ def oracle(layer, inputs):
         ({"intermediate_dim": 3, "bias_initializer": "ones", "use_bias": True}, (2, 2, 3, 4)),
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(SwiGLU, init_kwargs, input_shape, oracle=oracle)
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=6)
 @given(
     shape=st.lists(st.integers(1, 5), min_size=2, max_size=4).map(tuple),

@@ -61,12 +61,12 @@ def oracle(layer, inputs):
         ),
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs, shape):
     shapes = {"inputs": (*shape, 6), "targets": shape}
     LayerTestCase().run_layer_test(ChunkedCrossEntropy, init_kwargs, shapes, DTYPES, oracle=oracle)
 
 
-@pytest.mark.torch_alone
 def test_without_targets_it_passes_the_layer_routine_as_logits():
     LayerTestCase().run_layer_test(
         ChunkedCrossEntropy,
@@ -76,7 +76,6 @@ def test_without_targets_it_passes_the_layer_routine_as_logits():
     )
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=6)
 @given(
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple),
@@ -115,6 +114,7 @@ def compare_with_keras(head, logits_head, hidden, targets, sample_weight=None, *
         assert_close(gradient, expected, 1e-5)
 
 
+@pytest.mark.each_backend
 def test_loss_and_gradients_are_those_of_keras_on_all_logits():
     hidden, targets = draw(3, 5)
     head = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=4, use_bias=True)
@@ -159,7 +159,6 @@ def test_the_layer_may_be_computed_again_as_in_a_remat_scope():
     assert_close(gradient, expected)
 
 
-@pytest.mark.torch_alone
 def test_an_ignored_class_is_that_of_keras():
     hidden, targets = draw(3, 5)
     targets[:, ::2] = -100
@@ -168,7 +167,6 @@ def test_an_ignored_class_is_that_of_keras():
     assert not to_numpy(head(hidden, targets))[:, ::2].any()
 
 
-@pytest.mark.torch_alone
 def test_sample_weights_are_those_of_keras():
     hidden, targets = draw(3, 5)
     weights = np.random.default_rng(1).uniform(0, 1, (3, 5)).astype("float32")
@@ -176,7 +174,6 @@ def test_sample_weights_are_those_of_keras():
     compare_with_keras(head, head, hidden, targets, weights, reduction="mean_with_sample_weight")
 
 
-@pytest.mark.torch_alone
 def test_a_shared_embedding_gets_the_gradient_of_both_uses():
     embedding = keras.layers.Embedding(VOCABULARY_SIZE, 6)
     tokens, targets = draw(2, 4)[1], draw(2, 4, seed=1)[1]
@@ -211,7 +208,6 @@ def make_models(head):
     "jit_compile",
     ["auto", False] if keras.backend.backend() == "tensorflow" else ["auto"],
 )
-@pytest.mark.torch_alone
 def test_a_plain_fit_trains_as_with_a_dense_layer_and_a_loss(jit_compile):
     tokens, targets = draw(6, 5)[1], draw(6, 5, seed=1)[1]
     head = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=4)
@@ -272,7 +268,6 @@ def test_a_saved_model_shares_its_embedding_still(tmp_path):
     assert_close(to_numpy(revived(batch)), to_numpy(model(batch)))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     head = ChunkedCrossEntropy(VOCABULARY_SIZE)

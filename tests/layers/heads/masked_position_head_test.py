@@ -22,7 +22,6 @@ def draw(*shape):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.torch_alone
 def test_outputs_and_gradients_are_those_of_bert(name):
     check_case(make_layer(CASES[name]), CASES[name])
 
@@ -41,6 +40,7 @@ def test_outputs_and_gradients_are_those_of_bert(name):
         },
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs):
     shapes = {"inputs": (2, 4, 6), "mask_positions": (2, 3)}
     dtypes = {"inputs": "float32", "mask_positions": "int32"}
@@ -50,7 +50,6 @@ def test_it_passes_the_layer_routine(init_kwargs):
     )
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=4)
 @given(
     batch_size=st.integers(1, 3),
@@ -115,7 +114,6 @@ def test_padded_positions_weigh_nothing_in_a_plain_fit():
         assert not np.allclose(weight, old_weight)
 
 
-@pytest.mark.torch_alone
 def test_weights_of_zero_do_the_same_as_padding():
     model = make_model()
     is_position = POSITIONS >= 0
@@ -138,7 +136,6 @@ def test_a_saved_model_gives_the_same(tmp_path):
     assert_close(to_numpy(revived(batch)), to_numpy(model(batch)))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])
 def test_an_empty_batch_and_no_positions_work(shape):
     head = MaskedPositionHead(5)
@@ -191,7 +188,6 @@ def test_what_does_not_fit_is_refused():
         MaskedPositionHead(5, epsilon="1e-5")
 
 
-@pytest.mark.torch_alone
 def test_without_positions_it_predicts_at_all_of_them_by_the_same_weights():
     inputs = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
     positions = np.tile(np.arange(5, dtype="int32"), (2, 1))

@@ -78,6 +78,7 @@ def reference(layer, hidden, tokens):
 
 
 @pytest.mark.parametrize("return_logits", [False, True])
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(return_logits):
     keras_config = keras.saving.serialize_keras_object
     init_kwargs = {
@@ -103,7 +104,6 @@ def test_it_passes_the_layer_routine(return_logits):
 
 @settings(max_examples=4)
 @given(length=st.integers(2, 6), batch_size=st.integers(1, 2), depth=st.integers(1, 3))
-@pytest.mark.torch_alone
 def test_logits_and_loss_are_those_of_the_formula(length, batch_size, depth):
     hidden, tokens = draw(batch_size, length)
     layer = make_layer(depth=depth, loss_weight=0.7)
@@ -118,7 +118,6 @@ def test_logits_and_loss_are_those_of_the_formula(length, batch_size, depth):
     assert_close(to_numpy(layer.losses[-1]), loss)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("return_logits", [True, False])
 def test_a_chunked_head_gives_the_same_loss_and_gradients(return_logits, monkeypatch):
     added = []  # Where gradients are taken in JAX, a layer's `losses` stay empty.
@@ -158,7 +157,6 @@ def test_hidden_states_are_those_that_the_head_turns_to_logits():
         assert_close(to_numpy(layer.output_head(states)), to_numpy(expected))
 
 
-@pytest.mark.torch_alone
 def test_a_module_sees_the_tokens_up_to_its_own_and_none_behind():
     hidden, tokens = draw(1, 7)
     layer = make_layer(make_attention(), depth=2)
@@ -176,7 +174,6 @@ def test_a_module_sees_the_tokens_up_to_its_own_and_none_behind():
         np.testing.assert_allclose(to_numpy(after)[0, :position], logits[0, :position], atol=1e-6)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("is_carried", [False, True])
 def test_padding_changes_neither_logits_nor_loss(side, is_carried):
@@ -211,7 +208,6 @@ def make_model(depth=2):
     return model
 
 
-@pytest.mark.torch_alone
 def test_a_plain_fit_trains_it_beside_the_model_and_a_saved_model_gives_the_same(tmp_path):
     model = make_model()
     tokens = draw(4, 6)[1]
@@ -271,7 +267,6 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     } <= paths
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     layer = make_layer(depth=2)
@@ -322,7 +317,6 @@ def test_an_embedding_or_a_block_of_another_size_is_refused():
         layer(hidden, tokens % 5)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("head_class", [keras.layers.Dense, ChunkedCrossEntropy])
 def test_a_token_that_is_no_class_shows_in_the_loss_unless_it_is_hidden(head_class):
     hidden, tokens = draw(2, 6)
@@ -335,7 +329,6 @@ def test_a_token_that_is_no_class_shows_in_the_loss_unless_it_is_hidden(head_cla
         assert np.isnan(to_numpy(layer.losses[0])) == shows
 
 
-@pytest.mark.torch_alone
 def test_with_an_output_norm_the_head_is_given_normed_states():
     hidden, tokens = draw(2, 5)
     layer = make_layer(depth=2, use_output_norm=True)
@@ -360,7 +353,6 @@ def test_with_an_output_norm_the_head_is_given_normed_states():
     assert revived.use_output_norm
 
 
-@pytest.mark.torch_alone
 def test_a_module_goes_on_from_the_cache_of_its_block():
     hidden, tokens = draw(2, 5)
     layer = make_layer(make_attention())

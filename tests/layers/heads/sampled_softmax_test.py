@@ -36,7 +36,6 @@ def expected_losses(head, hidden, targets, drawn):
 
 @pytest.mark.parametrize("weights", [None, np.arange(CLASSES) + 1.0])
 @pytest.mark.parametrize("shape", [(4,), (2, 3)])
-@pytest.mark.torch_alone
 def test_it_computes_the_formula_of_what_was_drawn(weights, shape):
     hidden, targets = draw(*shape)
     head, twin = (make_head(class_weights=weights) for _ in range(2))
@@ -60,7 +59,6 @@ def test_classes_are_drawn_by_their_weights_and_the_ignored_one_never(weights):
     assert np.abs(shares - expected / expected.sum()).max() < 0.006
 
 
-@pytest.mark.torch_alone
 def test_each_call_draws_anew():
     hidden, targets = draw(3)
     head = make_head()
@@ -68,7 +66,6 @@ def test_each_call_draws_anew():
     assert np.any(first != second)
 
 
-@pytest.mark.torch_alone
 def test_corrected_it_learns_the_probabilities_whatever_is_drawn():
     # Targets of a known distribution, one hidden state: the logits end at its logarithms.
     rng = np.random.default_rng(0)
@@ -86,7 +83,6 @@ def test_corrected_it_learns_the_probabilities_whatever_is_drawn():
     assert np.abs(np.log(learned) - np.log(truth)).max() < 0.25
 
 
-@pytest.mark.torch_alone
 def test_what_does_not_count_has_no_loss_and_no_gradient():
     hidden, targets = draw(2, 3)
     targets[0, 1] = 0
@@ -123,6 +119,7 @@ def test_a_target_that_is_no_class_shows():
 
 
 @pytest.mark.parametrize("uses_trainer", [False, True])
+@pytest.mark.each_backend
 def test_it_trains_a_shared_embedding_and_is_saved_with_it(uses_trainer, tmp_path):
     tokens = np.random.default_rng(0).integers(1, CLASSES, (64, 6)).astype("int32")
     targets = (tokens % (CLASSES - 1) + 1).astype("int32")

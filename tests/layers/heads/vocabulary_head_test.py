@@ -31,7 +31,6 @@ def test_it_has_a_kernel_and_a_bias_of_its_own():
 
 @pytest.mark.filterwarnings("ignore:The use of `x.T`")  # Of Keras, for an embedding on torch.
 @pytest.mark.parametrize("mode", ["int8", "int4"])
-@pytest.mark.torch_alone
 def test_of_a_quantized_embedding_it_has_what_its_numbers_stand_for(mode):
     embedding = keras.layers.Embedding(7, 4)
     head = make_head(token_embedding=embedding, use_bias=False)

@@ -17,7 +17,6 @@ def balance(*arrays):
     return float(sequence_balance_loss(*map(keras.ops.convert_to_tensor, arrays)))
 
 
-@pytest.mark.torch_alone
 def test_it_is_the_mean_over_the_sequences():
     scores, choices, token_mask = draw()
     expected = []
@@ -35,7 +34,6 @@ def test_it_is_one_where_all_is_even_and_the_number_of_experts_where_one_has_all
     assert_close(balance(one_expert, one_expert, token_mask), 4.0)
 
 
-@pytest.mark.torch_alone
 def test_inputs_of_rank_two_are_one_sequence():
     scores, choices, token_mask = draw()
     flat = balance(scores.reshape(10, 4), choices.reshape(10, 4), token_mask.reshape(10))
@@ -45,7 +43,6 @@ def test_inputs_of_rank_two_are_one_sequence():
     )
 
 
-@pytest.mark.torch_alone
 def test_hidden_tokens_and_hidden_sequences_have_no_part():
     scores, choices, token_mask = draw()
     expected = balance(scores[:1, :3], choices[:1, :3], token_mask[:1, :3])
@@ -53,7 +50,6 @@ def test_hidden_tokens_and_hidden_sequences_have_no_part():
     assert_close(balance(scores, choices, token_mask), expected)
 
 
-@pytest.mark.torch_alone
 def test_the_z_loss_is_the_mean_square_over_the_tokens_that_count():
     logits = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
     token_mask = np.array([[1, 1, 0], [1, 0, 0]], "float32")

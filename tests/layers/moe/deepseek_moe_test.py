@@ -69,12 +69,12 @@ def fixed_router(*args, **kwargs):
         ),
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(router, kwargs, shape):
     kwargs = {"router": router, **kwargs}
     LayerTestCase().run_layer_test(DeepSeekMoE, kwargs, shape, oracle=oracle)
 
 
-@pytest.mark.torch_alone
 def test_it_passes_the_layer_routine_with_token_ids():
     kwargs = {"router": config_of(HashRouter(5, 2, 7)), "intermediate_dim": 3}
     shapes, dtypes = {"inputs": (2, 3, 4), "token_ids": (2, 3)}, ["float32", "int32"]
@@ -95,6 +95,7 @@ def choose_way(monkeypatch, way):
 
 @pytest.mark.parametrize("way", ["loads", None, 1, 4, 64])
 @pytest.mark.parametrize("shape", [(3, 8), (2, 21, 8)])
+@pytest.mark.each_backend
 def test_every_way_of_dispatch_computes_the_loop_over_experts(monkeypatch, way, shape):
     choose_way(monkeypatch, way)
     layer = DeepSeekMoE(ExpertRouter(6, 3), 5, clamp=1.0)
@@ -124,7 +125,6 @@ def test_the_ways_without_gradients_compute_the_same(monkeypatch, name, shape):
 
 
 @pytest.mark.parametrize("num_experts", [3, 12])
-@pytest.mark.torch_alone
 def test_a_compiled_model_computes_the_same_at_any_number_of_tokens(monkeypatch, num_experts):
     monkeypatch.setattr(expert_dispatch, "_LEAST_WORK", 0)
     layer = DeepSeekMoE(ExpertRouter(num_experts, 3), 5, num_shared_experts=0)
@@ -139,7 +139,6 @@ def test_a_compiled_model_computes_the_same_at_any_number_of_tokens(monkeypatch,
         np.testing.assert_array_equal(hidden, np.zeros(shape))
 
 
-@pytest.mark.torch_alone
 def test_all_tokens_at_one_expert_are_none_too_many():
     layer = DeepSeekMoE(ExpertRouter(64, 1), 4)
     layer.build((None, 8))
@@ -148,7 +147,6 @@ def test_all_tokens_at_one_expert_are_none_too_many():
     assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
 
 
-@pytest.mark.torch_alone
 def test_a_capacity_drops_what_comes_late():
     layer = DeepSeekMoE(ExpertRouter(4, 1), 4, num_shared_experts=0, capacity_factor=1.0)
     layer.build((None, 8))
@@ -159,7 +157,6 @@ def test_a_capacity_drops_what_comes_late():
     assert_close(to_numpy(layer(inputs)), expected)
 
 
-@pytest.mark.torch_alone
 def test_a_capacity_that_suffices_changes_nothing():
     layer = DeepSeekMoE(ExpertRouter(4, 2), 4, capacity_factor=2.0)
     inputs = draw(2, 10, 8)
@@ -168,7 +165,6 @@ def test_a_capacity_that_suffices_changes_nothing():
 
 @pytest.mark.parametrize(("way", "capacity_factor"), [("loads", None), (4, None), (4, 1.0)])
 @pytest.mark.parametrize("num_hidden", [9, 12])
-@pytest.mark.torch_alone
 def test_hidden_tokens_use_no_expert_and_take_nobodys_place(
     monkeypatch, way, capacity_factor, num_hidden
 ):
@@ -183,7 +179,6 @@ def test_hidden_tokens_use_no_expert_and_take_nobodys_place(
     assert_close(outputs[~mask], to_numpy(layer.shared_experts(inputs))[~mask])
 
 
-@pytest.mark.torch_alone
 def test_tokens_are_computed_each_by_itself():
     layer = DeepSeekMoE(ExpertRouter(16, 2), 4)
     inputs = draw(40, 8)
@@ -191,7 +186,6 @@ def test_tokens_are_computed_each_by_itself():
     assert_close(to_numpy(layer(inputs[order])), to_numpy(layer(inputs))[order])
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("capacity_factor", [None, 1.0])
 @pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (1, 1, 8), (1, 8)])
 def test_an_empty_batch_and_one_token_work(shape, capacity_factor):
@@ -202,7 +196,6 @@ def test_an_empty_batch_and_one_token_work(shape, capacity_factor):
     assert to_numpy(layer.router.expert_load).sum() == 2 * np.prod(shape[:-1])
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("capacity_factor", [None, 1.5])
 def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_factor):
@@ -217,7 +210,6 @@ def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_f
     assert to_numpy(layer.router.expert_load).sum() == 2 * 5 * 2
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_every_way_of_dispatch_trains_the_same(monkeypatch, optimizer, jit_compile):
@@ -248,7 +240,6 @@ def test_a_mask_in_a_model_hides_its_tokens_from_the_load():
     assert to_numpy(layer.router.expert_load).sum() == 3 * 2
 
 
-@pytest.mark.torch_alone
 def test_each_expert_starts_as_a_feed_forward_block_of_its_size_does():
     layer = DeepSeekMoE(ExpertRouter(50, 2), 30, kernel_initializer="he_normal")
     layer.build((None, 20))
@@ -310,7 +301,6 @@ def test_inputs_without_a_batch_or_a_known_dim_are_refused(shape):
         DeepSeekMoE(ExpertRouter(8, 2), 4).build(shape)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("router_class", [ExpertRouter, HashRouter])
 def test_the_mask_of_the_inputs_counts_beside_token_ids(router_class):
     """Keras fills in the mask of the first of several tensors under another name."""

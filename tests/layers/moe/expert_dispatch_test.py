@@ -40,7 +40,6 @@ def check_slots(plan, indices, num_experts):
     np.testing.assert_array_equal(slot_tokens, tokens[is_computed])
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=12)
 @given(
     num_tokens=st.integers(1, 40),
@@ -60,7 +59,6 @@ def test_every_choice_gets_a_slot_in_a_block_of_its_expert(
     np.testing.assert_array_equal(experts[is_computed], indices[is_computed])
 
 
-@pytest.mark.torch_alone
 def test_the_worst_load_fits():
     """All experts but one have one row, and the last has the rest."""
     flat = [0, 1, 2] + [3] * 6
@@ -90,7 +88,6 @@ def test_little_work_is_not_done_by_load():
     assert dispatch_by_load(indices, 5, 12) is None
 
 
-@pytest.mark.torch_alone
 def test_a_capacity_keeps_the_first_choices_of_each_expert():
     indices = np.array([[0, 1], [0, 2], [0, 1], [3, 3]], "int32")
     plan = dispatch_to_capacity(keras.ops.convert_to_tensor(indices), 3, 2)

@@ -111,6 +111,7 @@ def test_every_way_of_dispatch_computes_the_loop_over_experts(monkeypatch, way, 
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.each_backend
 def test_a_compiled_decoding_step_computes_the_same(monkeypatch, mode):
     monkeypatch.setattr(expert_dispatch, "_LEAST_READ", 1)
     monkeypatch.setattr(expert_dispatch, "_LEAST_WORK", 0)  # JAX computes blocks in a loop.
@@ -178,7 +179,6 @@ def test_a_file_holds_the_quantized_numbers_with_the_lora_merged(tmp_path, mode,
     assert_close(to_numpy(model(inputs)), to_numpy(revived(inputs)))
 
 
-@pytest.mark.torch_alone
 def test_the_lora_of_a_quantized_mixture_is_trained_by_fit():
     model, layer = make_model("int8", rank=2)
     frozen = to_numpy(layer.expert_up.kernel)
@@ -188,7 +188,6 @@ def test_the_lora_of_a_quantized_mixture_is_trained_by_fit():
     np.testing.assert_array_equal(to_numpy(layer.expert_up.kernel), frozen)
 
 
-@pytest.mark.torch_alone
 def test_a_filter_may_quantize_one_projection_alone():
     model, layer = make_model()
     model.quantize("int8", filters="expert_up")
@@ -197,7 +196,6 @@ def test_a_filter_may_quantize_one_projection_alone():
     assert_close(to_numpy(model(inputs)), oracle(layer, inputs))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (1, 1, 8)])
 def test_an_empty_batch_and_one_token_work(shape, mode):
@@ -208,7 +206,6 @@ def test_an_empty_batch_and_one_token_work(shape, mode):
     assert layer(np.ones(shape, "float32")).shape == shape
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
 def test_it_computes_in_the_dtype_of_its_layer(dtype):
     layer = DeepSeekMoE(ExpertRouter(6, 3), 12, num_shared_experts=0, dtype=dtype)
@@ -223,7 +220,6 @@ def test_it_computes_in_the_dtype_of_its_layer(dtype):
 
 
 @needs_blocks
-@pytest.mark.torch_alone
 def test_a_block_that_does_not_divide_the_rows_is_refused():
     _, layer = make_model(intermediate_dim=20)
     with pytest.raises(InvalidInputError, match=r"the 20 rows .*moe/expert_down.*block_size=20\)"):
@@ -233,7 +229,6 @@ def test_a_block_that_does_not_divide_the_rows_is_refused():
         make_model()[0].quantize("float8")
 
 
-@pytest.mark.torch_alone
 def test_a_second_lora_is_refused():
     _, layer = make_model(rank=2)
     with pytest.raises(InvalidInputError, match="has a LoRA already"):

@@ -64,6 +64,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("init_kwargs", SETTINGS)
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs):
     # The routine moves the kernel away from zero, on every backend by the same numbers.
     kwargs = {"kernel_initializer": "zeros", "balance_loss": 0.01, "z_loss": 0.01, **init_kwargs}
@@ -98,7 +99,6 @@ def test_among_equal_scores_it_chooses_that_many_different_experts():
     assert_close(weights, np.full((4, 3), 1 / 3))
 
 
-@pytest.mark.torch_alone
 def test_tokens_are_routed_each_by_itself():
     router = perturbed_router(8, 2)
     inputs = draw(9, 8)
@@ -132,7 +132,6 @@ def test_the_load_counts_the_tokens_of_the_last_training_step_that_the_mask_show
     np.testing.assert_array_equal(to_numpy(router.expert_load), expected)
 
 
-@pytest.mark.torch_alone
 def test_the_losses_are_added_in_training_alone():
     router = ExpertRouter(4, 2, balance_loss=2.0, z_loss=3.0, kernel_initializer="zeros")
     router(draw(2, 5, 8), training=False)
@@ -152,7 +151,6 @@ def test_it_chooses_in_float32_under_mixed_precision():
     np.testing.assert_array_equal(to_numpy(indices), to_numpy(expected))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (1, 8)])
 def test_an_empty_batch_and_one_token_work(shape):
     router = ExpertRouter(6, 2, balance_loss=0.1, z_loss=0.1)

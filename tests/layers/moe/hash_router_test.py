@@ -40,6 +40,7 @@ def oracle(router, inputs):
         },
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs):
     shapes, dtypes = {"inputs": (2, 3, 6), "token_ids": (2, 3)}, ["float32", "int32"]
     LayerTestCase().run_layer_test(HashRouter, init_kwargs, shapes, dtypes, oracle=oracle)

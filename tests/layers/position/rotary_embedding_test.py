@@ -41,16 +41,17 @@ def oracle(layer, inputs):
         ({"rotary_dim": 2, "use_interleaved_pairs": True}, (2, 5, 2, 2, 5)),
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(RotaryEmbedding, init_kwargs, input_shape, oracle=oracle)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("scaling", [DYNAMIC, YARN])
 def test_it_passes_the_layer_routine_with_a_scaling(scaling):
     LayerTestCase().run_layer_test(RotaryEmbedding, {"scaling": scaling}, (2, 6, 2, 8))
 
 
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine_with_positions_of_its_own():
     LayerTestCase().run_layer_test(
         RotaryEmbedding,
@@ -69,7 +70,6 @@ def test_it_rotates_as_transformers_does(name):
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=10)
 @given(shape=shapes, start=st.integers(0, 50), interleaved=st.booleans())
 def test_it_keeps_the_norm_and_follows_the_formula(shape, start, interleaved):
@@ -119,7 +119,6 @@ def test_a_dynamic_scaling_begins_beyond_the_trained_length():
     assert np.abs(rotate(scaled, inputs) - rotate(plain, inputs)).max() > 1e-2
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_a_long_neighbour_changes_no_angle(kind):
     factors = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]} if kind == "longrope" else {}

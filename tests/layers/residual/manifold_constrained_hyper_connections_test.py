@@ -40,7 +40,6 @@ def make_attention(**kwargs):
     )
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_are_those_of_transformers(name):
     check_case(make_layer(CASES[name]), CASES[name])
@@ -50,6 +49,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     ("init_kwargs", "shape"),
     [({}, (2, 3, 4, 5)), ({"sinkhorn_iterations": 2, "stream_epsilon": 1e-3}, (3, 2, 6))],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs, shape):
     config = keras.saving.serialize_keras_object(SwiGLU(3))
     # The routine masks streams; a mask has one entry a token, see below.
@@ -66,7 +66,6 @@ class Zero(keras.Layer):
         return inputs * 0
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=4)
 @given(num_streams=st.integers(2, 5), dim=st.integers(1, 5), length=st.integers(1, 3))
 def test_the_mean_of_the_streams_passes_by_unchanged(num_streams, dim, length):
@@ -88,7 +87,6 @@ def test_collapse_and_merge_are_the_halves_of_a_call():
     assert_close(to_numpy(layer.merge(inner(collapsed), streams, post, comb)), expected)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("is_carried", [False, True])
 def test_a_mask_hides_tokens_from_the_layer_inside_and_passes_through(is_carried):
     layer = ManifoldConstrainedHyperConnections(make_attention(use_causal_mask=False))
@@ -107,7 +105,6 @@ def test_a_mask_hides_tokens_from_the_layer_inside_and_passes_through(is_carried
     assert_close(results[1], results[0])
 
 
-@pytest.mark.torch_alone
 def test_a_cache_goes_to_the_layer_inside_and_comes_back():
     attention = make_attention()
     layer, streams = ManifoldConstrainedHyperConnections(attention), draw(2, 4, 3, 6)
@@ -134,7 +131,6 @@ def make_model():
     return model
 
 
-@pytest.mark.torch_alone
 def test_a_model_of_streams_fits_and_comes_back_the_same(tmp_path):
     model, tokens = make_model(), np.array([[1, 2, 3, 4], [5, 6, 0, 1]])
     losses = model.fit(tokens, np.roll(tokens, -1, 1), epochs=3, verbose=0).history["loss"]

@@ -18,6 +18,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     ("init_kwargs", "shape"),
     [({}, (2, 3, 4, 5)), ({"stream_epsilon": 1e-3, "epsilon": 1e-2}, (3, 2, 6))],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs, shape):
     # The routine masks streams; a mask has one entry a token. That is tested with the connections.
     LayerTestCase().run_layer_test(

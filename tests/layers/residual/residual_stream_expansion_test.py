@@ -8,6 +8,7 @@ from keras_deepseek.testing import LayerTestCase
 
 
 @pytest.mark.parametrize(("num_streams", "shape"), [(4, (2, 3, 5)), (1, (3, 2))])
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(num_streams, shape):
     LayerTestCase().run_layer_test(
         ResidualStreamExpansion,

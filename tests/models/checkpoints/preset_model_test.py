@@ -429,6 +429,7 @@ def test_of_sharded_variables_each_device_is_given_its_part(tmp_path):
     assert parts["mixer/gate/kernel"] == [6, 5]
 
 
+@pytest.mark.nightly
 def test_several_processes_read_their_parts_and_one_of_them_writes(tmp_path):
     source = make_model(1, num_experts=8)
     source.save_to_preset(tmp_path / "one", verbose=False)

@@ -31,6 +31,7 @@ class OneLayer:
         return [self.layer.make_cache(batch_size, max_length)]
 
 
+@pytest.mark.torch_alone
 def test_a_cache_with_states_cant_grow(model):
     assert holds_only_slots(model.make_cache)
     assert not holds_only_slots(OneLayer(LinearAttention(2, head_dim=4)).make_cache)

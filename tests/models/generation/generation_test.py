@@ -86,6 +86,7 @@ def test_without_a_seed_the_global_one_of_keras_says_the_tokens(model):
     assert texts[0][0] != texts[0][1]
 
 
+@pytest.mark.torch_alone
 def test_tokens_are_drawn_from_the_models_own_distribution(model):
     sampler, number = Sampler(0.8, top_k=6, repetition_penalty=1.3), 3000
     tokens = model.generate([PROMPTS[2]] * number, max_new_tokens=2, sampler=sampler, seed=0)
@@ -100,6 +101,7 @@ def test_tokens_are_drawn_from_the_models_own_distribution(model):
     assert statistic < bound_chi_squared(degrees)
 
 
+@pytest.mark.torch_alone
 def test_log_probabilities_are_the_models_own(model):
     tokens, logs = model.generate(
         PROMPTS[0],

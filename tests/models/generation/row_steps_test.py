@@ -62,6 +62,7 @@ def test_rows_that_join_and_leave_give_the_tokens_of_each_prompt_alone(family, s
         expect(model, row)
 
 
+@pytest.mark.torch_alone
 def test_rows_do_not_grow_where_the_cache_would_hold_other_tensors():
     steps = RowSteps(make_model("DeepSeekV4"), chunk_size=CHUNK)
     steps.make(1, 32)

@@ -281,6 +281,7 @@ def first_token_classifier():
     return keras.Model(inputs, outputs, name="first_token")
 
 
+@pytest.mark.torch_alone
 def test_the_graph_of_an_optimized_step_is_a_document(tmp_path):
     trainer = Trainer(
         first_token_classifier,

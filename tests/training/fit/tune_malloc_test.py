@@ -101,8 +101,8 @@ print(inside * 10 < outside, count_faults() * 2 > outside)
 """
 
 
-@pytest.mark.torch_alone
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Only glibc gives such blocks back.")
+@pytest.mark.nightly
 def test_pages_are_not_cleared_again(monkeypatch):
     for name in [name for name in module.os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)

@@ -123,7 +123,7 @@ def test_all_ranks_train_together_without_join_cluster(launch, tmp_path, option)
     assert first[3:] == second[3:]
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 def test_a_rank_that_fails_ends_the_others_at_once(launch):
     text = """
     import keras

@@ -45,8 +45,8 @@ def train_by_keras(matrices, gradients):
     )
 
 
-@pytest.mark.each_backend
 @pytest.mark.parametrize("shape", [(64, 16, 24), (64, 24, 16)], ids=["wide", "tall"])
+@pytest.mark.torch_alone
 def test_a_stack_of_64_experts_is_updated_as_64_single_matrices(shape):
     value, gradients, updated = train_stack(shape, "src")
     singles = train_by_keras(list(value), [list(step) for step in gradients])
@@ -116,6 +116,7 @@ def test_all_kernels_of_a_deepseek_are_matrices_and_its_embeddings_norms_and_hea
     assert {path: matrices[path] for path in expected} == expected
 
 
+@pytest.mark.torch_alone
 def test_the_layers_of_keras_are_read():
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(4, 3, name="conv")(inputs)

@@ -1,6 +1,5 @@
 import keras
 import numpy as np
-import pytest
 
 from keras_deepseek.layers.attention.compressed.compressed_sparse_attention import CompressedIndexer
 from keras_deepseek.layers.attention.compressed.token_packing import pack_tokens
@@ -32,7 +31,6 @@ def draw(*shape):
     return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
 
 
-@pytest.mark.torch_alone
 def test_the_entries_of_the_highest_scores_are_chosen():
     indexer, inputs, queries = make_indexer(2), draw(1, 8, 5), draw(1, 8, 4)
     chosen, rotated = choose(indexer, inputs, queries)

@@ -38,7 +38,6 @@ def test_it_passes_the_layer_routine():
     )
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=2)
 @given(
     length=st.sampled_from([1, 8, 23]),
@@ -53,7 +52,6 @@ def test_it_computes_the_formula_at_any_shape(length, side, **kwargs):
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
-@pytest.mark.torch_alone
 def test_a_token_sees_no_entry_before_its_last_token():
     layer, inputs = make_layer(sliding_window=1, compress_rate=4), draw(1, 16, 6)
     changed = inputs.copy()
@@ -65,7 +63,6 @@ def test_a_token_sees_no_entry_before_its_last_token():
     assert np.abs(outputs[:, [5, 7, 8, 9]] - changed_outputs[:, [5, 7, 8, 9]]).min() > 0
 
 
-@pytest.mark.torch_alone
 def test_choosing_all_entries_is_seeing_all():
     inputs, layers = draw(2, 13, 6), [make_layer(index_top_k=top_k) for top_k in (5, 6)]
     layers[1].set_weights(layers[0].get_weights())

@@ -138,7 +138,6 @@ def test_it_passes_the_layer_routine():
     Routine().run_layer_test(DeepSeekSparseAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
-@pytest.mark.torch_alone
 def test_it_passes_some_of_the_routine_without_a_causal_mask_and_in_chunks():
     arguments = {"use_causal_mask": False, "rope_head_dim": 4, "chunk_size": 2}
     case = Routine()
@@ -150,7 +149,6 @@ def test_it_passes_some_of_the_routine_without_a_causal_mask_and_in_chunks():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.torch_alone
 def test_outputs_gradients_and_chosen_keys_are_those_of_transformers(name):
     case = GOLDEN[name]
     layer = DeepSeekSparseAttention(**read_arguments(case))
@@ -163,7 +161,6 @@ def test_outputs_gradients_and_chosen_keys_are_those_of_transformers(name):
     assert len(choices) == (layer.index_top_k < case["inputs"].shape[1])
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=2)
 @given(
     batch_size=st.integers(1, 2),
@@ -179,7 +176,6 @@ def test_it_computes_the_formula_at_any_shape(batch_size, length, **kwargs):
         assert_close(run(layer, inputs), attend(layer, inputs, chosen))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize(("num_keys", "gathers"), [(9, False), (5, True)])
 def test_over_no_more_tokens_than_keys_it_is_the_dense_layer(num_keys, gathers):
     kwargs = {"query_lora_rank": 4, "rotary": YARN_ROTARY}
@@ -195,7 +191,6 @@ def test_over_no_more_tokens_than_keys_it_is_the_dense_layer(num_keys, gathers):
     assert_close(outputs[mask], run(dense, inputs, mask=mask)[mask])
 
 
-@pytest.mark.torch_alone
 def test_no_token_sees_what_comes_after_it():
     layer, inputs = make_layer(), draw(2, 5, 6)
     changed = inputs.copy()
@@ -205,7 +200,6 @@ def test_no_token_sees_what_comes_after_it():
     assert np.abs(outputs[:, 4:] - changed_outputs[:, 4:]).min() > 0
 
 
-@pytest.mark.torch_alone
 def test_keys_of_equal_scores_are_chosen_alike_with_a_cache():
     """With one head, most scores are zero."""
     layer = make_layer(index_num_heads=1, index_top_k=8)
@@ -215,13 +209,13 @@ def test_keys_of_equal_scores_are_chosen_alike_with_a_cache():
     assert_close(keras.ops.convert_to_numpy(cached), outputs)
 
 
+@pytest.mark.each_backend
 def test_cached_decoding_is_the_full_forward():
     layer, inputs = make_layer(query_lora_rank=4, rotary=YARN_ROTARY), draw(2, 7, 6)
     assert tuple(layer.make_cache(2, 9)["index_key"].shape) == (2, 9, 4)
     assert_close(decode(layer, inputs, (0, 5, 6, 7), max_length=9), run(layer, inputs))
 
 
-@pytest.mark.torch_alone
 def test_sequences_of_different_lengths_decode_as_each_alone():
     layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
     real = np.ones((2, 6), bool)
@@ -233,14 +227,12 @@ def test_sequences_of_different_lengths_decode_as_each_alone():
         assert_close(outputs[row : row + 1, real[row]], alone)
 
 
-@pytest.mark.torch_alone
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
     outputs = decode_last_compiled(layer, inputs, 5, 9)
     assert_close(outputs, run(layer, inputs)[:, 5:])
 
 
-@pytest.mark.torch_alone
 def test_a_model_takes_and_learns_from_sequences_of_any_length():
     layer, inputs = make_layer(indexer_loss_weight=0.1, chunk_size=3), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))
@@ -255,7 +247,6 @@ def test_a_model_takes_and_learns_from_sequences_of_any_length():
         assert np.any(weight != old_weights[path]), path
 
 
-@pytest.mark.torch_alone
 def test_a_graph_that_does_not_know_the_length_takes_any():
     layer, inputs = make_layer(), keras.Input((None, 6))
     model = NamedModel(keras.Model(inputs, layer(inputs)))
@@ -267,7 +258,6 @@ def test_a_graph_that_does_not_know_the_length_takes_any():
         assert_close(outputs, run(layer, batch))
 
 
-@pytest.mark.torch_alone
 def test_an_attention_mask_keeps_documents_apart():
     layer, inputs = make_layer(chunk_size=2), draw(2, 5, 6)
     document = np.array([[0, 0, 0, 0, 1]] * 2)
@@ -303,7 +293,6 @@ def record_losses(monkeypatch):
     return added
 
 
-@pytest.mark.torch_alone
 def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does(monkeypatch):
     layer = make_layer(query_lora_rank=4, indexer_loss_weight=0.5, chunk_size=2, use_bias=True)
     inputs, mask = draw(2, 5, 6), np.array([[True] * 5, [True] * 4 + [False]])
@@ -336,7 +325,6 @@ def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does(monkeypat
         assert gradient.any() == path.startswith("indexer/"), path
 
 
-@pytest.mark.torch_alone
 def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
     added = record_losses(monkeypatch)
     layer = make_layer(indexer_loss_weight=1.0)
@@ -356,7 +344,6 @@ def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
     assert_close(np.sum(gradient * step), (ends[0] - ends[1]) / 2, 1e-2)
 
 
-@pytest.mark.torch_alone
 def test_without_its_loss_a_fit_leaves_the_indexer_as_it_is():
     layer, inputs = make_layer(), keras.Input((5, 6))
     old_weights = numpy_weights(layer)
@@ -367,7 +354,6 @@ def test_without_its_loss_a_fit_leaves_the_indexer_as_it_is():
         assert np.any(weight != old_weights[path]) != path.startswith("indexer/"), path
 
 
-@pytest.mark.torch_alone
 def test_dropout_acts_in_training_alone():
     layer, inputs = make_layer(dropout=0.9, seed=1, chunk_size=2), draw(2, 5, 6)
     assert_close(run(layer, inputs), oracle(layer, inputs))
@@ -383,7 +369,6 @@ def test_quantized_kernels_are_used_as_their_own_layers_use_them():
     assert_close(run(layer, inputs, training=True), dense, 2e-2)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 5, 6), (2, 0, 6), (1, 1, 6)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     assert run(make_layer(), draw(*shape)).shape == shape

@@ -38,7 +38,6 @@ def test_it_passes_the_layer_routine():
     )
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=2)
 @given(
     length=st.sampled_from([1, 8, 23]),
@@ -52,7 +51,6 @@ def test_it_computes_the_formula_at_any_shape(length, side, **kwargs):
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
-@pytest.mark.torch_alone
 def test_a_token_sees_full_windows_and_no_later_token():
     layer, inputs = make_layer(sliding_window=1), draw(1, 12, 6)
     changed = inputs.copy()

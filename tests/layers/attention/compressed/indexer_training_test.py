@@ -71,6 +71,7 @@ def test_a_layer_that_was_frozen_before_has_a_frozen_indexer(name):
 
 
 @pytest.mark.parametrize("name", WITH_INDEXER)
+@pytest.mark.each_backend
 def test_a_fit_of_a_layer_that_was_thawed_warns_of_nothing(name):
     layer, inputs = make_attention(name), keras.Input((9, DIM))
     model = keras.Model(inputs, layer(inputs))

@@ -39,6 +39,7 @@ def oracle(layer, inputs, queries=None):
     )
 
 
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine():
     LayerTestCase().run_layer_test(
         LightningIndexer,
@@ -47,6 +48,7 @@ def test_it_passes_the_layer_routine():
     )
 
 
+@pytest.mark.each_backend
 def test_it_passes_some_of_the_routine_with_one_input_and_yarn():
     arguments = {**SIZES, "rotary": RotaryEmbedding(100.0, rotary_dim=4, scaling=YARN)}
     case = LayerTestCase()
@@ -56,7 +58,6 @@ def test_it_passes_some_of_the_routine_with_one_input_and_yarn():
     case.check_masking(subject)
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=3)
 @given(
     length=st.integers(1, 6),
@@ -93,7 +94,6 @@ def test_scores_are_in_float32_whatever_the_policy():
     assert keras.backend.standardize_dtype(scores.dtype) == "float32"
 
 
-@pytest.mark.torch_alone
 def test_positions_shift_nothing_but_distances():
     layer, inputs = LightningIndexer(**SIZES), draw(1, 3, 5)
     scores = score(layer, inputs)
@@ -125,7 +125,6 @@ def test_without_a_mask_all_keys_may_be_chosen():
     assert keras.ops.convert_to_numpy(is_chosen).all()
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (1, 1, 5)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     assert score(LightningIndexer(**SIZES), draw(*shape)).shape == (*shape[:2], shape[1])

@@ -33,7 +33,6 @@ def compress(compressor, inputs, **kwargs):
 
 
 @pytest.mark.parametrize("use_overlap", [False, True])
-@pytest.mark.torch_alone
 def test_an_entry_is_the_gated_sum_of_its_window(use_overlap):
     compressor, inputs = make_compressor(use_overlap=use_overlap), draw(1, 8, 5)
     value, gate, bias = (
@@ -53,7 +52,6 @@ def test_an_entry_is_the_gated_sum_of_its_window(use_overlap):
         assert_close(entries[0, number], pooled / np.sqrt((pooled**2).mean()) + start)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("use_overlap", [False, True])
 @pytest.mark.parametrize("pieces", [(0, 2, 3, 9, 10), (0, 7, 10)])
 def test_entries_of_pieces_are_those_of_the_whole(use_overlap, pieces):
@@ -69,7 +67,6 @@ def test_entries_of_pieces_are_those_of_the_whole(use_overlap, pieces):
     assert_close(keras.ops.convert_to_numpy(entries)[:, :3], expected[:, :3])
 
 
-@pytest.mark.torch_alone
 def test_padding_is_in_no_window():
     compressor, inputs = make_compressor(), draw(1, 7, 5)
     mask = np.array([[False, True, True, False, True, True, False]])

@@ -57,7 +57,6 @@ def layouts(draw):
     )
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=12)
 @given(
     layout=layouts(),
@@ -105,7 +104,6 @@ def test_gradients_are_those_of_masked_dense_attention(is_causal):
         assert_close(gradient, expected_gradient)
 
 
-@pytest.mark.torch_alone
 def test_a_query_that_sees_nothing_gives_zeros_and_a_gradient_of_zero():
     layout = BlockLayout(4, visible_blocks=np.array([[True, False], [False, False]]))
     arrays = draw(8)
@@ -121,7 +119,6 @@ def test_a_query_that_sees_nothing_gives_zeros_and_a_gradient_of_zero():
         assert (gradient[:, 4:] == 0).all()
 
 
-@pytest.mark.torch_alone
 def test_where_all_keys_are_hidden_nothing_of_them_shows():
     arrays = draw(6)
     outputs = attend(BlockLayout(4, sliding_window=9), arrays, key_mask=np.zeros((2, 6), bool))

@@ -78,7 +78,6 @@ def mask_of(chosen, group):
 
 @pytest.mark.parametrize("tile", [1, 2, 16, None])
 @pytest.mark.parametrize("num_chosen", [1, 4])
-@pytest.mark.torch_alone
 def test_gathered_is_masked_dense(num_chosen, tile, monkeypatch):
     if tile is not None:
         monkeypatch.setattr(block_choice, "_choose_tile", lambda *_: tile)
@@ -92,7 +91,6 @@ def test_gathered_is_masked_dense(num_chosen, tile, monkeypatch):
         assert_close(outputs[:, :, group], expected)
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_with_all_blocks_it_is_full_causal_attention(dtype):
     query, key, value, chosen = make(10, dtype=dtype)

@@ -61,11 +61,11 @@ def make(length=22, batch=2, dim=6, seed=0, **kwargs):
         ),
     ],
 )
+@pytest.mark.each_backend
 def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(BlockSparseAttention, init_kwargs, input_shape, oracle=oracle)
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=6)
 @given(
     length=st.sampled_from([1, 7, 30]),
@@ -82,7 +82,6 @@ def test_it_computes_masked_attention_at_any_shape(length, **kwargs):
     assert_close(to_numpy(layer(inputs, mask=mask)), oracle(layer, inputs, mask))
 
 
-@pytest.mark.torch_alone
 def test_a_window_and_a_causal_mask_are_those_of_the_layer_of_keras():
     layer, inputs = make(use_causal_mask=True, sliding_window=5)
     keras_layer = keras.layers.MultiHeadAttention(2, 4)
@@ -96,12 +95,10 @@ def test_a_window_and_a_causal_mask_are_those_of_the_layer_of_keras():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.torch_alone
 def test_it_computes_what_longformer_and_big_bird_of_transformers_compute(name):
     check_case(make_layer(GOLDEN[name]), GOLDEN[name])
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("patterns", [{}, {"global_blocks": [0, 2]}, {"num_random_blocks": 2}])
 @pytest.mark.parametrize("now", [1, 4, 9, 21])
 def test_a_causal_layer_never_looks_ahead(patterns, now):
@@ -113,7 +110,6 @@ def test_a_causal_layer_never_looks_ahead(patterns, now):
     assert not np.allclose(undisturbed_outputs[:, now:], disturbed_outputs[:, now:])
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing_that_is_shown(side):
     layer, inputs = make(length=16, global_blocks=[0, -1], sliding_window=6)
@@ -148,7 +144,6 @@ def test_cached_decoding_is_the_full_forward(layout, pieces):
     assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("max_length", [14, 16])
 def test_the_room_of_a_cache_changes_nothing(max_length):
     layer, inputs = make(length=14, use_causal_mask=True, num_random_blocks=2, block_stride=3)
@@ -156,7 +151,6 @@ def test_the_room_of_a_cache_changes_nothing(max_length):
     assert_close(outputs, to_numpy(layer(inputs)))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_sequences_decode_as_they_are_computed_whole(side):
     layer, inputs = make(length=12, use_causal_mask=True, sliding_window=6, global_blocks=[1])
@@ -168,7 +162,6 @@ def test_padded_sequences_decode_as_they_are_computed_whole(side):
     assert np.isfinite(outputs).all()
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("length", [1, 6])
 def test_a_step_of_decoding_works_in_a_compiled_model(length):
     layer, inputs = make(length=9 + length, use_causal_mask=True, num_key_value_heads=1)
@@ -176,7 +169,6 @@ def test_a_step_of_decoding_works_in_a_compiled_model(length):
     assert_close(outputs, to_numpy(layer(inputs))[:, 9:])
 
 
-@pytest.mark.torch_alone
 def test_a_functional_model_may_hand_the_cache_through():
     layer, inputs = make(length=1, use_causal_mask=True)
     cache = layer.make_cache(2, 4)
@@ -226,7 +218,6 @@ def test_a_layout_that_changes_with_the_length_has_no_cache(kwargs, message):
         layer(inputs, cache=layer.make_cache(2, 4), cache_index=0)
 
 
-@pytest.mark.torch_alone
 def test_an_empty_piece_leaves_the_cache_as_it_is():
     layer, inputs = make(length=3, use_causal_mask=True)
     _, cache = layer(inputs, cache=layer.make_cache(2, 4), cache_index=0)
@@ -235,7 +226,6 @@ def test_an_empty_piece_leaves_the_cache_as_it_is():
     np.testing.assert_array_equal(to_numpy(same["key"]), to_numpy(cache["key"]))
 
 
-@pytest.mark.torch_alone
 def test_rows_that_see_nothing_are_finite():
     layer = BlockSparseAttention(1, head_dim=4, block_size=4, block_layout=GIVEN)
     inputs = np.random.default_rng(0).normal(size=(1, 12, 4)).astype("float32")
@@ -244,14 +234,12 @@ def test_rows_that_see_nothing_are_finite():
     assert np.isfinite(to_numpy(layer(inputs, mask=np.zeros((1, 12), bool)))).all()
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 9, 6), (2, 1, 6), (2, 0, 6)])
 def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
     outputs = BlockSparseAttention(**WINDOW)(np.ones(shape, "float32"))
     assert tuple(outputs.shape) == shape
 
 
-@pytest.mark.torch_alone
 def test_one_layer_serves_any_length():
     layer, _ = make(global_blocks=[0])
     for length in (3, 4, 5, 17):
@@ -259,7 +247,6 @@ def test_one_layer_serves_any_length():
         assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
 
 
-@pytest.mark.torch_alone
 def test_it_takes_the_mask_of_an_embedding_in_a_model_that_learns_to_copy():
     tokens = keras.Input((12,), dtype="int32")
     x = keras.layers.Embedding(7, 16, mask_zero=True)(tokens)
@@ -278,7 +265,6 @@ def test_it_takes_the_mask_of_an_embedding_in_a_model_that_learns_to_copy():
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.torch_alone
 def test_the_beginning_of_a_sequence_does_not_reach_a_global_block():
     layer, inputs = make(length=22, use_causal_mask=True, global_blocks=range(3, 4))
     assert layer.get_config()["global_blocks"] == [3]
@@ -286,7 +272,6 @@ def test_the_beginning_of_a_sequence_does_not_reach_a_global_block():
     assert_close(to_numpy(layer(inputs[:, :9])), outputs[:, :9])
 
 
-@pytest.mark.torch_alone
 def test_random_blocks_are_the_same_after_saving_and_differ_by_seed():
     layer, inputs = make(num_random_blocks=2, layout_seed=5)
     outputs = to_numpy(layer(inputs))
@@ -297,7 +282,6 @@ def test_random_blocks_are_the_same_after_saving_and_differ_by_seed():
         assert np.allclose(to_numpy(other(inputs)), outputs) == is_equal
 
 
-@pytest.mark.torch_alone
 def test_training_drops_weights_and_inference_does_not():
     layer, inputs = make(dropout=0.5, seed=1)
     assert_close(to_numpy(layer(inputs, training=False)), oracle(layer, inputs))
@@ -332,7 +316,6 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     }
 
 
-@pytest.mark.torch_alone
 def test_rotary_positions_count_distances_and_continue_from_the_cache():
     layer, inputs = make(length=9, use_causal_mask=True, rotary=RotaryEmbedding())
     outputs = to_numpy(layer(inputs))
@@ -345,7 +328,6 @@ def test_rotary_positions_count_distances_and_continue_from_the_cache():
         make(length=9)[0](inputs, positions=positions)
 
 
-@pytest.mark.torch_alone
 def test_all_keys_in_sight_it_is_keras_attention_with_the_same_rotary_embedding():
     rotary = RotaryEmbedding(100.0)
     layer, inputs = make(sliding_window=64, use_causal_mask=True, rotary=rotary)
@@ -407,7 +389,6 @@ def test_a_sequence_beyond_the_given_layout_is_refused():
         layer(keras.Input((13, 4)))
 
 
-@pytest.mark.torch_alone
 def test_it_takes_the_place_of_multi_head_attention_with_its_weights():
     sparse, inputs = make(sliding_window=64, dropout=0.0)
     dense = keras.layers.MultiHeadAttention(2, 4)

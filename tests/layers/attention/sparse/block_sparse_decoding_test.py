@@ -27,7 +27,6 @@ def decode(arrays, start, layout, mask=None, **kwargs):
     return ops.convert_to_numpy(attend_to_cached_blocks(query, cache, start, layout, **kwargs))
 
 
-@pytest.mark.torch_alone
 @settings(max_examples=8)
 @given(
     length=st.sampled_from([1, 4, 6]),
@@ -56,14 +55,12 @@ def test_queries_see_what_the_layout_shows_them_of_the_cache(
     assert_close(outputs, expected)
 
 
-@pytest.mark.torch_alone
 def test_the_start_may_be_a_tensor():
     layout, arrays = BlockLayout(4, True, 6), draw(3)
     start = ops.convert_to_tensor(5, "int32")
     np.testing.assert_array_equal(decode(arrays, start, layout), decode(arrays, 5, layout))
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize(("length", "start", "first"), [(1, 10, 4), (2, 9, 4), (4, 9, 4)])
 def test_blocks_that_no_query_sees_are_not_even_read(length, start, first):
     arrays = draw(length)
@@ -72,7 +69,6 @@ def test_blocks_that_no_query_sees_are_not_even_read(length, start, first):
     np.testing.assert_array_equal(decode(arrays, start, BlockLayout(4, True, 5)), outputs)
 
 
-@pytest.mark.torch_alone
 def test_attention_weights_can_be_dropped():
     outputs = decode(draw(2), 3, BlockLayout(4, True, 5), dropout=ops.zeros_like)
     np.testing.assert_array_equal(outputs, 0)

@@ -52,7 +52,6 @@ def test_compressed_blocks_are_seen_once_they_have_ended(dtype):
     assert not weights[~np.broadcast_to(mask[:, None], weights.shape)].any()
 
 
-@pytest.mark.torch_alone
 @pytest.mark.parametrize(("length", "window"), [(1, 5), (4, 5), (9, 5), (9, 1)])
 def test_a_window_of_a_cache_is_that_of_each_sequence(length, window):
     branches = NativeSparseBranches(4, 2, 4, 4, 1, 2, window)
@@ -66,7 +65,6 @@ def test_a_window_of_a_cache_is_that_of_each_sequence(length, window):
     )
 
 
-@pytest.mark.torch_alone
 def test_where_all_blocks_are_chosen_that_branch_is_full_causal_attention():
     query = draw(2, 16, 4, 6)
     keys = {
