@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # More make a fit in torch many t
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A test runs on JAX what it compiles once or twice: not worth polishing its machine code.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ["KERAS_BACKEND"] == "jax":  # These emitters take 40 % of the time of compiling.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import hypothesis
 import pytest
