@@ -3,7 +3,11 @@
 The model was taught its answers (`text_model`), so that a client can be held to what it got.
 """
 
+import contextlib
 import json
+import socket
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -104,6 +108,27 @@ def test_openai_lists_the_model_and_gets_a_clean_error_for_another_route(openai,
     assert [model.id for model in openai.models.list()] == [NAME]
     with pytest.raises(package.NotFoundError):
         openai.responses.create(model=NAME, input="Hi")
+
+
+def test_a_client_that_waits_for_the_list_alone_is_answered(package, text_preset):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "keras_deepseek", "serve", text_preset, "--name", NAME]
+    command += ["--no-grpc", "--http-port", str(port)]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL) as server:
+        address = f"http://127.0.0.1:{port}/v1"
+        client = package.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=SECONDS)
+        try:
+            while True:
+                assert server.poll() is None
+                with contextlib.suppress(package.APIConnectionError):
+                    if [model.id for model in client.models.list()] == [NAME]:
+                        break
+            answer = client.chat.completions.create(model=NAME, messages=HELLO, temperature=0)
+            assert answer.choices[0].message.content == GREETING
+        finally:
+            client.close()
+            server.kill()
 
 
 def test_openai_chats(openai):

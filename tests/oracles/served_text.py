@@ -64,6 +64,7 @@ class TextModel:
     """The version, its model, and the texts of the prompts that it was asked."""
 
     name, number, created = "tiny", 1, 7
+    state = "AVAILABLE"
 
     def __init__(self, answer, tokenizer, *, has_chat, max_length, **options):
         tokens = [*answer.encode(), END_TOKEN]

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from keras_deepseek.errors import InvalidFieldError
-from keras_deepseek.inference.http.answers import answer_json
+from keras_deepseek.inference.http.answers import answer_error, answer_json
 from keras_deepseek.inference.http.body import compute, read_body
-from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
+from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
 from keras_deepseek.inference.http.routing import (
     LIST,
     OBJECT,
@@ -94,14 +94,14 @@ async def _answer(
 
 
 async def list_models(service: Service, _request: HttpRequest) -> HttpResponse:
-    """Answers with the language models."""
+    """Answers with the language models that are ready."""
     return answer_json({"object": "list", "data": list(describe_models(service).values())})
 
 
 def describe_models(service: Service) -> dict[str, dict[str, Any]]:
-    """Returns OpenAI's descriptions of the language models, with their longest sequences.
+    """Returns OpenAI's descriptions of the language models that answer, by name.
 
-    vLLM has these, too.
+    They include the longest sequence, as vLLM's do.
     """
     return {
         version.name: {
@@ -112,7 +112,20 @@ def describe_models(service: Service) -> dict[str, dict[str, Any]]:
             "max_model_len": version.max_length,
         }
         for version in service.engine.text_versions()
+        if service.engine.ready and version.state == "AVAILABLE"
     }
+
+
+def answer_model(service: Service, name: str, content: dict[str, Any]) -> HttpResponse:
+    """Answers with `content`, and with the description of a language model of that name.
+
+    A language model that is not ready is answered with 503.
+    """
+    description = describe_models(service).get(name, {})
+    if not description and any(text.name == name for text in service.engine.text_versions()):
+        message = f"The language model {name!r} is not ready: it is starting or stopping."
+        return answer_error(HttpError(503, message, (("retry-after", "1"),)), OPENAI_ERROR)
+    return answer_json(content | description)
 
 
 async def tokenize(service: Service, request: HttpRequest) -> HttpResponse:

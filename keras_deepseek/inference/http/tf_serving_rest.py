@@ -16,7 +16,7 @@ from keras_deepseek.inference.http.answers import (
     read_version,
 )
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
-from keras_deepseek.inference.http.openai_rest import describe_models
+from keras_deepseek.inference.http.openai_rest import answer_model
 from keras_deepseek.inference.http.routing import (
     LIST,
     OBJECT,
@@ -48,7 +48,7 @@ async def status(service: Service, request: HttpRequest) -> HttpResponse:
     content = tf_serving.format_versions([version_status(state, service.ready) for state in states])
     if version is None and not label:
         # OpenAI's clients ask for a model at the same address. Each client reads its own fields.
-        content |= describe_models(service).get(name, {})
+        return answer_model(service, name, content)
     return answer_json(content)
 
 

@@ -25,10 +25,12 @@ def model(preset):
 
 @pytest.fixture(scope="module")
 def client(preset):
-    with ServingEngine(preset, name="deepseek", max_batch_size=1, max_length=64) as engine:
-        server = HttpServer(service_of(engine))
-        server.start()
-        client = TextClient(server)
+    engine = ServingEngine(preset, name="deepseek", max_batch_size=1, max_length=64)
+    server = HttpServer(service_of(engine))
+    server.start()
+    client = TextClient(server)
+    client.while_starting = [client.ask("GET", f"/v1/models{end}") for end in ("", "/deepseek")]
+    with engine:
         yield client
         client.close()
         server.stop()
@@ -68,6 +70,13 @@ def test_a_prompt_is_scored_by_the_model_s_own_logits(client, model):
     best = [max(values.values()) for values in details["top_logprobs"][1:]]
     np.testing.assert_allclose(best, expected[:-1].max(-1), atol=1e-5)
     assert "".join(details["tokens"]) == choice["text"]
+
+
+def test_a_model_that_is_starting_is_not_listed(client):
+    models, model = client.while_starting
+    assert (models.status, models.content["data"]) == (200, [])
+    assert (model.status, model.headers["Retry-After"]) == (503, "1")
+    assert "'deepseek' is not ready" in model.content["error"]["message"]
 
 
 def test_a_model_s_address_answers_openai_s_and_tf_serving_s_clients(client):
