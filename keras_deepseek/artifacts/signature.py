@@ -171,6 +171,12 @@ def find_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def can_widen(name: str, other_name: str) -> bool:
+    """Returns True if all values of a dtype fit another of the same kind, as int32 fits int64."""
+    dtype, other_dtype = find_dtype(name), find_dtype(other_name)
+    return _kind(dtype) == _kind(other_dtype) and np.can_cast(dtype, other_dtype, "safe")
+
+
 def _exact_integers(value: Any, array: Array, dtype: str) -> Array:
     """Returns exact integers from a list that NumPy would round to floats.
 

@@ -410,7 +410,7 @@ class Dispatcher:
             try:
                 if options.get("timeout") is None:
                     version.check_room()  # Reading a large body only to refuse it takes long.
-                inputs = bind(version.signature)
+                inputs = version.bind(bind)
                 deliver_and_log = deliver
                 if self._request_log is not None:
                     deliver_and_log = self._request_log.watch(

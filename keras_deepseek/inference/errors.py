@@ -52,6 +52,10 @@ class ReplicaError(KerasDeepSeekError):
     """The error of a batch whose isolated model failed, crashed or hung."""
 
 
+class SignatureChangedError(KerasDeepSeekError):
+    """The error of a version that waits: requests of its model's clients would be wrong for it."""
+
+
 class LoadFailedError(KerasDeepSeekError):
     """The error of a model that a client asked to load and that failed to load.
 

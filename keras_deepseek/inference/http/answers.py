@@ -142,7 +142,7 @@ async def dispatch(
             )
             await compute(len(text), check_values, text, model_version)
             signature = model_version.signature
-            inputs = await compute(len(text), bind, signature)
+            inputs = await compute(len(text), model_version.bind, bind)
             bind = _bound(signature, inputs, bind)
         cancel, _ = service.engine.dispatch(bind, settle, request.trace, **options)
     except ModelNotFoundError as error:

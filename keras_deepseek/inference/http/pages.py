@@ -14,15 +14,20 @@ from keras_deepseek.errors import MissingExtraError
 from keras_deepseek.inference.http.answers import Headers, answer_json
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
 from keras_deepseek.inference.http.routing import OBJECT, TEXT, Operation, Route
+from keras_deepseek.inference.models.served_model import find_waiting
 from keras_deepseek.inference.server.server import NOT_READY
 from keras_deepseek.inference.server.service import Service
 
 
 async def health(service: Service, _request: HttpRequest) -> HttpResponse:
-    """Answers 200 if the server is ready, else 503."""
+    """Answers 200 if the server is ready, with the versions that wait, else 503.
+
+    Where tokens are asked for, it names no model: no token is asked for here.
+    """
     if not service.ready:
         raise HttpError(503, NOT_READY)
-    return answer_json({"status": "ready"})
+    waiting = find_waiting(service.engine.models) if service.tokens is None else {}
+    return answer_json({"status": "ready", **waiting})
 
 
 async def metrics(service: Service, request: HttpRequest) -> HttpResponse:

@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.bundle import is_bundle
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
 from keras_deepseek.inference.arguments import check_seconds
-from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.errors import ClosedError, SignatureChangedError
 from keras_deepseek.inference.executors.open_executor import kind_of_model, stamp_of
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.served_model import ServedModel
@@ -60,7 +60,14 @@ class Loader(Protocol):
     def models(self) -> Mapping[str, ServedModel]: ...
 
     def load(
-        self, model: Path, *, name: str, version: int, keep: None, options: ModelOptions
+        self,
+        model: Path,
+        *,
+        name: str,
+        version: int,
+        keep: None,
+        options: ModelOptions,
+        keeps_signature: bool,
     ) -> Version: ...
 
     def unload(self, name: str, version: int) -> None: ...
@@ -213,10 +220,17 @@ class ModelFolder:
             self._failed.discard(number)
             try:
                 self._repository.load(
-                    path, name=self.name, version=number, keep=None, options=self.options
+                    path,
+                    name=self.name,
+                    version=number,
+                    keep=None,
+                    options=self.options,
+                    keeps_signature=not self.options.accept_changed_signature,
                 )
             except ClosedError:
                 return
+            except SignatureChangedError as error:
+                _logger.warning("%s", error)
             # No fault of a model may harm the served versions.
             except Exception as error:
                 self._failed.add(number)
@@ -241,6 +255,9 @@ class ModelFolder:
             return
         for number in self._loaded_stamps.keys() - versions.keys():
             del self._loaded_stamps[number]
+            failed = served.failed.get(number)
+            if failed is not None and failed.is_waiting:
+                _logger.info("Version %d of %r was removed while it waited.", number, self.name)
             if number in served.states:
                 self._repository.unload(self.name, number)
 

@@ -56,6 +56,7 @@ class ModelKeywords(TypedDict, total=False):
     threads: int | None
     max_length: int | None
     batch_invariant: bool
+    accept_changed_signature: bool
 
 
 def _read_batch_size(arguments: argparse.Namespace) -> Any:
@@ -161,6 +162,10 @@ class ModelOptions:
         batch_invariant: boolean. Of a language model alone: if `True`, the bits of an answer don't
             depend on what else the model answers. All steps then have the largest size, so that
             few requests take longer. Defaults to `False`.
+        accept_changed_signature: boolean. If `True`, a version that appears in a followed folder is
+            served even if requests that were right for the last version are wrong for it: an input
+            has another name, shape or dtype. If `False`, it waits, and the log says what has
+            changed. Defaults to `False`.
 
     Raises:
         InvalidInputError: An option has a wrong value.
@@ -331,6 +336,15 @@ class ModelOptions:
             "compute an answer to the bit as if the model answered nothing else; few requests "
             "then take longer",
             kind="text",
+            **SWITCH,
+        ),
+    )
+    accept_changed_signature: bool = field(
+        default=False,
+        metadata=option(
+            "model",
+            "switch to a new version of a folder even if its inputs or outputs have changed, so "
+            "that requests of clients become wrong",
             **SWITCH,
         ),
     )

@@ -21,6 +21,7 @@ from keras_deepseek.inference.models.model_folder import ModelFolder, Policy, fi
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.open_version import open_version
 from keras_deepseek.inference.models.served_model import ServedModel, ServedModels
+from keras_deepseek.inference.models.signature_change import check_signature
 from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
 from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
@@ -96,8 +97,13 @@ class ModelRepository:
         share: float | None = None,
         keep: int | None = 1,
         options: ModelOptions | None = None,
+        keeps_signature: bool = False,
     ) -> Version:
-        """Loads a version and serves it, as `ServingEngine.load` says."""
+        """Loads a version and serves it, as `ServingEngine.load` says.
+
+        With `keeps_signature` it raises `SignatureChangedError`, and serves what it has served, if
+        the requests of clients would become wrong.
+        """
         if keep is not None:
             check_integer("keep", keep)
         options = self._check_options(options)
@@ -113,7 +119,7 @@ class ModelRepository:
             if name not in self.models:
                 self.models = ServedModels({**self.models, name: served})
             replaced = served.versions.get(number)
-            loaded = self._load(served, number, model, options, share)
+            loaded = self._load(served, number, model, options, share, keeps_signature)
             if replaced is not None:
                 replaced.close()
             for surplus in [] if keep is None else served.surplus(loaded, keep):
@@ -299,11 +305,17 @@ class ModelRepository:
         model: Any,
         options: ModelOptions,
         share: float | None,
+        keeps_signature: bool,
     ) -> Version:
         """Loads, warms up and adds a version of a model. If it fails, only the reason is kept."""
         loaded = None
+        replaced = served.find_replaced(number)
         try:
             loaded = self._open(model, served.name, number, options)
+            if replaced is not None:
+                if keeps_signature:
+                    check_signature(replaced, loaded)
+                loaded.accept_names_of(replaced)
             if number not in served.versions:
                 served.add(loaded, share)  # Clients may ask for its status from now on.
             loaded.start()

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, Signature, find_dtype
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_batch_axis, check_request_options
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
@@ -25,6 +26,7 @@ from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.models.model_options import MAX_ROWS, ModelOptions, check_kind
 from keras_deepseek.inference.models.response_cache import ResponseCache
+from keras_deepseek.inference.models.signature_change import rename_like
 from keras_deepseek.inference.models.version import Version
 from keras_deepseek.inference.models.warm_up import (
     check_padding,
@@ -33,6 +35,12 @@ from keras_deepseek.inference.models.warm_up import (
 )
 
 _logger = logging.getLogger(__name__)
+
+Bind = Callable[[Signature], dict[str, Array]]
+"""Reads the inputs of a request for a signature."""
+
+_MAX_NAMES = 32
+"""The most replaced versions whose names are accepted: the last ones."""
 
 _LENGTH = 16
 """The length of free axes in the check for row dependence, if `padding` gives none."""
@@ -72,6 +80,8 @@ class ModelVersion(Version):
             raise
         self.cache = ResponseCache(options.cache_entries) if options.cache_entries else None
         self._order = ClientOrder()
+        self._renamed: dict[str, Signature] = {}
+        """The signature with the names of each replaced version, by the name of its input."""
         self._batcher = Batcher(
             [partial(_run, executor) for executor in self._executors],
             batch_size=options.batch_size,
@@ -94,6 +104,36 @@ class ModelVersion(Version):
         """The most rows of one request."""
         return self._batcher.most_rows
 
+    def accept_names_of(self, version: Version) -> None:
+        """Accepts requests by the name of a single input that a replaced version had, too.
+
+        Their answers have that version's names of outputs.
+        """
+        if not isinstance(version, ModelVersion):
+            return
+        signature = self.signature
+        renamed = [rename_like(signature, old) for old in (version.signature, *version.renamed)]
+        by_name = {item.inputs[0].name: item for item in renamed if item is not None}
+        self._renamed = dict(list(by_name.items())[:_MAX_NAMES])
+
+    @property
+    def renamed(self) -> Sequence[Signature]:
+        """The signature under the names of replaced versions."""
+        return list(self._renamed.values())
+
+    def bind(self, bind: Bind) -> dict[str, Array]:
+        """Returns the inputs that `bind` reads for the signature, or under the names of another."""
+        try:
+            return bind(self.signature)
+        except InvalidInputError:
+            for name, signature in self._renamed.items():
+                with contextlib.suppress(InvalidInputError):
+                    inputs = bind(signature)
+                    # The next request is likely to have the same name.
+                    self._renamed = {name: signature, **self._renamed}
+                    return inputs
+            raise
+
     def submit(
         self,
         inputs: dict[str, Array],
@@ -114,6 +154,7 @@ class ModelVersion(Version):
         """
         check_request_options(timeout, priority)
         self.check_available()
+        inputs, deliver = self._rename(inputs, deliver)
         # Arrays without elements can claim any number of rows. Check before arrays are made.
         self._batcher.check_size(max(array.shape[0] for array in inputs.values()))
         if use_cache and self.cache is not None and client is None:
@@ -207,6 +248,30 @@ class ModelVersion(Version):
                     "Change the model, or serve one row at a time, with max_batch_size=1.",
                     *(self.name, dependence),
                 )
+
+    def _rename(
+        self, inputs: dict[str, Array], deliver: Deliver
+    ) -> tuple[dict[str, Array], Deliver]:
+        """Returns inputs under the model's names, and a `deliver` that gives outputs the old ones.
+
+        `inputs` may have the names of a version that this one has replaced.
+        """
+        name = next(iter(inputs))
+        signature = self._renamed.get(name)
+        if signature is None:
+            return inputs, deliver
+        names = [spec.name for spec in self.signature.outputs]
+        old_names = [spec.name for spec in signature.outputs]
+
+        def rename(request: Request) -> None:
+            outputs = request.outputs
+            if outputs is not None:
+                request.outputs = {
+                    old_name: outputs[name] for name, old_name in zip(names, old_names, strict=True)
+                }
+            deliver(request)
+
+        return {self.signature.inputs[0].name: inputs[name]}, rename
 
     @staticmethod
     def _pad(

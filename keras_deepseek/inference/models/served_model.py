@@ -81,6 +81,12 @@ class ServedModel:
                 return versions[number]
         return versions[next(reversed(versions))]
 
+    def find_replaced(self, number: int) -> Version | None:
+        """Returns the version whose requests a new version with this number would get, if any."""
+        newest = self.newest() if self._versions else None
+        is_newer = newest is not None and number > newest.number
+        return newest if is_newer else self._versions.get(number)
+
     def find(self, version: int | None = None, label: str = "") -> Version:
         """Returns the version for a request, by number or label, or the newest or one on trial."""
         if label:
@@ -100,6 +106,8 @@ class ServedModel:
         model_version = self._versions.get(version)
         if model_version is None:
             failed = self._failed.get(version)
+            if failed is not None and failed.is_waiting:
+                raise ModelNotFoundError(failed.error)
             why = "" if failed is None else f": it failed with {failed.kind}"
             raise ModelNotFoundError(
                 f"The model {self.name!r} has no version {version}{why}; it has "
@@ -218,7 +226,9 @@ def version_number(text: str) -> int | None:
 
 
 def version_status(version: Version | FailedVersion, is_ready: bool) -> VersionStatus:
-    """Returns TF Serving's status of a version. Only the log has the reason of a failure.
+    """Returns TF Serving's status of a version, and why one waits.
+
+    Only the log has the reason of a failure.
 
     `is_ready` is False if the server is starting or stopping.
     """
@@ -227,6 +237,8 @@ def version_status(version: Version | FailedVersion, is_ready: bool) -> VersionS
         state = "UNLOADING"
     if version.error is None:
         return VersionStatus(version.number, state)
+    if isinstance(version, FailedVersion) and version.is_waiting:
+        return VersionStatus(version.number, state, "FAILED_PRECONDITION", version.error)
     kind = version.kind if isinstance(version, FailedVersion) else type(version.error).__name__
     message = f"It failed with {kind}; see the server's log."
     return VersionStatus(version.number, state, "UNKNOWN", message)
@@ -241,10 +253,25 @@ def find_states(served: ServedModel | None, version: int | None) -> list[Version
 def repository_states(models: Mapping[str, ServedModel]) -> list[ModelState]:
     """Returns Open Inference's state of every version of every model."""
     return [
-        ModelState(name, str(number), version.state == "AVAILABLE", version.state)
+        ModelState(name, str(number), version.state == "AVAILABLE", _reason_of(version))
         for name, served in models.items()
         for number, version in served.states.items()
     ]
+
+
+def find_waiting(models: Mapping[str, ServedModel]) -> dict[str, dict[str, list[int]]]:
+    """Returns the numbers of the versions that wait, as a field of the answer to health checks."""
+    numbers = {
+        name: [number for number, version in served.failed.items() if version.is_waiting]
+        for name, served in models.items()
+    }
+    waiting = {name: versions for name, versions in numbers.items() if versions}
+    return {"waiting": waiting} if waiting else {}
+
+
+def _reason_of(version: Version | FailedVersion) -> str:
+    is_waiting = isinstance(version, FailedVersion) and version.is_waiting
+    return str(version.error) if is_waiting else version.state
 
 
 def _without(by_number: Mapping[int, _Value], number: int) -> dict[int, _Value]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from keras_deepseek.artifacts.signature import Signature
-from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.errors import ClosedError, SignatureChangedError
 from keras_deepseek.inference.models.model_options import ModelOptions
 
 _logger = logging.getLogger(__name__)
@@ -41,6 +41,9 @@ class Version(ABC):
     @abstractmethod
     def signature(self) -> Signature:
         """The names, shapes and dtypes of the inputs and outputs, as clients see them."""
+
+    def accept_names_of(self, version: "Version") -> None:  # noqa: B027 - Texts have no names.
+        """Accepts requests by the name of a single input that a replaced version had, too."""
 
     def start(self) -> None:
         """Warms up the version, and accepts requests from then on.
@@ -106,20 +109,23 @@ class FailedVersion:
     """A version that could not be loaded or warmed up.
 
     The exception itself is not kept, because its traceback would keep the model in memory. `kind`
-    is the name of its class.
+    is the name of its class. One that `is_waiting` could be served, but its signature has changed.
     """
 
     number: int
     kind: str
     error: str
+    is_waiting: bool = False
 
     @property
-    def state(self) -> Literal["END"]:
+    def state(self) -> Literal["START", "END"]:
         """The version's state in TF Serving's words."""
-        return "END"
+        return "START" if self.is_waiting else "END"
 
     @classmethod
     def of(cls, number: int, error: BaseException) -> "FailedVersion":
         """Returns the record of a version that failed with an error."""
         kind = type(error).__name__
+        if isinstance(error, SignatureChangedError):
+            return cls(number, kind, str(error), is_waiting=True)
         return cls(number, kind, f"{kind}: {error}"[:MOST_CHARACTERS])

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from keras_deepseek.artifacts.network_address import join_address
 from keras_deepseek.http_server import Request, Response, SmallHttpServer, refuse
 from keras_deepseek.inference.dispatcher import Dispatcher
+from keras_deepseek.inference.models.served_model import find_waiting
 from keras_deepseek.inference.server.server import NOT_READY, listen
 
 _logger = logging.getLogger(__name__)
@@ -60,11 +61,15 @@ class AdminServer:
         if request.path == "/metrics":
             return self._read_metrics(request.headers.get("accept", ""))
         is_ready = self.ready
+        waiting = find_waiting({} if self.engine is None else self.engine.models)
         status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
         status, content = {
             "/v2/health/live": (HTTPStatus.OK, {"live": True}),
             "/v2/health/ready": (status, {"ready": is_ready}),
-            "/healthz": (status, {"status": "ready"} if is_ready else {"error": NOT_READY}),
+            "/healthz": (
+                status,
+                {"status": "ready", **waiting} if is_ready else {"error": NOT_READY},
+            ),
         }.get(request.path, (HTTPStatus.NOT_FOUND, {"error": _PATHS}))
         return Response(status, json.dumps(content, separators=(",", ":")).encode())
 
