@@ -16,6 +16,7 @@ from keras_deepseek.command_parser import (
 from keras_deepseek.errors import InvalidInputError, MissingExtraError, NotSupportedError
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.options import add_flags, read_flags
+from keras_deepseek.inference.server.grpc_packages import check_grpc_packages
 from keras_deepseek.inference.server.server_options import ServerOptions
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     model, engine_arguments = read_model(arguments), read_engine(arguments)
     options = read_servers(arguments)
+    if options.grpc_port is not None:  # Before a model is loaded, too.
+        check_grpc_packages()
     for port in (options.http_port, options.grpc_port):
         if port is not None:  # A wrong address is reported before a model is loaded.
             listen(options.host, port).close()

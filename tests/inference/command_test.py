@@ -15,6 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 import warnings
+from importlib import metadata
 
 import pytest
 
@@ -252,6 +253,23 @@ def test_bad_input_is_refused_and_leaves_the_signals_alone(arguments, message):
     with pytest.raises(InvalidInputError, match=message):
         command.run(parse(*arguments))
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_packages_that_do_not_fit_are_named_before_a_model_is_loaded(monkeypatch):
+    runtime = pytest.importorskip("google.protobuf.runtime_version")
+    package = pytest.importorskip("grpc_health.v1")
+    monkeypatch.setattr(runtime, "MAJOR", 5)  # Older than the generated code of all releases.
+    for name in ("health_pb2", "health_pb2_grpc"):
+        monkeypatch.delitem(sys.modules, f"grpc_health.v1.{name}", raising=False)
+        monkeypatch.delattr(package, name, raising=False)
+    with pytest.raises(NotSupportedError) as refused:
+        command.run(parse("missing.keras", "--grpc-port", "0"))
+    health, protobuf = map(metadata.version, ("grpcio-health-checking", "protobuf"))
+    message = str(refused.value)
+    assert message.startswith(f"grpcio-health-checking {health} needs protobuf<")
+    assert f"'keras_deepseek[grpc]' protobuf=={protobuf}" in message
+    with pytest.raises(InvalidInputError, match="it does not exist"):
+        command.run(parse("missing.keras", "--no-grpc"))
 
 
 def is_ready(health):

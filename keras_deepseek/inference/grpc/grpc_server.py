@@ -7,9 +7,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.server.grpc_packages import check_grpc_packages
 from keras_deepseek.inference.server.server import Serve, Server, listen, no_address
-from keras_deepseek.inference.server.server_options import DEFAULT_GRPC_PORT, GRPC_PACKAGES
+from keras_deepseek.inference.server.server_options import DEFAULT_GRPC_PORT
 from keras_deepseek.inference.server.service import Service
 
 if TYPE_CHECKING:
@@ -62,14 +63,9 @@ class GrpcServer(Server):
         super().__init__(service, port, scheme="grpc", is_secure=is_secure)
 
     def _prepare(self) -> Serve:
-        try:
-            import google.protobuf.message  # noqa: F401 - Its absence is an error now, not later.
-            import grpc.aio
-            import grpc_health.v1  # noqa: F401
-            import grpc_reflection.v1alpha  # noqa: F401
-        except ImportError as error:
-            package = GRPC_PACKAGES.get((error.name or "").partition(".")[0], "grpcio")
-            raise MissingExtraError(package, "grpc", "to serve over gRPC") from error
+        check_grpc_packages()
+        import grpc.aio
+
         from keras_deepseek.inference.grpc.grpc_application import GrpcApplication
 
         limits, options = self.service.limits, self.service.options

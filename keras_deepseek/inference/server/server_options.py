@@ -29,6 +29,7 @@ from keras_deepseek.inference.options import (
     read_pairs,
     refuse_unknown_options,
 )
+from keras_deepseek.inference.server.grpc_packages import GRPC_PACKAGES
 from keras_deepseek.inference.server.http_limits import HttpLimits
 from keras_deepseek.inference.server.tls import make_grpc_credentials, make_server_context
 from keras_deepseek.inference.server.tokens import (
@@ -43,15 +44,6 @@ if TYPE_CHECKING:
 
 DEFAULT_GRPC_PORT = 8500
 """TF Serving's."""
-
-GRPC_PACKAGES = {
-    "grpc": "grpcio",
-    "grpc_health": "grpcio-health-checking",
-    "grpc_reflection": "grpcio-reflection",
-    "google": "protobuf",  # `find_spec` of a name with a dot needs the parent package.
-    "google.protobuf": "protobuf",
-}
-"""The packages of the extra `grpc`, by what is imported."""
 
 _PORT: dict[str, Any] = {"check": check_port, "type": int, "metavar": "PORT"}
 
