@@ -14,6 +14,7 @@ from keras_deepseek.command_parser import (
     add_custom_objects_flag,
 )
 from keras_deepseek.errors import InvalidInputError, MissingExtraError, NotSupportedError
+from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.options import add_flags, read_flags
 from keras_deepseek.inference.server.grpc_packages import check_grpc_packages
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keras_deepseek.inference.engine import ServingEngine
+    from keras_deepseek.inference.models.poller import Poller
 
 NAME = "serve"
 HELP = (
@@ -90,6 +92,13 @@ def _add_model_flags(group: "argparse._ArgumentGroup") -> None:
         "--model_config_file, with its version policies and labels",
     )
     group.add_argument(
+        "--model-config-poll",
+        type=float,
+        metavar="SECONDS",
+        help="with --model-config: read the file again at this interval, and serve what it lists "
+        "then; TF Serving's --model_config_file_poll_wait_seconds (default: 0, it is read once)",
+    )
+    group.add_argument(
         "--cache-dir",
         metavar="FOLDER",
         help="where models of URIs are kept (default: keras_deepseek in the user's cache)",
@@ -125,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
         if port is not None:  # A wrong address is reported before a model is loaded.
             listen(options.host, port).close()
     raise_limit()
-    engine, admin = None, None
+    engine, admin, poller = None, None, None
     try:
         if options.admin_port is not None:
             admin = AdminServer(options.host, options.admin_port)
@@ -142,6 +151,7 @@ def run(arguments: argparse.Namespace) -> None:
                 with _one_line_warnings():
                     # The admin server runs already: `serve` must not start another one.
                     engine.serve(**vars(replace(options, admin_port=None)))
+                poller = _follow_config(engine, arguments, model)
                 threads = engine_arguments.get("threads", "as the runtime chooses")
                 logging.getLogger(__name__).info("The model is ready. CPU threads: %s.", threads)
                 # Log lines and a live line would mix on the terminal.
@@ -149,6 +159,8 @@ def run(arguments: argparse.Namespace) -> None:
                 line = _describe(engine, arguments.no_grpc)
                 wait_until_stopped(engine.servers, line, interruption, live_line)
     finally:
+        if poller is not None:
+            poller.stop()
         # Another signal ends the process without waiting for requests in flight.
         if engine is not None:
             engine.close()
@@ -163,6 +175,12 @@ def read_model(arguments: argparse.Namespace) -> Any:
     from keras_deepseek.inference.models.model_config import read_model_config
     from keras_deepseek.inference.models.model_folder import find_versions
 
+    if arguments.model_config_poll is not None:
+        if arguments.model_config is None:
+            raise InvalidInputError(
+                "Received --model-config-poll without --model-config. Add --model-config FILE."
+            )
+        check_seconds("--model-config-poll", arguments.model_config_poll, or_zero=True)
     if (arguments.path is None) == (arguments.model_config is None):
         received = "both" if arguments.path else "neither"
         raise InvalidInputError(f"Pass PATH or --model-config FILE; received {received} of them.")
@@ -209,6 +227,22 @@ def read_servers(arguments: argparse.Namespace) -> ServerOptions:
     options = ServerOptions(**read_flags(ServerOptions, arguments))
     options.check_ports()
     return options
+
+
+def _follow_config(
+    engine: "ServingEngine", arguments: argparse.Namespace, models: Any
+) -> "Poller | None":
+    """Starts to read the model config again and again, if the flags ask for that."""
+    from keras_deepseek.inference.models.model_config import ModelConfigFile
+    from keras_deepseek.inference.models.poller import Poller
+
+    path, seconds = arguments.model_config, arguments.model_config_poll
+    if not seconds:
+        return None
+    file = ModelConfigFile(path, models, engine.repository.replace_models)
+    poller = Poller(file.look, seconds, f"the model config {path!r}")
+    poller.start()
+    return poller
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ class ServingEngine(Dispatcher):
         """Serves the models of these folders, and no others.
 
         All of them are loaded and warm before anything changes for requests. If one fails, nothing
-        changes. A folder that is followed already, in the same way, is not loaded again.
+        changes. A version that is served already, from the same folder, is not loaded again.
 
         Args:
             folders: sequence of `ModelFolder`, each with its own name, none of them empty.

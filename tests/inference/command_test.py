@@ -191,7 +191,8 @@ def test_the_models_of_a_file_of_tf_serving_s_are_served(bundle_of, tmp_path):
     bundle = bundle_of("onnx").path
     for version_path in ("one/1", "one/2", "two/1"):
         shutil.copytree(bundle, tmp_path / version_path)
-    (tmp_path / "models.config").write_text(
+    config, poll = tmp_path / "models.config", ("--model-config-poll", "0.01")
+    config.write_text(
         f"""model_config_list {{
             config {{
                 name: "double" base_path: "{tmp_path}/one" model_platform: "tensorflow"
@@ -201,9 +202,15 @@ def test_the_models_of_a_file_of_tf_serving_s_are_served(bundle_of, tmp_path):
             config {{ name: "other" base_path: "{tmp_path}/two" }}
         }}"""
     )
-    with serving("--model-config", str(tmp_path / "models.config")) as (_, url):
+    with serving("--model-config", str(config), *poll) as (_, url):
         for path in ("double/versions/2", "double/labels/stable", "other"):
             assert ask(f"{url}/v1/models/{path}") == {"predictions": [[2.0, 4.0]]}
+        other = tmp_path / "other.config"
+        other.write_text(config.read_text().replace('"other"', '"renamed"'))
+        other.replace(config)
+        while not is_ready(f"{url}/v1/models/renamed"):
+            pass
+        assert ask(f"{url}/v1/models/renamed") == {"predictions": [[2.0, 4.0]]}
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
@@ -276,7 +283,7 @@ def is_ready(health):
     try:
         urllib.request.urlopen(health, timeout=60).close()
     except urllib.error.HTTPError as error:
-        return error.code != 503
+        return error.code not in (404, 503)
     return True
 
 

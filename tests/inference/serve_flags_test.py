@@ -200,6 +200,11 @@ def test_models_of_a_file_have_their_own_names_and_versions(flag):
         command.read_model(parse("--model-config", "models", flag, "1"))
 
 
+def test_a_file_that_is_read_again_must_be_named():
+    with pytest.raises(InvalidInputError, match="--model-config-poll without --model-config"):
+        command.read_model(parse("model.keras", "--model-config-poll", "1"))
+
+
 def test_a_folder_of_versions_names_them(tmp_path):
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "model.onnx").touch()

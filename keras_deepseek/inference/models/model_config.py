@@ -64,6 +64,35 @@ def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
     return models
 
 
+class ModelConfigFile:
+    """The file of a model config that is served, for a `Poller`.
+
+    Args:
+        path: The path of the file.
+        models: The models that it listed.
+        replace: Function that serves the models of a changed file, and no others. If it raises an
+            error, it is called again at the next look.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        models: Sequence[ModelConfig],
+        replace: Callable[[Sequence[ModelConfig]], None],
+    ) -> None:
+        self._path = path
+        self._models = models
+        self._replace = replace
+
+    def look(self) -> None:
+        """Reads the file again. If it lists other models, these are served."""
+        models = read_model_config(self._path)
+        if models != self._models:
+            self._replace(models)
+            self._models = models
+            _logger.info("The models of the changed config %r are served.", os.fspath(self._path))
+
+
 def make_folders(repository: Loader, models: Sequence[ModelConfig]) -> list[ModelFolder]:
     """Returns a `ModelFolder` for each model. It does not begin to follow them."""
     return [_make_folder(repository, model) for model in models]
@@ -97,7 +126,8 @@ def _make_folder(repository: Loader, model: ModelConfig) -> ModelFolder:
 class ConfigReload:
     """The change from one set of followed folders to another. Only `finish` changes what is served.
 
-    The current `folders` are paused. `labels` maps each model's name to versions by label.
+    The current `folders` are paused. `labels` maps each model's name to versions by label. Versions
+    that are served already, and whose files have not changed, are not loaded again.
     """
 
     def __init__(
@@ -108,6 +138,7 @@ class ConfigReload:
         labels: Mapping[str, Mapping[str, int]],
     ) -> None:
         self._old_models = models
+        self._old_folders = {folder.name: folder for folder in folders}
         self._labels = labels
         reusable = [
             folder
@@ -127,7 +158,7 @@ class ConfigReload:
         )
 
     def load(self, open_version: Open) -> None:
-        """Loads and warms up the versions in folders that are new, or followed in another way.
+        """Loads and warms up the new versions in folders that are followed in another way.
 
         If a version fails, closes those that are loaded and raises `LoadFailedError`.
         """
@@ -137,9 +168,14 @@ class ConfigReload:
             try:
                 for number, path in folder.find_versions_to_serve().items():
                     folder.mark_loaded(number, path)
-                    loaded.append(open_version(path, folder.name, number, folder.options))
-                    loaded[-1].start()
-                    served.add(loaded[-1])
+                    version = self._find_served(folder, number, path)
+                    if version is None:
+                        version = open_version(path, folder.name, number, folder.options)
+                        loaded.append(version)
+                        if folder.name in self._old_models:
+                            version.accept_names_of(self._old_models[folder.name].newest())
+                        version.start()
+                    served.add(version)
                 served.set_labels(self._labels[folder.name])
             # No fault of a bundle may harm the served versions.
             except Exception as error:
@@ -149,13 +185,24 @@ class ConfigReload:
                 raise LoadFailedError(folder.name) from error
             self.models[folder.name] = served
 
+    def _find_served(self, folder: ModelFolder, number: int, path: Path) -> Version | None:
+        """Returns the version of a new folder that is served already, if there is one."""
+        old, served = self._old_folders.get(folder.name), self._old_models.get(folder.name)
+        if old is None or served is None or not folder.loads_alike(old):
+            return None
+        version = served.versions.get(number)
+        is_usable = version is not None and version.state == "AVAILABLE"
+        return version if is_usable and old.has_loaded(number, path) else None
+
     def finish(self) -> None:
-        """Applies the new labels, and closes the models that are no longer served."""
+        """Applies the new labels, and closes the versions that are no longer served."""
         for name, served in self.models.items():
             served.set_labels(self._labels[name])
         for name, old_model in self._old_models.items():
-            if old_model is not self.models.get(name):
-                for version in list(old_model.versions.values()):
+            model = self.models.get(name)
+            stays = [] if model is None else list(model.versions.values())
+            for version in list(old_model.versions.values()):
+                if version not in stays:
                     version.close()
 
 

@@ -16,6 +16,7 @@ from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ClosedError, SignatureChangedError
 from keras_deepseek.inference.executors.open_executor import kind_of_model, stamp_of
 from keras_deepseek.inference.models.model_options import ModelOptions
+from keras_deepseek.inference.models.poller import Poller
 from keras_deepseek.inference.models.served_model import ServedModel
 from keras_deepseek.inference.models.version import Version
 
@@ -102,11 +103,9 @@ class ModelFolder:
         self._loaded_stamps: dict[int, object] = {}
         self._pending_stamps: dict[int, object] = {}
         self._failed: set[int] = set()
-        self._trouble = ""
-        self._stop = threading.Event()
         self._looking = threading.Lock()
         self._is_paused = False
-        self._thread: threading.Thread | None = None
+        self._poller: Poller | None = None
 
     def find_versions_to_serve(self) -> dict[int, Path]:
         """Returns the paths of the versions that should be served, by ascending number."""
@@ -120,6 +119,10 @@ class ModelFolder:
     def mark_loaded(self, number: int, path: Path) -> None:
         """Marks a version as loaded, so that polling does not load it again."""
         self._loaded_stamps[number] = stamp_of(path)
+
+    def has_loaded(self, number: int, path: Path) -> bool:
+        """Returns true if a version was loaded, and no file of its model has changed since."""
+        return number in self._loaded_stamps and self._loaded_stamps[number] == stamp_of(path)
 
     def check_not_empty(self) -> None:
         """Raises an `InvalidInputError` if the folder holds none of the wanted versions."""
@@ -136,6 +139,13 @@ class ModelFolder:
             for follower in (self, other)
         )
         return mine == its
+
+    def loads_alike(self, other: "ModelFolder") -> bool:
+        """Returns true if another follower loads the same versions in the same way.
+
+        It may serve others of them.
+        """
+        return (self.folder, self.options) == (other.folder, other.options)
 
     def pause(self) -> bool:
         """Waits for a running poll of the folder to end, and ignores the folder until `resume`.
@@ -168,27 +178,14 @@ class ModelFolder:
 
     def start(self) -> None:
         """Starts a thread that polls the folder regularly."""
-        self._thread = threading.Thread(target=self._work, name="model-folder", daemon=True)
-        self._thread.start()
+        subject = f"the folder {str(self.folder)!r}"
+        self._poller = Poller(self.look, self._poll_seconds, subject)
+        self._poller.start()
 
     def stop(self) -> None:
         """Ends the polling thread. Returns when a running poll has ended."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _work(self) -> None:
-        while not self._stop.wait(self._poll_seconds):
-            try:
-                self.look()
-            # Any error, such as a missing disk, may be gone at the next look.
-            except Exception as error:
-                trouble = f"{type(error).__name__}: {error}"
-                if trouble != self._trouble:
-                    _logger.exception("Can't look at the folder %r.", str(self.folder))
-                self._trouble = trouble
-            else:
-                self._trouble = ""
+        if self._poller is not None:
+            self._poller.stop()
 
     def _settled(self) -> dict[int, Path]:
         """Returns the versions to serve, without those whose files are still being copied."""
@@ -213,10 +210,9 @@ class ModelFolder:
 
     def _look(self, ready: dict[int, Path]) -> None:
         for number, path in ready.items():
-            stamp = stamp_of(path)
-            if number in self._loaded_stamps and self._loaded_stamps[number] == stamp:
+            if self.has_loaded(number, path):
                 continue
-            self._loaded_stamps[number] = stamp
+            self.mark_loaded(number, path)
             self._failed.discard(number)
             try:
                 self._repository.load(

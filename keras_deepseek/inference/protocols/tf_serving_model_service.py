@@ -138,6 +138,11 @@ def _read_models(config: Message) -> tuple[ModelConfig, ...]:
 
 
 def _read_model(model: Message) -> ModelConfig:
+    if model.HasField("logging_config"):
+        raise InvalidInputError(
+            f"The model {model.name!r:.100} has a logging_config, which this server does not "
+            "support. Remove it; --log-requests FILE logs a sample of the requests to all models."
+        )
     policy = model.model_version_policy
     latest = policy.latest.num_versions or 1
     return ModelConfig(

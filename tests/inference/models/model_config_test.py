@@ -4,6 +4,7 @@ import pytest
 
 from keras_deepseek.artifacts import BundleError, InvalidInputError
 from keras_deepseek.inference import ServingEngine, read_model_config
+from keras_deepseek.inference.models.model_config import ModelConfigFile
 
 pytest.importorskip("google.protobuf", reason="protobuf is not installed")
 
@@ -108,3 +109,46 @@ def test_a_file_that_can_t_be_read_is_refused(tmp_path):
     (tmp_path / "latin").write_bytes(b"\xff")
     with pytest.raises(InvalidInputError, match="decode"):
         read_model_config(tmp_path / "latin")
+
+
+def test_a_logging_config_is_refused_with_what_there_is_instead(tmp_path):
+    path = tmp_path / "models.config"
+    path.write_text(
+        "model_config_list { config { name: 'a' base_path: '/a' logging_config { "
+        "log_collector_config { type: 'x' filename_prefix: '/logs' } "
+        "sampling_config { sampling_rate: 0.1 } } } }"
+    )
+    with pytest.raises(
+        InvalidInputError, match=r"'a' has a logging_config, .* --log-requests FILE"
+    ):
+        read_model_config(path)
+
+
+def test_a_changed_file_is_served_and_loads_only_what_changed(config_of, caplog):
+    path = config_of()
+    models = read_model_config(path)
+    with ServingEngine(models, max_batch_size=1) as engine:
+        file = ModelConfigFile(path, models, engine.repository.replace_models)
+        versions = dict(engine.models["first"].versions)
+        second = engine.find("second")
+        file.look()
+        assert engine.models["first"].versions == versions
+        config_of(OF_TF_SERVING.replace("specific { versions: 1 versions: 3 }", "all {}"))
+        file.look()
+        assert list(engine.models["first"].versions) == [1, 2, 3]
+        assert all(engine.find("first", number) is versions[number] for number in versions)
+        assert engine.find("second") is second
+        for broken in ("model_config_list {", OF_TF_SERVING.replace("second", "third")):
+            config_of(broken)
+            with pytest.raises(InvalidInputError):
+                file.look()
+            assert set(engine.models) == {"first", "second"}
+        config_of(OF_TF_SERVING.replace("{ versions: 1 versions: 3 }", "{ versions: 3 }"))
+        with pytest.raises(InvalidInputError, match="label 'stable'"):
+            file.look()
+        config_of("model_config_list { config { name: 'first' base_path: '%(folder)s/first' } }")
+        file.look()
+        assert list(engine.models) == ["first"]
+        assert engine.find("first", 3) is versions[3]
+        assert (versions[3].state, second.state) == ("AVAILABLE", "END")
+        assert engine.predict([[1, 2]]).tolist() == [[2, 4]]

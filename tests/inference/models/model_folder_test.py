@@ -212,7 +212,7 @@ def test_it_looks_by_itself_until_it_is_stopped(engine, folder, bundle):
     model_folder.start()
     assert looked.wait(60)
     model_folder.stop()
-    assert not model_folder._thread.is_alive()
+    assert not model_folder._poller._thread.is_alive()
 
 
 def strip(bundle, path):
