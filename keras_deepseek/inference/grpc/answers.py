@@ -126,6 +126,13 @@ def dispatch(
     return service.engine.dispatch_async(bind, current_trace.get(), **options)
 
 
+def note_model(service: Service, name: str) -> None:
+    """Writes the name of a served model to the current trace, also for calls that ask no model."""
+    trace = current_trace.get()
+    if trace is not None and name in service.engine.models:
+        trace.model = name
+
+
 def check_accepts(service: Service, name: str, timeout: float | None) -> None:
     """Raises an error if the server is not ready, or the client's deadline has passed."""
     service.check_ready(name)

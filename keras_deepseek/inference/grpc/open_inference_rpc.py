@@ -7,7 +7,7 @@ import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import RequestOptions
-from keras_deepseek.inference.grpc.answers import Inputs, dispatch, outputs_of
+from keras_deepseek.inference.grpc.answers import Inputs, dispatch, note_model, outputs_of
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import PLATFORM, repository_states, version_number
 from keras_deepseek.inference.monitoring.request_trace import current_trace
@@ -34,7 +34,9 @@ async def server_ready(service: Service, data: bytes, _timeout: float | None) ->
 async def model_ready(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers whether a model accepts requests."""
     message = parse_message("inference.ModelReadyRequest", data)
-    version = service.engine.find(message.name, _find_number(message.name, message.version))
+    version = service.engine.find(
+        message.name, _find_number(service, message.name, message.version)
+    )
     is_ready = service.ready and version.state == "AVAILABLE"
     return write_message("inference.ModelReadyResponse", ready=is_ready)
 
@@ -53,7 +55,9 @@ async def server_metadata(service: Service, data: bytes, _timeout: float | None)
 async def model_metadata(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers with a model's inputs and outputs."""
     message = parse_message("inference.ModelMetadataRequest", data)
-    version = service.engine.find(message.name, _find_number(message.name, message.version))
+    version = service.engine.find(
+        message.name, _find_number(service, message.name, message.version)
+    )
     numbers = [str(number) for number in service.engine.models[version.name].versions]
     content = open_inference_models.model_metadata(
         version.name, version.signature, numbers, PLATFORM
@@ -108,7 +112,7 @@ def start_infer(
 
     Returns a future for `outputs_of`, and the version that answers.
     """
-    number = read_version(call)
+    number = read_version(service, call)
 
     def bind(signature: Signature) -> Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
@@ -123,9 +127,9 @@ def start_infer(
     return dispatch(service, call.model_name, bind, **options)
 
 
-def read_version(call: InferCall) -> int | None:
+def read_version(service: Service, call: InferCall) -> int | None:
     """Returns the version that a request names, or `None` for the newest."""
-    return _find_number(call.model_name, call.model_version)
+    return _find_number(service, call.model_name, call.model_version)
 
 
 async def repository_index(service: Service, data: bytes, _timeout: float | None) -> bytes:
@@ -196,9 +200,10 @@ UNARY_CALLS = {
 }
 
 
-def _find_number(name: str, version: str) -> int | None:
+def _find_number(service: Service, name: str, version: str) -> int | None:
     if not name:
         raise InvalidInputError("The request names no model. Send the model's name.")
+    note_model(service, name)
     if not version:
         return None
     number = version_number(version)

@@ -144,7 +144,7 @@ async def _start(service: Service, data: bytes, context: Any, request_id: str) -
         call = await parse_infer(service, data)
         if request_id and call.id:
             trace.request_id = choose_request_id(call.id)
-        version = service.engine.find(call.model_name, read_version(call))
+        version = service.engine.find(call.model_name, read_version(service, call))
         if version.is_text:
             return await _start_text(service, trace, call, context)
         future, model_version = start_infer(service, call, time_left(context))
@@ -164,7 +164,7 @@ async def _start_text(
         lambda _version: text_call.prompt,
         SamplingOptions.from_request(text_call.settings),
         model=call.model_name,
-        version=read_version(call),
+        version=read_version(service, call),
         trace=trace,
         body={"prompt": text_call.prompt, **text_call.settings},
         timeout=limits.timeout,

@@ -15,6 +15,7 @@ from keras_deepseek.inference.grpc.answers import (
     StatusError,
     UnaryCall,
     dispatch,
+    note_model,
     outputs_of,
 )
 from keras_deepseek.inference.models.served_model import find_states, version_status
@@ -79,7 +80,7 @@ async def metadata(service: Service, data: bytes, _timeout: float | None) -> byt
 async def status(service: Service, data: bytes, _timeout: float | None) -> bytes:
     """Answers a `GetModelStatusRequest` for one version of a model or for all."""
     model = tf_serving_model_service.parse_status(data)
-    check_named(model)
+    check_named(service, model)
     statuses = [version_status(version, service.ready) for version in _versions(service, model)]
     return tf_serving_model_service.format_status(statuses)
 
@@ -99,7 +100,7 @@ def find(service: Service, model: ModelSpec) -> Version:
         InvalidInputError: The request names no model.
         StatusError: There is no such model, version or label.
     """
-    check_named(model)
+    check_named(service, model)
     try:
         return service.engine.find(model.name, version_of(model), model.label)
     except ModelNotFoundError as error:
@@ -114,10 +115,14 @@ def version_of(model: ModelSpec) -> int | None:
     return model.version or None
 
 
-def check_named(model: ModelSpec) -> None:
-    """Raises `InvalidInputError`, with TF Serving's message, if a request names no model."""
+def check_named(service: Service, model: ModelSpec) -> None:
+    """Raises `InvalidInputError`, with TF Serving's message, if a request names no model.
+
+    Else the call counts as one to that model.
+    """
     if not model.name:
         raise InvalidInputError("ModelSpec has no name specified.")
+    note_model(service, model.name)
 
 
 PREDICTION_CALLS: dict[str, UnaryCall] = {
@@ -159,7 +164,7 @@ async def _ask(
     service: Service, model: ModelSpec, bind: Bind, timeout: float | None
 ) -> tuple[Inputs, int]:
     """Runs the model that a request names; returns the outputs and the version's number."""
-    check_named(model)
+    check_named(service, model)
     tf_serving.check_signature_name(model.signature_name)
     options: RequestOptions = {
         "version": version_of(model),

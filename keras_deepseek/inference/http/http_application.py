@@ -201,6 +201,9 @@ class HttpApplication:
         route, request.parameters = self.router.find(request)
         request.route = route.path
         request.trace.protocol, request.trace.call = route.protocol, route.call
+        name = request.parameters.get("name", "")
+        if not route.is_local and name in self.service.engine.models:
+            request.trace.model = name  # Also if its version or label does not exist.
         if route.is_management:
             refuse_other_sites(request)
             self.service.model_control.check(request.headers.get("authorization"))

@@ -64,7 +64,6 @@ async def ready(service: Service, _request: HttpRequest) -> HttpResponse:
 async def model_ready(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers 200 if the model is ready, else 503."""
     version = service.engine.find(request.parameters["name"], read_version(request.parameters))
-    request.trace.model = version.name
     is_ready = service.ready and version.state == "AVAILABLE"
     return answer_json({"name": version.name, "ready": is_ready}, 200 if is_ready else 503)
 
@@ -72,7 +71,6 @@ async def model_ready(service: Service, request: HttpRequest) -> HttpResponse:
 async def model_metadata(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the inputs and outputs of a model."""
     version = service.engine.find(request.parameters["name"], read_version(request.parameters))
-    request.trace.model = version.name
     numbers = [str(number) for number in service.engine.models[version.name].versions]
     return answer_json(
         open_inference_models.model_metadata(version.name, version.signature, numbers, PLATFORM)
@@ -141,7 +139,6 @@ async def repository_unload(service: Service, request: HttpRequest) -> HttpRespo
     """Closes a model. Answers when its accepted requests are answered."""
     name = request.parameters["name"]
     await asyncio.to_thread(service.engine.repository.unload, name)
-    request.trace.model = name
     return answer_json({"name": name, "unload": True})
 
 

@@ -44,7 +44,6 @@ async def status(service: Service, request: HttpRequest) -> HttpResponse:
         states = find_states(service.engine.models.get(name), version)
         if not states:
             raise HttpError(404, tf_serving.no_version_message(name, version))
-    request.trace.model = name
     content = tf_serving.format_versions([version_status(state, service.ready) for state in states])
     if version is None and not label:
         # OpenAI's clients ask for a model at the same address. Each client reads its own fields.
@@ -55,7 +54,6 @@ async def status(service: Service, request: HttpRequest) -> HttpResponse:
 async def metadata(service: Service, request: HttpRequest) -> HttpResponse:
     """Answers with the signature of a version, as GetModelMetadata does."""
     version = _find(service.engine, *_read(request))
-    request.trace.model = version.name
     return answer_json(
         tf_serving.format_metadata(version.name, version.signature, str(version.number))
     )

@@ -21,7 +21,8 @@ _PATHS = "The admin port has /metrics, /healthz, /v2/health/live and /v2/health/
 class AdminServer:
     """Answers `/v2/health/live`, `/v2/health/ready`, `/healthz` and `/metrics`.
 
-    It may start before there is an engine: then it is not ready, and `/metrics` has the process.
+    `/monitoring/prometheus/metrics`, TF Serving's path, is `/metrics`, too. The server may start
+    before there is an engine: then it is not ready, and `/metrics` has the process.
     """
 
     def __init__(self, host: str, port: int, engine: Dispatcher | None = None) -> None:
@@ -58,7 +59,7 @@ class AdminServer:
     def _respond(self, request: Request) -> Response:
         if request.method != "GET":
             return refuse(HTTPStatus.METHOD_NOT_ALLOWED, f"Use GET. {_PATHS}", Allow="GET, HEAD")
-        if request.path == "/metrics":
+        if request.path in ("/metrics", "/monitoring/prometheus/metrics"):
             return self._read_metrics(request.headers.get("accept", ""))
         is_ready = self.ready
         waiting = find_waiting({} if self.engine is None else self.engine.models)

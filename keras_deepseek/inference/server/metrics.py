@@ -18,6 +18,7 @@ from keras_deepseek import __version__
 from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.monitoring.engine_monitor import Arrivals
 from keras_deepseek.inference.server.text_metrics import add_values, collect_text_metrics
+from keras_deepseek.inference.server.tf_serving_metrics import collect_tf_serving_metrics
 
 _PROCESS = ProcessCollector(registry=None)
 """Processor time, memory, open files and start of the process, on Linux alone."""
@@ -35,7 +36,8 @@ def write_metrics(engine: Dispatcher | None, accept: str = "") -> tuple[bytes, s
     """
     collector = _PROCESS if engine is None else EngineCollector(engine)
     if "application/openmetrics-text" in accept:
-        text = open_metrics_exposition.generate_latest(collector)
+        # With another escaping it would replace the colons in `vllm:num_requests_waiting`.
+        text = open_metrics_exposition.generate_latest(collector, escaping="allow-utf-8")
         return text, open_metrics_exposition.CONTENT_TYPE_LATEST
     return generate_latest(collector), _TEXT
 
@@ -51,6 +53,7 @@ class EngineCollector(Collector):
         yield from self._collect_requests()
         yield from self._collect_batches()
         yield from collect_text_metrics(self._engine.text_versions())
+        yield from collect_tf_serving_metrics(self._engine.monitor, self._engine.tensor_versions())
         yield from self._collect_versions()
         yield from self._collect_caches()
         yield from _PROCESS.collect()

@@ -329,11 +329,19 @@ def test_calls_are_counted_by_model_and_status(doubler, serve_grpc):
         client.ask(path, model_name="double", inputs=[{**tensor, **contents}])
         with pytest.raises(grpc.RpcError):
             client.ask(path, model_name="made-up")
+        client.ask("inference.GRPCInferenceService/ModelMetadata", name="double")
+        status, model = "tensorflow.serving.ModelService/GetModelStatus", {"name": "double"}
+        client.ask(status, model_spec=model)
+        with pytest.raises(grpc.RpcError):
+            client.ask(status, model_spec={**model, "version_label": "new"})
         client.close()
         client.server.stop()  # What was answered is counted by then.
         assert engine.monitor.answers() == {
             (("double", "1", "open_inference_grpc", "ModelInfer"), "OK"): 1,
             (("", "", "open_inference_grpc", "ModelInfer"), "NOT_FOUND"): 1,
+            (("double", "", "open_inference_grpc", "ModelMetadata"), "OK"): 1,
+            (("double", "", "tf_serving_grpc", "GetModelStatus"), "OK"): 1,
+            (("double", "", "tf_serving_grpc", "GetModelStatus"), "INVALID_ARGUMENT"): 1,
         }
 
 
@@ -436,8 +444,10 @@ def test_names_that_clients_make_up_are_no_labels(doubler, serve_grpc):
                     client.channel.unary_unary(f"/{INFER}")(infer_message(1, **fields), timeout=60)
         client.close()
         client.server.stop()
-        called = ("", "", "open_inference_grpc", "ModelInfer")
-        assert engine.monitor.answers() == {(called, "NOT_FOUND"): 100}
+        called = ("", "open_inference_grpc", "ModelInfer")
+        assert engine.monitor.answers() == {
+            ((model, *called), "NOT_FOUND"): 50 for model in ("", "double")
+        }
 
 
 def test_another_file_of_tokens_is_read(doubler, serve_grpc, status_of, tmp_path):

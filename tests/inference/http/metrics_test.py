@@ -10,7 +10,7 @@ from keras_deepseek.inference import ServingEngine
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-SAMPLE = re.compile(r'[a-z_]+(\{([a-z_]+="[^"]*",?)*\})? [0-9.e+-]+')
+SAMPLE = re.compile(r':?[a-z_:]+(\{([a-zA-Z_]+="[^"]*",?)*\})? [0-9.e+-]+')
 
 
 def fetch(url, body=None, **headers):
@@ -37,6 +37,37 @@ def test_numbers_are_told_in_prometheus_s_text(server, path):
     assert f'keras_deepseek_requests_total{{{called},status="200",version="1"}} 2.0' in lines
     assert f'keras_deepseek_request_duration_seconds_count{{{called},version="1"}} 2.0' in lines
     assert 'keras_deepseek_rows_total{model="double",version="1"} 2.0' in lines
+
+
+def test_dashboards_for_tf_serving_find_its_names(server):
+    predict = f"{server.url}/v1/models/double:predict"
+    for _ in range(2):
+        fetch(predict, b'{"instances": [[1, 2]]}')
+    for path in ("/v1/models/double/labels/new:predict", "/v1/models/double:predict"):
+        with pytest.raises(urllib.error.HTTPError):
+            fetch(server.url + path, b'{"instances": [[1]]}')
+    fetch(f"{server.url}/v1/models/double/metadata")  # TF Serving does not count it.
+    lines = fetch(f"{server.url}/monitoring/prometheus/metrics")[1].splitlines()
+    prefix, model = ":tensorflow:serving:", 'model_name="double"'
+    for status, count in (("OK", 2), ("INVALID_ARGUMENT", 2)):
+        assert f'{prefix}request_count{{{model},status="{status}"}} {count}.0' in lines
+    for name, label in (("request", 'entrypoint="REST"'), ("runtime", 'runtime="keras_deepseek"')):
+        values = {
+            line.partition("{")[0].rpartition("_")[2]: float(line.rpartition(" ")[2])
+            for line in lines
+            if line.startswith(f"{prefix}{name}_latency_") and label in line and model in line
+        }
+        assert values["count"] >= 2
+        assert 1 < values["sum"] < 1e6 * 60 * values["count"]  # Microseconds.
+
+
+def test_a_request_for_a_label_that_is_not_there_counts_for_its_model(server):
+    for path in ("/v1/models/double/labels/new:predict", "/v2/models/double/versions/7/infer"):
+        with pytest.raises(urllib.error.HTTPError):
+            fetch(server.url + path, b'{"instances": [[1, 2]]}')
+    text = fetch(f"{server.url}/metrics")[1]
+    assert 'model="double",protocol="tf_serving",status="400",version=""} 1.0' in text
+    assert 'model="double",protocol="open_inference",status="404",version=""} 1.0' in text
 
 
 def test_open_metrics_comes_where_it_is_asked_for(server):

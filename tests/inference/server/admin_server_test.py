@@ -32,8 +32,9 @@ def test_before_there_is_an_engine_it_lives_is_not_ready_and_has_the_process(adm
     assert ask(admin, "/v2/health/ready") == (503, '{"ready":false}')
     assert ask(admin, "/healthz")[0] == 503
     pytest.importorskip("prometheus_client")
-    status, text = ask(admin, "/metrics")
-    assert (status, "keras_deepseek" in text) == (200, False)
+    for path in ("/metrics", "/monitoring/prometheus/metrics"):
+        status, text = ask(admin, path)
+        assert (status, "keras_deepseek" in text) == (200, False)
     if sys.platform == "linux":
         names = {line.split(" ")[0] for line in text.splitlines()}
         assert {"process_open_fds", "process_start_time_seconds"} <= names

@@ -36,6 +36,9 @@ FAMILIES = {
     "cache_hits": ("counter", VERSION),
     "cache_misses": ("counter", VERSION),
     "cache_entries": ("gauge", VERSION),
+    ":tensorflow:serving:request_count": ("unknown", {"model_name", "status"}),
+    ":tensorflow:serving:request_latency": ("histogram", {"model_name", "API", "entrypoint"}),
+    ":tensorflow:serving:runtime_latency": ("histogram", {"model_name", "API", "runtime"}),
 }
 """The type and the labels of each family: dashboards and alerts depend on them."""
 
