@@ -9,7 +9,11 @@ from keras_deepseek.inference.models.version import Version
 
 def check_signature(old: Version, new: Version) -> None:
     """Raises `SignatureChangedError` if requests that are right for `old` are wrong for `new`."""
-    changes = find_changes(old.signature, new.signature)
+    changes = [
+        change
+        for signature in (old.signature, *old.renamed)
+        for change in find_changes(signature, new.signature)
+    ]
     if changes:
         raise SignatureChangedError(
             f"Version {new.number} of the model {new.name!r} waits, because requests that are "

@@ -2,6 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -41,6 +42,11 @@ class Version(ABC):
     @abstractmethod
     def signature(self) -> Signature:
         """The names, shapes and dtypes of the inputs and outputs, as clients see them."""
+
+    @property
+    def renamed(self) -> Sequence[Signature]:
+        """The signature under the names of replaced versions."""
+        return ()
 
     def accept_names_of(self, version: "Version") -> None:  # noqa: B027 - Texts have no names.
         """Accepts requests by the name of a single input that a replaced version had, too."""

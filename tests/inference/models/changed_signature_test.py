@@ -128,6 +128,14 @@ def test_a_version_whose_input_changed_waits_and_says_why(engine, folder, look, 
     admin.close()
 
 
+def test_a_name_that_comes_back_must_mean_the_same(engine, folder, look):
+    steps = (("keras_tensor_2", "dense", {2}), ("keras_tensor", "dense", {2}), (FIRST[0], "y", {4}))
+    for number, (name, output, served) in enumerate(steps, 2):
+        write_version(folder / str(number), (name, "FLOAT", [2]), output=output)
+        look()
+        assert engine.models["digits"].versions.keys() == served
+
+
 def test_a_version_that_waits_and_is_removed_leaves_no_trace(engine, folder, look, caplog):
     caplog.set_level("INFO")
     write_version(folder / "2", ("keras_tensor", "FLOAT", [3]))
