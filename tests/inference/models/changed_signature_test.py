@@ -98,11 +98,23 @@ def test_a_single_input_keeps_the_names_that_it_had(engine, folder, look, client
             "predictions": [[3.0, 4.0]]
         }
         answered = client.ask("POST", "/v2/models/digits/infer", infer(name, output)).content
-        assert [(one["name"], one["data"]) for one in answered["outputs"]] == [(output, [3, 4])]
+        assert [(item["name"], item["data"]) for item in answered["outputs"]] == [(output, [3, 4])]
         np.testing.assert_array_equal(engine.predict({name: [[1.5, 2]]}), [[3, 4]])
     for name, output in (("keras_tensor_9", "y"), ("keras_tensor", "dense_3")):
         answered = client.ask("POST", "/v2/models/digits/infer", infer(name, output))
         assert answered.status == 400
+
+
+def test_a_single_input_keeps_its_name_over_grpc(engine, folder, look, serve_grpc):
+    write_version(folder / "2", ("keras_tensor_2", "FLOAT", [2]), output="dense")
+    look()
+    client, call = serve_grpc(engine), "inference.GRPCInferenceService/ModelInfer"
+    tensor = {"datatype": "FP32", "shape": [1, 2], "contents": {"fp32_contents": [1.5, 2]}}
+    for name, output in (("keras_tensor", "y"), ("keras_tensor_2", "dense")):
+        answer = client.ask(call, model_name="digits", inputs=[{"name": name, **tensor}])
+        (tensor_answer,) = answer.outputs
+        assert (answer.model_version, tensor_answer.name) == ("2", output)
+        assert list(tensor_answer.contents.fp32_contents) == [3, 4]
 
 
 def test_a_version_whose_input_changed_waits_and_says_why(engine, folder, look, client, caplog):
