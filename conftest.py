@@ -4,11 +4,14 @@ A plain `pytest` runs every case of every test. `pytest --gate` runs what the ga
 backend, or where no framework is installed.
 """
 
+import ctypes
 import gc
 import importlib.util
 import os
 import re
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,9 @@ PLACES = {
 
 A test that belongs elsewhere says so by one marker, named after its tier."""
 
+_LEAST_MEMORY = pytest.StashKey[int]()
+_MAX_GROWTH = 400 << 20
+
 HAS_FRAMEWORK = any(map(importlib.util.find_spec, ("jax", "tensorflow", "torch")))
 
 # `nohup` and background jobs start us with signals ignored, and each child would inherit that. We
@@ -142,6 +148,30 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Frees memory after a test once it has grown by `_MAX_GROWTH` bytes since the last time.
+
+    JAX keeps every program that it compiles, and `malloc` the pages of those that are gone.
+    """
+    yield
+    stash, memory = item.config.stash, _resident_memory()
+    stash[_LEAST_MEMORY] = min(memory, stash.get(_LEAST_MEMORY, memory))
+    if memory < stash[_LEAST_MEMORY] + _MAX_GROWTH:
+        return
+    gc.collect()
+    if _backend() == "jax" and "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    ctypes.CDLL(None).malloc_trim(0)
+    stash[_LEAST_MEMORY] = _resident_memory()
+
+
+def _resident_memory() -> int:
+    """Returns the bytes that this process has in memory; 0 outside of Linux."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
