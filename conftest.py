@@ -145,7 +145,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """Keeps the garbage collector from what imports made: it took a sixth of the tests' time."""
-    gc.collect()
+    _free_memory()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
 
@@ -161,11 +161,16 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     stash[_LEAST_MEMORY] = min(memory, stash.get(_LEAST_MEMORY, memory))
     if memory < stash[_LEAST_MEMORY] + _MAX_GROWTH:
         return
-    gc.collect()
     if _backend() == "jax" and "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
-    ctypes.CDLL(None).malloc_trim(0)
+    _free_memory()
     stash[_LEAST_MEMORY] = _resident_memory()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident_memory() -> int:

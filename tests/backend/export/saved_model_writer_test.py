@@ -220,13 +220,12 @@ def test_fitting_signatures_pass():
     ServingSignatures().check(signature_of((None,), 2, 3))
 
 
-tf = pytest.importorskip("tensorflow")
-
 ROWS = {"x": np.array([[0.25, -2.0], [3.0, 4.0], [5.0, 6.0]], "float32")}
 
 
 def loaded_with(**signatures):
     """Stands for a SavedModel: each signature gives the same arrays for whatever examples."""
+    tf = pytest.importorskip("tensorflow")
 
     def always(outputs):
         def call(inputs):
@@ -281,6 +280,7 @@ def test_a_missing_signature_is_named():
 
 
 def test_examples_hold_each_dtype_row_by_row():
+    tf = pytest.importorskip("tensorflow")
     rows = {
         "float": np.arange(8.0).reshape(2, 2, 2),
         "half": np.array([[1.5], [2.5]], "float16"),
