@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import keras
 
@@ -32,6 +32,7 @@ from keras_deepseek.training.fit.compile_model import (
     build_model,
     check_optimizable,
     compile_model,
+    refuse_unknown_arguments,
     set_seed,
 )
 from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
@@ -76,6 +77,11 @@ class Trainer:
             the loss that the model was compiled with.
         metrics: Keras metric or its name, or list of them. Defaults to `None`: those that the model
             was compiled with.
+        loss_weights: list or dict of numbers, one for each loss, as in
+            `{"price": 1.0, "sales": 0.5}`: the loss is their weighted sum. Defaults to `None`:
+            those that the model was compiled with, otherwise 1.
+        weighted_metrics: Keras metric or its name, or list of them, whose values are weighted by
+            `sample_weight` or `class_weight`. Defaults to `None`, as for `metrics`.
         fp16_enabled: boolean. Half precision: float16 with dynamic loss scaling on a GPU, bfloat16
             on TPU and CPU. `fit` prints the choice. On JAX's CPU, a model with convolutions or
             recurrent layers stays in float32, where it is faster. Defaults to `False`.
@@ -188,6 +194,8 @@ class Trainer:
         optimizer: keras.optimizers.Optimizer | str | None = None,
         loss: Any = None,
         metrics: Any = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = None,
         fp16_enabled: bool = False,
         precision: str | keras.DTypePolicy | None = None,
         float32_layers: Sequence[str] = (),
@@ -212,7 +220,10 @@ class Trainer:
         keep_last: int = 2,
         keep_best: Best | None = None,
         seed: int | None = None,
+        **unknown: Never,
     ) -> None:
+        refuse_unknown_arguments(unknown, Trainer)
+        del unknown
         own_arguments = plain_arguments(locals())
         options = StepOptions(
             fp16_enabled=fp16_enabled,
@@ -257,7 +268,15 @@ class Trainer:
             self.model = build_model(model)
         self.policy, notice = options.choose_policy(self.model, placement.kind)
         with placement.in_use():
-            compile_model(self.model, optimizer, loss, metrics, self.policy)
+            compile_model(
+                self.model,
+                optimizer,
+                loss,
+                metrics,
+                self.policy,
+                loss_weights=loss_weights,
+                weighted_metrics=weighted_metrics,
+            )
             if options.optimize_graph:
                 uses_servers = self._cluster.chief is not None
                 check_optimizable(self.model, placement, uses_servers=uses_servers)

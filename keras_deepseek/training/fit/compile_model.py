@@ -1,7 +1,8 @@
 """Builds and compiles a trainer's model with the trainer's optimizer, loss and metrics."""
 
 import inspect
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import keras
@@ -57,16 +58,56 @@ def _check_no_arguments(function: Callable[..., Any]) -> None:
         ) from error
 
 
+_WHERE_IT_GOES = {
+    "auto_scale_loss": "precision='float16' scales the loss; pass that, or leave it out",
+    **{
+        name: f"compile the model first, as in model.compile({name}={example}), and pass the model"
+        for name, example in (
+            ("run_eagerly", True),
+            ("steps_per_execution", 8),
+            ("jit_compile", True),
+        )
+    },
+}
+"""The advice for each argument of `keras.Model.compile` that `Trainer` does not take."""
+
+
+def refuse_unknown_arguments(names: Iterable[str], trainer_class: type) -> None:
+    """Raises an error for arguments that `Trainer` does not take, if there are any."""
+    for name in names:
+        if name in _WHERE_IT_GOES:
+            raise InvalidInputError(f"Trainer takes no `{name}`: {_WHERE_IT_GOES[name]}.")
+        parameters = inspect.signature(trainer_class).parameters.values()
+        accepted_names = [entry.name for entry in parameters if entry.kind != entry.VAR_KEYWORD]
+        raise InvalidInputError(unknown_name_message("Trainer() argument", name, accepted_names))
+
+
 def compile_model(
-    model: keras.Model, optimizer: Any, loss: Any, metrics: Any, policy: keras.DTypePolicy | None
+    model: keras.Model,
+    optimizer: Any,
+    loss: Any,
+    metrics: Any,
+    policy: keras.DTypePolicy | None,
+    *,
+    loss_weights: Any = None,
+    weighted_metrics: Any = None,
 ) -> None:
     """Compiles a model with a trainer's optimizer, loss and metrics.
 
     An argument that is `None` keeps the model's own setting.
     """
-    if metrics is not None and not isinstance(metrics, list | tuple | dict):
-        metrics = [metrics]  # A single metric needs no list.
-    arguments = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
+    metrics, weighted_metrics = (
+        # A single metric needs no list.
+        value if value is None or isinstance(value, list | tuple | dict) else [value]
+        for value in (metrics, weighted_metrics)
+    )
+    arguments = {
+        "optimizer": optimizer,
+        "loss": loss,
+        "loss_weights": loss_weights,
+        "metrics": metrics,
+        "weighted_metrics": weighted_metrics,
+    }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     settings = compile_arguments(model) if model.compiled else {}
     if model.compiled:
@@ -81,8 +122,10 @@ def compile_model(
     settings["optimizer"] = with_loss_scaling(_find("optimizer", requested), policy)
     for loss_leaf in _leaves(loss):
         _find("loss", loss_leaf)
-    _check_outputs(model, loss)
-    for metric in _leaves(metrics):
+    _check_outputs(model, "loss", loss)
+    _check_outputs(model, "loss_weights", loss_weights)
+    _check_loss_weights(settings.get("loss"), loss_weights)
+    for metric in [*_leaves(metrics), *_leaves(weighted_metrics)]:
         if str(metric).lower() not in _CHOSEN_BY_OUTPUTS:
             _find("metric", metric)
     if arguments or settings["optimizer"] is not requested:
@@ -102,8 +145,11 @@ def _arguments_of_compile(model: keras.Model, settings: dict[str, Any]) -> dict[
     accepted = {
         name: setting for name, setting in settings.items() if takes_any or name in parameters
     }
+    weights = [name for name in ("loss_weights", "weighted_metrics") if settings.get(name)]
     unknown = [
-        name for name in ("optimizer", "loss", "metrics") if name in settings.keys() - accepted
+        name
+        for name in ("optimizer", "loss", "metrics", *weights)
+        if name in settings.keys() - accepted
     ]
     keras_parameters = inspect.signature(keras.Model.compile).parameters
     added_names = [
@@ -122,19 +168,38 @@ def _arguments_of_compile(model: keras.Model, settings: dict[str, Any]) -> dict[
     return accepted | {name: getattr(model, name) for name in added_names if hasattr(model, name)}
 
 
-def _check_outputs(model: keras.Model, loss: Any) -> None:
+def _check_loss_weights(loss: Any, loss_weights: Any) -> None:
+    """Raises an error if the weights of losses are not a number for each loss."""
+    if loss_weights is None:
+        return
+    leaves = _leaves(loss_weights)
+    if not all(isinstance(leaf, numbers.Real) and not isinstance(leaf, bool) for leaf in leaves):
+        raise InvalidInputError(
+            "`loss_weights` must be a number for each loss, in a list or by output name as the "
+            f"losses are, as in {{'price': 1.0, 'sales': 0.5}}; received {loss_weights!r}."
+        )
+    is_config = isinstance(loss, dict) and "class_name" in loss
+    if not is_config and len(leaves) != (count := len(keras.tree.flatten(loss))):
+        raise InvalidInputError(
+            f"`loss_weights` must have a number for each loss; received {loss_weights!r} for "
+            f"{count} in `loss`."
+        )
+
+
+def _check_outputs(model: keras.Model, argument: str, values: Any) -> None:
     """Raises an error if a dict of losses names an output that the model does not have."""
-    if not isinstance(loss, dict) or "class_name" in loss:
+    if not isinstance(values, dict) or "class_name" in values:
         return
     if isinstance(model, keras.Sequential):
         raise InvalidInputError(
-            f"{model.name!r} is a Sequential, whose output has no name: pass its loss without a "
-            f"dict, as in loss={next(iter(loss.values()), 'mse')!r}; received {loss!r}."
+            f"{model.name!r} is a Sequential, whose output has no name: pass its {argument} "
+            f"without a dict, as in {argument}={next(iter(values.values()), 'mse')!r}; received "
+            f"{values!r}."
         )
     names = set(getattr(model, "output_names", None) or ())  # A subclassed model has none.
     if names and isinstance(model.output, dict):
         names |= set(model.output)  # Keras takes these names, and those of the layers.
-    unknown = [name for name in loss if names and name not in names]
+    unknown = [name for name in values if names and name not in names]
     if unknown:
         raise InvalidInputError(unknown_name_message("output of the model", unknown[0], names))
 

@@ -88,6 +88,55 @@ def test_a_dict_of_losses_must_name_outputs():
     compile_model(build(), "sgd", config, None, None)
 
 
+def build_two_outputs():
+    inputs = keras.Input((2,))
+    return keras.Model(inputs, {name: keras.layers.Dense(1, name=name)(inputs) for name in "ab"})
+
+
+def test_loss_weights_and_weighted_metrics_are_those_of_compile():
+    """The weighted sum of losses and the weighted metrics, in float64."""
+    x, y, weight = np.eye(2, dtype="float32"), np.array([[1.0], [3.0]]), np.array([1.0, 3.0])
+    model = build_two_outputs()
+    trainer = Trainer(
+        model,
+        optimizer=keras.optimizers.SGD(0.0),
+        loss={"a": "mse", "b": "mae"},
+        loss_weights={"a": 0.25, "b": 2},
+        weighted_metrics={"a": "mae"},
+    )
+    targets, weights = {"a": y, "b": y}, {"a": weight, "b": weight}
+    logs = trainer.fit(x, targets, sample_weight=weights, verbose=0).history
+    outputs = {name: value.astype("float64") for name, value in model.predict(x, 2, 0).items()}
+    errors = {name: np.abs(outputs[name] - y)[:, 0] for name in "ab"}
+    expected = 0.25 * np.mean(weight * errors["a"] ** 2) + 2 * np.mean(weight * errors["b"])
+    np.testing.assert_allclose(logs["loss"], [expected], rtol=1e-5)
+    mae = np.sum(weight * errors["a"]) / np.sum(weight)
+    np.testing.assert_allclose(logs["a_mae"], [mae], rtol=1e-5)
+
+
+@pytest.mark.torch_alone
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"steps_per_execution": 2}, r"compile the model first, as in model\.compile\(steps_per"),
+        ({"run_eagerly": True}, "compile the model first"),
+        ({"jit_compile": True}, "compile the model first"),
+        ({"auto_scale_loss": False}, "precision='float16' scales the loss"),
+        (
+            {"loss_wieghts": [1.0, 1.0]},
+            "Unknown Trainer.*did you mean 'loss_weights'",
+        ),
+        ({"loss_weights": {"c": 1.0}}, "Unknown output of the model 'c'"),
+        ({"loss_weights": [1.0]}, r"a number for each loss; received \[1.0\] for 2"),
+        ({"loss_weights": ["a", 1.0]}, "`loss_weights` must be a number for each loss"),
+        ({"weighted_metrics": ["mea"]}, "Unknown metric 'mea'"),
+    ],
+)
+def test_arguments_of_compile_that_do_not_fit_are_refused(argument, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Trainer(build_two_outputs(), optimizer="sgd", loss={"a": "mse", "b": "mse"}, **argument)
+
+
 def test_a_layer_is_refused_as_model():
     with pytest.raises(InvalidInputError, match=r"must be a keras\.Model"):
         build_model(keras.layers.Dense(3))
