@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 
@@ -22,11 +23,58 @@ def plain_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.O
     return optimizer.inner_optimizer if is_scaled else optimizer
 
 
+def single_optimizers(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """Returns an optimizer in a list, or those of a `MultiOptimizer`."""
+    optimizer = plain_optimizer(optimizer)
+    return list(getattr(optimizer, "optimizers", [optimizer]))
+
+
+def find_schedule(
+    optimizer: keras.optimizers.Optimizer,
+) -> keras.optimizers.schedules.LearningRateSchedule | None:
+    """Returns the schedule object of an optimizer's learning rate, or `None`."""
+    rate = optimizer._learning_rate
+    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    return rate if is_schedule else None
+
+
+@contextmanager
+def averaging_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Context manager in which the moving averages of weights change with each update.
+
+    Keras's change with each batch, also where several batches make an update.
+    """
+    with ExitStack() as stack:
+        for single in single_optimizers(optimizer):
+            if single.use_ema and single.gradient_accumulation_steps:
+                apply = functools.partial(_apply_and_average, single)
+                stack.enter_context(own_attributes(single, _backend_apply_gradients=apply))
+        yield
+
+
+def _apply_and_average(
+    optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], variables: Sequence[Any]
+) -> None:
+    is_update = ops.equal((optimizer._iterations + 1) % optimizer.gradient_accumulation_steps, 0)
+    frequency = optimizer.ema_overwrite_frequency
+    momentum = ops.where(is_update, optimizer.ema_momentum, 1.0)
+    with own_attributes(optimizer, ema_momentum=momentum, ema_overwrite_frequency=None):
+        type(optimizer)._backend_apply_gradients(optimizer, gradients, variables)
+    if frequency:
+        is_due = ops.equal((optimizer.iterations + 1) % frequency, 0)
+        is_due = ops.logical_and(is_update, is_due)
+        for variable, average in zip(
+            optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
+        ):
+            if average is not None:
+                variable.assign(ops.where(is_due, average.value, variable.value))
+
+
 def optimizer_recipe(optimizer: keras.optimizers.Optimizer) -> tuple[type, dict[str, Any]]:
     """Returns an optimizer's class and config, in which a schedule is an object."""
     config = dict(optimizer.get_config())
-    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        config["learning_rate"] = optimizer._learning_rate  # Its class may not be registered.
+    if (schedule := find_schedule(optimizer)) is not None:
+        config["learning_rate"] = schedule  # Its class may not be registered.
     return type(optimizer), config
 
 

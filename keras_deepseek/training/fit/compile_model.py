@@ -13,6 +13,7 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_
 from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.training.cluster.placement import Placement
 from keras_deepseek.training.step.precision import with_loss_scaling
+from keras_deepseek.training.step.warmup_decay import count_updates
 
 
 def set_seed(seed: int | None) -> int | None:
@@ -120,6 +121,7 @@ def compile_model(
         )
     requested = settings["optimizer"]
     settings["optimizer"] = with_loss_scaling(_find("optimizer", requested), policy)
+    count_updates(settings["optimizer"])
     for loss_leaf in _leaves(loss):
         _find("loss", loss_leaf)
     _check_outputs(model, "loss", loss)

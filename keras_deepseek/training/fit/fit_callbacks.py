@@ -3,18 +3,22 @@
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import keras
 import numpy as np
 
+from keras_deepseek.backend.keras_private.optimizers import find_schedule, single_optimizers
+from keras_deepseek.backend.keras_private.trainers import count_train_steps
+from keras_deepseek.callbacks.lr_scheduler import LRScheduler
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.step_logger import StepLogger
 from keras_deepseek.errors import InvalidInputError, TrainingDivergedError
 from keras_deepseek.training.checkpoints.training_state import find_not_finite
 from keras_deepseek.training.fit.error_notes import add_stop_iteration_check
+from keras_deepseek.training.step.warmup_decay import WarmupDecay
 
 _logger = logging.getLogger(__name__)
 
@@ -119,6 +123,86 @@ class _ResetNaNBest(keras.callbacks.Callback):
                 continue
             if np.isnan(callback.best):
                 callback.best = np.inf if callback.monitor_op(0.0, 1.0) else -np.inf
+
+
+class ScheduleCheck(keras.callbacks.Callback):
+    """Logs a warning before the first step if a schedule would end before the training.
+
+    Args:
+        callbacks: Those of the user, among which may be an `LRScheduler`.
+        first_epoch: integer. The first epoch, from 0; `None` for a training that is resumed, whose
+            optimizer has counted the earlier steps of all epochs.
+    """
+
+    def __init__(
+        self, callbacks: Iterable[keras.callbacks.Callback], first_epoch: int | None
+    ) -> None:
+        super().__init__()
+        self._schedulers = [entry for entry in callbacks if isinstance(entry, LRScheduler)]
+        self._first_epoch = first_epoch
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns no state."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Does nothing, because this callback has no state."""
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Compares the lengths of the schedules with that of the training, where both are known."""
+        epochs, num_batches = self.params.get("epochs"), self.params.get("steps")
+        if not epochs or not num_batches:
+            return
+        total = (epochs - (self._first_epoch or 0)) * num_batches
+        if self._first_epoch is not None:
+            total += count_train_steps(self.model)
+        optimizers = single_optimizers(self.model.optimizer)
+        batches = optimizers[0].gradient_accumulation_steps or 1
+        for scheduler in self._schedulers:
+            _check_length(scheduler, scheduler.learning_rate, total // batches)
+        for optimizer in optimizers:
+            schedule = find_schedule(optimizer)
+            if isinstance(schedule, WarmupDecay):
+                steps = schedule.gradient_accumulation_steps or 1
+                _check_length(schedule, schedule.learning_rate, total // steps)
+            elif schedule is not None:
+                batches = optimizer.gradient_accumulation_steps or 1
+                _check_length(schedule, schedule, total, batches)
+
+
+def _check_length(schedule: Any, rate: Callable[[int], Any], total: int, batches: int = 1) -> None:
+    """Logs a warning if the rates of a schedule end before a number of steps.
+
+    It does where they end at 0, or where the schedule counts batches of which several make an
+    update: a schedule with another last rate may be meant to end early.
+    """
+    attributes = vars(schedule)
+    warmup = attributes.get("warmup_steps")
+    counts = (attributes.get("total_steps"), attributes.get("decay_steps"))
+    lengths = {
+        length + further
+        for length in counts
+        for further in (0, warmup)
+        if isinstance(length, int) and isinstance(further, int) and length + further < total
+    }
+    for length in sorted(lengths):
+        middle, end, *later = (
+            float(keras.ops.convert_to_numpy(rate(step))) for step in (length // 2, length, total)
+        )
+        if later != [end] or middle == end or (end and batches == 1):
+            continue
+        name = type(schedule).__name__
+        advice = (
+            f"Keras counts batches, of which gradient_accumulation_steps={batches} make an update: "
+            "multiply its steps, or use training.WarmupDecay, which counts updates"
+            if batches > 1
+            else f"pass it {total} steps"
+        )
+        _logger.warning(
+            "%s ends after %d of %d steps, and its rate is %g in all others: %s.",
+            *(name, length, total, end, advice),
+        )
+        return
 
 
 class FiniteCheck(keras.callbacks.Callback):

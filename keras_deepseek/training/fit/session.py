@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.backend.data.array_feed import with_fed_arrays, with_fed_validation
 from keras_deepseek.backend.data.positioned_data import PositionedData
 from keras_deepseek.backend.keras_private.callbacks import grouped_callbacks
-from keras_deepseek.backend.keras_private.optimizers import plain_optimizer
+from keras_deepseek.backend.keras_private.optimizers import averaging_updates, plain_optimizer
 from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.checks import check_boolean
@@ -36,6 +36,7 @@ from keras_deepseek.training.data.position_data import (
 )
 from keras_deepseek.training.fit.error_notes import PositionTracker, error_notes
 from keras_deepseek.training.fit.fit_callbacks import (
+    ScheduleCheck,
     list_callbacks,
     prepared_callbacks,
     without_writers,
@@ -147,9 +148,11 @@ class Session:
             is_recorded = self._processes.broadcast(is_recorded)
         if self._processes.rank > 0:
             user_callbacks, verbose = without_writers(user_callbacks), 0
-        chosen = [*self._plan.callbacks, *user_callbacks]
         if resume and self.resumed is None:
             self.resume()
+        first_epoch = arguments.get("initial_epoch", 0) if self.resumed is None else None
+        schedule_check = ScheduleCheck(user_callbacks, first_epoch)
+        chosen = [*self._plan.callbacks, schedule_check, *user_callbacks]
         if user_callbacks:
             refuse_two_schedules(self._model.optimizer, user_callbacks)
         if verbose:
@@ -191,6 +194,7 @@ class Session:
         with (
             self._placement.in_use(self._model),
             backend.current().step.restoring_variables(self._model),
+            averaging_updates(self._model.optimizer),
             self._plan.step.use(),
             self._plan.evaluating(),
         ):

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.optimizers import plain_optimizer
+from keras_deepseek.backend.keras_private.optimizers import plain_optimizer, single_optimizers
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
@@ -47,8 +47,9 @@ def check_single_clip(
                 f"The optimizer clips by {name}={getattr(inner, name)} and the trainer by "
                 f"gradient_clip={gradient_clip!r}: use only one of the two."
             )
-    parts = getattr(inner, "optimizers", [inner] if clips_in_workers else [])
-    if any(part.gradient_accumulation_steps for part in parts):
+    parts = single_optimizers(inner)
+    is_apart = clips_in_workers or parts != [inner]
+    if is_apart and any(part.gradient_accumulation_steps for part in parts):
         raise NotSupportedError(
             f"gradient_clip={gradient_clip!r} clips the accumulated gradients of all weights, and "
             "parameter servers and a MultiOptimizer accumulate them apart. Use micro_batches in "

@@ -1,11 +1,13 @@
 """A learning rate schedule with a warm-up, a constant phase and a decay."""
 
+import copy
 import math
 from typing import Any, Literal
 
 import keras
 from keras import ops
 
+from keras_deepseek.backend.keras_private.optimizers import find_schedule, single_optimizers
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
@@ -49,6 +51,9 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         initial_lr: float. The rate of the first step of the warm-up. Defaults to `0.0`.
         final_lr: float. The rate at the end. Defaults to `0.0`.
         power: float. The exponent of the `"polynomial"` decay. Defaults to `2.0`.
+        gradient_accumulation_steps: integer. That of the optimizer, which gives a schedule the
+            number of batches: a step of this schedule is an update, after so many batches. Defaults
+            to `None`: a `Trainer` takes it from the optimizer; in a bare `model.fit` it is 1.
 
     Raises:
         InvalidInputError: A rate is negative, a number of steps is not valid, warm-up and decay are
@@ -80,6 +85,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         initial_lr: float = 0.0,
         final_lr: float = 0.0,
         power: float = 2.0,
+        gradient_accumulation_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.peak_lr = check_number("peak_lr", peak_lr, minimum=0)
@@ -90,6 +96,8 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         if decay_steps is not None:
             decay_steps = check_integer("decay_steps", decay_steps)
         self.warmup_steps = check_integer("warmup_steps", warmup_steps, minimum=0)
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        check_integer("gradient_accumulation_steps", gradient_accumulation_steps, default=1)
         if self.warmup_steps + (decay_steps or 0) > self.total_steps:
             raise InvalidInputError(
                 f"A warm-up of {warmup_steps} and a decay of {decay_steps or 0} steps are longer "
@@ -101,6 +109,16 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.decay = decay
 
     def __call__(self, step: Any) -> Any:
+        if self.gradient_accumulation_steps:
+            step = ops.floor_divide(step, self.gradient_accumulation_steps)
+        return self.learning_rate(step)
+
+    def learning_rate(self, step: Any) -> Any:
+        """Returns the learning rate of the update that follows `step` updates.
+
+        Args:
+            step: integer or integer tensor. The number of updates before it.
+        """
         step = ops.cast(step, "float32")
         rising = ops.minimum(step / max(self.warmup_steps, 1), 1.0) if self.warmup_steps else 1.0
         rate = self.initial_lr + (self.peak_lr - self.initial_lr) * rising
@@ -128,4 +146,19 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
             "initial_lr": self.initial_lr,
             "final_lr": self.final_lr,
             "power": self.power,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
         }
+
+
+def count_updates(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes the `WarmupDecay` of an optimizer that accumulates gradients count its updates."""
+    for single in single_optimizers(optimizer):
+        schedule, steps = find_schedule(single), single.gradient_accumulation_steps
+        if (
+            steps
+            and isinstance(schedule, WarmupDecay)
+            and schedule.gradient_accumulation_steps is None
+        ):
+            schedule = copy.copy(schedule)  # Another optimizer may have the same object.
+            schedule.gradient_accumulation_steps = steps
+            single.learning_rate = schedule
