@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -47,6 +47,8 @@ class Checkpoint:
         rank: integer. The process whose file this is. Defaults to `0`.
         num_ranks: integer. The number of files of the checkpoint. Defaults to `1`.
         save_id: string. The same in these files, and in no others. Defaults to `""`.
+        best_is: `"min"` or `"max"`. Whether a lower or a higher score is better. Defaults to
+            `None`, not known.
 
     Example:
 
@@ -63,6 +65,7 @@ class Checkpoint:
     rank: int = 0
     num_ranks: int = 1
     save_id: str = ""
+    best_is: Literal["min", "max"] | None = None
 
     def write(self, path: Path) -> None:
         """Writes the file; if that fails or is interrupted, an older file of that name stays.
@@ -106,6 +109,7 @@ class Checkpoint:
             **{name: getattr(self, name) for name in _OF_ALL_FILES},
             "rank": self.rank,
             "score": self.score,
+            "best_is": self.best_is,
             # NumPy's file format has no dtypes from outside of NumPy, such as bfloat16.
             "dtypes": [str(array.dtype) for array in arrays],
             "divided": divided,
@@ -140,34 +144,39 @@ class Checkpoint:
                 None if index in divided else _read_member(archive, _array_name(index), dtype)
                 for index, dtype in enumerate(content["dtypes"])
             ]
-            state, score = content["state"], content["score"]
+            packed, scored = content["state"], _scored(content)
         if divided:
             for index, array in _divided_arrays(path, content):
                 arrays[index] = array
-        checkpoint_of = {name: content[name] for name in _OF_ALL_FILES if name in content}
-        return cls(state=unpack_state(state, arrays), score=score, **checkpoint_of)
+        return cls(state=unpack_state(packed, arrays), **scored)
 
     @classmethod
-    def read_score(cls, path: Path) -> float | None:
-        """Reads only the score, without the arrays.
+    def read_score(cls, path: Path) -> "Checkpoint":
+        """Reads the step and the score, without the arrays.
 
         Args:
             path: The file.
 
         Returns:
-            A float, or `None` if there is no score.
+            A `Checkpoint` without a state.
 
         Raises:
             CheckpointError: The file is damaged.
             NotSupportedError: The file is of a newer version.
         """
         with _opened(path) as (_, content):
-            score: float | None = content["score"]
-            return score
+            return cls(state={}, **_scored(content))
 
 
 _OF_ALL_FILES = ("step", "num_ranks", "save_id")
 """The fields that are the same in all files of a checkpoint."""
+
+_SCORE = ("score", "best_is")
+
+
+def _scored(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a `Checkpoint` other than its state, as far as a file has them."""
+    return {name: content[name] for name in (*_OF_ALL_FILES, *_SCORE) if name in content}
 
 
 def part_name(step: int, save_id: str, rank: int) -> str:

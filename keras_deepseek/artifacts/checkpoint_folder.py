@@ -1,6 +1,7 @@
 """The folder with the checkpoints of one training."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -68,7 +69,7 @@ class CheckpointFolder:
         self._scores: dict[int, float] = {}
         for step in self.steps() if keep_best else ():
             with contextlib.suppress(CheckpointError):
-                self._remember(step, Checkpoint.read_score(self._file(step)))
+                self._remember(step, Checkpoint.read_score(self._file(step)).score)
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints in the folder, in ascending order."""
@@ -114,6 +115,38 @@ class CheckpointFolder:
             )
         return None
 
+    def best(self) -> Checkpoint:
+        """Reads the checkpoint with the best score, the earlier one of equal scores.
+
+        The newest one with a score says if a lower or a higher one is better; `keep_best` of this
+        object does not matter.
+
+        Returns:
+            A `Checkpoint`.
+
+        Raises:
+            CheckpointError: Its arrays are damaged. A file without a readable score is passed over.
+            InvalidInputError: No checkpoint of the folder has a score.
+        """
+        scored = []
+        for step in self.steps():
+            try:
+                checkpoint = Checkpoint.read_score(self._file(step))
+            except CheckpointError as error:
+                _logger.warning("%s It can't be the best.", error)
+                continue
+            if checkpoint.score is not None and math.isfinite(checkpoint.score):
+                scored.append(checkpoint)
+        if not scored:
+            raise InvalidInputError(
+                f"No checkpoint in {str(self.path)!r} was kept as the best: train with "
+                "Trainer(..., keep_best=('val_loss', 'min')), or use the newest one."
+            )
+        sign = -1 if (scored[-1].best_is or self.best_is) == "max" else 1
+        return self.read(
+            min(scored, key=lambda entry: (sign * (entry.score or 0), entry.step)).step
+        )
+
     def is_among_best(self, score: float) -> bool:
         """Returns whether a checkpoint with this score would be kept as one of the best."""
         best = self._best()
@@ -134,6 +167,8 @@ class CheckpointFolder:
         """
         self._make()
         self._remember(checkpoint.step, checkpoint.score)
+        if checkpoint.score is not None and self.keep_best:
+            checkpoint = dataclasses.replace(checkpoint, best_is=self.best_is)
         target = self._file(checkpoint.step)
         if checkpoint.num_ranks == 1:
             checkpoint.write(target)
@@ -172,6 +207,7 @@ class CheckpointFolder:
             step: integer.
         """
         self._remove(lambda later: later > step)
+        self._scores = {scored: self._scores[scored] for scored in self._scores if scored <= step}
 
     def _make(self) -> None:
         try:

@@ -31,6 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", help="the name of the model, by which it is served (default: that in the file)"
     )
     parser.add_argument(
+        "--best-of",
+        metavar="CHECKPOINT_DIR",
+        help="the folder of checkpoints of a Trainer with keep_best: the model gets the weights of "
+        "the best one first",
+    )
+    parser.add_argument(
+        "--use-ema",
+        action="store_true",
+        help="with --best-of: take the moving averages of the weights",
+    )
+    parser.add_argument(
         "--precision",
         choices=["float16", "bfloat16", "int8"],
         help=f"the precision to compute in; int8 is for {', '.join(INT8_FORMATS)}, and needs "
@@ -95,10 +106,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Exports, verifies or compares, as the parsed arguments of `export` ask."""
     _check(arguments)
     calibration, samples = _load_data(arguments)
+    from keras_deepseek.backend.checkpoint_weights import load_best
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
     from keras_deepseek.deploy.exporter import Exporter
 
     model = load_keras_file(arguments.model, arguments.custom_objects_from)
+    if arguments.best_of is not None:
+        load_best(model, arguments.best_of, use_ema=arguments.use_ema)
     if arguments.benchmark:
         _compare_latencies(model, calibration, arguments)
         return
@@ -148,6 +162,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
     if not (arguments.benchmark or (arguments.format and arguments.output)):
         raise InvalidInputError("Pass --format and --output, or --benchmark to compare formats.")
+    if arguments.use_ema and arguments.best_of is None:
+        raise InvalidInputError("--use-ema needs --best-of, the folder with the checkpoints.")
     sources = check_custom_sources(arguments.custom_objects_from)
     if arguments.format and not sources:  # Such a module may register a format.
         check_format(arguments.format, FORMATS)

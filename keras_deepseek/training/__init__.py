@@ -2,6 +2,7 @@
 
 from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
 from keras_deepseek.backend.call_context import set_loss_normalizer
+from keras_deepseek.backend.checkpoint_weights import load_best
 from keras_deepseek.backend.processes.gradient_compression import LowRank
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ParameterServer
@@ -37,6 +38,7 @@ __all__ = [
     "WarmupDecay",
     "gather_masked_positions",
     "join_cluster",
+    "load_best",
     "mask_tokens",
     "pack_sequences",
     "set_loss_normalizer",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Never, TypeVar
+from typing import Any, Literal, Never, TypeVar
 
 import keras
 
@@ -495,22 +495,47 @@ class Trainer:
                 initial_epoch=fit_arguments.get("initial_epoch", 0),
             )
 
-    def resume(self) -> int | None:
-        """Makes the next `fit` continue from the newest checkpoint that can be read.
+    def resume(self, step: Literal["best"] | None = None) -> int | None:
+        """Makes the next `fit` continue from the newest checkpoint that can be read, or the best.
 
         A model that is built gets the weights of the checkpoint now, for example to predict. `fit`
         restores the rest.
+
+        Args:
+            step: `"best"` for the best checkpoint of `keep_best`. The next `fit` trains the epochs
+                after it again, and removes their checkpoints when it begins. Defaults to `None`:
+                the newest one.
 
         Returns:
             The number of steps that were trained before. `None` if there is no checkpoint: the next
             `fit` then begins a training.
 
         Raises:
-            InvalidInputError: The trainer has no `checkpoint_dir`, or the checkpoint is of another
-                model.
+            InvalidInputError: The trainer has no `checkpoint_dir`, the checkpoint is of another
+                model, or none was kept as the best.
             CheckpointError: There are checkpoints, and none can be read.
         """
-        return self._session.resume()
+        return self._session.resume(step)
+
+    def load_best(self, *, use_ema: bool = False) -> int:
+        """Gives the model the weights of the best checkpoint, for example after `fit`.
+
+        The next `fit` does not continue from it; for that call `resume(step="best")`. Without a
+        trainer, use the function `load_best`.
+
+        Args:
+            use_ema: boolean. Loads the moving averages of the weights, of an optimizer with
+                `use_ema=True`. Defaults to `False`.
+
+        Returns:
+            The number of steps that were trained before the checkpoint.
+
+        Raises:
+            InvalidInputError: The trainer has no `checkpoint_dir`, none was kept as the best, the
+                model is not built, or there are no averages.
+            CheckpointError: The best checkpoint is damaged.
+        """
+        return self._session.load_best(use_ema=use_ema)
 
     def train_step(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Returns the loss of a batch, or of a micro-batch.

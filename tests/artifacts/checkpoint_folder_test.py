@@ -138,3 +138,14 @@ def test_a_folder_that_can_not_be_written_to_is_said_before_there_is_a_checkpoin
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(CheckpointError, match=r"can't be written to: not yours"):
         folder.check_writable()
+
+
+@pytest.mark.parametrize(("best_is", "step"), [("min", 2), ("max", 1)])
+def test_the_best_is_read_by_an_object_that_keeps_none(tmp_path, best_is, step):
+    folder = CheckpointFolder(tmp_path, keep_last=1, keep_best=1, best_is=best_is)
+    for number, score in enumerate([0.9, 0.1, 0.8, math.nan, None], start=1):
+        write(folder, number, score=score)
+    assert CheckpointFolder(tmp_path).best().step == step
+    folder.discard_after(0)
+    with pytest.raises(InvalidInputError, match="was kept as the best"):
+        folder.best()

@@ -36,7 +36,7 @@ def assert_whole(checkpoint):
 
 def test_read_returns_the_state_that_was_written(path):
     assert_whole(Checkpoint.read(path))
-    assert Checkpoint.read_score(path) == 0.25
+    assert Checkpoint.read_score(path).score == 0.25
     assert [file.name for file in path.parent.iterdir()] == ["step"]
 
 

@@ -119,18 +119,21 @@ class Checkpoints:
         self._callbacks: CheckpointedCallbacks | None = None  # Of the running training.
         self._given_rate: float | None = None  # The learning rate before the training.
 
-    def latest(self) -> Checkpoint | None:
-        """Returns the newest checkpoint that can be read, or `None` if the folder has none.
+    def read(self, step: Literal["best"] | None = None) -> Checkpoint | None:
+        """Returns the best checkpoint, or the newest that can be read, or `None` if there is none.
 
         Raises:
             CheckpointError: There are checkpoints, and none of them can be read.
-            InvalidInputError: It was made on another backend, or a file of a rank is missing or is
-                of another checkpoint.
+            InvalidInputError: It was made on another backend, none was kept as the best, or a file
+                of a rank is missing or is of another checkpoint.
         """
+        if step not in (None, "best"):
+            raise InvalidInputError(f'`step` must be "best" or None; received {step!r}.')
         if self._writer is not None:
             self._writer.finish()
         self._processes.gather(np.zeros(0))  # Waits until all processes have written.
-        checkpoint = ask_rank_0(self._processes, self._folder.latest)
+        find = self._folder.latest if step is None else self._folder.best
+        checkpoint = ask_rank_0(self._processes, find)
         backend = keras.backend.backend()
         if checkpoint is not None and checkpoint.state["backend"] != backend:
             raise InvalidInputError(
@@ -146,7 +149,7 @@ class Checkpoints:
         Returns:
             The step of the checkpoint, or `None` if there is none yet.
         """
-        checkpoint = self.latest()
+        checkpoint = self.read()
         if checkpoint is None:
             return None
         write_model_and_optimizers(model, checkpoint.state["variables"], self._parts)
@@ -271,7 +274,8 @@ class Checkpoints:
         """Raises an error if the folder can't be written, or holds another training."""
         self._folder.check_writable()
         if resumed is not None:
-            self._folder.discard_after(resumed.step)  # Newer checkpoints can't be read.
+            # Newer checkpoints can't be read, or are those of epochs that are trained again.
+            self._folder.discard_after(resumed.step)
             return
         if steps := self._folder.steps():
             raise InvalidInputError(

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.divided_array import ArrayPieces, StoredArray
+from keras_deepseek.artifacts.divided_array import ArrayPieces
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.checkpoint_weights import ADVICE, assign, check_variables
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables, plain_optimizer
 from keras_deepseek.backend.tensor_values import read_values
@@ -76,29 +77,22 @@ def _read(variable: keras.Variable, *, reads_whole: bool) -> Array | ArrayPieces
     return ArrayPieces(tuple(variable.shape), variable.dtype, copies)
 
 
-def _assign(variable: keras.Variable, value: Array | StoredArray) -> None:
-    if isinstance(value, StoredArray):
-        backend.current().distribution.assign_stored(variable, value)
-    else:
-        variable.assign(value)
-
-
 def write_variables(
     model: keras.Model, state: dict[str, Any], parts: OptimizerParts | None = None
 ) -> None:
     """Restores the variables' values that `read_variables` returned."""
     _check_optimizer(model, state)
-    _check("model", model.variables, state["model"])
+    check_variables("model", model.variables, state["model"])
     state = _cut(model, state, parts)
     build_own_optimizers(model, state["trained by own optimizers"])
     groups = _groups(model)
     if len(groups["guard"]) != len(state["guard"]["values"]):
         del groups["guard"]  # Only one of the two trainings has a guard.
     for group, variables in groups.items():
-        _check(group, variables, state[group])
+        check_variables(group, variables, state[group])
     for group, variables in groups.items():
         for variable, value in zip(variables, state[group]["values"], strict=True):
-            _assign(variable, value)
+            assign(variable, value)
     backend.current().step.write_buffers(model, state["buffers"])
 
 
@@ -109,7 +103,7 @@ def write_model_and_optimizers(
     state = _cut(model, state, parts)
     for group in ("model", "optimizer", "own optimizers"):
         for variable, value in zip(_groups(model)[group], state[group]["values"], strict=True):
-            _assign(variable, value)
+            assign(variable, value)
     backend.current().step.write_buffers(model, state["buffers"])
 
 
@@ -119,14 +113,6 @@ def _cut(model: keras.Model, state: dict[str, Any], parts: OptimizerParts | None
         return state
     values = parts.cut_state(model, state["optimizer"]["values"])
     return {**state, "optimizer": {**state["optimizer"], "values": values}}
-
-
-def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
-    """Restores only the weights and states of a built model from `read_variables`."""
-    _check("model", model.variables, state["model"])
-    for variable, value in zip(model.variables, state["model"]["values"], strict=True):
-        _assign(variable, value)
-    backend.current().step.write_buffers(model, state["buffers"])
 
 
 def find_not_finite(variables: Sequence[keras.Variable]) -> list[str]:
@@ -160,12 +146,6 @@ def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
     }
 
 
-_ADVICE = (
-    "Build and compile the model as it was, with its optimizer and the trainer's precision, or "
-    "train without resume."
-)
-
-
 def _optimizer_class(model: keras.Model) -> str:
     return type(plain_optimizer(model.optimizer)).__name__
 
@@ -175,39 +155,10 @@ def _check_optimizer(model: keras.Model, state: dict[str, Any]) -> None:
     if checkpoint_class not in (None, now):  # Checkpoints of earlier releases don't have it.
         raise InvalidInputError(
             f"The checkpoint was made with the optimizer {checkpoint_class}, and the model has "
-            f"{now}, which can't use its variables. {_ADVICE}"
+            f"{now}, which can't use its variables. {ADVICE}"
         )
 
 
-def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -> None:
-    if len(variables) != len(state["values"]):
-        old_names, names = state["names"], [variable.path for variable in variables]
-        raise InvalidInputError(
-            f"The checkpoint holds {len(old_names)} variables of the {group}, and this training "
-            f"has {len(names)}{_describe_others('the checkpoint', old_names, names)}"
-            f"{_describe_others('this training', names, old_names)}. {_ADVICE}"
-        )
-    for variable, name, dtype, value in zip(
-        variables, state["names"], state["dtypes"], state["values"], strict=True
-    ):
-        if tuple(variable.shape) != value.shape or variable.dtype != dtype:
-            raise InvalidInputError(
-                f"{group} variable {variable.path!r} is {variable.dtype} {tuple(variable.shape)}; "
-                f"the checkpoint has {name!r} there, {dtype} {value.shape}. {_ADVICE}"
-            )
-
-
-def _describe_others(owner: str, names: list[str], other_names: list[str]) -> str:
-    """Returns a text with the names that are not among other names, or an empty text."""
-    alone = sorted(set(names) - set(other_names))
-    if not alone:
-        return ""
-    first, remaining = alone[:_MOST_NAMES], alone[_MOST_NAMES:]
-    more = f" and {len(remaining)} more" if remaining else ""
-    return f"; only {owner} has {', '.join(first)}{more}"
-
-
-_MOST_NAMES = 3  # The most variables that an error names.
 _NOT_IN_MODEL = -1
 """The position of a variable that is not in `model.variables`."""
 

@@ -4,12 +4,13 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from types import GeneratorType
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.backend.checkpoint_weights import write_weights
 from keras_deepseek.backend.data.array_feed import with_fed_arrays, with_fed_validation
 from keras_deepseek.backend.data.positioned_data import PositionedData
 from keras_deepseek.backend.keras_private.callbacks import grouped_callbacks
@@ -20,7 +21,6 @@ from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints, has_ended
 from keras_deepseek.training.checkpoints.streamed_training import feed
-from keras_deepseek.training.checkpoints.training_state import write_weights
 from keras_deepseek.training.cluster.evaluate_together import validating_together
 from keras_deepseek.training.cluster.placement import Placement
 from keras_deepseek.training.cluster.rank_consistency import (
@@ -104,14 +104,25 @@ class Session:
         _logger.info(notice)
         self._notices.append(notice)
 
-    def resume(self) -> int | None:
-        """Makes the next training continue from the newest checkpoint; see `Trainer.resume`."""
+    def load_best(self, *, use_ema: bool) -> int:
+        """Gives the model the weights of the best checkpoint; see `Trainer.load_best`."""
+        checkpoint = self._read("best")
+        if checkpoint is None:  # `read` has raised an error.
+            raise RuntimeError("There is no best checkpoint.")
+        write_weights(self._model, checkpoint.state["variables"], use_ema=use_ema)
+        return checkpoint.step
+
+    def _read(self, step: Literal["best"] | None) -> Checkpoint | None:
         if self._checkpoints is None:
             raise InvalidInputError(
                 "There is no checkpoint to resume from: name the folder of the checkpoints, "
                 "Trainer(..., checkpoint_dir=...)."
             )
-        self.resumed = self._checkpoints.latest()
+        return self._checkpoints.read(step)
+
+    def resume(self, step: Literal["best"] | None = None) -> int | None:
+        """Makes the next training continue from a checkpoint; see `Trainer.resume`."""
+        self.resumed = self._read(step)
         if self.resumed is None:
             return None
         if self._model.built:

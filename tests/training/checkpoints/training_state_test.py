@@ -3,12 +3,9 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
+from keras_deepseek.backend.checkpoint_weights import write_weights
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.checkpoints.training_state import (
-    read_variables,
-    write_variables,
-    write_weights,
-)
+from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 
 GROUPS = ("model", "optimizer", "metrics")
 X = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
