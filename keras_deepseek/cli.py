@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.append(str(Path.cwd()))  # Arguments may name modules in this folder.
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        backend.choose(parsed.backend)
+        if parsed.backend is not None or parsed.command != "launch":  # A script may choose itself.
+            backend.choose(parsed.backend)
         with log_to_stderr(parsed.log_level):
             parsed.run(parsed)
     except KerasDeepSeekError as error:

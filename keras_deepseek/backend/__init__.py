@@ -70,21 +70,33 @@ def choose_installed() -> None:
     named = os.environ.get("KERAS_BACKEND")
     if named is not None and named not in NAMES:
         raise InvalidInputError(unknown_name_message("KERAS_BACKEND", named, NAMES))
-    if named is not None:
-        return
+    if named is None and (installed := installed_default()):
+        os.environ["KERAS_BACKEND"] = installed
+
+
+def installed_default() -> str | None:
+    """Returns the first framework that is installed, if Keras's own choice is not.
+
+    Keras itself creates its settings file when it is first loaded, so the file may not be the
+    user's choice.
+    """
     installed = [name for name in NAMES if importlib.util.find_spec(name)]
-    # Keras itself creates that file when it is first loaded, so it may not be the user's choice.
-    if installed and not (_settings_file().is_file() and chosen() in installed):
-        os.environ["KERAS_BACKEND"] = installed[0]
+    if installed and not (_settings_file().is_file() and _default() in installed):
+        return installed[0]
+    return None
 
 
 def chosen() -> str:
     """Returns the framework that Keras will run on, without loading Keras."""
-    named = os.environ.get("KERAS_BACKEND")
-    if named is None and _settings_file().is_file():
-        # Keras reports a file that it can't read.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            named = json.loads(_settings_file().read_text(encoding="utf-8")).get("backend")
+    return os.environ.get("KERAS_BACKEND") or _default()
+
+
+def _default() -> str:
+    """Returns the framework that Keras runs on without `KERAS_BACKEND`."""
+    named = None
+    # Keras reports a file that it can't read.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        named = json.loads(_settings_file().read_text(encoding="utf-8")).get("backend")
     return named or NAMES[0]
 
 

@@ -97,10 +97,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     if sys.platform == "win32":
         raise NotSupportedError("launch needs the signals of Linux or macOS, not of Windows.")
-    from keras_deepseek import backend
     from keras_deepseek.training.launch.job import Launcher
     from keras_deepseek.training.launch.plan import LaunchPlan
+    from keras_deepseek.training.launch.script_backend import find_backend
 
+    backend, source = find_backend(arguments.script, arguments.backend)
     plan = LaunchPlan(
         script=arguments.script,
         script_arguments=tuple(arguments.script_arguments),
@@ -111,7 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
         strategy=arguments.strategy,
         ps_count=arguments.ps_count,
         ray=arguments.ray,
-        backend=backend.chosen(),
+        backend=backend,
+        backend_source=source,
         max_restarts=arguments.max_restarts,
         grace_period=arguments.grace_period,
     )

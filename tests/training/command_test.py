@@ -39,7 +39,9 @@ def test_help_loads_neither_a_framework_nor_keras():
 
 def test_neither_does_a_launch(script):
     done = run("launch", "--nproc", "1", script)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[0] ran\n\n", "")
+    assert (done.returncode, done.stdout) == (0, "[0] ran\n\n")
+    assert done.stderr.startswith("keras-deepseek launch: 1 process on ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("separator", [(), ("--",)])

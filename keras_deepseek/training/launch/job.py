@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from keras_deepseek.backend import DISPLAY_NAMES
 from keras_deepseek.training.launch.output import Output
 from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.rank_environment import (
@@ -170,8 +171,9 @@ class Job:
     def _make_command(self) -> list[str]:
         plan = self._plan
         if not plan.is_on_ray:
-            joined = [str(Path(__file__).with_name("joined_script.py"))] if plan.is_joined else []
-            return [sys.executable, *joined, plan.script, *plan.script_arguments]
+            program = [sys.executable, str(Path(__file__).with_name("joined_script.py"))]
+            mode = "join" if plan.is_joined else "run"
+            return [*program, plan.backend, mode, plan.script, *plan.script_arguments]
         script = [str(Path(plan.script).absolute()), *plan.script_arguments]
         options = ["--backend", plan.backend, "--grace-period", str(plan.grace_period)]
         job = uuid.uuid4().hex  # Actors of an earlier attempt may still exist.
@@ -239,6 +241,11 @@ class Launcher:
 
     def run(self) -> int:
         """Runs the job with restarts to its end; returns 0 or the first failure's exit code."""
+        plan = self._plan
+        if plan.first_rank == 0 and not plan.is_on_ray:  # There, rank 0's own launcher says it.
+            processes = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
+            name = DISPLAY_NAMES[plan.backend]
+            self._output.say(f"{processes} on {name}, by {plan.backend_source}.")
         with Watchdog() as watchdog, SignalRelay(self._on_signal) as relay:
             for restart in range(self._plan.max_restarts + 1):
                 if restart:

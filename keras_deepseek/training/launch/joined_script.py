@@ -1,8 +1,10 @@
 """A program that runs a script, and joins the other processes when it imports Keras.
 
-It runs as `SCRIPT ARGUMENTS...` in place of `python SCRIPT ARGUMENTS...`, if the framework must
-know of the other processes before it computes anything. What the script sets before its imports,
-such as `KERAS_BACKEND`, counts. All else is as for the script alone.
+It runs as `BACKEND MODE SCRIPT ARGUMENTS...` in place of `python SCRIPT ARGUMENTS...`. `MODE` is
+`join` if the framework must know of the other processes before it computes anything, else `run`.
+`BACKEND` is the one that the launcher has prepared the processes for: Keras takes it if neither
+the environment nor the script names one, and if the script names another, the process ends. All
+else is as for the script alone.
 """
 
 import atexit
@@ -18,9 +20,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
-
-_JOINED = ("jax", "tensorflow")
-"""The frameworks that must know of the other processes first."""
 
 _IMPORTED = ("keras", "keras_deepseek")
 """The process joins at the first import of one of these packages."""
@@ -45,10 +44,13 @@ _leaves = threading.Event()
 class JoinAfterImport(MetaPathFinder, Loader):
     """An import hook that joins the other processes after the first import of Keras.
 
-    It does nothing in forked processes.
+    It does nothing in forked processes. `backend` is the expected one. Without `is_joined`, it only
+    compares the backend.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str, *, is_joined: bool) -> None:
+        self._backend = backend
+        self._is_joined = is_joined
         self._process = os.getpid()
         self._loaders: dict[str, Any] = {}
 
@@ -70,17 +72,28 @@ class JoinAfterImport(MetaPathFinder, Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Runs Keras's own loader, and then joins the other processes."""
+        self._check_backend()
         loader = module.__loader__ = self._loaders[module.__name__]
         if module.__spec__ is not None:
             module.__spec__.loader = loader
         loader.exec_module(module)
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-        if os.environ.get("KERAS_BACKEND") in _JOINED:
+        if self._is_joined:
             from keras_deepseek.training import join_cluster
 
             join_cluster()
             atexit.register(_leaves.set)  # It runs before JAX's own exit function.
+
+    def _check_backend(self) -> None:
+        """Ends the process if the script has chosen another backend than the launcher expects."""
+        chosen = os.environ.setdefault("KERAS_BACKEND", self._backend)
+        if chosen != self._backend:
+            sys.exit(
+                f"The script chose the backend {chosen!r} as it ran, and keras-deepseek launch has "
+                f"prepared its processes for {self._backend!r}: pass --backend {chosen} to the "
+                "launcher, or set KERAS_BACKEND before it."
+            )
 
 
 def run_script(path: str) -> None:
@@ -124,12 +137,12 @@ def _end_in_time(exit_code: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the script, whose path is the first argument, with the other arguments."""
-    sys.argv = list(arguments)
+    """Runs a script. The arguments are the backend, the mode, its path and its own arguments."""
+    backend, mode, *sys.argv = arguments
     if not sys.flags.safe_path:
-        sys.path[0] = str(Path(arguments[0]).resolve().parent)
-    sys.meta_path.insert(0, JoinAfterImport())
-    run_script(arguments[0])
+        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    sys.meta_path.insert(0, JoinAfterImport(backend, is_joined=mode == "join"))
+    run_script(sys.argv[0])
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ class LaunchPlan:
             parameter server on JAX or PyTorch. `None`: all run on this node.
         max_restarts: How often all processes may be started again after a failure.
         grace_period: Seconds between the signal to end and SIGKILL.
+        backend_source: What has chosen the backend, for the first line of the launcher.
     """
 
     script: str
@@ -94,13 +95,14 @@ class LaunchPlan:
     ray: str | None = None
     max_restarts: int = 0
     grace_period: float = 30.0
+    backend_source: str = "--backend"
 
     def __post_init__(self) -> None:
         check_integer("--nproc", self.nproc)
         check_integer("--max-restarts", self.max_restarts, minimum=0)
         check_number("--grace-period", self.grace_period, minimum=0)
         if self.backend not in NAMES:
-            raise InvalidInputError(unknown_name_message("--backend", self.backend, NAMES))
+            raise InvalidInputError(unknown_name_message(self.backend_source, self.backend, NAMES))
         self._check_script()
         self._check_nodes()
         self._check_strategy()
@@ -133,11 +135,12 @@ class LaunchPlan:
     def is_joined(self) -> bool:
         """True if a process may have to join the others before the script computes anything.
 
-        PyTorch needs no such joining, but the script may set its backend itself. A script that
-        joins by itself is left alone. Workers of a parameter server on Ray join their chief.
+        PyTorch needs no such joining. A script that joins by itself is left alone. Workers of a
+        parameter server on Ray join their chief.
         """
         is_on_its_own = self.is_served and self.backend != "tensorflow"
-        return self.world_size > 1 and not is_on_its_own and not joins_itself(self.script)
+        must_join = self.backend != "torch" and not is_on_its_own
+        return self.world_size > 1 and must_join and not joins_itself(self.script)
 
     @property
     def num_started(self) -> int:

@@ -61,7 +61,6 @@ def make_environment(
         "LOCAL_WORLD_SIZE": str(plan.num_started),
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
-        "KERAS_BACKEND": plan.backend,
         RESTART: str(restart + int(environ.get(RESTART, "0"))),
     }
     if plan.world_size > 1:

@@ -1,6 +1,7 @@
 """The launcher as users start it, with scripts that load no framework."""
 
 import os
+import re
 import select
 import subprocess
 import sys
@@ -35,9 +36,10 @@ class Launched:
         return sorted(self.process.stdout.readline().decode().rstrip() for _ in range(count))
 
     def finish(self) -> tuple[int, str, str]:
-        """Returns the exit code and the rest of stdout and stderr."""
+        """Returns the exit code and the rest of stdout and stderr, without the first line of it."""
         out, error = self.process.communicate(timeout=DEADLINE)
-        return self.process.returncode, out.decode(), error.decode()
+        first = re.compile(r"keras-deepseek launch: \d+ process(es)? on \w+, by [^\n]*\n")
+        return self.process.returncode, out.decode(), first.sub("", error.decode(), count=1)
 
     def watch(self, pids: list[int]) -> None:
         """Keeps hold of processes, whose numbers may become those of others."""

@@ -9,9 +9,10 @@ import pytest
 
 from keras_deepseek.training.launch import joined_script
 
+PROGRAM = (joined_script.__file__, "torch", "run")
 HEAD = """
 import argparse, dataclasses, multiprocessing, os, pickle, sys
-os.environ["KERAS_BACKEND"] = "torch"  # Has the others left alone.
+os.environ["KERAS_BACKEND"] = "torch"
 import keras
 assert type(keras.__spec__.loader) is type(keras.__loader__) is type(argparse.__loader__)
 
@@ -98,14 +99,14 @@ def run(tmp_path):
     ],
 )
 def test_a_script_runs_as_python_runs_it(run, text, code):
-    direct, joined = run(text), run(text, joined_script.__file__)
+    direct, joined = run(text), run(text, *PROGRAM)
     assert (direct.returncode, joined.returncode) == (code, code)
     assert (joined.stdout, joined.stderr) == (direct.stdout, direct.stderr)
 
 
 def test_a_setting_that_comes_too_late_is_explained(run):
     text = "raise RuntimeError('Physical devices cannot be modified after being initialized')"
-    assert run(text, joined_script.__file__).stderr.endswith("of a file that calls it.\n")
+    assert run(text, *PROGRAM).stderr.endswith("of a file that calls it.\n")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_one_node_is_the_default(script):
     [
         ("tensorflow", {}, True),
         ("jax", {}, True),
-        ("torch", {}, True),  # The script may set another backend by itself.
+        ("torch", {}, False),
         ("jax", {"nproc": 1}, False),
         ("jax", {"nproc": 1, "nnodes": 2, "node_rank": 0, "coordinator": "10.255.255.1:1"}, True),
         ("tensorflow", {"strategy": "parameter_server"}, True),
