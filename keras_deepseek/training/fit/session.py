@@ -28,6 +28,7 @@ from keras_deepseek.training.cluster.rank_consistency import (
     data_shapes,
     plain_attributes,
 )
+from keras_deepseek.training.data.class_weights import weigh_classes
 from keras_deepseek.training.data.position_data import (
     check_data,
     check_options,
@@ -152,6 +153,7 @@ class Session:
         arguments = dict(arguments)
         fit_callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")
         self._check(arguments, resume)
+        arguments = weigh_classes(self._model, arguments)
         user_callbacks = [*callbacks, *list_callbacks(fit_callbacks)]
         is_recorded = bool(user_callbacks and find_recorders(user_callbacks))
         if self._processes.world_size > 1:

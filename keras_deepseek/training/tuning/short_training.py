@@ -15,6 +15,7 @@ from keras_deepseek.training.checkpoints.training_state import (
     read_variables,
     write_variables,
 )
+from keras_deepseek.training.data.class_weights import weigh_classes
 from keras_deepseek.training.data.position_data import (
     check_data,
     check_options,
@@ -117,6 +118,7 @@ class ShortTraining:
         if self._needs_targets:
             check_targets(arguments["x"], arguments["y"])
         check_options({"epochs": 1, **arguments}, resume=False)
+        arguments = weigh_classes(self._model, arguments)
         _, data = position_data(arguments, seed=0)
         data.open()
         return data
