@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.layers import DeepSeekMoE, DeepSeekSparseAttention, MultiTokenPrediction
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.checkpoints.checkpoint_entry import (
@@ -39,6 +40,7 @@ def deepseek_entries(model: CausalLM, tensors: Collection[str] = ()) -> list[Che
     that it does not have are left out.
     """
     backbone = model.backbone
+    _check_num_layers(model.config, tensors)
     entries = _embedding_entries(model, tensors)
     for index, block in enumerate(backbone.transformer_layers):
         entries += block_entries(block, f"model.layers.{index}")
@@ -55,9 +57,25 @@ def unread_tensors(config: DeepSeekConfig) -> tuple[str, ...]:
 
     They are the rotary angles in older checkpoints, and modules that predict further tokens.
     """
-    first = config.num_layers + config.num_prediction_layers
+    first = _num_read_layers(config)
     modules = [f"model.layers.{index}.*" for index in range(first, first + _MOST_MODULES)]
     return ("*.rotary_emb.inv_freq", *modules)
+
+
+def _num_read_layers(config: DeepSeekConfig) -> int:
+    return config.num_layers + config.num_prediction_layers
+
+
+def _check_num_layers(config: DeepSeekConfig, tensors: Collection[str]) -> None:
+    """Raises an error if a checkpoint goes on with a layer that predicts no further token."""
+    prefix = f"model.layers.{_num_read_layers(config)}."
+    names = [name for name in tensors if name.startswith(prefix)]
+    if names and f"{prefix}eh_proj.weight" not in names:
+        raise CheckpointError(
+            f"The checkpoint has more layers than its config, which has {config.num_layers}, and "
+            f"nothing was loaded: it holds {min(names)!r}. Correct num_hidden_layers in "
+            "config.json, or the argument num_layers."
+        )
 
 
 def _prediction_prefixes(model: CausalLM) -> list[str]:

@@ -124,6 +124,13 @@ def test_modules_that_are_not_built_are_passed_over_and_no_other_tensors(count):
     assert is_passed_over(f"model.layers.{2 + count}.enorm.weight")
 
 
+def test_a_checkpoint_with_more_layers_than_its_config_is_refused(tmp_path):
+    config = DeepSeekV3Config.from_preset("tiny", vocabulary_size=20, num_layers=3)
+    DeepSeekV3CausalLM(config).save_to_preset(tmp_path, verbose=False)
+    with pytest.raises(CheckpointError, match=r"more layers than its config.*'model\.layers\.2\."):
+        DeepSeekV3CausalLM.from_preset(tmp_path, num_layers=2, verbose=False)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_tied_folder_may_hold_the_head_too_and_one_of_other_numbers_is_read_untied(
     count, tmp_path
