@@ -29,7 +29,10 @@ NUM_STEPS = {
     "ResNet-18": 3,
     "LSTM": 100,
     "GRU": 60,
+    "bidirectional LSTM": 60,
     "BERT-small": 2,
+    **{f"{name} 32": 15 for name in ("pooling", "ResNet", "MobileNet", "U-Net")},
+    **{f"{name} 64": 5 for name in ("pooling", "ResNet", "MobileNet", "U-Net")},
 }
 """So many steps that the start of a `fit` is little beside them."""
 

@@ -13,14 +13,16 @@ import keras
 import numpy as np
 import torch
 from torch import nn
+from torch_step_images import IMAGE_MODELS
 from torch_step_models import MODELS, NUM_CLASSES, copy_weights
 
 from keras_deepseek.inference.executors.keras_model import KerasModel
 from keras_deepseek.training import Trainer
 
-BATCH_SIZE, IMAGE_RANK = 32, 4
+IMAGE_RANK = 4
 OPTIMIZER = {"learning_rate": 1e-3, "weight_decay": 1e-2}
 PLAIN, COMPILED, LIGHTNING = "plain PyTorch", "torch.compile", "Lightning"
+CHANNELS_LAST = "plain PyTorch, channels_last"
 KERAS_FIT, OURS_FIT = "Keras fit", "Trainer.fit"
 KERAS_PREDICT, OURS_PREDICT, SERVED = "Keras predict", "Trainer.predict", "served"
 
@@ -38,22 +40,27 @@ def make_rivals(
         trains: boolean. They train; otherwise they predict.
         compiles: boolean. `torch.compile` is a rival.
     """
-    form = MODELS[model]
+    form = (MODELS | IMAGE_MODELS)[model]
+    size = form.batch_size
     rng = np.random.default_rng(0)
-    x = form.make_inputs(rng, BATCH_SIZE * num_steps)
+    x = form.make_inputs(rng, size * num_steps)
     y = rng.integers(0, NUM_CLASSES, len(x))
-    keras_models, modules = [form.build() for _ in range(2)], [form.module() for _ in range(3)]
+    keras_models, modules = [form.build() for _ in range(2)], [form.module() for _ in range(4)]
     for module in modules:
         copy_weights(keras_models[0], module)
     keras_models[1].set_weights(keras_models[0].get_weights())
-    facts = compare(keras_models[0], modules[0], x[:BATCH_SIZE], y[:BATCH_SIZE])
-    plain, compiled, in_lightning = modules
+    facts = compare(keras_models[0], modules[0], x[:size], y[:size])
+    plain, compiled, in_lightning, channels_last = modules
     batches = [
-        (prepare(x[start : start + BATCH_SIZE]), torch.from_numpy(y[start : start + BATCH_SIZE]))
-        for start in range(0, len(x), BATCH_SIZE)
+        (prepare(x[start : start + size]), torch.from_numpy(y[start : start + size]))
+        for start in range(0, len(x), size)
     ]
     make_run = train_plainly if trains else predict_plainly
     rivals = {PLAIN: make_run(plain, batches)}
+    if x.ndim == IMAGE_RANK:
+        last = torch.channels_last
+        as_last = [(inputs.to(memory_format=last), labels) for inputs, labels in batches]
+        rivals[CHANNELS_LAST] = make_run(channels_last.to(memory_format=last), as_last)
     if compiles:
         rivals[COMPILED] = make_run(torch.compile(compiled), batches)
     facts["skipped"] = {}
@@ -61,27 +68,29 @@ def make_rivals(
         rivals[LIGHTNING] = train_in_lightning(in_lightning, batches)
     elif trains:
         facts["skipped"][LIGHTNING] = "not installed"
-    rivals |= _fits(keras_models, x, y) if trains else _predictions(keras_models, x)
+    rivals |= (
+        _fits(keras_models, x, y, size) if trains else _predictions(keras_models, x, size)
+    )
     return rivals, facts
 
 
-def _fits(models: Sequence[keras.Model], x: Any, y: Any) -> dict[str, Run]:
+def _fits(models: Sequence[keras.Model], x: Any, y: Any, batch_size: int) -> dict[str, Run]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     models[0].compile(keras.optimizers.AdamW(**OPTIMIZER), loss)
     optimizer = keras.optimizers.AdamW(**OPTIMIZER)
     trainer = Trainer(models[1], optimizer=optimizer, loss=loss, tune_malloc=True)
-    options = {"batch_size": BATCH_SIZE, "shuffle": False, "verbose": 0}
+    options = {"batch_size": batch_size, "shuffle": False, "verbose": 0}
     return {
         KERAS_FIT: lambda: models[0].fit(x, y, **options),
         OURS_FIT: lambda: trainer.fit(x, y, **options),
     }
 
 
-def _predictions(models: Sequence[keras.Model], x: Any) -> dict[str, Run]:
+def _predictions(models: Sequence[keras.Model], x: Any, batch_size: int) -> dict[str, Run]:
     trainer = Trainer(models[1], optimizer="adamw", loss="mse")
     executor = KerasModel(models[1])
-    batches = [{"x": x[start : start + BATCH_SIZE]} for start in range(0, len(x), BATCH_SIZE)]
-    options = {"batch_size": BATCH_SIZE, "verbose": 0}
+    batches = [{"x": x[start : start + batch_size]} for start in range(0, len(x), batch_size)]
+    options = {"batch_size": batch_size, "verbose": 0}
     return {
         KERAS_PREDICT: lambda: models[0].predict(x, **options),
         OURS_PREDICT: lambda: trainer.predict(x, **options),

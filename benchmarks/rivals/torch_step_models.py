@@ -23,11 +23,13 @@ class Form:
             order in which the module makes its own.
         module: Function that returns the module.
         make_inputs: Function of a generator and a number of rows.
+        batch_size: integer. The rows of a batch. Defaults to `32`.
     """
 
     build: Callable[[], keras.Model]
     module: Callable[[], nn.Module]
     make_inputs: Callable[[np.random.Generator, int], Any]
+    batch_size: int = 32
 
 
 def copy_weights(model: keras.Model, module: nn.Module) -> None:
@@ -48,8 +50,9 @@ def _attention(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _lstm(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    kernel, recurrent_kernel, bias = weights
-    return [kernel.T, recurrent_kernel.T, bias, torch.zeros_like(bias)]
+    kernel, recurrent_kernel, bias, *of_other_direction = weights
+    converted = [kernel.T, recurrent_kernel.T, bias, torch.zeros_like(bias)]
+    return [*converted, *(_lstm(of_other_direction) if of_other_direction else [])]
 
 
 def _gru(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -61,9 +64,17 @@ def _gru(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [kernel.T, recurrent_kernel.T, *biases]
 
 
+def _convolution(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    kernel, *bias = weights
+    if kernel.shape[-1] == 1 < kernel.shape[-2] and kernel.shape[0] > 1:  # A depthwise one.
+        kernel = kernel.transpose(2, 3)
+    return [kernel.permute(3, 2, 0, 1), *bias]
+
+
 CONVERSIONS: dict[type, Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]] = {
     nn.Linear: lambda weights: [weights[0].T, *weights[1:]],
-    nn.Conv2d: lambda weights: [weights[0].permute(3, 2, 0, 1), *weights[1:]],
+    nn.Conv2d: _convolution,
+    nn.ConvTranspose2d: lambda weights: [weights[0].permute(3, 2, 0, 1), *weights[1:]],
     nn.BatchNorm2d: lambda weights: weights,
     nn.LayerNorm: lambda weights: weights,
     nn.Embedding: lambda weights: weights,
@@ -230,7 +241,8 @@ class PlainRecurrent(nn.Module):
         return self.head(self.recurrent(x)[0].mean(1))
 
 
-def _floats(*shape: int) -> Callable[[np.random.Generator, int], Any]:
+def make_floats(*shape: int) -> Callable[[np.random.Generator, int], Any]:
+    """Returns a function of a generator and a number of rows that draws normal numbers."""
     return lambda rng, rows: rng.normal(size=(rows, *shape)).astype("float32")
 
 
@@ -245,16 +257,41 @@ def _recurrent(layer_class: type[keras.Layer], module_class: type[nn.Module]) ->
     return Form(
         lambda: _build_recurrent(layer_class),
         lambda: PlainRecurrent(module_class),
-        _floats(LENGTH, FEATURES),
+        make_floats(LENGTH, FEATURES),
     )
 
 
+def _build_bidirectional() -> keras.Model:
+    make, ids = Made(), keras.Input((LENGTH,), dtype="int32", name="x")
+    x = make(layers.Embedding(VOCABULARY, UNITS))(ids)
+    x = make(layers.Bidirectional(layers.LSTM(UNITS, return_sequences=True)))(x)
+    return make.model(ids, make(layers.Dense(NUM_CLASSES))(layers.GlobalAveragePooling1D()(x)))
+
+
+class PlainBidirectional(nn.Module):
+    """A bidirectional LSTM over embedded tokens, the mean of its steps, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, UNITS)
+        self.recurrent = nn.LSTM(UNITS, UNITS, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * UNITS, NUM_CLASSES)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.recurrent(self.tokens(ids))[0].mean(1))
+
+
+def _ids(rng: np.random.Generator, rows: int) -> Any:
+    return rng.integers(0, VOCABULARY, (rows, LENGTH)).astype("int32")
+
+
 MODELS = {
-    "CNN": Form(_build_cnn, PlainCnn, _floats(12, 12, 3)),
+    "CNN": Form(_build_cnn, PlainCnn, make_floats(12, 12, 3)),
     "transformer": _encoder(24, 64, 4, 4),
-    "ResNet-18": Form(_build_resnet, PlainResnet, _floats(16, 16, 3)),
+    "ResNet-18": Form(_build_resnet, PlainResnet, make_floats(16, 16, 3)),
     "LSTM": _recurrent(layers.LSTM, nn.LSTM),
     "GRU": _recurrent(layers.GRU, nn.GRU),
+    "bidirectional LSTM": Form(_build_bidirectional, PlainBidirectional, _ids, 16),
     "BERT-small": _encoder(32, 512, 8, 4),
 }
 """The models by name."""
