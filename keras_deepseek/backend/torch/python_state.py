@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.replaced_methods import without_replacement
 from keras_deepseek.backend.keras_private.variables import (
     global_seed_state,
     has_global_seed,
@@ -104,7 +105,7 @@ class PythonState:
                 for attributes in self._models
             ],
             list(map(type, self.layers)),
-            [owner.call for owner in self._classes],
+            [without_replacement(owner.call) for owner in self._classes],
             [list(attributes.values()) for attributes in self._own_classes],
             getattr(self._optimizer, "loss_scale_factor", None),
             _read_settings(),

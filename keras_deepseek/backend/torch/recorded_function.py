@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from keras_deepseek.backend.call_context import set_temporarily
 from keras_deepseek.backend.comparison_schedule import ComparisonSchedule
 from keras_deepseek.backend.torch.compute import IS_RECORDED
 from keras_deepseek.backend.torch.generators import differ, read_generators, write_generators
+from keras_deepseek.backend.torch.layer_kernels import use_layer_kernels
 from keras_deepseek.backend.torch.python_state import PythonState, UsedVariables, is_watched
 from keras_deepseek.backend.torch.recorded_batch import Batch, Outcome, digest
 from keras_deepseek.backend.torch.recording import (
@@ -135,7 +137,7 @@ class RecordedFunction:
 
         A first call may build layers, and set attributes that then stay.
         """
-        result = self._function(batch.structure)
+        result = self._run(batch.structure)
         with self._lock:
             if batch.key not in self._seen and not self._is_changed():
                 self._remember(batch.key, can_record=True)
@@ -166,7 +168,7 @@ class RecordedFunction:
         """Returns the function's own result; keeps a recording that has the same."""
         recording = self._record(batch)
         if recording is None:
-            return self._function(batch.structure)
+            return self._run(batch.structure)
         return self._compare(recording, batch)
 
     def _record(self, batch: Batch) -> Recording | None:
@@ -195,7 +197,17 @@ class RecordedFunction:
         return None
 
     def _run_for_recording(self, structure: Any) -> Any:
-        return self._function(structure)
+        return self._run(structure)
+
+    def _run(self, structure: Any) -> Any:
+        """Returns the function's result, by PyTorch's kernels if all code is known."""
+        with self._using_kernels():
+            return self._function(structure)
+
+    def _using_kernels(self) -> AbstractContextManager[None]:
+        """Returns a context manager for Keras's layers, unless code that is not known sees them."""
+        is_known = not self._is_off and self._state is not None and not self._state.has_hooks()
+        return use_layer_kernels() if is_known else contextlib.nullcontext()
 
     def _replay(self, recording: Recording, tensors: list[torch.Tensor]) -> Any:
         return recording(tensors)
@@ -214,7 +226,7 @@ class RecordedFunction:
         except torch.OutOfMemoryError:  # There is no room for copies.
             if batch.key in self._entries:
                 self._keep(batch.key, recording, start)
-            return self._function(batch.structure)
+            return self._run(batch.structure)
         result = self._run_as_recorded(batch)
         eager = Outcome(recording, (result, batch.readable()))
         # A training step runs once: what else it writes could not be undone.
@@ -225,7 +237,7 @@ class RecordedFunction:
         return result
 
     def _run_as_recorded(self, batch: Batch) -> Any:
-        return self._function(batch.structure)
+        return self._run(batch.structure)
 
     @contextlib.contextmanager
     def _undone(self, recording: Recording) -> Iterator[None]:
@@ -304,8 +316,17 @@ class RecordedParts(RecordedFunction):
             and tensor as soon as a part of its own result is known.
     """
 
+    def _run(self, structure: Any) -> Any:
+        result, finish = super()._run(structure)
+
+        def finish_alike(*arguments: Any) -> Any:  # It may compute layers again.
+            with self._using_kernels():
+                return finish(*arguments)
+
+        return result, finish_alike
+
     def _run_for_recording(self, structure: Any) -> Any:
-        result, finish = self._function(structure)
+        result, finish = self._run(structure)
         scalar = torch.ones_like(next(leaves_of(result)))
         pause_recording(result, scalar)
         return finish(scalar, lambda index, tensor: pause_recording((index, tensor)))
@@ -319,7 +340,7 @@ class RecordedParts(RecordedFunction):
         with self._undone(recording):
             steps = recording.run_in_parts(batch.tensors)
             expected = Outcome(recording, next(steps))
-        result, finish = self._function(batch.structure)
+        result, finish = self._run(batch.structure)
         if not self._is_equal(expected, Outcome(recording, result)):
             return result, finish
 
@@ -384,4 +405,4 @@ class RecordedStep(RecordedFunction):
     def _run_as_recorded(self, batch: Batch) -> Any:
         # Our layers read where a cache begins, to check it, only if no recording is made.
         with set_temporarily(IS_RECORDED, value=True):
-            return self._function(batch.as_recorded())
+            return self._run(batch.as_recorded())
