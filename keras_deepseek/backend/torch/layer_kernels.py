@@ -191,9 +191,8 @@ def _normalize_batch(
         if not uses_batch:
             return [scale_and_shift(x, *weights, *moving, layer.epsilon)]
         outputs, *of_batch = normalize(x.reshape(1, -1, x.shape[-1]), *weights, None, layer.epsilon)
-        momentum = layer.momentum
         new = [
-            old * momentum + value.flatten() * (1.0 - momentum)
+            torch.lerp(old, value.view(-1), 1 - layer.momentum)
             for old, value in zip(moving, of_batch, strict=True)
         ]
         return [outputs.view(x.shape), *new]

@@ -34,17 +34,24 @@ def scale_and_shift(
     x: torch.Tensor, gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float
 ) -> torch.Tensor:
     """Returns the values that have a mean and a variance, normalized."""
-    scale = (variance + epsilon).rsqrt()
-    if gamma is not None:
-        scale = scale * gamma
-    shift = -mean * scale
-    return torch.addcmul(shift if beta is None else shift + beta, x, scale)
+    return _scale_and_shift(x, gamma, beta, mean, variance, epsilon)[0]
+
+
+def _scale_and_shift(
+    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float
+) -> tuple[Any, Any, Any]:
+    """Returns the normalized values, the inverse of the deviation, and its product with gamma."""
+    inverse = (variance + epsilon).rsqrt()
+    scale = inverse if gamma is None else inverse * gamma
+    shift = -mean * scale if beta is None else torch.addcmul(beta, mean, scale, value=-1)
+    return torch.addcmul(shift, x, scale), inverse, scale
 
 
 def _compute(x: Any, gamma: Any, beta: Any, groups: int | None, epsilon: float) -> tuple[Any, ...]:
     mean = _average(x.mean(1, keepdim=True), groups)
-    variance = _average(x.square().mean(1, keepdim=True), groups) - mean.square()
-    return scale_and_shift(x, gamma, beta, mean, variance, epsilon), mean, variance
+    of_squares = _average(x.square().mean(1, keepdim=True), groups)
+    variance = torch.addcmul(of_squares, mean, mean, value=-1)
+    return *_scale_and_shift(x, gamma, beta, mean, variance, epsilon), mean, variance
 
 
 def _average(values: Any, groups: int | None) -> Any:
@@ -62,38 +69,34 @@ class _Normalization(torch.autograd.Function):
     def forward(
         ctx: Any, x: Any, gamma: Any, beta: Any, groups: int | None, epsilon: float
     ) -> tuple[Any, ...]:
-        outputs, mean, variance = _compute(x, gamma, beta, groups, epsilon)
-        ctx.save_for_backward(x, gamma, beta, mean, variance)
+        outputs, inverse, scale, mean, variance = _compute(x, gamma, beta, groups, epsilon)
+        ctx.save_for_backward(x, gamma, beta, mean, inverse, scale)
         ctx.groups, ctx.epsilon = groups, epsilon
         ctx.mark_non_differentiable(mean, variance)
         return outputs, mean, variance
 
     @staticmethod
     def backward(ctx: Any, upstream: Any, *_: Any) -> tuple[Any, ...]:
-        x, gamma, beta, mean, variance = ctx.saved_tensors
+        x, gamma, beta, mean, inverse, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
-            outputs, *_ = _compute(x, gamma, beta, ctx.groups, ctx.epsilon)
-            sources = [tensor for tensor in (x, gamma, beta) if _needs_gradient(tensor)]
+            tensors, needs = (x, gamma, beta), ctx.needs_input_grad
+            outputs, *_ = _compute(*tensors, ctx.groups, ctx.epsilon)
+            sources = [tensor for tensor, is_source in zip(tensors, needs, strict=False) if is_source]
             gradients = iter(torch.autograd.grad(outputs, sources, upstream, create_graph=True))
-            tensors = (x, gamma, beta)
-            return *(next(gradients) if _needs_gradient(t) else None for t in tensors), None, None
+            return *(next(gradients) if is_source else None for is_source in needs[:3]), None, None
         needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
-        inverse = (variance + ctx.epsilon).rsqrt()
         by_shift = upstream.sum(1, keepdim=True)
-        by_scale = (upstream * x).sum(1, keepdim=True) - mean * by_shift
-        d_gamma = (by_scale * inverse).sum((0, 1)) if needs_gamma else None
+        by_scale = torch.addcmul((upstream * x).sum(1, keepdim=True), mean, by_shift, value=-1)
+        by_gamma = by_scale * inverse
+        d_x = None
+        if needs_x:
+            # The gradient is linear in `upstream` and in `x`, for each row and channel.
+            size = x.shape[1]
+            by_x = by_gamma * (scale * inverse)
+            constant = (mean * by_x).addcmul_(scale, by_shift, value=-1) / size
+            if ctx.groups is not None:
+                by_x, constant = _average(by_x, ctx.groups), _average(constant, ctx.groups)
+            d_x = torch.addcmul(constant, upstream, scale).addcmul_(x, by_x, value=-1 / size)
+        d_gamma = by_gamma.sum((0, 1)) if needs_gamma else None
         d_beta = by_shift.sum((0, 1)) if needs_beta else None
-        if not needs_x:
-            return None, d_gamma, d_beta, None, None
-        scale, by_inverse = inverse, by_scale
-        if gamma is not None:
-            scale, by_inverse = inverse * gamma, by_scale * gamma
-        by_variance = by_inverse * inverse.pow(3) * (-0.5 / x.shape[1])
-        by_mean = scale * by_shift * (-1 / x.shape[1]) - 2 * mean * by_variance
-        by_variance, by_mean = (_average(v, ctx.groups) for v in (by_variance, by_mean))
-        d_x = torch.addcmul(by_mean, upstream, scale).addcmul_(x, 2 * by_variance)
         return d_x, d_gamma, d_beta, None, None
-
-
-def _needs_gradient(tensor: Any) -> bool:
-    return tensor is not None and tensor.requires_grad
