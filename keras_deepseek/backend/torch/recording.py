@@ -22,7 +22,14 @@ from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.keras_private.seeds import drawn_seed, replaced_generators
 from keras_deepseek.backend.torch.compute import IS_RECORDED
 from keras_deepseek.backend.torch.generators import DefaultGenerators
-from keras_deepseek.backend.torch.tape import Call, Storage, Value, pause, write_program
+from keras_deepseek.backend.torch.tape import (
+    PYTHON_FUNCTIONS,
+    Call,
+    Storage,
+    Value,
+    pause,
+    write_program,
+)
 
 _MOST_CALLS = 20_000
 """The most operations of a recording: compiling those of a long loop takes minutes."""
@@ -193,7 +200,8 @@ class _Recorder(TorchDispatchMode):
         is_needed = writes or is_random
         if is_needed or any(value is not None and value not in values for value in results):
             call = Call(
-                func._op,  # noqa: SLF001 - without a layer of Python around each call
+                # Without a layer of Python around each call.
+                PYTHON_FUNCTIONS.get(func, func._op),  # noqa: SLF001
                 own_args,
                 own_kwargs,
                 results,

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from keras_deepseek.backend.torch.tape import PYTHON_FUNCTIONS
+
 Tensors = Sequence[torch.Tensor]
 """Inputs (T, B, F), kernel (F, GU), recurrent kernel (U, GU), bias, and states (B, U)."""
 
@@ -281,13 +283,11 @@ def run_recurrence(name: str, tensors: Tensors) -> list[torch.Tensor]:
     return results
 
 
-@torch.library.custom_op("keras_deepseek::recurrence", mutates_args=())
-def _forward(name: str, tensors: Sequence[torch.Tensor], *, trains: bool) -> list[torch.Tensor]:
+def _compute(name: str, tensors: Sequence[torch.Tensor], *, trains: bool) -> list[torch.Tensor]:
     return RECURRENCES[name].forward([tensor.detach() for tensor in tensors], trains=trains)
 
 
-@torch.library.custom_op("keras_deepseek::recurrence_gradient", mutates_args=())
-def _backward(
+def _compute_gradient(
     name: str,
     tensors: Sequence[torch.Tensor],
     results: Sequence[torch.Tensor],
@@ -295,6 +295,14 @@ def _backward(
 ) -> list[torch.Tensor]:
     tensors, results = ([value.detach() for value in values] for values in (tensors, results))
     return RECURRENCES[name].backward(tensors, results, upstream)
+
+
+_forward = torch.library.custom_op("keras_deepseek::recurrence", _compute, mutates_args=())
+_backward = torch.library.custom_op(
+    "keras_deepseek::recurrence_gradient", _compute_gradient, mutates_args=()
+)
+PYTHON_FUNCTIONS[torch.ops.keras_deepseek.recurrence.default] = _compute
+PYTHON_FUNCTIONS[torch.ops.keras_deepseek.recurrence_gradient.default] = _compute_gradient
 
 
 class _FusedRecurrence(torch.autograd.Function):

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+PYTHON_FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+"""The functions in Python by their operations: a program calls them without the operation."""
+
 _LEAST_TRANSPOSED = 2**18
 """The least size of a tensor for which the transposition of a matrix is the faster copy."""
 
