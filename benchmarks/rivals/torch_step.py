@@ -68,9 +68,7 @@ def make_rivals(
         rivals[LIGHTNING] = train_in_lightning(in_lightning, batches)
     elif trains:
         facts["skipped"][LIGHTNING] = "not installed"
-    rivals |= (
-        _fits(keras_models, x, y, size) if trains else _predictions(keras_models, x, size)
-    )
+    rivals |= _fits(keras_models, x, y, size) if trains else _predictions(keras_models, x, size)
     return rivals, facts
 
 

@@ -3,6 +3,7 @@
 Images have 32 or 64 pixels a side. Where a stride pads, both forms pad the same sides.
 """
 
+import itertools
 from typing import Any
 
 import keras
@@ -30,8 +31,7 @@ class PlainPooling(nn.Module):
         super().__init__()
         dims = (3, 16, 32, 64)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(dim, width, 3, padding=1)
-            for dim, width in zip(dims[:-1], dims[1:], strict=True)
+            nn.Conv2d(dim, width, 3, padding=1) for dim, width in itertools.pairwise(dims)
         )
         self.head = nn.Linear(64 * (size // 8) ** 2, NUM_CLASSES)
 

@@ -1,9 +1,9 @@
-"""Keras's pooling and normalization by PyTorch's own kernels, in the memory order of their inputs.
+"""Keras's pooling and normalization in one memory layout, and by fewer operations.
 
 Before each pooling and transposed convolution, Keras copies its channels-last input to the order in
 which channels come first. From there on a step mixes both orders, and reads the slower one. Here a
-view with the channels first takes the place of the copy: the memory stays as it is. Keras computes
-a normalization by about ten operations, where PyTorch has one.
+view with the channels first takes the place of the copy: the memory stays as it is. A normalization
+is one function with its gradient (`normalization.py`).
 
 Each form has to prove itself (`proved_forms.py`). It runs for float32 on a CPU.
 """
@@ -136,9 +136,7 @@ def _in_one_order(
     return (by_keras(tensors) if results is None else results)[0]
 
 
-def _find_left_padding(
-    inputs: Any, pool_size: Any, strides: Any, padding: str
-) -> list[int] | None:
+def _find_left_padding(inputs: Any, pool_size: Any, strides: Any, padding: str) -> list[int] | None:
     """Returns the padding on the left by which windows that may end at the border are "same".
 
     `None`: the padding is not "same", or no such windows are.
@@ -266,7 +264,7 @@ def _can_normalize(layer: Any, inputs: Any) -> bool:
 
 
 def _tensors_of(layer: Any, variables: Sequence[Any]) -> list[Any]:
-    """Returns the tensors of variables, and of the scale and the offset of a layer if it has any."""
+    """Returns the tensors of variables, and of the scale and the offset that a layer has."""
     weights = [weight for weight in (layer.gamma, layer.beta) if weight is not None]
     return [keras.ops.convert_to_tensor(variable) for variable in (*variables, *weights)]
 

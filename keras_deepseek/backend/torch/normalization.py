@@ -81,7 +81,7 @@ class _Normalization(torch.autograd.Function):
         if torch.is_grad_enabled():
             tensors, needs = (x, gamma, beta), ctx.needs_input_grad
             outputs, *_ = _compute(*tensors, ctx.groups, ctx.epsilon)
-            sources = [tensor for tensor, is_source in zip(tensors, needs, strict=False) if is_source]
+            sources = [t for t, is_source in zip(tensors, needs[:3], strict=True) if is_source]
             gradients = iter(torch.autograd.grad(outputs, sources, upstream, create_graph=True))
             return *(next(gradients) if is_source else None for is_source in needs[:3]), None, None
         needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
