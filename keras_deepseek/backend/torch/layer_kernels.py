@@ -185,10 +185,12 @@ def _normalize_batch(
 
     def faster(values: Values) -> list[Any]:
         x, *moving = values[:3]
-        weights = _name_weights(layer, values[3:])
+        gamma, beta = _name_weights(layer, values[3:])
         if not uses_batch:
-            return [scale_and_shift(x, *weights, *moving, layer.epsilon)]
-        outputs, *of_batch = normalize(x.reshape(1, -1, x.shape[-1]), *weights, None, layer.epsilon)
+            mean, variance = moving
+            return [scale_and_shift(x, gamma, beta, mean, variance, layer.epsilon)]
+        rows = x.reshape(1, -1, x.shape[-1])
+        outputs, *of_batch = normalize(rows, gamma, beta, None, layer.epsilon)
         new = [
             torch.lerp(old, value.view(-1), 1 - layer.momentum)
             for old, value in zip(moving, of_batch, strict=True)

@@ -79,11 +79,11 @@ class _Normalization(torch.autograd.Function):
     def backward(ctx: Any, upstream: Any, *_: Any) -> tuple[Any, ...]:
         x, gamma, beta, mean, inverse, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
-            tensors, needs = (x, gamma, beta), ctx.needs_input_grad
-            outputs, *_ = _compute(*tensors, ctx.groups, ctx.epsilon)
-            sources = [t for t, is_source in zip(tensors, needs[:3], strict=True) if is_source]
+            needs = ctx.needs_input_grad[:3]
+            outputs, *_ = _compute(x, gamma, beta, ctx.groups, ctx.epsilon)
+            sources = [t for t, is_source in zip((x, gamma, beta), needs, strict=True) if is_source]
             gradients = iter(torch.autograd.grad(outputs, sources, upstream, create_graph=True))
-            return *(next(gradients) if is_source else None for is_source in needs[:3]), None, None
+            return *(next(gradients) if is_source else None for is_source in needs), None, None
         needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
         by_shift = upstream.sum(1, keepdim=True)
         by_scale = torch.addcmul((upstream * x).sum(1, keepdim=True), mean, by_shift, value=-1)
