@@ -226,5 +226,89 @@ V4 = Family(
     },
     sides=("right",),
 )
-FAMILIES = {family.name: family for family in (V2, V3, V32, V4)}
+DENSE_SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 28,
+    "intermediate_size": 23,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+SCALINGS = {
+    "linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
+    },
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
+    },
+}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+LLAMA = Family(
+    "llama",
+    "LlamaCausalLM",
+    "LlamaConfig",
+    "LlamaForCausalLM",
+    DENSE_SIZES,
+    {
+        "plain": {},
+        "llama3, biased": {**SCALINGS["llama3"], "attention_bias": True, "mlp_bias": True},
+        "linear, as many heads of keys": {**SCALINGS["linear"], "num_key_value_heads": 4},
+        "yarn, tied, one head of keys": {
+            **SCALINGS["yarn"],
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 1,
+            "hidden_size": 24,
+            "head_dim": None,
+        },
+        "dynamic": {
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000.0}
+        },
+    },
+)
+QWEN2 = Family(
+    "qwen2",
+    "Qwen2CausalLM",
+    "Qwen2Config",
+    "Qwen2ForCausalLM",
+    DENSE_SIZES,
+    {
+        "plain": {},
+        "yarn, tied": {**SCALINGS["yarn"], "tie_word_embeddings": True},
+        "windows": WINDOWS,
+        "windows by name": {**WINDOWS, "layer_types": [WINDOW, "full_attention", WINDOW]},
+    },
+)
+QWEN3 = Family(
+    "qwen3",
+    "Qwen3CausalLM",
+    "Qwen3Config",
+    "Qwen3ForCausalLM",
+    DENSE_SIZES,
+    {
+        "plain": {},
+        "yarn, biased, tied": {
+            **SCALINGS["yarn"],
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+        "windows": WINDOWS,
+    },
+)
+FAMILIES = {family.name: family for family in (V2, V3, V32, V4, LLAMA, QWEN2, QWEN3)}
 CASES = [(family, case) for family in FAMILIES for case in FAMILIES[family].cases]

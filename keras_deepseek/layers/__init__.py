@@ -19,6 +19,7 @@ from keras_deepseek.layers.attention.compressed.heavily_compressed_attention imp
     HeavilyCompressedAttention,
 )
 from keras_deepseek.layers.attention.compressed.lightning_indexer import LightningIndexer
+from keras_deepseek.layers.attention.grouped_query_attention import GroupedQueryAttention
 from keras_deepseek.layers.attention.linear_attention import LinearAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
@@ -50,6 +51,7 @@ __all__ = [
     "DeepSeekMoE",
     "DeepSeekSparseAttention",
     "ExpertRouter",
+    "GroupedQueryAttention",
     "HashRouter",
     "HeavilyCompressedAttention",
     "LayerNorm",

@@ -35,6 +35,17 @@ from keras_deepseek.models.deepseek_v32 import (
     DeepSeekV32CausalLM,
     DeepSeekV32Config,
 )
+from keras_deepseek.models.dense_decoder import (
+    LlamaBackbone,
+    LlamaCausalLM,
+    LlamaConfig,
+    Qwen2Backbone,
+    Qwen2CausalLM,
+    Qwen2Config,
+    Qwen3Backbone,
+    Qwen3CausalLM,
+    Qwen3Config,
+)
 from keras_deepseek.models.generation import Sampler
 from keras_deepseek.models.lora import (
     enable_lora,
@@ -87,8 +98,17 @@ __all__ = [
     "HitRate",
     "Interactions",
     "LeaveLastOut",
+    "LlamaBackbone",
+    "LlamaCausalLM",
+    "LlamaConfig",
     "MultiTokenLoss",
     "NormalizedDiscountedCumulativeGain",
+    "Qwen2Backbone",
+    "Qwen2CausalLM",
+    "Qwen2Config",
+    "Qwen3Backbone",
+    "Qwen3CausalLM",
+    "Qwen3Config",
     "ResidualBackbone",
     "ResidualImageClassifier",
     "ResidualImageClassifierConfig",

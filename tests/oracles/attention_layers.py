@@ -40,6 +40,12 @@ ATTENTIONS = {
         "sliding_window": 5,
         "rotary": layers.RotaryEmbedding(),
     },
+    "GroupedQueryAttention": {
+        "num_heads": 4,
+        "head_dim": 4,
+        "num_key_value_heads": 2,
+        "rotary": layers.RotaryEmbedding(),
+    },
     "LinearAttention": {"num_heads": 2, "head_dim": 4, "use_causal_mask": True},
     **SIZES,
     "CachedAttention": {},

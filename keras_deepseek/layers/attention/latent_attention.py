@@ -24,15 +24,10 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_deepseek import backend
 from keras_deepseek.backend.call_context import known_size
+from keras_deepseek.layers.attention.head_attention import attend_heads, mask_softmax
 from keras_deepseek.layers.attention.head_projection import project_tokens
-from keras_deepseek.layers.double_precision import (
-    multiply_matrices,
-    multiply_transposed,
-    promote_dtypes,
-)
-from keras_deepseek.layers.masks import HIDDEN
+from keras_deepseek.layers.double_precision import multiply_matrices
 
 
 class LatentQueries(NamedTuple):
@@ -81,29 +76,7 @@ def attend_naive(
     keys and values to BSNP and BSNV; `drop` is the dropout for attention weights. With `is_causal`,
     the mask hides all keys after key `t` from query `t`; they are then skipped.
     """
-    query_BTNH, key_BSNH, value_BSNV = _expand(queries, keys, ups)
-    # Each head's numbers must lie together; transposing once serves all blocks.
-    query_BNTH, key_BNSH, value_BNSV = (
-        ops.transpose(x, (0, 2, 1, 3)) for x in (query_BTNH, key_BSNH, value_BSNV)
-    )
-    length = known_size(query_BTNH.shape[1])
-    block_size = backend.current().compute.query_block_size(query_BNTH)
-    if not is_causal or length is None or length < 2 * block_size:
-        outputs_BNTV = _attend_block(query_BNTH, key_BNSH, value_BNSV, mask_BTS, drop)
-        return ops.transpose(outputs_BNTV, (0, 2, 1, 3))
-    # The queries of a block need only the keys up to the last of them.
-    blocks = []
-    for start in range(0, length, block_size):
-        stop = min(start + block_size, length)
-        block = _attend_block(
-            query_BNTH[:, :, start:stop],
-            key_BNSH[:, :, :stop],
-            value_BNSV[:, :, :stop],
-            _cut_mask(mask_BTS, start, stop),
-            drop,
-        )
-        blocks.append(block)
-    return ops.transpose(ops.concatenate(blocks, axis=2), (0, 2, 1, 3))
+    return attend_heads(*_expand(queries, keys, ups), mask_BTS, drop, is_causal=is_causal)
 
 
 def attend_fused(
@@ -146,23 +119,6 @@ def _expand(
         ops.concatenate([key_BSNP, rotary_key_BSNR], axis=-1),
         value_BSNV,
     )
-
-
-def _attend_block(
-    query_BNTH: Any, key_BNSH: Any, value_BNSV: Any, mask_BTS: Any, drop: Callable[[Any], Any]
-) -> Any:
-    """Returns the attention outputs (BNTV) of a block of queries."""
-    weights_BNTS = drop(_softmax(multiply_transposed(query_BNTH, key_BNSH), mask_BTS))
-    return multiply_matrices(weights_BNTS, value_BNSV)
-
-
-def _cut_mask(mask_BTS: Any, start: int, stop: int) -> Any:
-    """Slices an attention mask to queries `start` to `stop` and the keys before `stop`."""
-    if mask_BTS is None:
-        return None
-    if mask_BTS.shape[1] != 1:
-        mask_BTS = mask_BTS[:, start:stop]
-    return mask_BTS if mask_BTS.shape[2] == 1 else mask_BTS[:, :, :stop]
 
 
 def attend_absorbed(
@@ -230,7 +186,7 @@ def _weigh_absorbed(
 ) -> Any:
     """Returns the attention weights of absorbed latent attention (BNTS)."""
     latent_query_BTNC = ops.einsum("btnp,cnp->btnc", queries.nope, kernel_CNP)
-    return _softmax(_score((latent_query_BTNC, queries.rope), keys), mask_BTS)
+    return mask_softmax(_score((latent_query_BTNC, queries.rope), keys), mask_BTS)
 
 
 def _sum_absorbed(weights_BNTS: Any, latent_BSC: Any, kernel_CNV: Any) -> Any:
@@ -252,14 +208,3 @@ def _score(queries: Sequence[Any], keys: Sequence[Any]) -> Any:
     # The same, but TensorFlow copies no keys.
     first_BSTN, second_BSTN = map(partial(ops.einsum, "bsc,btnc->bstn"), keys, queries)
     return ops.transpose(first_BSTN + second_BSTN, (0, 3, 2, 1))
-
-
-def _softmax(scores_BNTS: Any, mask_BTS: Any) -> Any:
-    """Returns the attention weights (BNTS) in the dtype of the scores, computed in float32."""
-    dtype = scores_BNTS.dtype
-    scores_BNTS = ops.cast(scores_BNTS, promote_dtypes(dtype, "float32"))
-    if mask_BTS is not None:
-        scores_BNTS = ops.where(ops.expand_dims(mask_BTS, 1), scores_BNTS, HIDDEN)
-    if scores_BNTS.shape[-1] == 1:  # The only key has all the weight; Keras's softmax would warn.
-        return ops.cast(ops.exp(scores_BNTS - scores_BNTS), dtype)
-    return ops.cast(ops.softmax(scores_BNTS, axis=-1), dtype)

@@ -40,16 +40,17 @@ class RotaryEmbedding(FloatingInputLayer):
     | `"linear"` | divides every angle by `factor` | |
     | `"dynamic"` | slows the slow pairs once a call is longer than the trained length | L |
     | `"yarn"` | slows the slow pairs, and raises the amplitude | L; may have `beta_fast`, \
-`beta_slow`, `mscale`, `mscale_all_dim`, `attention_factor`, `truncate` |
+`beta_slow`, `mscale`, `mscale_all_dim`, `attention_factor`, `attn_factor`, `truncate` |
     | `"llama3"` | slows the slow pairs | L, `low_freq_factor`, `high_freq_factor` |
     | `"longrope"` | a divisor for each pair, another set once a call is longer than L | L, \
 `short_factor`, `long_factor`; may have `attention_factor` |
 
-    L is `original_max_position_embeddings`, the trained length in tokens. With `"dynamic"` and
-    `"longrope"` the angles depend on the largest position that a sequence has in a call; keys that
-    were cached before it grew beyond L are not rotated again. The other kinds use one formula for
-    all positions. Beyond the trained length the quality of a model falls without an error: set
-    `max_length` to get an error.
+    L is `original_max_position_embeddings`, the trained length in tokens. `attention_factor` is the
+    amplitude itself, and `attn_factor`, which transformers ignores, is a factor of it. With
+    `"dynamic"` and `"longrope"` the angles depend on the largest position that a sequence has in a
+    call; keys that were cached before it grew beyond L are not rotated again. The other kinds use
+    one formula for all positions. Beyond the trained length the quality of a model falls without an
+    error: set `max_length` to get an error.
 
     Masked positions are rotated like all others, and a mask is passed on unchanged.
 

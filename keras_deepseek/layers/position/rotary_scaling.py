@@ -32,6 +32,7 @@ _LISTS = ("short_factor", "long_factor")
 OPTIONAL = {
     "yarn": {
         "attention_factor",
+        "attn_factor",
         "beta_fast",
         "beta_slow",
         "mscale",
@@ -193,6 +194,7 @@ def _yarn(base: Array, max_wavelength: float, scaling: Mapping[str, Any]) -> Rot
         if not (numerator and denominator):
             numerator, denominator = 1.0, 0.0
         amplitude = _mscale(factor, numerator) / _mscale(factor, denominator)
+        amplitude *= scaling.get("attn_factor") or 1.0
     return RotaryFrequencies(base * (1 - slowed) + base / factor * slowed, amplitude=amplitude)
 
 

@@ -13,7 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity_tests.language_model_cases import GROUPS, LONG, V2, V3, V4, V4_YARN, V32, Family
+from parity_tests.language_model_cases import (
+    GROUPS,
+    LLAMA,
+    LONG,
+    QWEN2,
+    QWEN3,
+    SCALINGS,
+    V2,
+    V3,
+    V4,
+    V4_YARN,
+    V32,
+    WINDOWS,
+    Family,
+)
 from parity_tests.written_checkpoints import (
     call_theirs,
     draw_batch,
@@ -49,11 +63,21 @@ SMALL_V4 = {
     "hc_mult": 2,
     "rope_parameters": V4_YARN,
 }
+SMALL_DENSE = {
+    "num_hidden_layers": 2,
+    "vocab_size": 19,
+    "hidden_size": 16,
+    "intermediate_size": 11,
+    "head_dim": 6,
+}
 CASES = {
     V2.name: (V2, {**SMALL, "topk_method": "group_limited_greedy"}),
     V3.name: (V3, SMALL),
     V32.name: (V32, SMALL),
     V4.name: (V4, SMALL_V4),
+    LLAMA.name: (LLAMA, {**SMALL_DENSE, **SCALINGS["llama3"], "mlp_bias": True}),
+    QWEN2.name: (QWEN2, {**SMALL_DENSE, **WINDOWS, "tie_word_embeddings": True}),
+    QWEN3.name: (QWEN3, {**SMALL_DENSE, **SCALINGS["yarn"], "attention_bias": True}),
 }
 
 
@@ -62,8 +86,9 @@ def run_case(family: Family, arguments: dict[str, Any], folder: Path) -> dict[st
     single_case = replace(family, cases={"golden": arguments})
     model = make_theirs(single_case, "golden")
     with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.copy_(tensor.half())  # As they will be read.
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not name.endswith("inv_freq"):  # It is computed, not read.
+                tensor.copy_(tensor.half())  # As they will be read.
     tensors = write_theirs(model, folder / "weights")
     batch = draw_batch(model.config.vocab_size, family.sides[0])
     logits, loss = call_theirs(model, batch)
