@@ -66,7 +66,7 @@ class DenseDecoderConfig(PresetConfig):
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     rope_max_wavelength: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
     attention_dropout: float = 0.0
     epsilon: float = 1e-6
     max_length: int | None = None

@@ -11,7 +11,7 @@ import keras
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.variables import without_values
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.layers import DeepSeekMoE, SwiGLU
+from keras_deepseek.layers import DeepSeekMoE, GroupedQueryAttention, SwiGLU
 from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead
 
 _logger = logging.getLogger(__name__)
@@ -161,6 +161,11 @@ def _find_splits(
             yield dense.kernel, (1,), model_axis
             yield dense.bias, (0,), model_axis
         yield layer.down.kernel, (0,), model_axis
+    elif isinstance(layer, GroupedQueryAttention):
+        for dense in (layer.query, layer.key, layer.value):
+            yield dense.kernel, (1,), model_axis
+            yield dense.bias, (0,), model_axis
+        yield layer.output_projection.kernel, (0,), model_axis
     elif isinstance(layer, DeepSeekMoE):
         for kernel in (layer.gate_kernel, layer.up_kernel, layer.down_kernel):
             yield kernel, (0,), expert_axis

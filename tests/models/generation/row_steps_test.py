@@ -31,6 +31,7 @@ def expect(model, row):
         pytest.param("DeepSeekV3", (26, 48, 32), marks=pytest.mark.torch_alone),
         pytest.param("DeepSeekV2", (26, 48, 32), marks=pytest.mark.nightly),
         pytest.param("DeepSeekV32", (26, 48, 32), marks=pytest.mark.nightly),
+        pytest.param("Qwen3", (26, 48, 32), marks=pytest.mark.nightly),
         # It has an indexer from 36 slots on.
         pytest.param("DeepSeekV4", (26, 35, 32), marks=pytest.mark.nightly),
         pytest.param("DeepSeekV4", (40, 64, 48), marks=pytest.mark.nightly),

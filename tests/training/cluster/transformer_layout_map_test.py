@@ -9,6 +9,7 @@ from keras_deepseek.layers import (
     ChunkedCrossEntropy,
     DeepSeekMoE,
     ExpertRouter,
+    GroupedQueryAttention,
     MultiHeadLatentAttention,
     RotaryEmbedding,
     SlidingWindowAttention,
@@ -82,7 +83,8 @@ def test_the_attention_layers_of_this_package_are_cut_by_heads_and_groups():
         rotary=RotaryEmbedding(use_interleaved_pairs=True),
         name="window",
     )
-    layouts = read(build(latent, window), make_mesh(2, 2))
+    grouped = GroupedQueryAttention(4, head_dim=4, use_bias=True, name="grouped")
+    layouts = read(build(latent, window, grouped), make_mesh(2, 2))
     del layouts["table/embeddings"]
     assert layouts == {
         **{f"latent/{name}/kernel": (None, "model", None) for name in ("query_up", "key_up")},
@@ -91,6 +93,9 @@ def test_the_attention_layers_of_this_package_are_cut_by_heads_and_groups():
         "window/query_up/kernel": (None, "model", None),
         "window/output_down/kernel": ("model", None, None),
         "window/output/kernel": ("model", None, None),
+        **{f"grouped/{name}/kernel": (None, "model") for name in ("query", "key", "value")},
+        **{f"grouped/{name}/bias": ("model",) for name in ("query", "key", "value")},
+        "grouped/output/kernel": ("model", None),
     }
 
 
