@@ -18,6 +18,7 @@ from keras_deepseek.models.checkpoints.preset_folder import (
     find_keras_hub_class,
     read_json,
 )
+from keras_deepseek.models.checkpoints.preset_model import QUANTIZATIONS
 from keras_deepseek.models.generation.keras_hub_rows import KerasHubRows
 from keras_deepseek.models.generation.prompts import find_end_tokens
 from keras_deepseek.models.generation.row_steps import RowSteps
@@ -65,7 +66,12 @@ class TextModel:
 
 
 def open_text_model(
-    model: Any, *, chunk_size: int, batch_invariant: bool, threads: int | None
+    model: Any,
+    *,
+    chunk_size: int,
+    batch_invariant: bool,
+    threads: int | None,
+    weights: str | None = None,
 ) -> TextModel:
     """Opens a language model. Nothing is compiled yet.
 
@@ -74,9 +80,11 @@ def open_text_model(
         chunk_size: The most tokens of a prompt that a step reads.
         batch_invariant: True if an answer's bits must not depend on the other answers.
         threads: The CPU threads of the process, or `None`.
+        weights: The kind of numbers to read the weights of a preset as; `None` is the global dtype.
 
     Raises:
-        InvalidInputError: There is no such preset, it is of another model, or has no tokenizer.
+        InvalidInputError: There is no such preset, it is of another model, or has no tokenizer; or
+            `weights` is given for a model that is not read here.
         CheckpointError: A file of the preset is damaged.
         NotSupportedError: KerasHub's model can't be served for texts.
     """
@@ -85,7 +93,18 @@ def open_text_model(
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     if path is not None:
         is_of_keras_hub = find_keras_hub_class(read_json(path, CONFIG_NAME)) is not None
-        model = _read_task(path) if is_of_keras_hub else CausalLM.from_preset(path)
+        if not is_of_keras_hub:
+            kind: dict[str, Any] = {
+                "quantization" if weights in QUANTIZATIONS else "dtype": weights
+            }
+            model, weights = CausalLM.from_preset(path, **kind), None
+        else:
+            model = _read_task(path) if weights is None else path
+    if weights is not None:
+        raise InvalidInputError(
+            f"Received weights={weights!r} for a live model or one of KerasHub. Only the folder of "
+            "a language model of this package is quantized while it is loaded: remove it."
+        )
     if not isinstance(model, CausalLM):
         return _open_task(model, batch_invariant=batch_invariant)
     tokenizer = model.tokenizer

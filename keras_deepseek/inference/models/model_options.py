@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from keras_deepseek.checks import check_integer
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.arguments import check_batch_size, check_seconds
 from keras_deepseek.inference.options import (
     COUNT,
@@ -34,6 +34,8 @@ MAX_ROWS = 32
 MAX_TEXT_ROWS = 16
 """The most answers that a language model writes at the same time, by default."""
 
+WEIGHTS = ("bfloat16", "int8", "int4")
+
 MAX_LENGTH = 4096
 """The most tokens of a prompt and its answer by default."""
 
@@ -57,6 +59,7 @@ class ModelKeywords(TypedDict, total=False):
     max_length: int | None
     batch_invariant: bool
     accept_changed_signature: bool
+    weights: str | None
 
 
 def _read_batch_size(arguments: argparse.Namespace) -> Any:
@@ -109,6 +112,11 @@ def _read_padding(arguments: argparse.Namespace) -> "Padding | None":
         },
         outputs=read_pairs("--pad-output", arguments.pad_output),
     )
+
+
+def _check_weights(name: str, weights: Any) -> None:
+    if weights not in WEIGHTS:
+        raise InvalidInputError(unknown_name_message(f"`{name}`", weights, WEIGHTS))
 
 
 _PAIRS: dict[str, Any] = {"action": "append", "default": []}
@@ -166,6 +174,9 @@ class ModelOptions:
             served even if requests that were right for the last version are wrong for it: an input
             has another name, shape or dtype. If `False`, it waits, and the log says what has
             changed. Defaults to `False`.
+        weights: `"bfloat16"`, `"int8"` or `"int4"`. Of a folder of a language model alone: the kind
+            of numbers in which its weights are kept. Layers are cast or quantized one after the
+            other while they are read. Defaults to `None`: the global dtype policy, float32.
 
     Raises:
         InvalidInputError: An option has a wrong value.
@@ -346,6 +357,17 @@ class ModelOptions:
             "switch to a new version of a folder even if its inputs or outputs have changed, so "
             "that requests of clients become wrong",
             **SWITCH,
+        ),
+    )
+    weights: str | None = field(
+        default=None,
+        metadata=option(
+            "language models",
+            "keep the weights in these numbers, cast or quantized while they are loaded (default: "
+            "float32)",
+            kind="text",
+            check=_check_weights,
+            choices=WEIGHTS,
         ),
     )
 

@@ -94,6 +94,7 @@ class TextVersion(Version):
             chunk_size=CHUNK_SIZE,
             batch_invariant=options.batch_invariant,
             threads=options.threads,
+            weights=options.weights,
         )
         self.tokenizer = self._model.tokenizer
         self.has_chat = self._model.has_chat

@@ -46,6 +46,7 @@ from keras_deepseek.models.checkpoints.preset_folder import (
     read_json,
     write_json,
 )
+from keras_deepseek.models.checkpoints.quantized_loading import QuantizedLoading
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights, unset_variables
 from keras_deepseek.models.checkpoints.weights_writer import send_weights, write_weights
@@ -54,6 +55,7 @@ from keras_deepseek.models.tokenizers.tokenizer import Tokenizer
 from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary
 
 DTYPES = ("float32", "float16", "bfloat16")
+QUANTIZATIONS = ("int8", "int4")
 
 
 class PresetModel(ConfigModel):
@@ -114,6 +116,7 @@ class PresetModel(ConfigModel):
         preset: str | os.PathLike[str],
         *,
         dtype: Any = None,
+        quantization: str | None = None,
         load_weights: bool = True,
         verbose: bool = True,
         **config_overrides: Any,
@@ -125,6 +128,9 @@ class PresetModel(ConfigModel):
                 Hugging Face hub, as in `"hf://deepseek-ai/DeepSeek-V2-Lite@main"`.
             dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of the layers; `None`
                 takes the global one. Defaults to `None`.
+            quantization: `"int8"`, `"int4"` or `None`. Quantizes each layer as soon as it is read,
+                as `model.quantize` does afterwards: the model is never in memory as a whole in
+                floating-point numbers. Defaults to `None`.
             load_weights: boolean. `False` leaves the weights random. Defaults to `True`.
             verbose: boolean. Whether to show a progress bar on the terminal when loading takes
                 long. Defaults to `True`.
@@ -139,6 +145,11 @@ class PresetModel(ConfigModel):
             MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
         """
         policy = read_policy(dtype)
+        if quantization is not None and quantization not in QUANTIZATIONS:
+            raise InvalidInputError(
+                f"{unknown_name_message('`quantization`', quantization, QUANTIZATIONS)} Or give "
+                "None to read the weights as they are."
+            )
         load_weights = check_boolean("load_weights", load_weights)
         verbose = check_boolean("verbose", verbose)
         cls._check_is_folder(preset)
@@ -155,8 +166,12 @@ class PresetModel(ConfigModel):
         model: Self = (
             reader(config, dtype=policy)
             if weights is None
-            else _build_and_fill(reader, config, policy, weights, block_shape, verbose)
+            else _build_and_fill(
+                reader, config, policy, weights, block_shape, verbose, quantization
+            )
         )
+        if quantization is not None:  # Layers that the checkpoint did not fill.
+            model.quantize(quantization, filters=lambda layer: layer.quantization_mode is None)
         model._take_assets(assets)
         return model
 
@@ -349,20 +364,30 @@ def _build_and_fill(
     weights: WeightsFolder,
     block_shape: tuple[int, int],
     is_shown: bool,
+    quantization: str | None,
 ) -> Any:
-    """Builds a model with zeros in place of random weights, and reads or maps its checkpoint."""
+    """Builds a model with zeros in place of random weights, and reads or maps its checkpoint.
+
+    With a `quantization` no weight is mapped.
+    """
     with unset_variables() as unset:
         model = model_class(config, dtype=policy)
-    entries = model.checkpoint_entries(weights.names)
+    entries = list(model.checkpoint_entries(weights.names))
     check_entries(entries, unset)
     mapped = MappedWeights()
+    loading: dict[str, Any] = {"mapped": mapped}
+    if quantization is not None:
+        quantized = QuantizedLoading(model, entries, quantization)
+        loading = {"finish_entry": quantized.finish_entry}
+        unset.clear()
     read_weights(
         weights,
-        entries,
+        # A layer that is quantized has other weights: nothing here may hold the old ones.
+        (entries.pop(0) for _ in range(len(entries))),
         ignored_tensors=model.ignored_tensors,
         block_shape=block_shape,
         is_shown=is_shown,
-        mapped=mapped,
+        **loading,
     )
     for layer in flatten_layers(model):
         if isinstance(layer, ConfigModel):

@@ -5,6 +5,7 @@ The variables are made without random initial values, which the checkpoint would
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,30 +32,36 @@ from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 
 def read_weights(
     weights: WeightsFolder,
-    entries: Sequence[CheckpointEntry],
+    entries: Iterable[CheckpointEntry],
     *,
     ignored_tensors: Sequence[str] = (),
     block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
     is_shown: bool = False,
     mapped: MappedWeights | None = None,
+    finish_entry: Callable[[CheckpointEntry], None] = lambda _: None,
 ) -> None:
     """Loads a checkpoint into a model's variables, after checking all names and shapes.
 
     `ignored_tensors` are patterns. Variables that can be views of the files are added to `mapped`,
-    if it is given, and others are copied. If a `CheckpointError` is raised, no variable has
-    changed.
+    if it is given, and others are copied. `finish_entry` is called after each entry, which is then
+    forgotten, so that a variable that it replaces is freed. If a `CheckpointError` is raised, no
+    variable has changed.
     """
     entries = [use_present_copy(entry, weights.names) for entry in entries]
     weights.check(entries, ignored_tensors, block_shape)
     stored = [_find_tensors(weights, entry, block_shape) for entry in entries]
     total = sum(part.num_bytes for tensors in stored for tensor in tensors for part in tensor.parts)
     _check_copies(weights, entries, block_shape)
+    unread = deque(zip(entries, stored, strict=True))
+    del entries
     with (
         MappedFiles() as files,
         LoadDisplay(f"Loading {weights.path.name}", total, is_shown=is_shown) as advance,
     ):
-        for entry, tensors in zip(entries, stored, strict=True):
+        while unread:
+            entry, tensors = unread.popleft()
             is_viewed = _fill(entry, tensors, files, mapped)
+            finish_entry(entry)
             for part in (part for tensor in tensors for part in tensor.parts):
                 if not is_viewed:
                     files.release(part)

@@ -137,7 +137,7 @@ def test_options_of_tensors_are_refused_by_name(tmp_path):
         (name,) = options
         with pytest.raises(InvalidInputError, match=f"Received {name}=.* a language model"):
             ServingEngine(tmp_path, **options)
-    for options in ({"max_length": 64}, {"batch_invariant": True}):
+    for options in ({"max_length": 64}, {"batch_invariant": True}, {"weights": "int8"}):
         (name,) = options
         with pytest.raises(InvalidInputError, match=f"Received {name}=.* no language model"):
             ServingEngine(Doubler(), **options)

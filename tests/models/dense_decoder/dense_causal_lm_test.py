@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models import (
     LlamaCausalLM,
     Qwen2CausalLM,
@@ -87,6 +88,7 @@ def test_an_adapter_of_peft_has_the_rank_of_ours(tmp_path):
     assert {min(shape) for shape in shapes} == {2}
 
 
+@pytest.mark.nightly
 def test_it_is_quantized(model):
     quantized = type(model)(model.config)
     quantized.set_weights(model.get_weights())
@@ -98,3 +100,19 @@ def test_it_is_quantized(model):
     error = np.abs(language_models.real(quantized(batch), batch) - expected)
     assert np.median(error) < 0.05 * np.abs(expected).max()
     assert keras.backend.standardize_dtype(quantized.weights[0].dtype) == "int8"
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_layers_are_quantized_while_they_are_read(mode, tmp_path):
+    model = make_model(Qwen2CausalLM)
+    model.save_to_preset(tmp_path / "preset", verbose=False)
+    loaded = Qwen2CausalLM.from_preset(tmp_path / "preset", quantization=mode, verbose=False)
+    model.quantize(mode)
+    for weight, expected in zip(loaded.weights, model.weights, strict=True):
+        first, second = map(keras.ops.convert_to_numpy, (weight, expected))
+        np.testing.assert_array_equal(first, second, weight.path)
+
+
+def test_an_unknown_quantization_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(InvalidInputError, match="`quantization`"):
+        Qwen2CausalLM.from_preset(tmp_path / "none", quantization="int3")
