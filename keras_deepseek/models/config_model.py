@@ -13,7 +13,10 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek.backend.keras_private.functional_graphs import CloneCheckedModel
-from keras_deepseek.backend.keras_private.quantization import layers_to_quantize
+from keras_deepseek.backend.keras_private.quantization import (
+    forget_parameters,
+    layers_to_quantize,
+)
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.layers.moe.expert_kernels import ExpertKernels
 from keras_deepseek.layers.quantized_layers import describe_quantized, quantize_again
@@ -95,6 +98,7 @@ class ConfigModel(CloneCheckedModel):
             if isinstance(layer, ExpertKernels) and config is not None and config.mode == "int4":
                 layer.check_quantization("int4", config)
         self.mapped_weights.copy_all()
+        forget_parameters(self)
         with _frozen_objects():
             super().quantize(mode, config=config, filters=lambda layer: layer in layers, **kwargs)
 

@@ -24,6 +24,16 @@ def layers_to_quantize(model: keras.Model, filters: Any) -> list[keras.Layer]:
     ]
 
 
+def forget_parameters(model: keras.Model) -> None:
+    """Drops the lists of tensors that the layers of a model keep on PyTorch.
+
+    They would keep a replaced kernel alive. Keras makes them again when they are asked for.
+    """
+    for layer in flatten_layers(model):
+        if hasattr(layer, "_torch_params"):
+            del layer._torch_params
+
+
 @contextmanager
 def new_weights(layer: keras.Layer) -> Iterator[None]:
     """Context manager in which a built layer may add weights."""

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 import keras
 
 from keras_deepseek.backend.keras_private.layers import own_variables
-from keras_deepseek.backend.keras_private.quantization import layers_to_quantize
+from keras_deepseek.backend.keras_private.quantization import (
+    forget_parameters,
+    layers_to_quantize,
+)
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 
 
@@ -20,6 +23,7 @@ class QuantizedLoading:
     """
 
     def __init__(self, model: keras.Model, entries: Sequence[CheckpointEntry], mode: str) -> None:
+        forget_parameters(model)
         self._mode = mode
         self._config = keras.quantizers.Int4QuantizationConfig() if mode == "int4" else None
         read = {id(variable) for entry in entries for variable in entry.variables}

@@ -1,5 +1,8 @@
 """Canaries: they fail when a Keras release moves a private name."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from keras_deepseek.backend.keras_private.quantization import (
     can_read_kernel,
     count_summed_axes,
+    forget_parameters,
     layers_to_quantize,
     mark_quantized,
     new_weights,
@@ -81,3 +85,15 @@ def test_the_layers_that_filters_choose_are_found():
     model = keras.Sequential([keras.Input((3,)), *layers])
     assert set(layers) < set(layers_to_quantize(model, None))
     assert layers_to_quantize(model, "tw") == [layers[1]]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others keep no such lists.")
+def test_a_quantized_kernel_is_freed_and_the_parameters_are_listed_again():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    kernel = weakref.ref(model.layers[0].kernel.value)
+    assert len(list(model.parameters())) == 2
+    forget_parameters(model)
+    model.layers[0].quantize("int8")
+    gc.collect()
+    assert kernel() is None
+    assert len(list(model.parameters())) == len(model.weights)
