@@ -89,11 +89,12 @@ def test_the_layers_that_filters_choose_are_found():
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others keep no such lists.")
 def test_a_quantized_kernel_is_freed_and_the_parameters_are_listed_again():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    kernel = weakref.ref(model.layers[0].kernel.value)
+    dense, inputs = keras.layers.Dense(3), keras.Input((4,))
+    model = keras.Model(inputs, dense(inputs))
+    kernel = weakref.ref(dense.kernel.value)
     assert len(list(model.parameters())) == 2
     forget_parameters(model)
-    model.layers[0].quantize("int8")
+    dense.quantize("int8")
     gc.collect()
     assert kernel() is None
     assert len(list(model.parameters())) == len(model.weights)
