@@ -4,9 +4,7 @@ Keras writes the list of quantized layers into the config of each layer. A `Conf
 layers from its own config, so its `.keras` file has to hold the list separately.
 """
 
-import contextlib
-import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
@@ -15,6 +13,7 @@ import keras
 from keras_deepseek.backend.keras_private.functional_graphs import CloneCheckedModel
 from keras_deepseek.backend.keras_private.quantization import (
     forget_parameters,
+    frozen_objects,
     layers_to_quantize,
 )
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
@@ -99,7 +98,7 @@ class ConfigModel(CloneCheckedModel):
                 layer.check_quantization("int4", config)
         self.mapped_weights.copy_all()
         forget_parameters(self)
-        with _frozen_objects():
+        with frozen_objects():
             super().quantize(mode, config=config, filters=lambda layer: layer in layers, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -119,22 +118,6 @@ class ConfigModel(CloneCheckedModel):
         model = cls(**arguments)
         quantize_again(model, quantized)
         return model
-
-
-@contextlib.contextmanager
-def _frozen_objects() -> Iterator[None]:
-    """Context manager that keeps the garbage collector from all objects that exist.
-
-    Keras collects whenever an attribute of a layer is deleted, which takes .3 s in each layer.
-    """
-    is_frozen = gc.get_freeze_count() > 0
-    if not is_frozen:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if not is_frozen:
-            gc.unfreeze()
 
 
 def _check_config(model_class: type[ConfigModel], config: Any) -> None:

@@ -1,5 +1,6 @@
 """Quantized layers: the state that Keras keeps of them, and the kernels of its own layers."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,22 @@ def forget_parameters(model: keras.Model) -> None:
     for layer in flatten_layers(model):
         if hasattr(layer, "_torch_params"):
             del layer._torch_params
+
+
+@contextmanager
+def frozen_objects() -> Iterator[None]:
+    """Context manager that keeps the garbage collector from all objects that exist.
+
+    Keras collects whenever an attribute of a layer is deleted, which takes .3 s in each layer.
+    """
+    is_frozen = gc.get_freeze_count() > 0
+    if not is_frozen:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if not is_frozen:
+            gc.unfreeze()
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class _Normalization(torch.autograd.Function):
         x, gamma, beta, mean, inverse, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
             needs = ctx.needs_input_grad[:3]
-            outputs, *_ = _compute(x, gamma, beta, ctx.groups, ctx.epsilon)
+            outputs = _compute(x, gamma, beta, ctx.groups, ctx.epsilon)[0]
             sources = [t for t, is_source in zip((x, gamma, beta), needs, strict=True) if is_source]
             gradients = iter(torch.autograd.grad(outputs, sources, upstream, create_graph=True))
             return *(next(gradients) if is_source else None for is_source in needs), None, None

@@ -8,6 +8,7 @@ import keras
 from keras_deepseek.backend.keras_private.layers import own_variables
 from keras_deepseek.backend.keras_private.quantization import (
     forget_parameters,
+    frozen_objects,
     layers_to_quantize,
 )
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
@@ -43,4 +44,5 @@ class QuantizedLoading:
                 continue
             self._missing[id(layer)] -= 1
             if not self._missing[id(layer)]:
-                layer.quantize(self._mode, config=self._config)
+                with frozen_objects():
+                    layer.quantize(self._mode, config=self._config)
