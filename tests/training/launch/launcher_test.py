@@ -83,6 +83,8 @@ def test_output_without_a_newline_in_any_encoding_and_of_any_length_comes_throug
     launched = launch(text, "--nproc", "1")
     out, error = launched.process.communicate(timeout=60)
     assert (launched.process.returncode, out) == (0, b"[0] \xff\xfe\x00 latin \xe9\n")
+    first_line, _, error = error.partition(b"\n")
+    assert first_line.startswith(b"keras-deepseek launch: 1 process on ")
     assert error.replace(b"[0] ", b"").replace(b"\n", b"") == b"x" * 300_000
     assert max(map(len, error.splitlines())) <= 70_000
 

@@ -20,7 +20,7 @@ SETS = {
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.no_framework
+@pytest.mark.torch_alone
 @pytest.mark.parametrize(
     ("text", "named", "expected"),
     [
@@ -49,7 +49,7 @@ def test_the_script_s_own_line_counts_as_for_the_script_alone(
     assert (name, source[: len(expected[1])]) == expected
 
 
-@pytest.mark.no_framework
+@pytest.mark.torch_alone
 def test_a_flag_that_a_script_overrules_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     script = tmp_path / "train.py"
